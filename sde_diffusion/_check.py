@@ -1,0 +1,42 @@
+"""The house form of an error: what was expected, what came, what to do."""
+
+from __future__ import annotations
+
+
+def _text(what: str, argument: str, rule: str, got: object, remedy: str) -> str:
+    shown = got if isinstance(got, str) else repr(got)
+    return f"{what}: {argument} must {rule}, got {shown}; {remedy}"
+
+
+def wrong_value(what: str, argument: str, rule: str, got: object, remedy: str) -> ValueError:
+    """Return a ``ValueError`` for an argument of the right type and an impossible value."""
+    return ValueError(_text(what, argument, rule, got, remedy))
+
+
+def wrong_type(what: str, argument: str, rule: str, got: object, remedy: str) -> TypeError:
+    """Return a ``TypeError`` for an argument that is the wrong kind of object."""
+    return TypeError(_text(what, argument, rule, got, remedy))
+
+
+def diverged(
+    what: str, argument: str, rule: str, got: object, remedy: str
+) -> FloatingPointError:
+    """Return a ``FloatingPointError`` for a computation that left the finite numbers."""
+    return FloatingPointError(_text(what, argument, rule, got, remedy))
+
+
+def positive_integer(what: str, argument: str, got: object, *, least: int = 1) -> None:
+    """Refuse anything that is not an integer of at least ``least``."""
+    if isinstance(got, bool) or not isinstance(got, int):
+        raise wrong_type(what, argument, "be an integer", got, f"pass {argument}={max(least, 20)}")
+    if got < least:
+        rule = f"be at least {least}"
+        raise wrong_value(what, argument, rule, got, f"pass {argument}={max(least, 20)}")
+
+
+def positive_number(what: str, argument: str, got: object) -> None:
+    """Refuse anything that is not a finite number above zero."""
+    if isinstance(got, bool) or not isinstance(got, (int, float)):
+        raise wrong_type(what, argument, "be a number", got, f"pass {argument}=1.0")
+    if not 0 < got < float("inf"):
+        raise wrong_value(what, argument, "be finite and above 0", got, f"pass {argument}=1.0")

@@ -1,0 +1,59 @@
+"""The one place where times and coefficients meet states."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sde_diffusion._check import wrong_type, wrong_value
+
+
+def expand(c: Tensor, x: Tensor) -> Tensor:
+    """Return the coefficient ``c`` in a form that multiplies the state ``x``.
+
+    A 0-d coefficient stays what it is: PyTorch treats it as a scalar, so it neither changes the
+    dtype of ``x`` nor needs to live on its device. A ``(B,)`` coefficient is cast and reshaped.
+
+    Shapes: c () or (B,); x (B, *event); result () or (B, 1, …, 1).
+    """
+    if c.ndim == 0:
+        return c
+    if c.ndim != 1 or c.shape[0] != x.shape[0]:
+        raise wrong_value(
+            "time", "t", f"have shape () or ({x.shape[0]},) for this state", tuple(c.shape),
+            "pass one time, or one time per sample",
+        )  # fmt: skip
+    return c.to(device=x.device, dtype=x.dtype).reshape(-1, *(1 for _ in x.shape[1:]))
+
+
+def per_sample(t: Tensor, x: Tensor) -> Tensor:
+    """Return ``t`` as one number per sample in the dtype and on the device of ``x``.
+
+    A 0-d CPU time is written by a fill, which does not wait for the GPU.
+
+    Shapes: t () or (B,); result (B,).
+    """
+    if t.ndim == 0:
+        return torch.full((x.shape[0],), float(t), dtype=x.dtype, device=x.device)
+    return t.to(device=x.device, dtype=x.dtype)
+
+
+def check_state(what: str, x: Tensor) -> None:
+    """Refuse a state that is not a floating-point tensor (B, *event)."""
+    if not isinstance(x, Tensor):
+        got = type(x).__name__
+        raise wrong_type(what, "x", "be a torch.Tensor", got, "use torch.as_tensor(x)")
+    if not x.is_floating_point():
+        raise wrong_type(
+            what, "x", "have a floating-point dtype", str(x.dtype), "convert it with x.float()"
+        )
+    if x.ndim < 2 or x.shape[0] == 0:
+        raise wrong_value(
+            what, "x", "have shape (B, *event) with B at least 1", tuple(x.shape),
+            "add the missing dimension, for example x[:, None] or x[None]",
+        )  # fmt: skip
+
+
+def flat_sum(x: Tensor) -> Tensor:
+    """Return the sum over the event dimensions: (B, *event) → (B,)."""
+    return x.flatten(1).sum(1)

@@ -1,0 +1,207 @@
+"""Solvers as iterators of states, and the loop that runs them."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, ClassVar, Generic, Protocol, TypeVar, final
+
+import torch
+from torch import Tensor
+
+from sde_diffusion._check import diverged, positive_integer, wrong_type, wrong_value
+from sde_diffusion._tensors import check_state
+from sde_diffusion.grids import check_grid, uniform
+from sde_diffusion.noise import Noise, NoNoise, PerSampleNoise
+from sde_diffusion.reverse import ODE, ProbabilityFlow, ReverseSDE, Score
+from sde_diffusion.sde import SDE, LinearSDE
+
+DynamicsT = TypeVar("DynamicsT", bound="SDE | ODE")
+ContraT = TypeVar("ContraT", bound="SDE | ODE", contravariant=True)
+
+Callback = Callable[[int, Tensor, Tensor], object]  # (step from 1, its time, its state)
+
+_CHECK_EVERY = 64  # steps between looks for a non-finite state; each look waits for the GPU
+
+
+class Solver(Protocol[ContraT]):
+    """What `integrate` needs: the kind of dynamics, and an iterator of states along the grid."""
+
+    @property
+    def dynamics(self) -> type[Any]:
+        """The class of the dynamics this solver solves."""
+
+    def steps(self, dynamics: ContraT, x: Tensor, grid: Tensor, noise: Noise) -> Iterator[Tensor]:
+        """Yield the state at grid[1], grid[2], …, given ``x`` at grid[0]."""
+
+
+class OneStep(ABC, Generic[DynamicsT]):
+    """A solver whose steps do not depend on earlier steps: one method, `step`."""
+
+    dynamics: ClassVar[type[Any]]
+    order: ClassVar[float]  # of the error in the step size: of the state (ODE) or of the law (SDE)
+
+    @abstractmethod
+    def step(self, dynamics: DynamicsT, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
+        """Return the state at s, given ``x`` at t; dt = s − t is signed."""
+
+    def steps(
+        self, dynamics: DynamicsT, x: Tensor, grid: Tensor, noise: Noise
+    ) -> Iterator[Tensor]:
+        """Yield the states of all steps along the grid."""
+        for t, s in pairwise(grid):
+            x = self.step(dynamics, x, t, s, noise)
+            yield x
+
+
+@final
+@dataclass(frozen=True)
+class Solution:
+    """The end of a solve: the state, what it cost in evaluations, steps and wall-clock seconds."""
+
+    x: Tensor
+    nfe: int
+    steps: int
+    seconds: float
+
+
+def integrate(
+    dynamics: DynamicsT,
+    solver: Solver[DynamicsT],
+    x: Tensor,
+    grid: Tensor,
+    *,
+    noise: Noise | None = None,
+    callback: Callback | None = None,
+) -> Solution:
+    """Return the solution of ``dynamics`` from ``x`` at grid[0] to grid[−1].
+
+    Shapes: x (B, *event); grid (steps + 1,).
+    Errors: TypeError for dynamics the solver does not solve, or a drawing solver without noise;
+    ValueError for a wrong state or grid; FloatingPointError, naming step and t, for divergence.
+    """
+    _check_dynamics(dynamics, solver)
+    check_state("integrate", x)
+    check_grid(grid, dynamics.horizon)
+    begin, before = time.perf_counter(), getattr(dynamics, "nfe", 0)
+    watch = _Watch(grid)
+    count = 0
+    state = x
+    for state in solver.steps(dynamics, x, grid, NoNoise() if noise is None else noise):
+        count += 1
+        watch.see(state)
+        if callback is not None:
+            callback(count, grid[count], state)
+    watch.look()
+    nfe = getattr(dynamics, "nfe", 0) - before
+    return Solution(state, nfe, count, time.perf_counter() - begin)
+
+
+class Model(Protocol):
+    """What `sample` needs of a score model: the score itself, its SDE and its device."""
+
+    @property
+    def sde(self) -> LinearSDE:
+        """The SDE whose score it is."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        """Return the score at (x, t)."""
+
+
+def sample(
+    model: Model,
+    solver: Solver[Any],
+    shape: Sequence[int],
+    *,
+    steps: int | None = None,
+    grid: Tensor | None = None,
+    seed: int = 0,
+    first: int = 0,
+    callback: Callback | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Solution:
+    """Return samples of ``model``: a draw of the prior, carried to the data by ``solver``.
+
+    Sample i of a run depends on ``seed`` and ``first`` + i only, not on the batch it is in. Give a
+    grid, or a number of steps for a uniform grid from the SDE's horizon to its cutoff (20 if
+    neither is given).
+
+    Shapes: shape (B, *event).
+    Errors: those of `integrate`; ValueError for steps and grid together or a model in training.
+    """
+    if not isinstance(getattr(model, "sde", None), LinearSDE):
+        raise wrong_type("sample", "model", "have a LinearSDE as .sde", type(model).__name__,
+                         "pass a ScoreModel, or an oracle's .diffused(sde)")  # fmt: skip
+    if getattr(model, "training", False):
+        raise wrong_value("sample", "model", "be in evaluation mode", "training mode",
+                          "call model.eval() first")  # fmt: skip
+    if steps is not None and grid is not None:
+        raise wrong_value("sample", "steps, grid", "not be given together", "both", "drop one")
+    for size in shape:
+        positive_integer("sample", "shape", size)
+    if grid is None:
+        grid = uniform(20 if steps is None else steps, model.sde.horizon, model.sde.cutoff)
+    noise = PerSampleNoise.numbered(seed, first, shape[0])
+    with torch.no_grad():
+        x = model.sde.prior().sample(noise, shape, dtype=dtype, device=model.device)
+        dynamics = dynamics_for(solver, model.sde, model)
+        return integrate(dynamics, solver, x, grid, noise=noise, callback=callback)
+
+
+def dynamics_for(solver: Solver[Any], sde: SDE, score: Score) -> ReverseSDE | ProbabilityFlow:
+    """Return the dynamics the solver asks for: the reverse SDE or the probability flow."""
+    kind = _kind(solver)
+    return ReverseSDE(sde, score) if issubclass(ReverseSDE, kind) else ProbabilityFlow(sde, score)
+
+
+def _kind(solver: object) -> type[Any]:
+    kind = getattr(solver, "dynamics", None)
+    if isinstance(solver, type) or not isinstance(kind, type) or not hasattr(solver, "steps"):
+        got = solver.__name__ if isinstance(solver, type) else type(solver).__name__
+        raise wrong_type("integrate", "solver", "be a solver object", got,
+                         "pass for example Heun(), with its brackets")  # fmt: skip
+    return kind
+
+
+def _check_dynamics(dynamics: object, solver: object) -> None:
+    kind = _kind(solver)
+    if isinstance(dynamics, kind):
+        return
+    if issubclass(kind, ODE):
+        remedy = "pass ProbabilityFlow(sde, score)"
+    else:
+        remedy = "pass ReverseSDE(sde, score)"
+    raise wrong_type(type(solver).__name__, "dynamics", f"be of the kind {kind.__name__}",
+                     type(dynamics).__name__, remedy)  # fmt: skip
+
+
+class _Watch:
+    """Looks for the first non-finite state without waiting for the GPU at every step."""
+
+    def __init__(self, grid: Tensor) -> None:
+        self.grid, self.sums, self.seen = grid, list[Tensor](), 0
+
+    def see(self, x: Tensor) -> None:
+        self.sums.append(x.detach().sum(dtype=torch.promote_types(x.dtype, torch.float32)))
+        if len(self.sums) == _CHECK_EVERY:
+            self.look()
+
+    def look(self) -> None:
+        if not self.sums:
+            return
+        bad = ~torch.isfinite(torch.stack(self.sums))
+        if bool(bad.any()):
+            step = self.seen + int(bad.nonzero()[0]) + 1
+            t = float(self.grid[min(step, len(self.grid) - 1)])
+            got = f"NaN or infinity at step {step} (t = {t:.6g})"
+            raise diverged("integrate", "x", "stay finite", got,
+                           "use more steps, or move the ends of the grid")  # fmt: skip
+        self.seen += len(self.sums)
+        self.sums.clear()

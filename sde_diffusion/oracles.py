@@ -1,0 +1,309 @@
+"""Oracles: data whose score, density, posterior mean and samples are known in closed form.
+
+With data ∑ w_k N(m_k, C_k), the marginal at t is ∑ w_k N(α m_k, α² C_k + σ² I). In the eigenbasis
+C_k = Q diag(v) Qᵀ everything is elementwise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import final
+
+import torch
+from torch import Tensor
+
+from sde_diffusion._check import wrong_type, wrong_value
+from sde_diffusion._tensors import check_state, expand
+from sde_diffusion.sde import LinearSDE
+
+_TILE = 16  # rows multiplied at once: a fixed shape keeps a sample's bits apart from its batch
+
+
+class Oracle:
+    """A Gaussian mixture with any event shape, in the eigenbasis of each component."""
+
+    def __init__(
+        self, weights: Tensor, means: Tensor, variances: Tensor, bases: Tensor | None
+    ) -> None:
+        """Keep weights (K,), means (K, *event), variances (K, D) and bases (K, D, D) or None."""
+        self.event = tuple(means.shape[1:])
+        self.dimension = math.prod(self.event)
+        self.weights = weights / weights.sum()
+        self.means = means.flatten(1)
+        self.variances, self.bases = variances, bases
+        self._turned_means = self.means if bases is None else _turn(self.means, bases)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the oracle's arrays are."""
+        return self.means.device
+
+    def diffused(self, sde: LinearSDE) -> ExactScore:
+        """Return the exact score model of this data under ``sde``."""
+        return ExactScore(self, sde)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Return log p(x) of the data.
+
+        Shapes: (B, *event) → (B,). Units: nats.
+        """
+        one = torch.ones((), dtype=torch.float64)
+        return self._components(x, one, 0 * one)[2].logsumexp(1).to(x.dtype)
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """Return n draws of the data in float64."""
+        k = torch.multinomial(self.weights, n, replacement=True, generator=generator)
+        z = torch.randn(n, self.dimension, generator=generator, dtype=torch.float64)
+        z = z * self.variances[k].sqrt()
+        if self.bases is not None:
+            z = (self.bases[k] @ z[:, :, None])[:, :, 0]
+        return (self.means[k] + z).reshape(n, *self.event)
+
+    def _components(
+        self, x: Tensor, alpha: Tensor, sigma: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return r = Qᵀ(x − α m), its variances α²v + σ² and log(w_k N(x; k)).
+
+        Shapes: (B, K, D), (B or 1, K, D), (B, K).
+        """
+        check_state("oracle", x)
+        if tuple(x.shape[1:]) != self.event:
+            raise wrong_value("oracle", "x", f"have the event shape {self.event}",
+                              tuple(x.shape[1:]), "reshape it")  # fmt: skip
+        expand(alpha, x)  # refuses another number of times than of samples
+        flat = x.flatten(1).double()
+        a, s = (c.double().reshape(-1, 1, 1) for c in (alpha, sigma))
+        turned = flat[:, None] if self.bases is None else _turn_tiles(flat, self.bases)
+        r = turned - a * self._turned_means
+        variance = a.square() * self.variances + s.square()
+        log_density = -0.5 * (r**2 / variance + variance.log()).sum(2)
+        constant = 0.5 * self.dimension * math.log(2 * math.pi)
+        return r, variance, log_density - constant + self.weights.log()
+
+    def _mean_over_components(self, log_joint: Tensor, rows: Tensor) -> Tensor:
+        """Return Σ_k p(k|x) rows_k: (B, K), (B, K, D) → (B, D)."""
+        return (log_joint.softmax(1)[:, :, None] * rows).sum(1)
+
+    def _turn_back(self, rows: Tensor) -> Tensor:
+        """Return Q rows for each component: (B, K, D)."""
+        if self.bases is None:
+            return rows
+        return _turn_rows(rows, self.bases.mT)
+
+
+@final
+class ExactScore:
+    """The exact score model of an oracle under a linear SDE, with the methods of `ScoreModel`.
+
+    Shapes: x (B, *event), t () or (B,); computed in float64, returned in x's dtype.
+
+    >>> from sde_diffusion import Gaussian, VPSDE
+    >>> model = Gaussian(torch.zeros(1), torch.ones(1, 1)).diffused(VPSDE())
+    >>> t = torch.tensor(0.3, dtype=torch.float64)
+    >>> round(model(torch.full((1, 1), 2.0), t).item(), 6)
+    -2.0
+    """
+
+    training = False
+
+    def __init__(self, oracle: Oracle, sde: LinearSDE) -> None:
+        if not isinstance(sde, LinearSDE):
+            raise wrong_type("diffused", "sde", "be a LinearSDE", type(sde).__name__,
+                             "pass for example VPSDE()")  # fmt: skip
+        self.oracle, self.sde = oracle, sde
+
+    @property
+    def device(self) -> torch.device:
+        """Where the oracle's arrays are."""
+        return self.oracle.device
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        """Return ∇ log p_t(x)."""
+        return self.score(x, t)
+
+    def score(self, x: Tensor, t: Tensor) -> Tensor:
+        """Return ∇ log p_t(x) = −Σ p(k|x) (α²C_k + σ²I)⁻¹(x − α m_k)."""
+        r, variance, log_joint = self._parts(x, t)
+        rows = self.oracle._turn_back(-r / variance)
+        return self.oracle._mean_over_components(log_joint, rows).reshape(x.shape).to(x.dtype)
+
+    def eps(self, x: Tensor, t: Tensor) -> Tensor:
+        """Return E[eps | x_t] = −sigma ∇ log p_t(x)."""
+        return -expand(self.sde.sigma(t), x) * self.score(x, t)
+
+    def denoise(self, x: Tensor, t: Tensor) -> Tensor:
+        """Return E[x0 | x_t] = Σ p(k|x) (m_k + α C_k (α²C_k + σ²I)⁻¹(x − α m_k))."""
+        r, variance, log_joint = self._parts(x, t)
+        a = self.sde.alpha(t).double().reshape(-1, 1, 1)
+        rows = self.oracle._turn_back(a * self.oracle.variances * r / variance)
+        x0 = self.oracle._mean_over_components(log_joint, self.oracle.means + rows)
+        return x0.reshape(x.shape).to(x.dtype)
+
+    def velocity(self, x: Tensor, t: Tensor) -> Tensor:
+        """Return the flow's velocity rate x − ½ g² s."""
+        g2 = expand(self.sde.g(t) ** 2, x)
+        return expand(self.sde.rate(t), x) * x - 0.5 * g2 * self.score(x, t)
+
+    def log_prob(self, x: Tensor, t: Tensor) -> Tensor:
+        """Return log p_t(x).
+
+        Shapes: (B, *event) → (B,). Units: nats.
+        """
+        return self._parts(x, t)[2].logsumexp(1).to(x.dtype)
+
+    def sample(self, n: int, t: Tensor, generator: torch.Generator) -> Tensor:
+        """Return n draws of x_t in float64."""
+        x0 = self.oracle.sample(n, generator)
+        eps = torch.randn(x0.shape, generator=generator, dtype=torch.float64)
+        return self.sde.perturb(x0, t, eps)
+
+    def marginal(self, t: Tensor) -> Oracle:
+        """Return the distribution of x_t, itself a mixture, at a 0-d time."""
+        a, s, o = self.sde.alpha(t), self.sde.sigma(t), self.oracle
+        means = (a * o.means).reshape(-1, *o.event)
+        return Oracle(o.weights, means, a**2 * o.variances + s**2, o.bases)
+
+    def flow(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """Return the probability flow's exact map of x from t to s, in float64.
+
+        For one Gaussian every coordinate of the eigenbasis, less its mean, scales like its
+        standard deviation. In one dimension the flow keeps quantiles: F_s(x_s) = F_t(x_t).
+
+        Errors: ValueError for a mixture of several in more than one dimension.
+        """
+        o = self.oracle
+        if len(o.weights) > 1:
+            if o.dimension > 1:
+                raise wrong_value("flow", "oracle", "be one Gaussian or one-dimensional",
+                                  f"{len(o.weights)} components in {o.dimension} dimensions",
+                                  "integrate with a tight tolerance instead")  # fmt: skip
+            return self._quantile(self._cdf(x, t), s, x)
+        r, variance, _ = self._parts(x, t)
+        a = self.sde.alpha(s).double()
+        later = a**2 * o.variances + self.sde.sigma(s).double() ** 2
+        rows = o._turn_back(r * (later / variance).sqrt())
+        return (a * o.means + rows[:, 0]).reshape(x.shape)
+
+    def _cdf(self, x: Tensor, t: Tensor) -> Tensor:
+        """Return F_t(x) of one-dimensional data: (B, 1) → (B, 1)."""
+        r, variance, _ = self._parts(x, t)
+        z = (r / variance.sqrt())[:, :, 0]
+        phi: Tensor = torch.special.ndtr(z)
+        return (phi * self.oracle.weights).sum(1, keepdim=True)
+
+    def _quantile(self, level: Tensor, t: Tensor, near: Tensor) -> Tensor:
+        """Return the x with F_t(x) = level, by bisection."""
+        reach = 40 * (1 + float(near.abs().max()) + float(self.sde.sigma(t)))
+        low, high = (torch.full_like(level, sign * reach) for sign in (-1, 1))
+        for _ in range(80):
+            middle = 0.5 * (low + high)
+            below = self._cdf(middle, t) < level
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        return 0.5 * (low + high)
+
+    def _parts(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.oracle._components(x, self.sde.alpha(t), self.sde.sigma(t))
+
+
+@final
+class Gaussian(Oracle):
+    """The Gaussian N(mean, covariance) with any covariance.
+
+    Shapes: mean (*event); covariance (D, D) with D the number of elements of the event.
+    Errors: ValueError for a covariance that is not symmetric and positive definite.
+
+    >>> data = Gaussian(torch.zeros(2), torch.eye(2))
+    >>> data.log_prob(torch.zeros(1, 2, dtype=torch.float64)).item()
+    -1.8378770664093453
+    """
+
+    def __init__(self, mean: Tensor, covariance: Tensor) -> None:
+        mean = mean.double()
+        variances, bases = _eigenbasis("Gaussian", covariance[None], mean.numel())
+        super().__init__(torch.ones(1, dtype=torch.float64), mean[None], variances, bases)
+
+
+@final
+class GaussianMixture(Oracle):
+    """The mixture Σ w_k N(m_k, C_k), with full covariances or C_k = std_k² I.
+
+    Shapes: weights (K,); means (K, *event); covariances (K, D, D), or stds (K,).
+    Errors: ValueError for weights that are not positive, or unless exactly one of covariances
+    and stds is given.
+
+    >>> ring = GaussianMixture.ring(8, radius=1.0, std=0.1)
+    >>> ring.means.shape
+    torch.Size([8, 2])
+    """
+
+    def __init__(
+        self,
+        weights: Tensor | Sequence[float],
+        means: Tensor,
+        covariances: Tensor | None = None,
+        *,
+        stds: Tensor | Sequence[float] | None = None,
+    ) -> None:
+        weights = torch.as_tensor(weights, dtype=torch.float64)
+        means = means.double()
+        if weights.ndim != 1 or len(weights) != len(means) or not bool((weights > 0).all()):
+            raise wrong_value(
+                "GaussianMixture", "weights", f"be {len(means)} positive numbers, one a mean",
+                weights.tolist(), "pass torch.ones(K)",
+            )  # fmt: skip
+        d = means[0].numel()
+        if (covariances is None) == (stds is None):
+            got = "both" if stds is not None else "neither"
+            raise wrong_value("GaussianMixture", "covariances, stds", "be given one at a time",
+                              got, "pass stds=[.1] * K for round components")  # fmt: skip
+        if covariances is not None:
+            variances, bases = _eigenbasis("GaussianMixture", covariances, d)
+            super().__init__(weights, means, variances, bases)
+            return
+        std = torch.as_tensor(stds, dtype=torch.float64)
+        if std.shape != weights.shape or not bool((std > 0).all()):
+            raise wrong_value("GaussianMixture", "stds", f"be {len(means)} positive numbers",
+                              std.tolist(), "pass one per mean")  # fmt: skip
+        super().__init__(weights, means, (std**2)[:, None].expand(-1, d), None)
+
+    @classmethod
+    def ring(cls, n: int, radius: float = 1.0, std: float = 0.1) -> GaussianMixture:
+        """Return n equal components on a circle in the plane."""
+        angle = 2 * math.pi * torch.arange(n, dtype=torch.float64) / n
+        means = radius * torch.stack([angle.cos(), angle.sin()], 1)
+        return cls(torch.ones(n), means, stds=[std] * n)
+
+
+def _eigenbasis(what: str, covariances: Tensor, d: int) -> tuple[Tensor, Tensor]:
+    c = covariances.double()
+    if c.ndim != 3 or c.shape[1:] != (d, d) or not bool(torch.allclose(c, c.mT)):
+        raise wrong_value(what, "covariance", f"be a symmetric ({d}, {d}) matrix",
+                          tuple(c.shape[1:]), "pass for example torch.eye(D)")  # fmt: skip
+    variances, bases = torch.linalg.eigh(c)
+    if float(variances.min()) <= 0:
+        raise wrong_value(what, "covariance", "be positive definite",
+                          f"the eigenvalue {float(variances.min()):.3g}",
+                          "add a small multiple of the identity")  # fmt: skip
+    return variances, bases
+
+
+def _turn(rows: Tensor, bases: Tensor) -> Tensor:
+    """Return rows_k Q_k: (K, D), (K, D, D) → (K, D)."""
+    return (rows[:, None] @ bases)[:, 0]
+
+
+def _turn_tiles(flat: Tensor, bases: Tensor) -> Tensor:
+    """Return x Q_k for every component: (B, D), (K, D, D) → (B, K, D)."""
+    return _turn_rows(flat[:, None].expand(-1, len(bases), -1), bases)
+
+
+def _turn_rows(rows: Tensor, matrices: Tensor) -> Tensor:
+    """Return rows_k M_k: (B, K, D), (K, D, D) → (B, K, D).
+
+    Matrix products of another number of rows may round otherwise, so they are all of one shape.
+    """
+    b, k, d = rows.shape
+    padding = rows.new_zeros(-b % _TILE, k, d)
+    tiles = torch.cat([rows, padding]).reshape(-1, _TILE, k, d).transpose(1, 2).contiguous()
+    return (tiles @ matrices.contiguous()).transpose(1, 2).reshape(-1, k, d)[:b]

@@ -1,0 +1,164 @@
+"""Reverse-time SDE and probability flow of any SDE with a score.
+
+dx = [f − ½(1+l²)(g² ∇log p_t + ∇·(g gᵀ))] dt + l g dw̄, with dt < 0. The noise scale l = 1 is the
+reverse SDE, l = 0 the probability-flow ODE; all have the marginals p_t.
+
+Source: Anderson 1982; Song et al. 2021, equations 6 and 13; the family in l: Zhang et al. 2021.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TypeAlias, final
+
+from torch import Tensor
+
+from sde_diffusion._check import wrong_type, wrong_value
+from sde_diffusion.sde import SDE, LinearSDE
+
+Score: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+
+
+class ODE(ABC):
+    """An equation dx = velocity(x,t) dt."""
+
+    horizon: float = 1.0  # the last time at which the velocity is finite
+
+    @abstractmethod
+    def velocity(self, x: Tensor, t: Tensor) -> Tensor:
+        """Return dx/dt, in the shape of ``x``."""
+
+    def rows(self, index: Tensor) -> ODE:  # noqa: ARG002  (nothing here belongs to one sample)
+        """Return the same equation for the samples ``index`` of the batch.
+
+        A solver whose finished samples leave the batch asks for it. Override it where the
+        equation holds something for each sample, such as labels or probes.
+        """
+        return self
+
+
+class CountedScore:
+    """A score that counts its evaluations where they happen.
+
+    >>> score = CountedScore(lambda x, t: -x)
+    >>> _ = score(0.0, 1.0), score(0.0, 1.0)
+    >>> score.calls
+    2
+    """
+
+    def __init__(self, score: Score, counter: list[int] | None = None) -> None:
+        self.function = score
+        self._counter = [0] if counter is None else counter
+
+    @property
+    def calls(self) -> int:
+        """The number of evaluations so far."""
+        return self._counter[0]
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        """Return the score at (x, t), counted."""
+        self._counter[0] += 1
+        return self.function(x, t)
+
+    def rows(self, index: Tensor) -> CountedScore:
+        """Return the score of the samples ``index``, counted together with this one."""
+        part = getattr(self.function, "rows", None)
+        return self if part is None else CountedScore(part(index), self._counter)
+
+
+def _check_parts(what: str, sde: object, score: object) -> None:
+    if not isinstance(sde, SDE):
+        raise wrong_type(what, "sde", "be an SDE", type(sde).__name__, "pass for example VPSDE()")
+    if not callable(score):
+        raise wrong_type(what, "score", "be a callable (x, t) -> score", type(score).__name__,
+                         "pass a ScoreModel or a function")  # fmt: skip
+
+
+@final
+class ReverseSDE(SDE):
+    """Reverse-time SDE: drift f − ½(1+l²)(g² s + ∇·(g gᵀ)), diffusion l g.
+
+    Solved with signed dt = s − t < 0, it carries the prior to the data.
+
+    Errors: TypeError for wrong parts, ValueError for a negative noise_scale.
+
+    >>> import torch
+    >>> from sde_diffusion import VPSDE
+    >>> reverse = ReverseSDE(VPSDE(), lambda x, t: -x)
+    >>> x, t = torch.ones(1, 1), torch.tensor(0.0, dtype=torch.float64)
+    >>> round(reverse.drift(x, t).item(), 6), reverse.nfe
+    (0.05, 1)
+    """
+
+    def __init__(self, sde: SDE, score: Score, noise_scale: float = 1.0) -> None:
+        _check_parts("ReverseSDE", sde, score)
+        if not 0 <= noise_scale < float("inf"):
+            raise wrong_value("ReverseSDE", "noise_scale", "be finite and at least 0",
+                              noise_scale, "pass 1.0 for the reverse SDE")  # fmt: skip
+        self.sde, self.score, self.noise_scale = sde, CountedScore(score), noise_scale
+        self.horizon = sde.horizon
+
+    @property
+    def nfe(self) -> int:
+        """The number of score evaluations so far."""
+        return self.score.calls
+
+    def drift(self, x: Tensor, t: Tensor) -> Tensor:
+        g = self.sde.diffusion(x, t)
+        push = g * g * self.score(x, t) + self.sde.noise_divergence(x, t)
+        return self.sde.drift(x, t) - 0.5 * (1 + self.noise_scale**2) * push
+
+    def diffusion(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.noise_scale * self.sde.diffusion(x, t)
+
+
+@final
+class ProbabilityFlow(ODE):
+    """Probability-flow ODE: velocity f − ½(g² s + ∇·(g gᵀ)); its solutions have the marginals p_t.
+
+    Errors: TypeError for wrong parts.
+
+    >>> import torch
+    >>> from sde_diffusion import VPSDE
+    >>> flow = ProbabilityFlow(VPSDE(), lambda x, t: -x)  # N(0, I) is stationary
+    >>> x, t = torch.ones(1, 1), torch.tensor(0.5, dtype=torch.float64)
+    >>> flow.velocity(x, t).item(), flow.nfe
+    (0.0, 1)
+    """
+
+    def __init__(self, sde: SDE, score: Score) -> None:
+        _check_parts("ProbabilityFlow", sde, score)
+        self.sde, self.score = sde, CountedScore(score)
+        self.horizon = sde.horizon
+
+    @property
+    def nfe(self) -> int:
+        """The number of score evaluations so far."""
+        return self.score.calls
+
+    def velocity(self, x: Tensor, t: Tensor) -> Tensor:
+        g = self.sde.diffusion(x, t)
+        push = g * g * self.score(x, t) + self.sde.noise_divergence(x, t)
+        return self.sde.drift(x, t) - 0.5 * push
+
+    def rows(self, index: Tensor) -> ProbabilityFlow:
+        part = self.score.rows(index)
+        if part is self.score:
+            return self
+        flow = ProbabilityFlow(self.sde, part)
+        flow.score = part
+        return flow
+
+
+def linear_sde(what: str, dynamics: ReverseSDE) -> LinearSDE:
+    """Return the linear SDE under ``dynamics``, for solvers that need alpha and sigma.
+
+    Errors: TypeError for an SDE that is not linear.
+    """
+    if not isinstance(dynamics.sde, LinearSDE):
+        raise wrong_type(
+            what, "dynamics", "come from a LinearSDE, for alpha and sigma",
+            type(dynamics.sde).__name__, "use EulerMaruyama, which needs drift and diffusion only",
+        )  # fmt: skip
+    return dynamics.sde

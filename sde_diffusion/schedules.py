@@ -1,0 +1,206 @@
+"""Noise schedules β(t) of the variance-preserving family, each with its integral and inverse.
+
+B(t) = ∫₀ᵗ β(τ) dτ decides everything: alpha(t) = e^{−B/2}, sigma²(t) = 1 − e^{−B}.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import final
+
+import torch
+from torch import Tensor
+
+from sde_diffusion._check import positive_integer, wrong_type, wrong_value
+
+
+class Beta(ABC):
+    """A noise schedule β(t) > 0 on t in [0, 1]."""
+
+    @abstractmethod
+    def beta(self, t: Tensor) -> Tensor:
+        """Return β(t), in t's shape."""
+
+    @abstractmethod
+    def integral(self, t: Tensor) -> Tensor:
+        """Return B(t) = ∫₀ᵗ β(τ) dτ, in t's shape."""
+
+    @abstractmethod
+    def inverse(self, integral: Tensor) -> Tensor:
+        """Return the time t at which B(t) equals ``integral``."""
+
+
+@final
+@dataclass(frozen=True)
+class LinearBeta(Beta):
+    """Linear schedule β(t) = low + (high − low) t.
+
+    Errors: ValueError unless 0 < low ≤ high, both finite.
+    Source: Ho et al. 2020 (as betas), Song et al. 2021, appendix C.
+
+    >>> import torch
+    >>> round(LinearBeta(0.1, 20.0).integral(torch.tensor(1.0, dtype=torch.float64)).item(), 9)
+    10.05
+    """
+
+    low: float = 0.1
+    high: float = 20.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.low <= self.high < math.inf:
+            raise wrong_value(
+                "LinearBeta", "low, high", "satisfy 0 < low <= high", f"{self.low}, {self.high}",
+                "pass for example LinearBeta(0.1, 20.0)",
+            )  # fmt: skip
+
+    def beta(self, t: Tensor) -> Tensor:
+        return self.low + (self.high - self.low) * t
+
+    def integral(self, t: Tensor) -> Tensor:
+        return t * (self.low + 0.5 * (self.high - self.low) * t)
+
+    def inverse(self, integral: Tensor) -> Tensor:
+        # The rationalised root 2B/(low + √(low² + 2(high−low)B)) does not cancel at small B.
+        slope = self.high - self.low
+        return 2 * integral / (self.low + torch.sqrt(self.low**2 + 2 * slope * integral))
+
+
+@final
+@dataclass(frozen=True)
+class CosineBeta(Beta):
+    """Cosine schedule ᾱ(t) = f(t)/f(0), f(t) = cos²(π/2 · (t+s)/(1+s)), with β(t) ≤ max_beta.
+
+    The bare schedule has β(1) = ∞. The default limit is the rate −1000·log(1 − .999) of the one
+    clipped β_k of the discrete schedule with 1000 steps.
+
+    Errors: ValueError for s ≤ 0 or a limit below β(0).
+    Source: Nichol & Dhariwal 2021, equation 17.
+
+    >>> import torch
+    >>> round(CosineBeta().integral(torch.tensor(0.5, dtype=torch.float64)).item(), 4)
+    0.7055
+    """
+
+    s: float = 0.008
+    max_beta: float = 6907.755278982137
+
+    def __post_init__(self) -> None:
+        if not 0 < self.s < math.inf:
+            raise wrong_value("CosineBeta", "s", "be above 0", self.s, "pass s=0.008")
+        if not self._rate(0.0) < self.max_beta < math.inf:
+            rule = f"be finite and above beta(0) = {self._rate(0.0):.4g}"
+            raise wrong_value("CosineBeta", "max_beta", rule, self.max_beta, "leave it out")
+
+    def _rate(self, t: float) -> float:
+        return math.pi / (1 + self.s) * math.tan(math.pi / 2 * (t + self.s) / (1 + self.s))
+
+    @property
+    def _limit(self) -> float:
+        """The time from which β is constant."""
+        angle = math.atan(self.max_beta * (1 + self.s) / math.pi)
+        return angle * 2 / math.pi * (1 + self.s) - self.s
+
+    def _log_f(self, t: Tensor) -> Tensor:
+        return 2 * torch.log(torch.cos(math.pi / 2 * (t + self.s) / (1 + self.s)))
+
+    def beta(self, t: Tensor) -> Tensor:
+        angle = math.pi / 2 * (t.clamp(max=self._limit) + self.s) / (1 + self.s)
+        return math.pi / (1 + self.s) * torch.tan(angle)
+
+    def integral(self, t: Tensor) -> Tensor:
+        smooth = t.clamp(max=self._limit)
+        zero = torch.zeros((), dtype=t.dtype, device=t.device)
+        return self._log_f(zero) - self._log_f(smooth) + self.max_beta * (t - smooth)
+
+    def inverse(self, integral: Tensor) -> Tensor:
+        zero, limit = integral.new_zeros(()), integral.new_tensor(self._limit)
+        most = self._log_f(zero) - self._log_f(limit)
+        log_f = self._log_f(zero) - integral.clamp(max=most)
+        t = torch.acos(torch.exp(0.5 * log_f)) * 2 / math.pi * (1 + self.s) - self.s
+        return t + (integral - integral.clamp(max=most)) / self.max_beta
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class DiscreteBeta(Beta):
+    """Piecewise-constant schedule β(t) = −N log(1 − β_k) on ((k−1)/N, k/N].
+
+    It makes the VP-SDE *equal* to the DDPM of these betas at the lattice times t = k/N:
+    e^{−B(k/N)} = ∏_{j≤k} (1 − β_j) = ᾱ_k.
+
+    Shapes: betas (N,), β_1 … β_N.
+    Errors: TypeError unless a tensor; ValueError unless every β_k lies in (0, 1).
+    Source: Ho et al. 2020 for betas; the embedding is exact by construction.
+
+    >>> import torch
+    >>> schedule = DiscreteBeta(torch.tensor([0.5, 0.5], dtype=torch.float64))
+    >>> torch.exp(-schedule.integral(torch.tensor(1.0, dtype=torch.float64))).item()
+    0.25
+    """
+
+    betas: Tensor
+    knots: Tensor = field(init=False, repr=False)  # B at the lattice times, (N + 1,)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.betas, Tensor):
+            got = type(self.betas).__name__
+            raise wrong_type("DiscreteBeta", "betas", "be a torch.Tensor", got,
+                             "pass linear_betas(1000) or torch.tensor(betas)")  # fmt: skip
+        betas = self.betas.detach().to("cpu", torch.float64)
+        if betas.ndim != 1 or betas.numel() == 0:
+            raise wrong_value("DiscreteBeta", "betas", "be one non-empty row of numbers",
+                              tuple(betas.shape), "pass linear_betas(1000)")  # fmt: skip
+        bad = ~((betas > 0) & (betas < 1))
+        if bool(bad.any()):
+            k = int(bad.nonzero()[0]) + 1
+            raise wrong_value("DiscreteBeta", f"betas (at k = {k})", "lie in (0, 1)",
+                              float(betas[k - 1]), "clip them, for example at .999")  # fmt: skip
+        object.__setattr__(self, "betas", betas)
+        knots = torch.cat([betas.new_zeros(1), torch.cumsum(-torch.log1p(-betas), 0)])
+        object.__setattr__(self, "knots", knots)
+
+    def _table(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return B at the lattice times and the cell k−1 of t, on t's device."""
+        knots = self.knots.to(t.device)
+        n = len(self.betas)
+        # The tolerance keeps k/N, rounded up by one ulp, in its own cell ((k−1)/N, k/N].
+        cell = torch.ceil(t * n - 1e-9).long() - 1
+        return knots, cell.clamp(0, n - 1)
+
+    def beta(self, t: Tensor) -> Tensor:
+        knots, cell = self._table(t)
+        return (len(self.betas) * (knots[cell + 1] - knots[cell])).to(t.dtype)
+
+    def integral(self, t: Tensor) -> Tensor:
+        knots, cell = self._table(t)
+        part = t * len(self.betas) - cell
+        return torch.lerp(knots[cell], knots[cell + 1], part.to(knots.dtype)).to(t.dtype)
+
+    def inverse(self, integral: Tensor) -> Tensor:
+        knots = self.knots.to(integral.device)
+        n = len(self.betas)
+        cell = (torch.searchsorted(knots, integral.to(knots.dtype)) - 1).clamp(0, n - 1)
+        part = (integral - knots[cell]) / (knots[cell + 1] - knots[cell])
+        return ((cell + part) / n).to(integral.dtype)
+
+
+def linear_betas(n: int, first: float = 1e-4, last: float = 0.02) -> Tensor:
+    """Return β_1 … β_n, equally spaced from ``first`` to ``last``.
+
+    Source: Ho et al. 2020, section 4 (1e-4 to .02 for n = 1000).
+    """
+    positive_integer("linear_betas", "n", n)
+    return torch.linspace(first, last, n, dtype=torch.float64)
+
+
+def cosine_betas(n: int, s: float = 0.008, clip: float = 0.999) -> Tensor:
+    """Return β_k = min(1 − ᾱ(k/n)/ᾱ((k−1)/n), clip) of the cosine schedule on ᾱ.
+
+    Source: Nichol & Dhariwal 2021, equation 17.
+    """
+    positive_integer("cosine_betas", "n", n)
+    t = torch.arange(n + 1, dtype=torch.float64) / n
+    f = torch.cos(math.pi / 2 * (t + s) / (1 + s)) ** 2
+    return (1 - f[1:] / f[:-1]).clamp(max=clip)

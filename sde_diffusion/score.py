@@ -1,0 +1,166 @@
+"""Score models: a network, the SDE it was trained for and what its output means.
+
+All predictions are one another's linear images: with x_t = alpha x0 + sigma eps,
+score = −eps/sigma, x0 = (x_t − sigma eps)/alpha, v = alpha eps − sigma x0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, TypeAlias, final
+
+import torch
+from torch import Tensor, nn
+
+from sde_diffusion._check import positive_number, wrong_type, wrong_value
+from sde_diffusion._tensors import check_state, expand, per_sample
+from sde_diffusion.sde import LinearSDE
+
+if TYPE_CHECKING:
+    from sde_diffusion.data import DataSpec
+
+# (output, x_t, alpha, sigma) -> eps or x0
+Conversion: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+# The v rows divide by alpha² + sigma², so that they hold outside the VP family too.
+TO_EPS: Final[dict[str, Conversion]] = {
+    "eps": lambda out, x, a, s: out,  # noqa: ARG005
+    "x0": lambda out, x, a, s: (x - a * out) / s,
+    "v": lambda out, x, a, s: (s * x + a * out) / (a * a + s * s),
+    "score": lambda out, x, a, s: -s * out,  # noqa: ARG005
+    "edm": lambda out, x, a, s: (x - a * out) / s,
+}
+TO_X0: Final[dict[str, Conversion]] = {
+    "eps": lambda out, x, a, s: (x - s * out) / a,
+    "x0": lambda out, x, a, s: out,  # noqa: ARG005
+    "v": lambda out, x, a, s: (a * x - s * out) / (a * a + s * s),
+    "score": lambda out, x, a, s: (x + s * s * out) / a,
+    "edm": lambda out, x, a, s: out,  # noqa: ARG005
+}
+
+
+@final
+class Labelled(nn.Module):
+    """A class-conditional network with its labels filled in."""
+
+    def __init__(self, network: nn.Module, labels: Tensor) -> None:
+        super().__init__()
+        self.network, self.labels = network, labels
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        """Return network(x, c, labels)."""
+        out: Tensor = self.network(x, c, self.labels.to(x.device).expand(x.shape[0]))
+        return out
+
+
+@final
+class ScoreModel(nn.Module):
+    """The score s(x, t) = −eps/sigma of a network, and its other forms.
+
+    The network is called as ``network(x, c)`` with one conditioning number per sample: c = t, or
+    ¼ ln(sigma/alpha) for ``edm``. The ``edm`` prediction preconditions it in y = x/alpha and
+    s = sigma/alpha: x0 = c_skip y + c_out network(c_in y, c_noise), with the coefficients of
+    Karras et al.
+
+    Shapes: x (B, *event), t () or (B,); every method returns x's shape.
+    Errors: TypeError for an SDE that is not linear, ValueError for an unknown prediction.
+    Source: Song et al. 2021; Salimans & Ho 2022 (v); Karras et al. 2022, table 1 (edm).
+
+    >>> import torch
+    >>> from sde_diffusion import VPSDE
+    >>> class Zero(torch.nn.Module):
+    ...     def forward(self, x, c):
+    ...         return torch.zeros_like(x)
+    >>> model = ScoreModel(Zero(), VPSDE(), prediction="x0")  # all data at 0: score −x/sigma²
+    >>> model(torch.ones(1, 2), torch.tensor(1.0, dtype=torch.float64)).tolist()
+    [[-1.0000431537628174, -1.0000431537628174]]
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        sde: LinearSDE,
+        prediction: str = "eps",
+        *,
+        sigma_data: float = 0.5,
+        data: DataSpec | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(network, nn.Module):
+            raise wrong_type("ScoreModel", "network", "be a torch.nn.Module",
+                             type(network).__name__, "wrap your function in a Module")  # fmt: skip
+        if not isinstance(sde, LinearSDE):
+            raise wrong_type("ScoreModel", "sde", "be a LinearSDE", type(sde).__name__,
+                             "pass for example VPSDE()")  # fmt: skip
+        if prediction not in TO_EPS:
+            rule = f"be one of {', '.join(TO_EPS)}"
+            raise wrong_value("ScoreModel", "prediction", rule, prediction, "pass 'eps'")
+        positive_number("ScoreModel", "sigma_data", sigma_data)
+        self.network, self.sde, self.prediction = network, sde, prediction
+        self.sigma_data, self.data = sigma_data, data
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the network's parameters (the CPU if it has none)."""
+        parameter = next(self.parameters(), None)
+        return torch.device("cpu") if parameter is None else parameter.device
+
+    def given(self, labels: Tensor | int) -> ScoreModel:
+        """Return the model conditioned on class labels, sharing this one's network.
+
+        Shapes: labels () or (B,), integers.
+        """
+        network = Labelled(self.network, torch.as_tensor(labels, dtype=torch.int64))
+        model = ScoreModel(
+            network, self.sde, self.prediction, sigma_data=self.sigma_data, data=self.data
+        )
+        return model.train(self.training)
+
+    def rows(self, index: Tensor) -> ScoreModel:
+        """Return the model for the samples ``index`` of the batch: their labels, if it has any."""
+        if not isinstance(self.network, Labelled) or self.network.labels.ndim == 0:
+            return self
+        inner, labels = self.network.network, self.network.labels
+        part = Labelled(inner, labels[index.to(labels.device)])
+        model = ScoreModel(
+            part, self.sde, self.prediction, sigma_data=self.sigma_data, data=self.data
+        )
+        return model.train(self.training)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """Return the score, so that the model itself is a score."""
+        return self.score(x, t)
+
+    def score(self, x: Tensor, t: Tensor) -> Tensor:
+        """Return ∇ log p_t(x) ≈ −eps/sigma."""
+        return -self.eps(x, t) / expand(self.sde.sigma(t), x)
+
+    def eps(self, x: Tensor, t: Tensor) -> Tensor:
+        """Return the predicted noise E[eps | x_t]."""
+        return self._convert(TO_EPS, x, t)
+
+    def denoise(self, x: Tensor, t: Tensor) -> Tensor:
+        """Return the predicted data E[x0 | x_t]."""
+        return self._convert(TO_X0, x, t)
+
+    def velocity(self, x: Tensor, t: Tensor) -> Tensor:
+        """Return the flow's velocity rate x − ½ g² s = rate x + ½ (g²/sigma) eps."""
+        half = 0.5 * self.sde.g(t) ** 2 / self.sde.sigma(t)
+        return expand(self.sde.rate(t), x) * x + expand(half, x) * self.eps(x, t)
+
+    def _convert(self, table: dict[str, Conversion], x: Tensor, t: Tensor) -> Tensor:
+        check_state("ScoreModel", x)
+        alpha, sigma = expand(self.sde.alpha(t), x), expand(self.sde.sigma(t), x)
+        return table[self.prediction](self._output(x, t), x, alpha, sigma)
+
+    def _output(self, x: Tensor, t: Tensor) -> Tensor:
+        """Return the network's output, preconditioned to x0 for the edm prediction."""
+        if self.prediction != "edm":
+            plain: Tensor = self.network(x, per_sample(t, x))
+            return plain
+        alpha, s = self.sde.alpha(t), self.sde.sigma(t) / self.sde.alpha(t)
+        total = s**2 + self.sigma_data**2
+        c_skip, c_in = self.sigma_data**2 / total, total.rsqrt()
+        c_out, c_noise = s * self.sigma_data * total.rsqrt(), 0.25 * s.log()
+        inner: Tensor = self.network(expand(c_in / alpha, x) * x, per_sample(c_noise, x))
+        return expand(c_skip / alpha, x) * x + expand(c_out, x) * inner

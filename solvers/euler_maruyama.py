@@ -1,0 +1,40 @@
+"""Euler–Maruyama, forward or backward in time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from torch import Tensor
+
+from sde_diffusion._tensors import expand
+from sde_diffusion.integration import OneStep
+from sde_diffusion.noise import Noise
+from sde_diffusion.sde import SDE
+
+
+@final
+@dataclass(frozen=True)
+class EulerMaruyama(OneStep[SDE]):
+    """Euler–Maruyama step x_s = x_t + drift(x_t, t) dt + diffusion(x_t, t) dw, dt = s − t.
+
+    dw = W_s − W_t.
+
+    Order: weak 1; strong 1 for additive noise (½ otherwise). NFE: 1 a step.
+    Source: Maruyama 1955; Kloeden & Platen 1992, section 10.2.
+
+    >>> from sde_diffusion import VPSDE, WhiteNoise, integrate, uniform
+    >>> import torch
+    >>> x = torch.zeros(4, 2)  # forward in time: data at 0 becomes noise of variance 1
+    >>> integrate(VPSDE(), EulerMaruyama(), x, uniform(50, 0.0, 1.0), noise=WhiteNoise(0)).steps
+    50
+    """
+
+    dynamics = SDE
+    order: ClassVar[float] = 1
+    strong_order: ClassVar[float] = 1
+    evaluations: ClassVar[int] = 1
+
+    def step(self, dynamics: SDE, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
+        dt, dw = expand(s - t, x), noise.increment(x, t, s)
+        return x + dynamics.drift(x, t) * dt + dynamics.diffusion(x, t) * dw

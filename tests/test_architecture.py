@@ -1,0 +1,273 @@
+"""The rules of the house that can be read from the source: arrows, randomness, files.
+
+Imports point one way, cli → solvers → sde_diffusion. Each rule is a function from a parsed module
+to the lines that break it; each is also shown a planted mistake, so that no rule sleeps.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+# Folder of the checkout -> what its modules must not import.
+ABOVE = {
+    "sde_diffusion": ("sde_diffusion.solvers", "sde_diffusion.cli"),
+    "solvers": ("sde_diffusion.cli",),
+    "cli": (),
+}
+UNPICKLING = ("pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve")
+CATCHABLE = ("pickle", "pickle.UnpicklingError")
+NETWORK = (
+    "urllib.request", "http.client", "requests", "socket", "httpx", "ftplib", "torch.hub",
+)  # fmt: skip
+# Drawing functions of torch that fall back to the global generator.
+DRAWS = ("rand", "randn", "randint", "randperm", "normal", "bernoulli", "multinomial", "poisson")
+DRAWS_IN_PLACE = ("normal_", "uniform_", "random_", "bernoulli_", "exponential_")
+
+Finding = tuple[int, str]
+Rule = Callable[[ast.Module, str], Iterator[Finding]]
+
+
+def imported(node: ast.AST) -> list[str]:
+    """The dotted names that an import statement may load."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom) and node.module:
+        return [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return []
+
+
+def below(name: str, packages: tuple[str, ...]) -> bool:
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+def dotted(node: ast.AST) -> str:
+    """`torch.load` for the expression torch.load; empty for anything but names and dots."""
+    return ast.unparse(node) if isinstance(node, (ast.Name, ast.Attribute)) else ""
+
+
+def calls(tree: ast.Module) -> Iterator[tuple[ast.Call, str, set[str]]]:
+    """Every call with its dotted name and its keywords."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            yield node, dotted(node.func), {keyword.arg or "**" for keyword in node.keywords}
+
+
+def wrong_arrow(tree: ast.Module, folder: str) -> Iterator[Finding]:
+    for node in ast.walk(tree):
+        for name in imported(node):
+            if below(name, ABOVE[folder]):
+                yield node.lineno, f"{folder} must not import {name}"
+        # The same arrow, drawn at run time: importlib.import_module("sde_diffusion.solvers").
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            is_module = re.fullmatch(r"sde_diffusion(\.\w+)+", node.value)
+            if is_module and below(node.value, ABOVE[folder]):
+                yield node.lineno, f"{folder} must not import {node.value}"
+
+
+def relative_import(tree: ast.Module, folder: str) -> Iterator[Finding]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            yield node.lineno, f"write sde_diffusion.… in {folder}, not a relative import"
+        # The folders' own names work only by accident, from the root of the checkout.
+        for name in imported(node):
+            if below(name, ("solvers", "cli", "tests", "benchmarks")):
+                yield node.lineno, f"{name} is imported as sde_diffusion.{name}"
+
+
+def missing_future(tree: ast.Module, folder: str) -> Iterator[Finding]:
+    body = tree.body[1:] if ast.get_docstring(tree) is not None else tree.body
+    if body and "__future__.annotations" not in imported(body[0]):
+        yield body[0].lineno, f"{folder} modules start with from __future__ import annotations"
+
+
+def unsafe_load(tree: ast.Module, _folder: str) -> Iterator[Finding]:
+    for node in ast.walk(tree):
+        names = [dotted(node), *imported(node)]
+        if isinstance(node, ast.Import):
+            names += [f"{alias.name} as {alias.asname}" for alias in node.names if alias.asname]
+        for name in names:
+            # torch.load raises pickle's error, so that one name may be caught.
+            if below(name.replace(" as ", "."), UNPICKLING) and name not in CATCHABLE:
+                yield node.lineno, f"{name} can run code from a file"
+    for node, name, _ in calls(tree):
+        given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+        if name == "torch.load" and given.get("weights_only") != "True":
+            yield node.lineno, "torch.load needs weights_only=True"
+        if given.get("allow_pickle", "False") != "False":
+            yield node.lineno, "allow_pickle can run code from a file"
+
+
+def network(tree: ast.Module, _folder: str) -> Iterator[Finding]:
+    for node in ast.walk(tree):
+        for name in imported(node):
+            if below(name, NETWORK):
+                yield node.lineno, f"{name} reaches the network"
+    for node, name, _ in calls(tree):
+        if below(name, NETWORK):
+            yield node.lineno, f"{name} reaches the network"
+
+
+def forked(tree: ast.Module) -> set[ast.AST]:
+    """What stands inside `with torch.random.fork_rng(…)`, which puts the global state back."""
+    blocks = (
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.With)
+        and any(ast.unparse(i).startswith("torch.random.fork_rng(") for i in node.items)
+    )
+    return {node for block in blocks for node in ast.walk(block)}
+
+
+def global_randomness(tree: ast.Module, _folder: str) -> Iterator[Finding]:
+    put_back = forked(tree)
+    for node in ast.walk(tree):
+        if any(below(name, ("random", "numpy.random")) for name in imported(node)):
+            yield node.lineno, "draw from a torch.Generator"
+    for node, name, keywords in calls(tree):
+        if node in put_back:
+            continue
+        owner, _, function = name.rpartition(".")
+        draws = owner == "torch" and function in DRAWS
+        draws |= function in DRAWS_IN_PLACE and not owner.endswith("init")
+        if draws and "generator" not in keywords:
+            yield node.lineno, f"{name} needs generator="
+        if name in {"torch.manual_seed", "torch.seed", "torch.rand_like", "torch.randn_like"}:
+            yield node.lineno, f"{name} uses the global generator"
+        if name.startswith(("np.random.", "numpy.random.", "random.")):
+            yield node.lineno, f"{name} is not a torch.Generator"
+
+
+def column_of_nones(tree: ast.Module, _folder: str) -> Iterator[Finding]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Tuple):
+            nones = [n for n in node.slice.elts if isinstance(n, ast.Constant) and n.value is None]
+            if len(nones) > 2:
+                yield node.lineno, "use the broadcasting helper: states are (B, *any)"
+
+
+def warn_and_go_on(tree: ast.Module, _folder: str) -> Iterator[Finding]:
+    for node, name, _ in calls(tree):
+        if name in {"warnings.warn", "warn"}:
+            yield node.lineno, "raise an error instead of a warning"
+
+
+def early_matplotlib(tree: ast.Module, _folder: str) -> Iterator[Finding]:
+    for node in tree.body:
+        if any(below(name, ("matplotlib",)) for name in imported(node)):
+            yield node.lineno, "import matplotlib inside the function that draws"
+
+
+RULES: list[Rule] = [
+    wrong_arrow, relative_import, missing_future, unsafe_load, network, global_randomness,
+    column_of_nones, warn_and_go_on, early_matplotlib,
+]  # fmt: skip
+
+
+def findings(root: Path, rule: Rule) -> list[str]:
+    """`file:line: message` for each line under the three folders that breaks the rule."""
+    found = []
+    for folder in ABOVE:
+        for path in sorted((root / folder).rglob("*.py")):
+            tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+            where = path.relative_to(root).as_posix()
+            found += [f"{where}:{line}: {message}" for line, message in rule(tree, folder)]
+    return found
+
+
+def rule_name(rule: object) -> str:
+    return getattr(rule, "__name__", "")
+
+
+@pytest.mark.parametrize("rule", RULES, ids=rule_name)
+def test_the_source_keeps_the_rule(root: Path, rule: Rule) -> None:
+    assert findings(root, rule) == []
+
+
+def test_there_is_a_source_to_read(root: Path) -> None:
+    for folder in ABOVE:
+        assert len(list((root / folder).rglob("*.py"))) > 1, folder
+
+
+PLANTS: list[tuple[Rule, str, str]] = [
+    (wrong_arrow, "sde_diffusion", "from sde_diffusion.solvers import Heun"),
+    (wrong_arrow, "sde_diffusion", "from sde_diffusion import solvers"),
+    (wrong_arrow, "sde_diffusion", "import sde_diffusion.cli.main"),
+    (wrong_arrow, "sde_diffusion", "def f():\n    from sde_diffusion.solvers.heun import Heun"),
+    (wrong_arrow, "sde_diffusion", "import_module('sde_diffusion.solvers.heun')"),
+    (wrong_arrow, "solvers", "from sde_diffusion.cli import menu"),
+    (relative_import, "solvers", "from .heun import Heun"),
+    (relative_import, "solvers", "from . import heun"),
+    (relative_import, "cli", "from solvers import Heun"),
+    (missing_future, "sde_diffusion", "'''A module.'''\nimport torch"),
+    (unsafe_load, "sde_diffusion", "import pickle\npickle.load(file)"),
+    (unsafe_load, "sde_diffusion", "import pickle as p"),
+    (unsafe_load, "sde_diffusion", "from pickle import loads"),
+    (unsafe_load, "sde_diffusion", "import joblib"),
+    (unsafe_load, "sde_diffusion", "torch.load(path)"),
+    (unsafe_load, "sde_diffusion", "torch.load(path, weights_only=False)"),
+    (unsafe_load, "sde_diffusion", "np.load(path, allow_pickle=True)"),
+    (network, "cli", "from urllib.request import urlopen"),
+    (network, "cli", "import requests"),
+    (network, "sde_diffusion", "torch.hub.load(name)"),
+    (global_randomness, "solvers", "z = torch.randn(x.shape)"),
+    (global_randomness, "solvers", "z = torch.randn_like(x)"),
+    (global_randomness, "solvers", "x.normal_()"),
+    (global_randomness, "cli", "torch.manual_seed(0)"),
+    (global_randomness, "sde_diffusion", "import random"),
+    (global_randomness, "sde_diffusion", "np.random.default_rng()"),
+    (column_of_nones, "solvers", "y = g[:, None, None, None] * x"),
+    (warn_and_go_on, "sde_diffusion", "warnings.warn('careful')"),
+    (early_matplotlib, "sde_diffusion", "import matplotlib.pyplot as plt"),
+]
+
+
+@pytest.mark.parametrize(("rule", "folder", "source"), PLANTS)
+def test_a_planted_mistake_is_found(
+    tmp_path: Path, rule: Rule, folder: str, source: str
+) -> None:
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "planted.py").write_text(source, encoding="utf-8")
+    found = findings(tmp_path, rule)
+    assert found
+    assert all(line.startswith(f"{folder}/planted.py:") for line in found)
+
+
+def test_every_rule_is_shown_a_mistake() -> None:
+    assert {rule_name(rule) for rule, _, _ in PLANTS} == {rule_name(rule) for rule in RULES}
+
+
+ALLOWED = '''\
+"""A solver; see `sde_diffusion.cli` for the menu."""
+
+from __future__ import annotations
+
+import pickle
+
+import torch
+from sde_diffusion import integrate
+from sde_diffusion.solvers.heun import Heun
+
+
+def draw(x, generator):
+    """>>> from sde_diffusion.cli import main"""
+    z = torch.randn(x.shape, generator=generator)
+    torch.nn.init.normal_(x)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+    try:
+        return torch.load("state.pt", weights_only=True), z.normal_(generator=generator)[:, None]
+    except pickle.UnpicklingError:
+        return None
+'''
+
+
+@pytest.mark.parametrize("rule", RULES, ids=rule_name)
+def test_right_code_is_left_alone(tmp_path: Path, rule: Rule) -> None:
+    (tmp_path / "solvers").mkdir()
+    (tmp_path / "solvers" / "right.py").write_text(ALLOWED, encoding="utf-8")
+    assert findings(tmp_path, rule) == []

@@ -1,0 +1,104 @@
+"""The schedules' published constants, and their integrals and inverses against each other."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sde_diffusion import VPSDE, CosineBeta, DiscreteBeta, LinearBeta, cosine_betas, linear_betas
+from sde_diffusion.sde import derivative
+
+SCHEDULES = [
+    LinearBeta(),
+    LinearBeta(1.0, 1.0),
+    CosineBeta(),
+    DiscreteBeta(linear_betas(1000)),
+    DiscreteBeta(cosine_betas(50)),
+]
+
+
+def time(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+def test_integral_is_the_integral_of_beta(schedule) -> None:
+    # Lattice-aligned midpoints: the rule is exact for the piecewise-constant schedules.
+    n = 200_000
+    t = (torch.arange(n, dtype=torch.float64) + 0.5) / n
+    by_quadrature = torch.cumsum(schedule.beta(t), 0) / n
+    at = torch.arange(1, n + 1, dtype=torch.float64) / n
+    assert torch.allclose(schedule.integral(at), by_quadrature, rtol=2e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+@given(t=st.floats(1e-6, 1.0))
+def test_inverse_undoes_integral(schedule, t: float) -> None:
+    assert schedule.inverse(schedule.integral(time(t))).item() == pytest.approx(t, abs=1e-12)
+
+
+@pytest.mark.parametrize("schedule", [LinearBeta(), CosineBeta()], ids=repr)
+def test_beta_is_the_derivative_of_integral(schedule) -> None:
+    t = torch.linspace(1e-4, 0.9999, 999, dtype=torch.float64)
+    assert torch.allclose(derivative(schedule.integral, t), schedule.beta(t), rtol=1e-8)
+
+
+def test_linear_ddpm_constants() -> None:
+    # ᾱ_1000 = 4.0358e-5 and L_T = 2.9e-5 bits/dim at x0 = ±1 for betas 1e-4 … .02.
+    alpha_bar = float(torch.exp(-DiscreteBeta(linear_betas(1000)).integral(time(1.0))))
+    assert alpha_bar == pytest.approx(4.0358e-5, rel=1e-4)
+    kl = 0.5 * ((1 - alpha_bar) + alpha_bar - 1 - math.log(1 - alpha_bar)) / math.log(2)
+    assert kl == pytest.approx(2.9e-5, rel=0.01)
+
+
+def test_cosine_ddpm_constants() -> None:
+    betas = cosine_betas(1000)
+    assert betas[0].item() == pytest.approx(4.128e-5, rel=1e-3)
+    assert int((betas == 0.999).sum()) == 1
+    alpha_bar = float(torch.prod(1 - betas))
+    assert alpha_bar == pytest.approx(2.43e-9, rel=2e-3)
+
+
+def test_discrete_alpha_bar_is_the_product_of_one_minus_beta() -> None:
+    betas = linear_betas(1000)
+    lattice = torch.arange(1, 1001, dtype=torch.float64) / 1000
+    alpha = VPSDE(DiscreteBeta(betas)).alpha(lattice)
+    assert torch.allclose(alpha**2, torch.cumprod(1 - betas, 0), rtol=1e-13)
+
+
+def test_linear_betas_tend_to_the_linear_sde_at_rate_one_over_n() -> None:
+    # beta_k = (.1 + 19.9 k/N)/N, the discretisation of β(t): B differs by O(1/N).
+    def gap(n: int) -> float:
+        k = torch.arange(1, n + 1, dtype=torch.float64)
+        schedule = DiscreteBeta((0.1 + 19.9 * k / n) / n)
+        return abs(float(schedule.integral(time(1.0)) - LinearBeta().integral(time(1.0))))
+
+    assert math.log2(gap(1000) / gap(2000)) == pytest.approx(1, abs=0.01)
+
+
+def test_continuous_cosine_follows_the_published_alpha_bar() -> None:
+    t = torch.linspace(0, 0.999, 300, dtype=torch.float64)
+    f = torch.cos(math.pi / 2 * (t + 0.008) / 1.008) ** 2
+    assert torch.allclose(torch.exp(-CosineBeta().integral(t)), f / f[0], rtol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "text"),
+    [
+        (lambda: LinearBeta(2.0, 1.0), ValueError, r"0 < low <= high, got 2.0, 1.0"),
+        (lambda: LinearBeta(-1.0, 1.0), ValueError, r"0 < low <= high"),
+        (lambda: CosineBeta(s=0.0), ValueError, r"s must be above 0, got 0.0"),
+        (lambda: CosineBeta(max_beta=0.001), ValueError, r"above beta\(0\)"),
+        (lambda: DiscreteBeta([0.1]), TypeError, r"betas must be a torch.Tensor, got list"),
+        (lambda: DiscreteBeta(torch.ones(2, 2) / 2), ValueError, r"one non-empty row"),
+        (lambda: DiscreteBeta(time(0.1, 1.0)), ValueError, r"k = 2\) must lie in \(0, 1\), got 1"),
+        (lambda: linear_betas(0), ValueError, r"n must be at least 1, got 0"),
+    ],
+)
+def test_bad_schedules_are_refused(make, error, text) -> None:
+    with pytest.raises(error, match=text):
+        make()
