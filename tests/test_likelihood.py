@@ -103,6 +103,12 @@ def test_hutchinson_is_unbiased_within_its_error_bar() -> None:
     assert float(found.standard_error.min()) > 0
 
 
+def test_error_of_a_mean_over_probes() -> None:
+    """s/√K with s² = Σ(x − mean)²/(K − 1): 1/√3 for 1, 2, 3."""
+    integral = torch.tensor([[1.0, 2.0, 3.0]], dtype=torch.float64)
+    assert float(Hutchinson(3).error(integral)) == pytest.approx(3**-0.5, rel=1e-12)
+
+
 def test_rademacher_probes_are_exact_on_a_diagonal_jacobian() -> None:
     data = Gaussian(torch.zeros(5), torch.diag(torch.arange(1.0, 6.0)))
     model, x = data.diffused(VPSDE()), draw(data)

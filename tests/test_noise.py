@@ -78,6 +78,14 @@ def test_a_path_does_not_depend_on_the_order_of_the_questions() -> None:
     assert all(torch.equal(one[t], other[t]) for t in times)
 
 
+@pytest.mark.parametrize("t", [0.3, 0.625, 0.93])
+def test_a_shallow_tree_still_gives_the_exact_law(t: float) -> None:
+    """Below its finest level the path is bridged, not interpolated: Var W(t) = t."""
+    x = torch.zeros(50_000, 1, dtype=torch.float64)
+    found = BrownianPath(2, depth=2).at(x, t)
+    assert float(found.var()) == pytest.approx(t, rel=5 * (2 / 50_000) ** 0.5)
+
+
 def test_a_long_path_has_the_variance_of_its_time() -> None:
     x, (t, s) = torch.zeros(50_000, 1, dtype=torch.float64), time(3.0, 0.5)
     increment = BrownianPath(0, end=4.0).increment(x, t, s)

@@ -1,0 +1,62 @@
+"""What must hold on a GPU; skipped without one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sde_diffusion import (
+    VPSDE,
+    ProbabilityFlow,
+    ReverseSDE,
+    ScoreModel,
+    UNet,
+    WhiteNoise,
+    integrate,
+    sample,
+    uniform,
+)
+from sde_diffusion.nets.unet import digits_config
+from sde_diffusion.solvers import Ancestral, EulerMaruyama, Heun
+
+pytestmark = pytest.mark.gpu
+
+
+def model(device: str) -> ScoreModel:
+    """Return a network whose output is not zero, the same on every device."""
+    net = UNet(**digits_config())
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
+    return ScoreModel(net, VPSDE()).to(device).eval()
+
+
+def test_the_flow_is_the_same_as_on_the_cpu() -> None:
+    noise = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    ends = []
+    for device in ("cpu", "cuda"):
+        scored = model(device).double()
+        flow = ProbabilityFlow(scored.sde, scored)
+        with torch.no_grad():
+            end = integrate(flow, Heun(), noise.to(device).double(), uniform(20)).x
+        ends.append(end.cpu())
+    assert torch.allclose(*ends, rtol=1e-6, atol=1e-6)
+
+
+def test_samples_are_made_where_the_model_is() -> None:
+    assert sample(model("cuda"), Ancestral(), (2, 1, 8, 8), steps=3).x.device.type == "cuda"
+
+
+@pytest.mark.parametrize("solver", [EulerMaruyama(), Ancestral()], ids=repr)
+def test_no_step_waits_for_the_gpu(solver) -> None:
+    scored = model("cuda")
+    x, noise = torch.randn(4, 1, 8, 8, device="cuda"), WhiteNoise(0)
+    dynamics = ReverseSDE(scored.sde, scored)
+    with torch.no_grad():
+        list(solver.steps(dynamics, x, uniform(2), noise))  # warm up: generators, kernels
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            list(solver.steps(dynamics, x, uniform(5), noise))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
