@@ -70,6 +70,13 @@ def test_discrete_alpha_bar_is_the_product_of_one_minus_beta() -> None:
     assert torch.allclose(alpha**2, torch.cumprod(1 - betas, 0), rtol=1e-13)
 
 
+def test_discrete_beta_at_a_lattice_time_is_that_of_the_step_below() -> None:
+    """β(k/N) = −N log(1 − β_k): backward steps from k/N cross the cell ((k−1)/N, k/N]."""
+    betas = linear_betas(1000)
+    lattice = torch.arange(1, 1001, dtype=torch.float64) / 1000
+    assert torch.allclose(DiscreteBeta(betas).beta(lattice), -1000 * torch.log1p(-betas))
+
+
 def test_linear_betas_tend_to_the_linear_sde_at_rate_one_over_n() -> None:
     # beta_k = (.1 + 19.9 k/N)/N, the discretisation of β(t): B differs by O(1/N).
     def gap(n: int) -> float:

@@ -1,0 +1,140 @@
+"""Layers whose weights come from an explicit generator, and the checks that networks share.
+
+PyTorch's own constructors draw from the global generator; ``skip_init`` keeps them from it.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import final
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn.utils import skip_init
+
+from sde_diffusion._check import positive_integer, wrong_type, wrong_value
+
+
+def conv(
+    inputs: int, outputs: int, generator: torch.Generator | None, *, kernel: int = 3,
+    stride: int = 1,
+) -> nn.Conv2d:  # fmt: skip
+    """Return a convolution; a ``generator`` of None makes it 0."""
+    layer: nn.Conv2d = skip_init(  # type: ignore[no-untyped-call]
+        nn.Conv2d, inputs, outputs, kernel, stride=stride, padding=kernel // 2
+    )
+    _fill(layer.weight, layer.bias, generator)
+    return layer
+
+
+def linear(inputs: int, outputs: int, generator: torch.Generator | None) -> nn.Linear:
+    """Return a linear map; a ``generator`` of None makes it 0."""
+    layer: nn.Linear = skip_init(nn.Linear, inputs, outputs)  # type: ignore[no-untyped-call]
+    _fill(layer.weight, layer.bias, generator)
+    return layer
+
+
+def vectors(rows: int, width: int, generator: torch.Generator) -> nn.Embedding:
+    """Return a table of standard normal vectors."""
+    table: nn.Embedding = skip_init(nn.Embedding, rows, width)  # type: ignore[no-untyped-call]
+    nn.init.normal_(table.weight, generator=generator)
+    return table
+
+
+@final
+class GroupNorm(nn.GroupNorm):
+    """A group norm that forward-mode differentiation goes through in any memory layout."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x with mean 0 and variance 1 in every group."""
+        # PyTorch's forward mode takes a view here, which fails with the channels last.
+        parts = forward_ad.unpack_dual(x)  # type: ignore[no-untyped-call]
+        return super().forward(x if parts.tangent is None else x.contiguous())
+
+
+def group_norm(channels: int, *, affine: bool) -> GroupNorm:
+    """Return a group norm: at most 32 groups, and 4 channels or more in each."""
+    most = max(1, min(32, channels // 4))
+    groups = next(n for n in range(most, 0, -1) if channels % n == 0)
+    return GroupNorm(groups, channels, affine=affine)
+
+
+def _fill(weight: Tensor, bias: Tensor | None, generator: torch.Generator | None) -> None:
+    """Draw weights of variance 1/inputs, which keep the variance of what passes through."""
+    bound = (3 / prod(weight.shape[1:])) ** 0.5
+    if generator is None:
+        nn.init.zeros_(weight)
+    else:
+        nn.init.uniform_(weight, -bound, bound, generator=generator)
+    if bias is not None:
+        nn.init.zeros_(bias)
+
+
+def check_dropout(what: str, dropout: float) -> None:
+    """Refuse a probability outside [0, 1)."""
+    if isinstance(dropout, bool) or not isinstance(dropout, (int, float)):
+        raise wrong_type(what, "dropout", "be a number", dropout, "pass dropout=0.1")
+    if not 0 <= dropout < 1:
+        raise wrong_value(what, "dropout", "be in [0, 1)", dropout, "pass dropout=0.1")
+
+
+def check_seed(what: str, seed: int) -> None:
+    """Refuse a seed that is not an integer of at least 0."""
+    positive_integer(what, "seed", seed, least=0)
+
+
+def check_input(what: str, x: Tensor, event: tuple[int | str, ...], weight: Tensor) -> None:
+    """Refuse a state that is not (B, *event), or not of the weights' dtype.
+
+    ``event`` holds the sizes; a letter stands for any size of at least 1.
+    """
+    if not isinstance(x, Tensor):
+        raise wrong_type(what, "x", "be a torch.Tensor", type(x).__name__,
+                         "use torch.as_tensor(x)")  # fmt: skip
+    sizes = zip(event, x.shape[1:], strict=False)
+    fits = all(n >= 1 if isinstance(size, str) else n == size for size, n in sizes)
+    if x.ndim != len(event) + 1 or not fits:
+        rule = f"have shape (B, {', '.join(map(str, event))})"
+        remedy = "reshape it, or build the network for this data"
+        raise wrong_value(what, "x", rule, tuple(x.shape), remedy)
+    # Under autocast the layers convert, so any floating-point input goes.
+    cast = torch.is_autocast_enabled(x.device.type) and x.is_floating_point()
+    if x.dtype != weight.dtype and not cast:
+        raise wrong_type(what, "x", f"have the weights' dtype {weight.dtype}", str(x.dtype),
+                         "convert it with x.to(…), or the network with .to(…)")  # fmt: skip
+
+
+def check_condition(
+    what: str, x: Tensor, c: Tensor, labels: Tensor | None, classes: int | None
+) -> None:
+    """Refuse a conditioning that is not one number, and at most one known class, per sample."""
+    batch = (x.shape[0],)
+    if not isinstance(c, Tensor) or not c.is_floating_point():
+        got = str(c.dtype) if isinstance(c, Tensor) else type(c).__name__
+        raise wrong_type(what, "c", "be a floating-point tensor", got,
+                         "pass one number per sample")  # fmt: skip
+    if c.shape != batch:
+        remedy = "pass one number per sample, for example c.expand(len(x))"
+        raise wrong_value(what, "c", f"have shape {batch} for this x", tuple(c.shape), remedy)
+    if labels is not None:
+        _check_labels(what, labels, batch, classes)
+
+
+def _check_labels(what: str, labels: Tensor, batch: tuple[int], classes: int | None) -> None:
+    if classes is None:
+        raise wrong_value(what, "labels", "be None for a network without classes", "labels",
+                          f"build the network with {what}(…, classes=10)")  # fmt: skip
+    if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
+        got = str(labels.dtype) if isinstance(labels, Tensor) else type(labels).__name__
+        raise wrong_type(what, "labels", "be an int64 tensor", got, "convert with labels.long()")
+    if labels.shape != batch:
+        rule = f"have shape {batch} for this x"
+        remedy = "pass one label per sample, −1 for none"
+        raise wrong_value(what, "labels", rule, tuple(labels.shape), remedy)
+    # Only on the CPU: reading them would wait for a GPU, whose table lookup refuses them itself.
+    if labels.device.type == "cpu" and not bool(((labels >= -1) & (labels < classes)).all()):
+        low, high = int(labels.min()), int(labels.max())
+        rule = f"lie in 0 … {classes - 1}, or be −1 for no class"
+        raise wrong_value(what, "labels", rule, f"values from {low} to {high}",
+                          "map the labels to 0, 1, …")  # fmt: skip

@@ -1,0 +1,97 @@
+"""A noise-conditional residual MLP for rows of numbers."""
+
+from __future__ import annotations
+
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sde_diffusion._check import positive_integer
+from sde_diffusion.nets._layers import (
+    check_condition,
+    check_dropout,
+    check_input,
+    check_seed,
+    linear,
+)
+from sde_diffusion.nets.embedding import Conditioning, resolve
+
+
+@final
+class Layer(nn.Module):
+    """y = x + W drop(silu(V silu(x) + U e)), with W = 0 at first.
+
+    Shapes: x (B, width); e (B, width); result (B, width).
+    """
+
+    def __init__(self, width: int, dropout: float, generator: torch.Generator) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.inner = linear(width, width, generator)
+        self.condition = linear(width, width, generator)
+        self.outer = linear(width, width, None)
+
+    def forward(self, x: Tensor, e: Tensor) -> Tensor:
+        """Return the layer's output for the conditioning vectors e."""
+        h = F.silu(self.inner(F.silu(x)) + self.condition(e))
+        added: Tensor = self.outer(F.dropout(h, self.dropout, self.training))
+        return x + added
+
+
+@final
+class MLP(nn.Module):
+    """A residual MLP for points in ``dimension`` dimensions, called like the U-Net.
+
+    ``depth`` layers of ``width`` units, each conditioned on the noise level and on class labels.
+    The output is 0 at first. The other arguments, and ``config``, are those of `UNet`.
+
+    Shapes: x (B, dimension); c (B,); labels (B,) int64; result like x.
+    Units: c is the time t in [0, 1], or ¼ ln sigma.
+    Errors: ValueError and TypeError for arguments, shapes, dtypes and labels that do not fit.
+
+    >>> net = MLP(2, width=16)
+    >>> net(torch.ones(3, 2), torch.rand(3, generator=torch.Generator())).abs().max().item()
+    0.0
+    """
+
+    def __init__(
+        self,
+        dimension: int,
+        width: int = 128,
+        depth: int = 3,
+        embedding: str = "fourier",
+        time_scale: float | None = None,
+        classes: int | None = None,
+        dropout: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        positive_integer("MLP", "dimension", dimension)
+        positive_integer("MLP", "width", width)
+        positive_integer("MLP", "depth", depth)
+        check_dropout("MLP", dropout)
+        check_seed("MLP", seed)
+        scale = resolve("MLP", embedding, time_scale, classes)
+        self.config: dict[str, Any] = {
+            "dimension": dimension, "width": width, "depth": depth, "embedding": embedding,
+            "time_scale": scale, "classes": classes, "dropout": dropout, "seed": seed,
+        }  # fmt: skip
+        generator = torch.Generator().manual_seed(seed)
+        with torch.device("cpu"):  # where the generator is, whatever the default device
+            self.condition = Conditioning(width, width, embedding, scale, classes, generator)
+            self.stem = linear(dimension, width, generator)
+            layers = (Layer(width, dropout, generator) for _ in range(depth))
+            self.layers = nn.ModuleList(layers)
+            self.head = linear(width, dimension, None)
+
+    def forward(self, x: Tensor, c: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Return the network's output for the points x at the noise levels c."""
+        check_input("MLP", x, (self.config["dimension"],), self.stem.weight)
+        check_condition("MLP", x, c, labels, self.config["classes"])
+        e, h = self.condition(c, labels), self.stem(x)
+        for layer in self.layers:
+            h = layer(h, e)
+        out: Tensor = self.head(F.silu(h))
+        return out

@@ -1,0 +1,494 @@
+"""The networks: exact identities of their parts, laws of the whole, and what training needs."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sde_diffusion.nets import MLP, UNet
+from sde_diffusion.nets.blocks import Attention, ResidualBlock
+from sde_diffusion.nets.embedding import GaussianFourier, Sinusoidal
+from sde_diffusion.nets.unet import digits_config, mnist_config
+
+SMALL: dict[str, Any] = {
+    "channels": 1, "width": 8, "multipliers": (1, 2), "blocks": 1, "attention": (0, 1), "heads": 2,
+}  # fmt: skip
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape, generator=generator(seed), dtype=torch.float64).to(dtype)
+
+
+def shaken(net: nn.Module) -> Any:
+    """The network, frozen, with every weight moved by N(0, 0.2²), so that nothing is 0."""
+    draws = generator(7)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter += 0.2 * torch.randn(parameter.shape, generator=draws)
+    return net.eval().requires_grad_(requires_grad=False)
+
+
+def small(**settings: Any) -> Any:
+    return shaken(UNet(**SMALL | settings))
+
+
+def inputs(net: UNet | MLP, rows: int = 2, dtype: torch.dtype = torch.float32) -> Any:
+    event = (net.config["channels"], 5, 7) if isinstance(net, UNet) else (net.config["dimension"],)
+    x = normal(rows, *event, seed=1, dtype=dtype)
+    return x, torch.linspace(0.1, 0.9, rows, dtype=dtype)
+
+
+# Embeddings ---------------------------------------------------------------------------------
+
+
+def test_sinusoidal_frequencies_fall_from_the_scale_by_equal_factors():
+    c = torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64)
+    got = Sinusoidal(4, scale=50.0)(c)
+    for k in range(4):
+        angle = 50.0 / 10**k * c  # 10⁴^(−k/4) = 10^−k
+        assert torch.allclose(got[:, k], math.sqrt(2) * angle.cos(), rtol=0, atol=1e-12)
+        assert torch.allclose(got[:, 4 + k], math.sqrt(2) * angle.sin(), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("scale", [0.5, 3.0])
+def test_products_of_fourier_features_tend_to_the_gaussian_kernel(scale: float):
+    c = torch.linspace(-0.5, 0.5, 41, dtype=torch.float64)
+    kernel = torch.exp(-((2 * math.pi * scale) ** 2) * (c[:, None] - c) ** 2 / 2)
+    worst = []
+    for pairs in (100, 40_000):
+        phi = GaussianFourier(pairs, scale, generator())(c)
+        worst.append((phi @ phi.T / phi.shape[1] - kernel).abs().max())
+    assert worst[1] < 4 / math.sqrt(40_000)  # four deviations of a mean of cosines
+    assert worst[1] < worst[0] / 3
+
+
+def test_casting_a_network_to_bfloat16_leaves_the_phases_alone():
+    for embedding in ("fourier", "sinusoidal"):
+        net = MLP(2, width=32, embedding=embedding)
+        c = torch.tensor([0.25, 0.875])
+        before = net.condition.waves(c)
+        assert torch.equal(net.bfloat16().condition.waves(c), before)
+
+
+# Blocks -------------------------------------------------------------------------------------
+
+
+def test_residual_block_is_its_formula():
+    block = shaken(ResidualBlock(8, 12, 5, 0.0, generator())).double()
+    x, e = normal(2, 8, 4, 3, dtype=torch.float64), normal(2, 5, dtype=torch.float64)
+
+    def normed(h: Tensor, groups: int) -> Tensor:
+        parts = h.unflatten(1, (groups, -1))
+        mean = parts.mean((2, 3, 4), keepdim=True)
+        variance = (parts - mean).square().mean((2, 3, 4), keepdim=True)
+        return ((parts - mean) / (variance + 1e-5).sqrt()).flatten(1, 2)
+
+    def affine(h: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        return h * scale.reshape(*scale.shape, 1, 1) + shift.reshape(*shift.shape, 1, 1)
+
+    h = affine(normed(x, 2), block.first_norm.weight[None], block.first_norm.bias[None])
+    h = normed(block.first(h * h.sigmoid()), 3)
+    m = e @ block.modulation.weight.T + block.modulation.bias
+    h = affine(h, 1 + m[:, :12], m[:, 12:])
+    expected = (block.skip(x) + block.second(h * h.sigmoid())) / math.sqrt(2)
+    assert torch.allclose(block(x, e), expected, rtol=0, atol=1e-12)
+
+
+def test_attention_is_its_formula_and_does_not_see_the_order_of_pixels():
+    layer = shaken(Attention(8, 2, generator())).double()
+    x = normal(2, 8, 3, 5, dtype=torch.float64)
+    q, k, v = layer.qkv(layer.norm(x).flatten(2).transpose(1, 2)).split(8, dim=2)
+    heads = []
+    for one in (slice(0, 4), slice(4, 8)):
+        scores = torch.einsum("bic,bjc->bij", q[..., one], k[..., one]) / math.sqrt(4)
+        weights = scores.exp() / scores.exp().sum(2, keepdim=True)
+        heads.append(torch.einsum("bij,bjc->bic", weights, v[..., one]))
+    added = layer.out(torch.cat(heads, 2)).transpose(1, 2).reshape(x.shape)
+    got = layer(x)
+    assert torch.allclose(got, (x + added) / math.sqrt(2), rtol=0, atol=1e-12)
+    order = torch.randperm(15, generator=generator())
+    moved = layer(x.flatten(2)[..., order].reshape(x.shape))
+    assert torch.allclose(moved.flatten(2), got.flatten(2)[..., order], rtol=0, atol=1e-12)
+
+
+def test_blocks_only_rescale_at_first():
+    x, e = normal(2, 8, 3, 5), normal(2, 4)
+    for block in (
+        lambda h: ResidualBlock(8, 8, 4, 0.0, generator())(h, e), Attention(8, 2, generator()),
+    ):  # fmt: skip
+        assert torch.allclose(block(x), x / math.sqrt(2), rtol=1e-6, atol=0)
+
+
+# The whole ----------------------------------------------------------------------------------
+
+NETS: dict[str, Callable[..., Any]] = {
+    "unet": lambda **kw: UNet(**SMALL | kw),
+    "unet-colour": lambda **kw: UNet(**SMALL | {"channels": 3, "embedding": "fourier"} | kw),
+    "mlp": lambda **kw: MLP(3, width=16, **kw),
+    "mlp-sinusoidal": lambda **kw: MLP(3, width=15, embedding="sinusoidal", **kw),
+}
+every = pytest.mark.parametrize("build", NETS.values(), ids=NETS)
+
+
+@every
+def test_output_is_zero_at_first_and_can_leave_zero(build: Callable[..., Any]):
+    net = build(classes=3)
+    x, c = inputs(net)
+    out = net(x, c, torch.tensor([0, 2]))
+    assert torch.equal(out, torch.zeros_like(x))
+    (out - x).square().sum().backward()
+    assert float(net.head.weight.grad.abs().max()) > 1e-3
+
+
+@every
+def test_weights_follow_from_the_seed_alone(build: Callable[..., Any]):
+    torch.randn(3)
+    before = torch.get_rng_state()
+    first, again, other = build(seed=3), build(seed=3), build(seed=4)
+    assert torch.equal(torch.get_rng_state(), before)
+    for (name, a), b in zip(first.state_dict().items(), again.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    assert not torch.equal(first.stem.weight, other.stem.weight)
+
+
+@every
+def test_config_rebuilds_the_network_after_a_trip_through_json(build: Callable[..., Any]):
+    net = build(classes=2, dropout=0.25, seed=5)
+    config = json.loads(json.dumps(net.config))
+    copy = type(net)(**config)
+    assert copy.config == config == net.config
+    x, c = inputs(net)
+    expected = shaken(net)(x, c)
+    assert float(expected.abs().mean()) > 1e-2
+    assert torch.equal(shaken(copy)(x, c), expected)
+
+
+@every
+def test_dropout_acts_in_training_only(build: Callable[..., Any]):
+    with_dropout, without = shaken(build(dropout=0.5)), shaken(build())
+    x, c = inputs(without)
+    assert torch.equal(with_dropout(x, c), without(x, c))
+    with torch.random.fork_rng():
+        assert float((with_dropout.train()(x, c) - without(x, c)).abs().max()) > 1e-2
+
+
+@every
+def test_double_precision_agrees_with_single(build: Callable[..., Any]):
+    net = shaken(build(classes=3))
+    x, c = inputs(net)
+    labels = torch.tensor([1, -1])
+    single, double = net(x, c, labels), net.double()(x.double(), c.double(), labels)
+    assert double.dtype == torch.float64
+    assert torch.allclose(single.double(), double, rtol=0, atol=1e-4 * float(double.abs().max()))
+
+
+def assert_rows_are_independent(net: nn.Module, x: Tensor, c: Tensor) -> None:
+    """Row 1 changes with itself only; and it does change."""
+    out = net(x, c)
+    assert out.shape == x.shape
+    others, itself = x.clone(), x.clone()
+    others[0] += 1
+    itself[1] += 0.1
+    c_others = c.clone()
+    c_others[0] += 0.3
+    scale = float(out.abs().max())
+    assert torch.allclose(net(others, c_others)[1], out[1], rtol=0, atol=1e-5 * scale)
+    assert torch.allclose(net(x[1:], c[1:])[0], out[1], rtol=0, atol=1e-5 * scale)
+    assert float((net(itself, c)[1] - out[1]).abs().max()) > 1e-3 * scale
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 9), (28, 28), (33, 47), (1, 3)], ids=str)
+@torch.no_grad()
+def test_images_of_any_size_go_through_row_by_row(size: tuple[int, int]):
+    net = small(multipliers=(1, 2, 2), attention=(2,), channels=2)
+    assert_rows_are_independent(net, normal(3, 2, *size), torch.tensor([0.1, 0.5, 0.9]))
+
+
+@torch.no_grad()
+def test_points_go_through_row_by_row():
+    assert_rows_are_independent(
+        shaken(MLP(3, width=16)), normal(3, 3), torch.tensor([0.1, 0.5, 0.9])
+    )
+
+
+@torch.no_grad()
+def test_without_attention_and_norms_far_pixels_do_not_meet():
+    net = small(multipliers=(1,), attention=())
+    for module in net.modules():  # norms see the whole image
+        if isinstance(module, nn.GroupNorm):
+            module.forward = lambda h: h  # type: ignore[method-assign]
+    x, c = normal(1, 1, 40, 3), torch.tensor([0.5])
+    moved = x.clone()
+    moved[..., 0, 1] += 1
+    changed = (net(moved, c) - net(x, c)).abs().amax((0, 1, 3)).nonzero().flatten()
+    # Stem, head, and 4 blocks (1 down, 2 in the middle, 1 up) of 2 convolutions reach 1 row each.
+    assert changed.tolist() == list(range(11))
+
+
+# Labels -------------------------------------------------------------------------------------
+
+
+@every
+def test_labels_choose_their_row_and_the_null_class_is_none_or_minus_one(
+    build: Callable[..., Any],
+):
+    net = shaken(build(classes=3))
+    x, c = inputs(net, rows=4)
+    labels = torch.tensor([0, 2, -1, 2])
+    before, null = net(x, c, labels), net(x, c)
+    assert torch.equal(net(x, c, torch.full((4,), -1)), null)
+    assert torch.equal(before[2], null[2])
+    assert float((before[0] - null[0]).abs().max()) > 1e-3
+    with torch.no_grad():
+        net.condition.classes.weight[1 + 2] += 1
+    change = (net(x, c, labels) - before).abs().flatten(1).amax(1)
+    assert (change > 1e-3).tolist() == [False, True, False, True]
+    assert torch.equal(net(x, c), null)
+
+
+# Derivatives --------------------------------------------------------------------------------
+
+# PyTorch compiles its own rules for forward mode with this when they are first needed.
+forward_mode = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+
+
+@forward_mode
+@every
+@pytest.mark.parametrize(
+    ("dtype", "atol"), [(torch.float32, 1e-4), (torch.float64, 1e-10)], ids=["float32", "float64"]
+)
+def test_forward_and_reverse_mode_are_dual(
+    build: Callable[..., Any], dtype: torch.dtype, atol: float
+):
+    net = shaken(build()).to(dtype)
+    x, c = inputs(net, dtype=dtype)
+    v, w = torch.sin(3 * x), torch.cos(5 * c)
+    out, along = torch.func.jvp(lambda x, c: net(x, c), (x, c), (v, w))
+    assert torch.allclose(out, net(x, c), rtol=0, atol=atol)
+    z = torch.cos(2 * x)
+    _, pull = torch.func.vjp(lambda x, c: net(x, c), x, c)
+    back_x, back_c = pull(z)
+    left, right = (z * along).sum(), (back_x * v).sum() + (back_c * w).sum()
+    size = (z * along).abs().sum()
+    assert abs(left) > 1e-3 * size
+    assert abs(left - right) < atol * size
+
+
+@forward_mode
+@every
+def test_derivatives_in_batches_equal_those_one_by_one(build: Callable[..., Any]):
+    net = shaken(build()).double()
+    x, c = inputs(net, dtype=torch.float64)
+    probes = normal(3, *x.shape, seed=4, dtype=torch.float64)
+    x.requires_grad_()
+    out = net(x, c)
+    one = [torch.autograd.grad(out, x, z, retain_graph=True)[0] for z in probes]
+    (many,) = torch.autograd.grad(out, x, probes, is_grads_batched=True)
+    assert torch.allclose(many, torch.stack(one), rtol=0, atol=1e-10)
+
+    def push(v: Tensor) -> Tensor:
+        result: Tensor = torch.func.jvp(lambda x: net(x, c), (x.detach(),), (v,))[1]
+        return result
+
+    assert torch.allclose(
+        torch.func.vmap(push)(probes), torch.stack([push(v) for v in probes]), rtol=0, atol=1e-10
+    )
+
+
+@forward_mode
+@every
+def test_second_derivatives_agree_between_reverse_and_forward_mode(build: Callable[..., Any]):
+    net = shaken(build()).double()
+    x, c = inputs(net, dtype=torch.float64)
+    z, v = torch.cos(2 * x), torch.sin(3 * x)
+
+    def pulled(x: Tensor) -> Tensor:
+        result: Tensor = torch.func.vjp(lambda x: net(x, c), x)[1](z)[0]
+        return result
+
+    forward_over_reverse = torch.func.jvp(pulled, (x,), (v,))[1]
+    leaf = x.clone().requires_grad_()
+    (first,) = torch.autograd.grad(net(leaf, c), leaf, z, create_graph=True)
+    (reverse_twice,) = torch.autograd.grad(first, leaf, v)
+    assert float(reverse_twice.abs().max()) > 1e-3
+    assert torch.allclose(forward_over_reverse, reverse_twice, rtol=1e-8, atol=1e-9)
+
+
+def test_the_memory_layout_changes_nothing():
+    net = small(channels=3).double()
+    x, c = inputs(net, dtype=torch.float64)
+    # An input that asks for its gradient goes through with the channels first, others last.
+    expected = net(x.clone().requires_grad_(), c).detach()
+    got = net(x, c)
+    assert torch.allclose(got, expected, rtol=0, atol=1e-12)
+    assert got.is_contiguous()
+
+
+# Training -----------------------------------------------------------------------------------
+
+
+def noisy(x0: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    """One batch (x_t, t, eps) at noise levels from small to large, in random order."""
+    t = torch.linspace(0.05, 0.95, rows)[torch.randperm(rows, generator=generator(2))]
+    eps = normal(rows, *x0.shape[1:], seed=3)
+    angle = (0.5 * math.pi * t).reshape(-1, *(1 for _ in x0.shape[1:]))
+    return angle.cos() * x0 + angle.sin() * eps, t, eps
+
+
+def fit(net: nn.Module, batch: tuple[Tensor, Tensor, Tensor], steps: int, rate: float) -> float:
+    x, t, eps = batch
+    optimizer = torch.optim.Adam(net.parameters(), lr=rate, betas=(0.9, 0.99))
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * (1 - step / steps)
+        optimizer.zero_grad()
+        F.mse_loss(net(x, t), eps).backward()
+        optimizer.step()
+    return loss(net, batch)
+
+
+@torch.no_grad()
+def loss(net: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> float:
+    x, t, eps = batch
+    return float(F.mse_loss(net(x, t), eps))
+
+
+@pytest.fixture(scope="module")
+def trained() -> Any:
+    batch = noisy(normal(16, 1, 8, 8, seed=6), 16)
+    net = UNet(1, width=16, multipliers=(1, 2), blocks=1, attention=(1,))
+    start = loss(net, batch)
+    return net, batch, start, fit(net, batch, 200, 4e-3)
+
+
+def test_unet_overfits_one_batch(trained: Any):
+    _, _, start, end = trained
+    assert 0.9 < start < 1.1  # the output is 0 and eps is normal
+    assert end < 0.02
+
+
+@pytest.mark.parametrize("embedding", ["fourier", "sinusoidal"])
+def test_mlp_overfits_one_batch(embedding: str):
+    batch = noisy(normal(64, 2, seed=6), 64)
+    assert fit(MLP(2, width=64, embedding=embedding), batch, 300, 5e-3) < 0.01
+
+
+@torch.no_grad()
+def test_removing_the_time_hurts(trained: Any):
+    net, batch, _, end = trained
+    layer = net.condition.inner
+    kept = layer.weight.clone()
+    layer.weight.zero_()
+    without = loss(net, batch)
+    layer.weight.copy_(kept)
+    x, t, eps = batch
+    assert without > 10 * end
+    assert loss(net, (x, t.flip(0), eps)) > 10 * end
+    assert loss(net, batch) == pytest.approx(end)
+
+
+@pytest.mark.parametrize("level", [0, 1])
+@torch.no_grad()
+def test_removing_a_skip_hurts(trained: Any, level: int):
+    net, batch, _, end = trained
+
+    def cut(_: nn.Module, args: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        own, skip = args[0].chunk(2, dim=1)
+        return torch.cat([own, torch.zeros_like(skip)], dim=1), args[1]
+
+    hook = net.up[level][0].register_forward_pre_hook(cut)
+    without = loss(net, batch)
+    hook.remove()
+    assert without > 10 * end
+
+
+@pytest.mark.parametrize(
+    ("config", "least", "most"), [(mnist_config(), 2.4e6, 2.7e6), (digits_config(), 6e5, 9e5)]
+)
+def test_sizes_are_those_that_are_promised(config: dict[str, Any], least: float, most: float):
+    assert least < sum(p.numel() for p in UNet(**config).parameters()) < most
+
+
+# Errors -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"channels": 0}, "UNet: channels must be at least 1, got 0"),
+        ({"channels": (1, 28, 28)}, "UNet: channels must be an integer"),
+        ({"width": 3}, "UNet: width must be at least 4, got 3"),
+        ({"blocks": 0}, "UNet: blocks must be at least 1"),
+        ({"multipliers": ()}, r"UNet: multipliers must be positive, one or more, got \[\]"),
+        ({"multipliers": (1, 0)}, r"UNet: multipliers must be positive, .* got \[1, 0\]"),
+        ({"multipliers": 2}, "UNet: multipliers must be a sequence of integers, got 2"),
+        ({"attention": "1"}, "UNet: attention must be a sequence of integers"),
+        ({"attention": (2,)}, r"UNet: attention must list levels from 0 to 1, got \[2\]"),
+        ({"heads": 3}, "UNet: heads must divide the 8 channels of level 0, got 3; pass heads=1"),
+        ({"embedding": "random"}, "UNet: embedding must be one of sinusoidal, fourier"),
+        ({"time_scale": 0.0}, "UNet: time_scale must be finite and above 0"),
+        ({"classes": 0}, "UNet: classes must be at least 1"),
+        ({"dropout": 1.0}, r"UNet: dropout must be in \[0, 1\), got 1.0"),
+        ({"dropout": "much"}, "UNet: dropout must be a number"),
+        ({"seed": -1}, "UNet: seed must be at least 0"),
+    ],
+)
+def test_impossible_settings_are_refused(settings: dict[str, Any], message: str):
+    with pytest.raises((ValueError, TypeError), match=message):
+        UNet(**SMALL | settings)
+
+
+def test_impossible_settings_of_the_mlp_are_refused():
+    with pytest.raises(TypeError, match="MLP: dimension must be an integer"):
+        MLP((2,))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="MLP: depth must be at least 1"):
+        MLP(2, depth=0)
+
+
+@pytest.mark.parametrize(
+    ("x", "c", "labels", "kind", "message"),
+    [
+        (torch.ones(2, 3, 8, 8), None, None, ValueError, r"x must have shape \(B, 1, H, W\), got"),
+        (torch.ones(2, 8, 8), None, None, ValueError, r"x must have shape \(B, 1, H, W\), got"),
+        (torch.ones(2, 1, 0, 8), None, None, ValueError, r"x must have shape \(B, 1, H, W\), got"),
+        ([1.0], torch.ones(1), None, TypeError, "x must be a torch.Tensor, got list"),
+        (torch.ones(2, 1, 8, 8).double(), None, None, TypeError, "x must have the weights' dtype"),
+        (torch.ones(2, 1, 8, 8).long(), None, None, TypeError, "x must have the weights' dtype"),
+        (None, torch.tensor(0.5), None, ValueError, r"c must have shape \(2,\) for this x, got"),
+        (None, torch.ones(3), None, ValueError, r"c must have shape \(2,\) .* got \(3,\)"),
+        (None, torch.ones(2).long(), None, TypeError, "c must be a floating-point tensor"),
+        (None, 0.5, None, TypeError, "c must be a floating-point tensor, got float"),
+        (None, None, torch.tensor([0, 4]), ValueError, "labels must lie in 0 … 3, .* to 4"),
+        (None, None, torch.tensor([-2, 0]), ValueError, "labels must lie in 0 … 3, or be −1"),
+        (None, None, torch.tensor([1]), ValueError, r"labels must have shape \(2,\)"),
+        (None, None, torch.tensor([1.0, 2.0]), TypeError, "labels must be an int64 tensor"),
+        (None, None, [1, 2], TypeError, "labels must be an int64 tensor, got list"),
+    ],
+)  # fmt: skip
+def test_wrong_inputs_are_refused(x: Any, c: Any, labels: Any, kind: type, message: str):
+    net = UNet(**SMALL | {"classes": 4})
+    x = torch.ones(2, 1, 8, 8) if x is None else x
+    c = torch.ones(2) if c is None else c
+    with pytest.raises(kind, match=f"^UNet: {message}"):
+        net(x, c, labels)
+
+
+def test_labels_for_a_network_without_classes_are_refused():
+    with pytest.raises(ValueError, match=r"labels must be None .*; build the network with UNet\("):
+        UNet(**SMALL)(torch.ones(2, 1, 8, 8), torch.ones(2), torch.tensor([0, 1]))
+
+
+def test_points_of_another_shape_are_refused():
+    with pytest.raises(ValueError, match=r"^MLP: x must have shape \(B, 4\), got \(2, 1, 2, 2\)"):
+        MLP(4)(torch.ones(2, 1, 2, 2), torch.ones(2))
