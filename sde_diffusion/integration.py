@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sde_diffusion._check import diverged, positive_integer, wrong_type, wrong_value
 from sde_diffusion._tensors import check_state
-from sde_diffusion.grids import check_grid, uniform
+from sde_diffusion.grids import check_grid, quadratic
 from sde_diffusion.noise import Noise, NoNoise, PerSampleNoise
 from sde_diffusion.reverse import ODE, ProbabilityFlow, ReverseSDE, Score
 from sde_diffusion.sde import SDE, LinearSDE
@@ -130,8 +130,8 @@ def sample(
     """Return samples of ``model``: a draw of the prior, carried to the data by ``solver``.
 
     Sample i of a run depends on ``seed`` and ``first`` + i only, not on the batch it is in. Give a
-    grid, or a number of steps for a uniform grid from the SDE's horizon to its cutoff (20 if
-    neither is given).
+    grid, or a number of steps for a `quadratic` one from the SDE's horizon to its cutoff (20 if
+    neither is given); EDM and VE want `karras`.
 
     Shapes: shape (B, *event).
     Errors: those of `integrate`; ValueError for steps and grid together or a model in training.
@@ -147,7 +147,11 @@ def sample(
     for size in shape:
         positive_integer("sample", "shape", size)
     if grid is None:
-        grid = uniform(20 if steps is None else steps, model.sde.horizon, model.sde.cutoff)
+        grid = quadratic(20 if steps is None else steps, model.sde.horizon, model.sde.cutoff)
+    elif isinstance(grid, Tensor) and grid.ndim == 1 and len(grid) and grid[0] < grid[-1]:
+        raise wrong_value("sample", "grid", "run from noise (t near 1) to data",
+                          f"{float(grid[0]):.4g} … {float(grid[-1]):.4g}",
+                          "reverse it with grid.flip(0)")  # fmt: skip
     noise = PerSampleNoise.numbered(seed, first, shape[0])
     with torch.no_grad():
         x = model.sde.prior().sample(noise, shape, dtype=dtype, device=model.device)

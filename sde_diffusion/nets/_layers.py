@@ -121,7 +121,7 @@ def check_condition(
         _check_labels(what, labels, batch, classes)
 
 
-def _check_labels(what: str, labels: Tensor, batch: tuple[int], classes: int | None) -> None:
+def _check_labels(what: str, labels: Tensor, batch: tuple[int, ...], classes: int | None) -> None:
     if classes is None:
         raise wrong_value(what, "labels", "be None for a network without classes", "labels",
                           f"build the network with {what}(…, classes=10)")  # fmt: skip

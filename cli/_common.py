@@ -1,0 +1,206 @@
+"""What the commands share: options, errors as lines, results, output files."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+
+from sde_diffusion._check import wrong_value
+from sde_diffusion.cli import menu
+
+if TYPE_CHECKING:
+    import torch
+
+FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
+
+# What a user can put right. Anything else is a bug of ours and keeps its traceback.
+_USER_ERRORS: Final = (ValueError, TypeError, OSError, FloatingPointError)
+
+
+class Failure(click.ClickException):
+    """An error of the user's input, shown as one line."""
+
+    exit_code = 2
+
+
+class Interrupted(click.ClickException):
+    """Ctrl-C, shown as one line."""
+
+    exit_code = 130  # 128 + SIGINT, as shells have it
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        click.echo(self.format_message(), file=file, err=True)
+
+
+@contextmanager
+def errors_as_lines(*, show_traceback: bool = False) -> Iterator[None]:
+    """Turn the library's errors into one line and exit code 2."""
+    try:
+        yield
+    except BrokenPipeError:  # `… | head`: click ends quietly
+        raise
+    except KeyboardInterrupt as interrupt:
+        raise Interrupted(str(interrupt) or "Interrupted.") from interrupt
+    except _USER_ERRORS as error:
+        if show_traceback:
+            raise
+        raise Failure(one_line(error)) from error
+    except RuntimeError as error:
+        if show_traceback or type(error).__name__ != "OutOfMemoryError":
+            raise
+        message = f"the device is out of memory; pass a smaller --batch-size ({one_line(error)})"
+        raise Failure(message) from error
+
+
+def one_line(error: BaseException) -> str:
+    """Return the message of an error without its line breaks."""
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def count_option(
+    *names: str, default: int | None, help: str, least: int = 1
+) -> Callable[[FunctionT], FunctionT]:
+    """Return an option that takes an integer of at least ``least``."""
+    return click.option(
+        *names, type=click.IntRange(min=least), metavar="N", default=default, help=help,
+        show_default=default is not None,
+    )  # fmt: skip
+
+
+def common_options(
+    *, out: str | None, out_help: str = "Folder for the results."
+) -> Callable[[FunctionT], FunctionT]:
+    """Return the options of every command that computes: --seed, --device, --out, --json."""
+    options = [
+        count_option("--seed", default=0, least=0, help="Everything drawn follows from it."),
+        click.option("--device", default="auto", show_default=True,
+                     help="auto (the GPU if there is one), cpu, cuda or cuda:1."),
+        click.option("--out", type=click.Path(path_type=Path), default=out,
+                     show_default=out is not None, help=out_help),
+        json_option,
+    ]  # fmt: skip
+    return lambda function: _with(options, function)
+
+
+def _with(options: Sequence[Callable[[Any], Any]], function: FunctionT) -> FunctionT:
+    """Return the command with the options, in their order in the help."""
+    made: Any = function
+    for option in reversed(options):
+        made = option(made)
+    wrapped: FunctionT = made
+    return wrapped
+
+
+def data_options(function: FunctionT) -> FunctionT:
+    """Add --data, --levels and --limit."""
+    options = [
+        click.option("--data", default="digits", show_default=True,
+                     help="digits, or a path: IDX, .npy, .npz, CIFAR-10 or a folder of images."),
+        count_option("--levels", default=None, least=2,
+                     help="Grey levels of integer data; 17 for digits, 256 for files."),
+        count_option("--limit", default=None, help="Use the first so many samples only."),
+    ]  # fmt: skip
+    return _with(options, function)
+
+
+def solver_option(
+    default: str, names: Sequence[str] = menu.SOLVER_NAMES
+) -> Callable[[FunctionT], FunctionT]:
+    """Return --solver."""
+    return click.option("--solver", default=default, show_default=True,
+                        help=f"{', '.join(names)}, or package.module:attr.")  # fmt: skip
+
+
+def grid_options(function: FunctionT) -> FunctionT:
+    """Add --steps, --grid and --tolerance."""
+    names = ", ".join(menu.GRID_NAMES)
+    options = [
+        count_option("--steps", default=None,
+                     help="Steps along the grid; 20 if not given, 1 if the solver is adaptive."),
+        click.option("--grid", default="quadratic", show_default=True,
+                     help=f"Spacing of the times: {names}, or package.module:attr."),
+        click.option("--tolerance", type=float, default=None,
+                     help="rtol = atol of an adaptive solver; 1e-5 if not given."),
+    ]  # fmt: skip
+    return _with(options, function)
+
+
+def json_option(function: FunctionT) -> FunctionT:
+    """Add --json, which arrives as ``as_json``."""
+    return click.option(
+        "--json", "as_json", is_flag=True, help="Print the result as JSON on standard output."
+    )(function)
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device of that name; "auto" is the GPU if there is one.
+
+    Errors: ValueError for another name or a GPU that is not there.
+    """
+    import torch
+
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        return torch.device("cuda" if gpus else "cpu")
+    kind, _, number = name.partition(":")
+    if name == "cpu" or (kind == "cuda" and (number.isdecimal() or name == "cuda")):
+        if kind == "cpu" or int(number or 0) < gpus:
+            return torch.device(name)
+        found = "no GPU here" if gpus == 0 else f"{gpus} GPU here, numbered from 0"
+        raise wrong_value("--device", "device", "be there", f"{name} with {found}",
+                          "pass --device auto or cpu")  # fmt: skip
+    raise wrong_value("--device", "device", "be auto, cpu, cuda or cuda:NUMBER", name,
+                      "pass --device auto")  # fmt: skip
+
+
+def output_folder(path: Path) -> Path:
+    """Return the folder, made if need be, before any time is spent on what goes into it.
+
+    Errors: OSError where it cannot be made or written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / ".probe.tmp"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        text = wrong_value("--out", "out", "be a folder that can be written", str(path),
+                           "pass another folder")  # fmt: skip
+        message = f"{text} ({error.strerror})"
+        raise OSError(message) from error
+    return path
+
+
+def show(result: Mapping[str, object], lines: list[str], *, as_json: bool) -> None:
+    """Print the result: lines for people, or one JSON object."""
+    if as_json:
+        click.echo(json.dumps(_plain(result), indent=2, allow_nan=False))
+    else:
+        click.echo("\n".join(lines))
+
+
+def _plain(value: object) -> object:
+    """Return the value as strict JSON, in which "not a number" is null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, (int, float, str, type(None))) else str(value)
+
+
+def progress(total: int, unit: str) -> Any:  # noqa: ANN401  (tqdm has no types)
+    """Return a progress bar on standard error, silent where that is not a terminal."""
+    from tqdm import tqdm
+
+    return tqdm(total=total, unit=unit, file=sys.stderr, disable=None, dynamic_ncols=True)

@@ -1,0 +1,92 @@
+"""`sde-diffusion info`: what is in a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from sde_diffusion.cli import _common, menu
+
+EXAMPLES: Final = """\b
+Examples:
+  sde-diffusion info digits
+  sde-diffusion info runs/digits-vp --json
+"""
+
+
+@click.command(epilog=EXAMPLES)
+@click.argument("model", default="digits")
+@_common.json_option
+def command(model: str, as_json: bool) -> None:
+    """Show what is in a checkpoint.
+
+    MODEL is digits (the default), the path of a checkpoint or run folder, ring, or
+    package.module:attr.
+    """
+    configuration = _configuration(model)
+    _common.show({"model": model} | configuration, _lines(model, configuration), as_json=as_json)
+
+
+def _configuration(name: str) -> dict[str, Any]:
+    """Return the configuration and the number of parameters."""
+    from sde_diffusion.checkpoint import configuration_of, describe, shipped
+    from sde_diffusion.score import ScoreModel
+
+    if name in shipped() or Path(name).exists():
+        described = describe(name)
+        # A network of the user's own class cannot be built here, and need not be.
+        return described | {"parameters": _parameters(name) if _known(described) else None}
+    model = menu.model(name)
+    if isinstance(model, ScoreModel):
+        return configuration_of(model) | {"parameters": sum(p.numel() for p in model.parameters())}
+    settings = {name: str(value) for name, value in vars(model.sde).items()}
+    return {
+        "network": {"class": type(model).__name__},
+        "sde": {"class": type(model.sde).__name__} | settings,
+        "data": {"shape": list(menu.event_shape(model))},
+        "parameters": 0,
+    }
+
+
+def _known(configuration: dict[str, Any]) -> bool:
+    parts = (configuration["network"], configuration["sde"])
+    return all("." not in part["class"] for part in parts)
+
+
+def _parameters(name: str) -> int:
+    from sde_diffusion.checkpoint import load
+
+    return sum(parameter.numel() for parameter in load(name).parameters())
+
+
+def _lines(name: str, configuration: dict[str, Any]) -> list[str]:
+    """Return one line for every part of the configuration, largest first."""
+    lines = [name]
+    count = configuration.get("parameters")
+    network = configuration["network"]
+    size = "of your own class" if count is None else f"{count:,} parameters"
+    lines.append(f"  network     {network['class']}, {size}")
+    lines.append(f"  settings    {_settings(network.get('config'))}")
+    lines.append(f"  sde         {_settings(configuration['sde'])}")
+    lines.append(f"  prediction  {configuration.get('prediction', 'exact score')}")
+    lines.append(f"  data        {_settings(configuration.get('data'))}")
+    for key in ("training", "dataset", "step", "versions"):
+        if key in configuration:
+            lines.append(f"  {key:<11} {_settings(configuration[key])}")
+    return [line.rstrip() for line in lines]
+
+
+def _settings(value: object) -> str:
+    """Return a setting as ``Class(name=value, …)`` or ``name=value, …``."""
+    if value is None:
+        return "-"
+    if isinstance(value, list):
+        shown = [_settings(item) for item in value[:6]]
+        more = [f"… {len(value)} in all"] if len(value) > 6 else []
+        return f"[{', '.join(shown + more)}]"
+    if not isinstance(value, dict):
+        return f"{value:g}" if isinstance(value, float) else str(value)
+    inner = ", ".join(f"{k}={_settings(v)}" for k, v in value.items() if k != "class")
+    return f"{value['class']}({inner})" if "class" in value else inner

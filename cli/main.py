@@ -1,0 +1,71 @@
+"""The command group. Commands are imported when they are used, so `--help` answers at once."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Mapping
+from typing import Final
+
+import click
+
+import sde_diffusion
+from sde_diffusion.cli._common import errors_as_lines
+
+# name -> (module, what it does); the help of the group must not import the modules.
+_COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
+    "train": ("sde_diffusion.cli.train", "Train a score model on a data set."),
+    "sample": ("sde_diffusion.cli.sample", "Draw samples of a model with any solver."),
+    "likelihood": ("sde_diffusion.cli.likelihood", "Evaluate bits per dimension of a data set."),
+    "compare": (
+        "sde_diffusion.cli.compare",
+        "Compare solvers at equal numbers of counted evaluations.",
+    ),
+    "info": ("sde_diffusion.cli.info", "Show what is in a checkpoint."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands live in modules of their own, each as ``command``."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  (click's signature)
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in _COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(_COMMANDS[cmd_name][0]).command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in _COMMANDS and not args[0].startswith("-"):
+            close = difflib.get_close_matches(args[0], list(_COMMANDS), n=1, cutoff=0.5)
+            hint = f"did you mean {close[0]}?" if close else f"choose {', '.join(_COMMANDS)}."
+            ctx.fail(f"No such command '{args[0]}'; {hint}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
+
+    def invoke(self, ctx: click.Context) -> object:
+        with errors_as_lines(show_traceback=bool(ctx.params.get("traceback"))):
+            return super().invoke(ctx)
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Try `sde-diffusion sample`, then `sde-diffusion sample --help` for its options.",
+)
+@click.version_option(sde_diffusion.__version__, prog_name="sde-diffusion")
+@click.option(
+    "--traceback",
+    is_flag=True,
+    envvar="SDE_DIFFUSION_TRACEBACK",
+    help="Show where an error came from (also SDE_DIFFUSION_TRACEBACK=1).",
+)
+def main(traceback: bool) -> None:
+    """Score-based generative models with SDEs: train, sample, evaluate, compare."""

@@ -1,0 +1,251 @@
+"""Checkpoints: one ``.safetensors`` file with the weights and the whole configuration as JSON.
+
+The configuration, under the metadata key ``sde_diffusion``, is
+``{format, network: {class, config}, sde: {class, …}, prediction, sigma_data, data, versions}``
+and whatever the writer adds. Only the classes in the tables below are ever built from a file;
+nothing is unpickled, so a file from a stranger can be wrong but not run code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.resources
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+import sde_diffusion
+from sde_diffusion._check import wrong_type, wrong_value
+from sde_diffusion.data import DataSpec
+from sde_diffusion.nets import MLP, UNet
+from sde_diffusion.schedules import CosineBeta, DiscreteBeta, LinearBeta
+from sde_diffusion.score import ScoreModel
+from sde_diffusion.sde import EDMSDE, VESDE, VPSDE, LinearSDE, RectifiedFlow, SubVPSDE
+
+FORMAT: Final = 1
+_KEY: Final = "sde_diffusion"
+_NETWORKS: Final = {c.__name__: c for c in (MLP, UNet)}
+_SETTINGS: Final = {
+    c.__name__: c
+    for c in (
+        VPSDE, SubVPSDE, VESDE, EDMSDE, RectifiedFlow, LinearBeta, CosineBeta, DiscreteBeta,
+    )
+}  # fmt: skip
+
+
+class _OwnClassError(ValueError):
+    """A class that is not in the tables: the caller must pass the object."""
+
+
+def save_model(
+    path: str | Path, model: ScoreModel, extra: Mapping[str, object] | None = None
+) -> None:
+    """Write the model's weights and configuration to one ``.safetensors`` file, atomically.
+
+    ``extra`` is added to the configuration, for example ``{"training": {…}}``.
+
+    Errors: TypeError for anything but a ScoreModel; ValueError where ``extra`` is not JSON.
+    """
+    if not isinstance(model, ScoreModel):
+        raise wrong_type("save_model", "model", "be a ScoreModel", type(model).__name__,
+                         "wrap the network: ScoreModel(network, sde)")  # fmt: skip
+    configuration = configuration_of(model) | dict(extra or {})
+    try:
+        metadata = {_KEY: json.dumps(configuration, allow_nan=False)}
+    except (TypeError, ValueError) as error:
+        raise wrong_value("save_model", "extra", "hold JSON values only", str(error),
+                          "pass numbers, strings, lists and dicts") from error  # fmt: skip
+    # Clones, because the format refuses tensors that share memory (tied weights).
+    tensors = {k: v.detach().cpu().clone() for k, v in model.network.state_dict().items()}
+    # Not save_file: killed, it leaves a temporary file under a name of its own.
+    write_atomically(path, lambda file: file.write_bytes(save(tensors, metadata)))
+
+
+def load(
+    name_or_path: str | Path,
+    *,
+    network: nn.Module | None = None,
+    sde: LinearSDE | None = None,
+    device: torch.device | str = "cpu",
+) -> ScoreModel:
+    """Return the model of a checkpoint, in evaluation mode.
+
+    ``name_or_path`` is a file, a run folder of `train`, or the name of a shipped model
+    ("digits"). A ``network`` or ``sde`` of a class of your own is passed in: it is not rebuilt.
+
+    Errors: FileNotFoundError; ValueError for files that are damaged, foreign, newer than this
+    version or of another network.
+
+    >>> load("no-such-model")
+    Traceback (most recent call last):
+    FileNotFoundError: load: name_or_path must be a file, a run folder or the name of a shipped \
+model (digits), got 'no-such-model'; check the spelling
+    """
+    path = _locate(name_or_path)
+    configuration, tensors = _read(path, weights=True)
+    try:
+        sde = _decode(configuration["sde"]) if sde is None else sde
+        network = _network(configuration["network"]) if network is None else network
+        data = configuration["data"]
+        model = ScoreModel(
+            network, sde, configuration["prediction"], sigma_data=configuration["sigma_data"],
+            data=None if data is None else DataSpec.from_json(data),
+        )  # fmt: skip
+    except _OwnClassError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        got = f"{type(error).__name__}: {error}"
+        rule = "hold a configuration that builds a model"
+        raise wrong_value("load", str(path), rule, got, "save it again") from error
+    _fill(network, tensors, path)
+    return model.to(device).eval()
+
+
+def describe(name_or_path: str | Path) -> dict[str, Any]:
+    """Return the configuration of a checkpoint without building its network or reading weights.
+
+    Errors: those of `load`.
+    """
+    return _read(_locate(name_or_path), weights=False)[0]
+
+
+def shipped() -> list[str]:
+    """Return the names of the models that ship with the package."""
+    folder = importlib.resources.files("sde_diffusion.pretrained")
+    names = (Path(entry.name) for entry in folder.iterdir())
+    return sorted(name.stem for name in names if name.suffix == ".safetensors")
+
+
+def configuration_of(model: ScoreModel) -> dict[str, Any]:
+    """Return everything but the weights: what `load` needs to rebuild the model."""
+    kind = type(model.network)
+    network: dict[str, Any] = {"class": kind.__name__}
+    if _NETWORKS.get(kind.__name__) is kind:
+        network["config"] = model.network.config
+    else:
+        network["class"] = f"{kind.__module__}.{kind.__qualname__}"
+    return {
+        "format": FORMAT,
+        "network": network,
+        "sde": _encode(model.sde),
+        "prediction": model.prediction,
+        "sigma_data": model.sigma_data,
+        "data": None if model.data is None else model.data.to_json(),
+        "versions": {"sde_diffusion": sde_diffusion.__version__, "torch": str(torch.__version__)},
+    }
+
+
+def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
+    """Write a file beside ``path`` with ``write``, then move it there in one step.
+
+    A reader, or a crash at any moment, finds the old file or the new one, never a part of one.
+
+    Errors: OSError that names the folder where it is missing or not writable.
+    """
+    path = Path(path)
+    # The process number keeps two writers apart.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        # Opened here first: not every writer reports a missing folder as an OSError.
+        temporary.open("wb").close()
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())  # or a power cut after the move could leave an empty file
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _locate(name_or_path: str | Path) -> Path:
+    names = shipped()
+    if isinstance(name_or_path, str) and name_or_path in names:
+        folder = importlib.resources.files("sde_diffusion.pretrained")
+        return Path(str(folder / f"{name_or_path}.safetensors"))
+    path = Path(name_or_path)
+    path = path / "model.safetensors" if path.is_dir() else path
+    if not path.is_file():
+        rule = f"be a file, a run folder or the name of a shipped model ({', '.join(names)})"
+        error = wrong_value("load", "name_or_path", rule, repr(str(name_or_path)),
+                            "check the spelling")  # fmt: skip
+        raise FileNotFoundError(str(error))
+    return path
+
+
+def _read(path: Path, *, weights: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {k: file.get_tensor(k) for k in file.keys()} if weights else {}  # noqa: SIM118
+    except SafetensorError as error:
+        raise wrong_value("load", str(path), "be a whole .safetensors file", str(error),
+                          "copy or download it again") from error  # fmt: skip
+    try:
+        configuration = json.loads(metadata[_KEY])
+        version = configuration["format"]
+        newer = version > FORMAT
+    except (KeyError, TypeError, ValueError) as error:
+        rule, got = "carry the configuration that save_model writes", "none that can be read"
+        raise wrong_value("load", str(path), rule, got, "save it with save_model") from error
+    if newer:
+        raise wrong_value("load", str(path), f"have a format of at most {FORMAT}", version,
+                          "install a newer sde_diffusion")  # fmt: skip
+    return configuration, tensors
+
+
+def _encode(value: object) -> object:
+    """Return an SDE or schedule as JSON: its class and constructor arguments."""
+    kind = type(value)
+    if isinstance(value, Tensor):
+        return value.tolist()
+    if _SETTINGS.get(kind.__name__) is kind and dataclasses.is_dataclass(value):
+        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
+        return {"class": kind.__name__} | {k: _encode(v) for k, v in fields.items()}
+    if isinstance(value, (int, float, str)):
+        return value
+    return {"class": f"{kind.__module__}.{kind.__qualname__}"}
+
+
+def _decode(value: Any) -> Any:  # noqa: ANN401  (JSON in, a class of the tables out)
+    """Return what `_encode` was given."""
+    if isinstance(value, list):
+        return torch.tensor(value, dtype=torch.float64)
+    if not isinstance(value, dict):
+        return value
+    name = value["class"]
+    if name not in _SETTINGS:
+        raise _own_class("sde", name)
+    return _SETTINGS[name](**{k: _decode(v) for k, v in value.items() if k != "class"})
+
+
+def _own_class(argument: str, name: object) -> _OwnClassError:
+    rule, remedy = "be passed for a class of your own", f"call load(path, {argument}=...)"
+    return _OwnClassError(str(wrong_value("load", argument, rule, str(name), remedy)))
+
+
+def _network(description: dict[str, Any]) -> nn.Module:
+    name = description["class"]
+    if name not in _NETWORKS:
+        raise _own_class("network", name)
+    return _NETWORKS[name](**description["config"])
+
+
+def _fill(network: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    """Copy the weights into the network, in the precision in which they were saved."""
+    own = network.state_dict()
+    for name in sorted(own.keys() | tensors.keys()):
+        have = tuple(own[name].shape) if name in own else "no such weight"
+        got = tuple(tensors[name].shape) if name in tensors else "no such weight"
+        if have != got:
+            raise wrong_value("load", f"{name} of {path}", f"match the network's {have}", got,
+                              "pass the network that was saved")  # fmt: skip
+    for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
+        if name in tensors:
+            tensor.data = tensor.data.to(tensors[name].dtype)
+    network.load_state_dict(tensors)

@@ -1,0 +1,118 @@
+"""The folder of a training run: the averaged model, the state to resume from, the metrics."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sde_diffusion._check import wrong_value
+from sde_diffusion.checkpoint import save_model, write_atomically
+from sde_diffusion.score import ScoreModel
+
+# What may differ between a run and its resumption without changing the mathematics.
+_FREE = ("versions", "training.checkpoint_every", "training.log_every")
+
+
+class RunFolder:
+    """``model.safetensors``, ``state.pt`` and ``metrics.jsonl`` of one run.
+
+    The first two are replaced atomically. Lines of metrics are appended; those after the state's
+    step are dropped on resumption, for their steps are done again.
+
+    Errors: OSError where the folder cannot be written; FileExistsError for a fresh run in the
+    folder of an earlier one, FileNotFoundError for resuming where there is none.
+
+    >>> import tempfile
+    >>> RunFolder(tempfile.mkdtemp(), resume=False).state.name
+    'state.pt'
+    """
+
+    def __init__(self, path: str | Path, *, resume: bool) -> None:
+        self.path = Path(path)
+        self.model = self.path / "model.safetensors"
+        self.state = self.path / "state.pt"
+        self.metrics = self.path / "metrics.jsonl"
+        if resume and not self.state.is_file():
+            error = wrong_value("train", "out", "hold a state.pt to resume from", str(path),
+                                "pass resume=False to start a run")  # fmt: skip
+            raise FileNotFoundError(str(error))
+        if not resume and self.state.exists():
+            error = wrong_value("train", "out", "be a folder without a run", str(path),
+                                "pass resume=True to go on, or another folder")  # fmt: skip
+            raise FileExistsError(str(error))
+        self._prepare()
+
+    def _prepare(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            for file in (self.model, self.state, self.metrics):  # left by a killed process
+                for stale in self.path.glob(f".{file.name}.*.tmp"):
+                    stale.unlink()
+            probe = self.path / f".{self.state.name}.0.tmp"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            text = wrong_value("train", "out", "be a folder that can be written", str(self.path),
+                               "pass another folder")  # fmt: skip
+            message = f"{text} ({error.strerror})"
+            raise OSError(message) from error
+
+    def save(self, state: dict[str, Any], model: ScoreModel, extra: dict[str, Any]) -> None:
+        """Write the averaged model, then the state: a crash between them loses neither."""
+        save_model(self.model, model, extra)
+        write_atomically(self.state, lambda file: torch.save(state, file))
+
+    def load(self, configuration: dict[str, Any], steps: int) -> dict[str, Any]:
+        """Return the saved state and drop the metrics after it.
+
+        Errors: ValueError, by name, where the run was made with another configuration.
+        """
+        try:
+            state: dict[str, Any] = torch.load(self.state, map_location="cpu", weights_only=True)
+            saved = json.loads(state["configuration"])
+        except (RuntimeError, KeyError, EOFError, ValueError, pickle.UnpicklingError) as error:
+            rule, got = "be the state of a run", type(error).__name__
+            remedy = "start again in another folder"
+            raise wrong_value("train", str(self.state), rule, got, remedy) from error
+        _check_same(_flat(saved), _flat(configuration), state["step"], steps)
+        self.truncate(state["step"])
+        return state
+
+    def append(self, line: dict[str, Any]) -> None:
+        """Add a line to the metrics."""
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def truncate(self, step: int) -> None:
+        """Drop the lines of metrics after ``step``, a half-written last one included."""
+        if self.metrics.is_file():
+            lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+            whole = [line for line in lines if line.endswith("\n")]
+            kept = "".join(line for line in whole if json.loads(line)["step"] <= step)
+            write_atomically(self.metrics, lambda file: file.write_text(kept, encoding="utf-8"))
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return {"training.seed": …} for {"training": {"seed": …}}."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        flat |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def _check_same(
+    saved: dict[str, Any], configuration: dict[str, Any], step: int, steps: int
+) -> None:
+    free = [*_FREE]
+    if configuration["training.schedule"] == "constant" and steps >= step:
+        free.append("training.steps")  # a constant rate does not know where it ends
+    for name in sorted(saved.keys() | configuration.keys()):
+        have, got = saved.get(name), configuration.get(name)
+        if have != got and not name.startswith(tuple(free)):
+            rule = f"be {have!r} as in the run that is resumed"
+            raise wrong_value("train", name, rule, got, "start a new run in another folder")

@@ -1,0 +1,209 @@
+"""The denoising loss and its weightings against closed forms and quadrature, in float64."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from sde_diffusion import (
+    EDMSDE,
+    VESDE,
+    VPSDE,
+    CosineBeta,
+    Gaussian,
+    GaussianMixture,
+    LinearSDE,
+    RectifiedFlow,
+    SubVPSDE,
+    denoising_loss,
+)
+from sde_diffusion.weighting import (
+    likelihood,
+    likelihood_times,
+    log_snr_range,
+    min_snr,
+    perceptual,
+    stratified,
+    uniform_times,
+)
+
+SDES: list[LinearSDE] = [
+    VPSDE(),
+    VPSDE(CosineBeta()),
+    SubVPSDE(),
+    VESDE(0.01, 50.0),
+    EDMSDE(80.0),
+    RectifiedFlow(),
+]
+EPSILON = 1e-5
+
+
+def names(sde: LinearSDE) -> str:
+    return type(sde).__name__
+
+
+def hermite(n: int) -> tuple[Tensor, Tensor]:
+    """Nodes and weights with ∑ w f(z) = E f(Z) for a standard normal Z."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(n)
+    return torch.from_numpy(nodes), torch.from_numpy(weights / weights.sum())
+
+
+def quadrature(x0: Tensor, p0: Tensor, n: int = 40) -> tuple[Tensor, Tensor, Tensor]:
+    """Pairs (x0, eps) and their probabilities, for weighted nodes x0 and a normal eps."""
+    z, p = hermite(n)
+    pairs = torch.cartesian_prod(x0, z)
+    return pairs[:, :1], pairs[:, 1:], torch.outer(p0, p).flatten()
+
+
+@pytest.mark.parametrize("sde", SDES, ids=names)
+@pytest.mark.parametrize("t", [0.03, 0.4, 0.9])
+def test_loss_of_the_exact_score_is_the_posterior_variance_of_eps(sde: LinearSDE, t: float):
+    m, v, time = 0.3, 0.49, torch.tensor(t, dtype=torch.float64)
+    mean, variance = torch.tensor([m]).double(), torch.tensor([[v]], dtype=torch.float64)
+    exact = Gaussian(mean, variance).diffused(sde)
+    z, p = hermite(20)
+    x0, eps, p = quadrature(m + math.sqrt(v) * z, p, 20)
+    a2v, s2 = sde.alpha(time) ** 2 * v, sde.sigma(time) ** 2
+    least = a2v / (a2v + s2)
+    assert torch.isclose(p @ denoising_loss(exact, x0, time, eps), least, rtol=1e-9)
+    weighted = p @ denoising_loss(exact, x0, time, eps, likelihood)
+    assert torch.isclose(weighted, least * sde.g(time) ** 2 / s2, rtol=1e-9)
+
+
+def test_loss_on_a_correlated_gaussian_with_event_shape_and_one_time_each():
+    sde, generator = VPSDE(), torch.Generator().manual_seed(0)
+    root = torch.randn(6, 6, generator=generator, dtype=torch.float64)
+    data = Gaussian(torch.zeros(1, 2, 3).double(), root @ root.T)
+    n = 40_000
+    t = uniform_times(sde, stratified(n, generator), EPSILON)
+    x0 = data.sample(n, generator)
+    eps = torch.randn(x0.shape, generator=generator, dtype=torch.float64)
+    loss = denoising_loss(data.diffused(sde), x0, t, eps)
+    variances = torch.linalg.eigvalsh(root @ root.T)
+    signal = sde.alpha(t)[:, None] ** 2 * variances
+    least = (signal / (signal + sde.sigma(t)[:, None] ** 2)).mean(1)
+    difference = loss - least
+    assert abs(difference.mean()) < 4 * difference.std() / math.sqrt(n)
+    assert difference.std() / math.sqrt(n) < 0.005
+
+
+class Affine:
+    """eps_θ = a x + b, a model in which both objectives are polynomials of θ."""
+
+    def __init__(self, sde: LinearSDE, theta: Tensor) -> None:
+        self.sde, self.theta = sde, theta
+
+    def eps(self, x: Tensor, t: Tensor) -> Tensor:  # noqa: ARG002
+        return self.theta[0] * x + self.theta[1]
+
+
+@pytest.mark.parametrize("sde", SDES, ids=names)
+def test_explicit_and_denoising_score_matching_differ_by_a_constant(sde: LinearSDE):
+    t = torch.tensor(0.35, dtype=torch.float64)
+    weights, means, stds = [0.3, 0.7], [-0.8, 0.5], [0.2, 0.4]
+    mixture = GaussianMixture(
+        torch.tensor(weights, dtype=torch.float64),
+        torch.tensor(means, dtype=torch.float64)[:, None],
+        stds=torch.tensor(stds, dtype=torch.float64),
+    )
+    exact = mixture.diffused(sde)
+    z, p = hermite(40)
+    x0 = torch.cat([m + s * z for m, s in zip(means, stds, strict=True)])
+    x0, eps, p = quadrature(x0, torch.cat([w * p for w in weights]))
+    width = float(sde.alpha(t) + sde.sigma(t)) * 12
+    x = torch.linspace(-width, width, 20_001, dtype=torch.float64)[:, None]
+    density = exact.log_prob(x, t).exp() * (x[1] - x[0])
+    optimum = exact.eps(x, t)
+    gaps = []
+    for start in ([0.0, 0.0], [0.7, -0.2], [-1.3, 2.0]):
+        theta = torch.tensor(start, dtype=torch.float64, requires_grad=True)
+        model = Affine(sde, theta)
+        denoising = p @ denoising_loss(model, x0, t, eps, likelihood)
+        explicit = density @ (likelihood(sde, t) * (model.eps(x, t) - optimum) ** 2).flatten()
+        both = [torch.autograd.grad(loss, theta)[0] for loss in (denoising, explicit)]
+        assert torch.allclose(*both, rtol=1e-7, atol=1e-9)
+        gaps.append((denoising - explicit).detach())
+    assert torch.allclose(torch.stack(gaps), gaps[0], rtol=1e-7)
+    assert gaps[0] > 0
+
+
+@pytest.mark.parametrize("sde", SDES, ids=names)
+def test_likelihood_weight_is_the_speed_of_the_log_snr(sde: LinearSDE):
+    t = torch.linspace(0.01, 0.95, 50, dtype=torch.float64, requires_grad=True)
+    speed = torch.autograd.grad(sde.lambda_(t).sum(), t)[0]
+    assert torch.allclose(likelihood(sde, t), -2 * speed, rtol=1e-6)
+
+
+def test_likelihood_weight_is_beta_over_variance_for_vp_only():
+    t = torch.tensor(0.2, dtype=torch.float64)
+    for sde, equal in ((VPSDE(), True), (SubVPSDE(), False)):
+        wrong = sde.beta.beta(t) / sde.sigma(t) ** 2
+        assert torch.isclose(likelihood(sde, t), wrong, rtol=1e-12).item() is equal
+
+
+def test_min_snr_weight_is_one_below_the_bound_and_falls_as_the_inverse_snr():
+    sde, t = VPSDE(), torch.tensor([1e-3, 0.1, 0.9], dtype=torch.float64)
+    snr = (sde.alpha(t) / sde.sigma(t)) ** 2
+    assert snr[0] > 5 > snr[2]
+    assert torch.allclose(min_snr(sde, t), snr.clamp(max=5) / snr, rtol=1e-12)
+
+
+@pytest.mark.parametrize("sde", SDES, ids=names)
+def test_drawn_times_have_the_density_of_the_likelihood_weight(sde: LinearSDE):
+    first, last = log_snr_range(sde, EPSILON)
+    u = torch.linspace(0.02, 0.98, 97, dtype=torch.float64)
+    h = 1e-6
+    t, up, down = (likelihood_times(sde, v, EPSILON) for v in (u, u + h, u - h))
+    density = likelihood(sde, t) / (2 * (first - last))
+    assert torch.allclose((up - down) / (2 * h) * density, torch.ones_like(u), rtol=1e-5)
+    ends = likelihood_times(sde, torch.tensor([0.0, 1.0], dtype=torch.float64), EPSILON)
+    assert torch.allclose(ends, torch.tensor([EPSILON, sde.horizon]).double(), rtol=1e-7)
+    assert ends[0] >= EPSILON
+    assert ends[1] <= sde.horizon
+
+
+def test_vp_draw_is_the_published_formula():
+    sde, u = VPSDE(), torch.linspace(0, 1, 101, dtype=torch.float64)
+    start, end = (sde.beta.integral(torch.tensor(t, dtype=torch.float64)) for t in (EPSILON, 1.0))
+    z = torch.log(torch.expm1(end) / torch.expm1(start))
+    assert abs(float(z) - 23.864472) < 1e-6
+    first, last = log_snr_range(sde, EPSILON)
+    assert torch.isclose(2 * (first - last), z, rtol=1e-12)
+    expected = torch.log1p(torch.expm1(start) * torch.exp(u * z))
+    drawn = sde.beta.integral(likelihood_times(sde, u, EPSILON))
+    assert torch.allclose(drawn, expected, rtol=1e-9)
+
+
+def test_importance_draw_keeps_the_integral_and_cuts_the_variance():
+    sde, data = VPSDE(), Gaussian(torch.zeros(1).double(), torch.eye(1).double() * 0.25)
+    exact, n = data.diffused(sde), 400_000
+    generator = torch.Generator().manual_seed(1)
+    x0 = data.sample(n, generator)
+    eps = torch.randn(x0.shape, generator=generator, dtype=torch.float64)
+    u = stratified(n, generator)
+    first, last = log_snr_range(sde, EPSILON)
+    plain = uniform_times(sde, u, EPSILON)
+    uniform = denoising_loss(exact, x0, plain, eps, likelihood) * (1 - EPSILON)
+    drawn = likelihood_times(sde, u, EPSILON)
+    by_importance = 2 * (first - last) * denoising_loss(exact, x0, drawn, eps, perceptual)
+    # ∫ −2λ' α²v/(α²v + σ²) dt = ln(1 + v e^{2λ}) between the ends of λ
+    integral = torch.log1p(0.25 * torch.exp(2 * first)) - torch.log1p(0.25 * torch.exp(2 * last))
+    assert abs(by_importance.mean() - integral) < 4 * by_importance.std() / math.sqrt(n)
+    assert uniform.var() > 100 * by_importance.var()
+
+
+def test_stratified_puts_one_number_in_every_part():
+    u = stratified(1000, torch.Generator().manual_seed(3))
+    assert torch.equal((u * 1000).floor(), torch.arange(1000).double())
+    inside = u * 1000 - torch.arange(1000)
+    assert 0.45 < inside.mean() < 0.55
+
+
+def test_loss_refuses_noise_of_another_shape():
+    exact = Gaussian(torch.zeros(2), torch.eye(2)).diffused(VPSDE())
+    with pytest.raises(ValueError, match="eps must have the shape"):
+        denoising_loss(exact, torch.zeros(3, 2), torch.tensor(0.5).double(), torch.zeros(3, 1))

@@ -1,0 +1,449 @@
+"""Training: exact schedules and averages, runs that survive a kill, and an oracle reached."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sde_diffusion import (
+    MLP,
+    VESDE,
+    VPSDE,
+    Dataset,
+    DataSpec,
+    Gaussian,
+    ScoreModel,
+    TrainingConfig,
+    load,
+    train,
+)
+from sde_diffusion.trainer import batch_rows, ema_decay, learning_rate, update_average
+
+CONFIG = TrainingConfig(
+    steps=9, batch_size=16, learning_rate=0.01, warmup=4, schedule="cosine", ema_decay=0.5,
+    weighting="likelihood", checkpoint_every=3, log_every=2, seed=5,
+)  # fmt: skip
+
+
+def points(rows: int = 50) -> Dataset:
+    values = torch.randn(rows, 2, generator=torch.Generator().manual_seed(0))
+    return Dataset(DataSpec("points", (2,), None), values, torch.arange(rows) % 3)
+
+
+def fresh(shift: float = 0.0) -> ScoreModel:
+    """The model of these tests, its initial weights shifted (a resumed run must not see them)."""
+    model = ScoreModel(MLP(2, width=16, classes=3, dropout=0.2), VPSDE())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(shift)
+    return model
+
+
+def state(out: Path) -> dict[str, object]:
+    saved: dict[str, object] = torch.load(out / "state.pt", weights_only=True)
+    return saved
+
+
+def metrics(out: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+def assert_same(a: object, b: object) -> None:
+    """Assert equality bit for bit, but for the time a run took."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        assert a.keys() == b.keys()
+        for key in a.keys() - {"seconds"}:
+            assert_same(a[key], b[key])
+    elif isinstance(a, Tensor) and isinstance(b, Tensor):
+        assert torch.equal(a, b)
+    else:
+        assert a == b
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    assert_same(state(a), state(b))
+    assert (a / "model.safetensors").read_bytes() == (b / "model.safetensors").read_bytes()
+    assert metrics(a) == metrics(b)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run."""
+    out = tmp_path_factory.mktemp("whole")
+    assert [p.step for p in train(fresh(), points(), CONFIG, out=out)] == list(range(1, 10))
+    assert [line["step"] for line in metrics(out)] == [2, 4, 6, 8, 9]
+    return out
+
+
+@pytest.mark.parametrize("stop", [1, 3, 4, 5, 8])
+def test_resumed_run_equals_the_uninterrupted_one(whole: Path, tmp_path: Path, stop: int):
+    run = train(fresh(), points(), CONFIG, out=tmp_path / "closed")
+    for _ in range(stop):
+        next(run)
+    # As a kill at this moment would leave it: at the last checkpoint, with later metrics.
+    shutil.copytree(tmp_path / "closed", tmp_path / "killed")
+    run.close()  # type: ignore[attr-defined]
+    assert state(tmp_path / "closed")["step"] == stop
+    assert state(tmp_path / "killed")["step"] == stop // 3 * 3
+    for out in (tmp_path / "closed", tmp_path / "killed"):
+        torch.manual_seed(stop)  # the global generator must not matter
+        steps = [p.step for p in train(fresh(0.1), points(), CONFIG, out=out, resume=True)]
+        assert steps[-1] == 9
+        assert_same_run(whole, out)
+
+
+def test_training_leaves_the_global_generator_alone_and_ends_with_the_average(whole: Path):
+    before, model = torch.get_rng_state(), fresh()
+    for _ in train(model, points(), CONFIG):
+        pass
+    assert torch.equal(torch.get_rng_state(), before)
+    assert_same(dict(model.network.state_dict()), dict(load(whole).network.state_dict()))
+
+
+def test_metrics_are_means_since_the_line_before(whole: Path):
+    progress = list(train(fresh(), points(), CONFIG))
+    means = [math.fsum(p.loss for p in progress[i : i + 2]) / len(progress[i : i + 2])
+             for i in range(0, 9, 2)]  # fmt: skip
+    assert [line["loss"] for line in metrics(whole)] == means
+    assert metrics(whole)[0]["grad_norm"] == progress[1].grad_norm
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, {tests!r})
+from test_training import KILLED, fresh, points, train
+for _ in train(fresh(), points(), KILLED, out={out!r}, resume={resume}):
+    pass
+"""
+KILLED = replace(CONFIG, steps=2000, checkpoint_every=1, schedule="constant")
+
+
+def kill_at_random(out: Path, moment: random.Random, *, resume: bool) -> None:
+    script = SCRIPT.format(tests=str(Path(__file__).parent), out=str(out), resume=resume)
+    began = int(state(out)["step"]) if resume else -1  # type: ignore[call-overload]
+    with subprocess.Popen([sys.executable, "-c", script], env=os.environ.copy()) as process:
+        deadline = time.monotonic() + 60
+        while not (out / "state.pt").is_file() or state(out)["step"] == began:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(moment.uniform(0, 0.2))
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+
+
+def test_killed_runs_leave_whole_files_and_end_alike(tmp_path: Path):
+    moment, out = random.Random(0), tmp_path / "killed"
+    for resume in (False, True, True):
+        kill_at_random(out, moment, resume=resume)
+        step = state(out)["step"]
+        assert isinstance(step, int)
+        assert load(out).data == points().spec  # a whole file, this step's or the next one's
+    config = replace(KILLED, steps=step + 3, checkpoint_every=1000)
+    for _ in train(fresh(0.1), points(), config, out=out, resume=True):
+        pass
+    for _ in train(fresh(), points(), config, out=tmp_path / "whole"):
+        pass
+    assert_same_run(tmp_path / "whole", out)
+    assert sorted(path.name for path in out.iterdir()) == [
+        "metrics.jsonl", "model.safetensors", "state.pt",
+    ]  # fmt: skip
+
+
+class Breaks(nn.Module):
+    """A network that goes wrong at its n-th call."""
+
+    def __init__(self, call: int, factor: float) -> None:
+        super().__init__()
+        self.weight, self.calls = nn.Parameter(torch.ones(2)), 0
+        self.call, self.factor = call, factor
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:  # noqa: ARG002
+        self.calls += 1
+        return self.weight * x * (self.factor if self.calls == self.call else 1.0)
+
+
+class InfiniteSlope(nn.Module):
+    """A network whose output is finite at its initial weights and whose gradient is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(2))
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:  # noqa: ARG002
+        return 0.1 * x + self.weight.sqrt()
+
+
+@pytest.mark.parametrize("factor", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
+    tmp_path: Path, factor: float
+):
+    model = ScoreModel(Breaks(6, factor), VPSDE())
+    run = train(model, points(), replace(CONFIG, checkpoint_every=2), out=tmp_path)
+    with pytest.raises(FloatingPointError, match=r"loss must be finite at step 6, got .*lower"):
+        list(run)
+    assert state(tmp_path)["step"] == 4
+    kept = load(tmp_path, network=Breaks(0, 1.0))
+    assert torch.isfinite(kept.network.weight).all()
+    config = replace(CONFIG, checkpoint_every=2)
+    healed = ScoreModel(Breaks(0, 1.0), VPSDE())
+    steps = train(healed, points(), config, out=tmp_path, resume=True)
+    assert [p.step for p in steps] == [5, 6, 7, 8, 9]
+
+
+def test_a_gradient_that_is_not_finite_stops_with_the_weights_unchanged():
+    model = ScoreModel(InfiniteSlope(), VPSDE())
+    with pytest.raises(FloatingPointError, match="gradient norm must be finite at step 1"):
+        list(train(model, points(), CONFIG))
+    assert torch.equal(model.network.weight, torch.zeros(2))
+
+
+def test_average_is_the_closed_form_of_its_weights():
+    model, config = fresh(), replace(CONFIG, ema_decay=0.1)  # the ramp starts at .1
+    weights = [nn.utils.parameters_to_vector(model.parameters()).detach().double()]
+    run = train(model, points(), config)
+    for _ in range(8):  # the ninth step hands the average over
+        next(run)
+        weights.append(nn.utils.parameters_to_vector(model.parameters()).detach().double())
+    last = fresh()
+    average = weights[0]
+    for value in weights[1:]:
+        nn.utils.vector_to_parameters(average.float(), last.parameters())
+        average = 0.1 * average + 0.9 * value
+    closed = 0.1**8 * weights[0] + sum(0.9 * 0.1 ** (8 - i) * weights[i] for i in range(1, 9))
+    assert torch.allclose(average, closed, rtol=0, atol=1e-12)
+    mean, module = fresh(), fresh()
+    nn.utils.vector_to_parameters(weights[0].float(), mean.parameters())
+    for value in weights[1:]:
+        nn.utils.vector_to_parameters(value.float(), module.parameters())
+        update_average(mean, module, 0.1)
+    got = nn.utils.parameters_to_vector(mean.parameters()).double()
+    assert torch.allclose(got, closed, rtol=0, atol=1e-6)
+
+
+def test_average_of_a_run_follows_its_weights(tmp_path: Path):
+    config = replace(CONFIG, steps=8, schedule="constant", ema_decay=0.1)
+    weights = []
+    model = fresh()
+    expected = nn.utils.parameters_to_vector(model.parameters()).detach().double()
+    run = train(model, points(), replace(config, steps=9))
+    for _ in range(8):
+        next(run)
+        weights.append(nn.utils.parameters_to_vector(model.parameters()).detach().double())
+    for value in weights:
+        expected = 0.1 * expected + 0.9 * value
+    for _ in train(fresh(), points(), config, out=tmp_path):
+        pass
+    got = nn.utils.parameters_to_vector(load(tmp_path).parameters()).double()
+    assert torch.allclose(got, expected, rtol=0, atol=1e-6)
+
+
+def test_average_of_bfloat16_weights_is_kept_in_float32(tmp_path: Path):
+    network = fresh().network.bfloat16()
+    model = ScoreModel(network, VPSDE())
+    for _ in train(model, points(), replace(CONFIG, ema_decay=0.999), out=tmp_path):
+        pass
+    weights = {parameter.dtype for parameter in load(tmp_path).parameters()}
+    assert weights == {torch.float32}
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
+def test_decay_ramps_up_to_its_limit():
+    config = replace(CONFIG, ema_decay=0.9)
+    assert [ema_decay(config, step) for step in (1, 2, 81, 82, 500)] == [
+        1 / 10, 2 / 11, 81 / 90, 0.9, 0.9,
+    ]  # fmt: skip
+
+
+def test_learning_rates_are_exact():
+    constant = TrainingConfig(steps=12, warmup=4, learning_rate=0.2)
+    assert [learning_rate(constant, step) for step in (1, 2, 3, 4, 5, 12)] == [
+        0.05, 0.1, 0.2 * 0.75, 0.2, 0.2, 0.2,
+    ]  # fmt: skip
+    cosine = replace(constant, schedule="cosine")
+    rates = [learning_rate(cosine, step) for step in (2, 4, 6, 8, 12)]
+    expected = [0.1, 0.2, 0.2 * (0.5 + math.sqrt(0.125)), 0.1, 0.0]
+    assert rates == pytest.approx(expected, rel=1e-12, abs=1e-17)
+    assert learning_rate(replace(constant, warmup=0), 1) == 0.2
+    steps = train(fresh(), points(), replace(cosine, batch_size=4))
+    assert [p.learning_rate for p in steps] == [learning_rate(cosine, k) for k in range(1, 13)]
+
+
+def test_gradients_are_clipped_by_their_norm():
+    for clip in (1e-3, 1e3):
+        model = fresh()
+        progress = next(iter(train(model, points(), replace(CONFIG, clip=clip))))
+        gradients = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+        norm = torch.cat(gradients).norm().item()
+        assert norm == pytest.approx(min(clip, progress.grad_norm), rel=1e-4)
+        assert 1e-3 < progress.grad_norm < 1e3
+
+
+@pytest.mark.parametrize(("rows", "batch"), [(10, 3), (10, 10), (7, 20), (1, 4)])
+def test_every_epoch_visits_every_row_once(rows: int, batch: int):
+    steps = 40
+    stream = torch.cat([batch_rows(rows, batch, 3, step) for step in range(1, steps + 1)])
+    epochs = stream[: len(stream) // rows * rows].reshape(-1, rows)
+    assert torch.equal(epochs.sort(1).values, torch.arange(rows).expand_as(epochs))
+    assert rows < 7 or not torch.equal(epochs[0], epochs[1])
+
+
+class Records(nn.Module):
+    """A conditional network that remembers the labels it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.config = nn.Parameter(torch.ones(())), {"classes": 3}
+        self.seen: list[Tensor] = []
+
+    def forward(self, x: Tensor, c: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002
+        self.seen.append(labels.clone())
+        return self.weight * x
+
+
+def test_labels_follow_their_rows_and_drop_at_the_given_rate():
+    network, data = Records(), points()
+    config = replace(CONFIG, steps=100, batch_size=100, label_dropout=0.3)
+    for _ in train(ScoreModel(network, VPSDE()), data, config):
+        pass
+    rows = torch.cat([batch_rows(50, 100, config.seed, step) for step in range(1, 101)])
+    seen = torch.cat(network.seen)
+    kept = seen != -1
+    assert data.labels is not None
+    assert torch.equal(seen[kept], data.labels[rows][kept])
+    assert abs((~kept).double().mean() - 0.3) < 4 * math.sqrt(0.3 * 0.7 / len(seen))
+
+
+def test_training_reaches_the_exact_score_of_a_gaussian():
+    """Relative error E‖eps_θ − eps*‖²/E‖eps*‖² below 2 % at every t from .05 to .9."""
+    oracle = Gaussian(
+        torch.tensor([0.4, -0.2]).double(), torch.tensor([[0.5, 0.25], [0.25, 0.3]]).double()
+    )
+    generator = torch.Generator().manual_seed(0)
+    rows = oracle.sample(20_000, generator).float()
+    model = ScoreModel(MLP(2, width=64, depth=2), VPSDE())
+    config = TrainingConfig(
+        steps=800, batch_size=256, learning_rate=3e-3, schedule="cosine", ema_decay=0.99
+    )
+    for _ in train(model, Dataset(DataSpec("gaussian", (2,), None), rows, None), config):
+        pass
+    exact = oracle.diffused(VPSDE())
+    for t in torch.tensor([0.05, 0.2, 0.5, 0.9], dtype=torch.float64):
+        x = exact.sample(4000, t, generator).float()
+        with torch.no_grad():
+            best, got = exact.eps(x, t), model.eps(x, t)
+        assert (got - best).square().sum() < 0.02 * best.square().sum()
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "error", "message"),
+    [
+        ("steps", 0, ValueError, "steps must be at least 1, got 0"),
+        ("steps", 2.5, TypeError, "steps must be an integer, got 2.5"),
+        ("batch_size", -4, ValueError, "batch_size must be at least 1, got -4"),
+        ("warmup", -1, ValueError, "warmup must be at least 0, got -1"),
+        ("learning_rate", 0.0, ValueError, "learning_rate must be finite and above 0"),
+        ("learning_rate", math.nan, ValueError, "learning_rate must be finite and above 0"),
+        ("clip", -1.0, ValueError, "clip must be finite and above 0"),
+        ("ema_decay", 1.0, ValueError, r"ema_decay must lie in \[0, 1\), got 1.0"),
+        ("label_dropout", -0.1, ValueError, r"label_dropout must lie in \[0, 1\)"),
+        ("weight_decay", -1.0, ValueError, "weight_decay must be finite and at least 0"),
+        ("schedule", "linear", ValueError, "schedule must be one of constant, cosine"),
+        ("weighting", "elbo", ValueError, "weighting must be one of perceptual, likelihood"),
+        ("t_min", 0.0, ValueError, "t_min must be finite and above 0"),
+        ("seed", -1, ValueError, "seed must be at least 0"),
+        ("checkpoint_every", 0, ValueError, "checkpoint_every must be at least 1"),
+    ],
+)
+def test_settings_out_of_range_are_refused_by_name(
+    setting: str, value: object, error: type[Exception], message: str
+):
+    with pytest.raises(error, match=f"TrainingConfig: {message}"):
+        replace(CONFIG, **{setting: value})
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "config", "message"),
+    [
+        (None, None, {"batch_size": 8}, "training.batch_size must be 16 as in the run"),
+        (None, None, {"seed": 6}, "training.seed must be 5 as in"),
+        (None, None, {"steps": 12}, "training.steps must be 9 as in"),  # cosine: another rate
+        (ScoreModel(MLP(2, width=16, classes=3, dropout=0.2), VESDE(0.01, 50.0)), None, {},
+         "sde.beta.class must be 'LinearBeta' as in the run that is resumed, got None"),
+        (ScoreModel(MLP(2, width=32, classes=3, dropout=0.2), VPSDE()), None, {},
+         "network.config.width must be 16"),
+        (None, points(49), {}, "dataset.crc32 must be"),
+    ],
+)  # fmt: skip
+def test_resuming_another_run_is_refused_by_name(
+    whole: Path, model: ScoreModel | None, data: Dataset | None, config: dict[str, int],
+    message: str,
+):  # fmt: skip
+    changed = replace(CONFIG, **config)
+    with pytest.raises(ValueError, match=message):
+        train(model or fresh(), data or points(), changed, out=whole, resume=True)
+
+
+def test_what_cannot_be_trained_or_written_is_refused_at_once(whole: Path, tmp_path: Path):
+    with pytest.raises(FileExistsError, match="out must be a folder without a run"):
+        train(fresh(), points(), CONFIG, out=whole)
+    with pytest.raises(FileNotFoundError, match=r"out must hold a state\.pt to resume from"):
+        train(fresh(), points(), CONFIG, out=tmp_path, resume=True)
+    with pytest.raises(ValueError, match="out must be given to resume"):
+        train(fresh(), points(), CONFIG, resume=True)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="out must be a folder that can be written"):
+        train(fresh(), points(), CONFIG, out=tmp_path / "file" / "run")
+    unlabelled = replace(points(), labels=None)
+    with pytest.raises(ValueError, match="dataset must have labels"):
+        train(fresh(), unlabelled, CONFIG)
+    with pytest.raises(ValueError, match=r"t_min must be below the SDE's horizon 1\.0, got 2\.0"):
+        train(fresh(), points(), replace(CONFIG, t_min=2.0))
+    with pytest.raises(TypeError, match="model must be a ScoreModel, got MLP"):
+        train(fresh().network, points(), CONFIG)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="model must have parameters to train"):
+        train(fresh().requires_grad_(requires_grad=False), points(), CONFIG)
+
+
+def test_resuming_with_other_weights_is_refused(tmp_path: Path):
+    wider = Breaks(0, 1.0)
+    wider.bias = nn.Parameter(torch.zeros(2))  # the configuration knows the class's name only
+    for _ in train(ScoreModel(Breaks(0, 1.0), VPSDE()), points(), CONFIG, out=tmp_path):
+        pass
+    with pytest.raises(ValueError, match="model must fit the weights of the run that is resumed"):
+        train(ScoreModel(wider, VPSDE()), points(), CONFIG, out=tmp_path, resume=True)
+
+
+def test_a_damaged_state_is_refused(whole: Path, tmp_path: Path):
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    damaged = (out / "state.pt").read_bytes()[:1000]
+    (out / "state.pt").write_bytes(damaged)
+    with pytest.raises(ValueError, match=r"state\.pt must be the state of a run"):
+        train(fresh(), points(), CONFIG, out=out, resume=True)
+    assert (out / "state.pt").read_bytes() == damaged
+
+
+def test_a_run_with_a_constant_rate_can_be_made_longer(tmp_path: Path):
+    config = replace(CONFIG, schedule="constant", log_every=1)
+    for name, steps in (("long", 12), ("grown", 9)):
+        for _ in train(fresh(), points(), replace(config, steps=steps), out=tmp_path / name):
+            pass
+    longer = replace(config, steps=12)
+    for _ in train(fresh(0.1), points(), longer, out=tmp_path / "grown", resume=True):
+        pass
+    assert_same_run(tmp_path / "long", tmp_path / "grown")
