@@ -1,0 +1,84 @@
+"""Results as an aligned table and as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sde_diffusion.compare import Comparison, Row
+    from sde_diffusion.metrics import Interval
+
+_HEADERS = (
+    "solver", "steps", "NFE", "seconds", "RMS to flow", "sliced W2", "above floor", "MMD^2",
+)  # fmt: skip
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return the cells as text: the first column flush left, the others flush right.
+
+    >>> print(table(("solver", "NFE"), [("heun", "20"), ("rk4", "8")]))
+    solver  NFE
+    ------  ---
+    heun     20
+    rk4       8
+    """
+    columns = list(zip(headers, *rows, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    lines = [headers, ["-" * width for width in widths], *rows]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
+
+
+def comparison_text(comparison: Comparison) -> str:
+    """Return the table of a comparison, under a line that says what was compared."""
+    c = comparison
+    lines = [
+        f"{c.problem}: {c.replicates} × {c.samples} samples; values are mean ± 95 % interval",
+        table(_HEADERS, [_cells(row) for row in c.rows]),
+        f"noise floor, data against data: sliced W2 {_interval(c.floor_sliced_wasserstein)}, "
+        f"MMD^2 {_interval(c.floor_mmd)}",
+        f"the flow: {c.reference} at {c.reference_nfe} evaluations, "
+        f"{c.reference_error:.2g} from itself with half the steps",
+    ]
+    failures = [f"{row.solver}, NFE {row.nfe}: {row.failure}" for row in c.rows if row.failure]
+    return "\n".join(lines + failures)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    from sde_diffusion.checkpoint import write_atomically
+
+    write_atomically(path, lambda file: file.write_text(text + "\n", encoding="utf-8"))
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a JSON file atomically.
+
+    Errors: ValueError for NaN or infinity, which JSON does not have.
+    """
+    write_text(path, json.dumps(value, indent=2, allow_nan=False))
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    steps = "own" if row.steps is None else str(row.steps)
+    seconds = "-" if row.seconds is None else f"{row.seconds:.2g}"
+    if row.failure is not None:
+        return (row.solver, steps, str(row.nfe), seconds, "diverged", "-", "-", "-")
+    return (
+        row.solver, steps, str(row.nfe), seconds, _interval(row.error),
+        _interval(row.sliced_wasserstein), _interval(row.excess), _interval(row.mmd),
+    )  # fmt: skip
+
+
+def _interval(interval: Interval | None) -> str:
+    if interval is None:
+        return "-"
+    return f"{interval.mean:.3g} ± {interval.half_width:.1g}"

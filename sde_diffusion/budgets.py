@@ -1,0 +1,95 @@
+"""What a solver costs and whether it draws, measured on a closed form, never declared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias, final
+
+import torch
+from torch import Tensor
+
+from sde_diffusion._check import positive_integer, wrong_value
+from sde_diffusion.integration import Solver, dynamics_for, integrate
+from sde_diffusion.noise import Noise, WhiteNoise
+from sde_diffusion.oracles import Gaussian
+from sde_diffusion.sde import LinearSDE
+
+GridRule: TypeAlias = Callable[[int], Tensor]  # steps -> grid of steps + 1 times
+
+
+@final
+@dataclass(frozen=True)
+class Cost:
+    """Evaluations and normal draws of one solve."""
+
+    nfe: int
+    draws: int
+
+
+@final
+class _CountedNoise(Noise):
+    """White noise that counts its draws."""
+
+    def __init__(self) -> None:
+        self.inner, self.draws = WhiteNoise(0), 0
+
+    def normal(self, x: Tensor) -> Tensor:
+        self.draws += 1
+        return self.inner.normal(x)
+
+
+def cost(solver: Solver[Any], sde: LinearSDE, grid: Tensor, std: float = 1.0) -> Cost:
+    """Return the counted cost of one solve along ``grid`` for the data N(0, std²).
+
+    >>> from sde_diffusion import VPSDE, uniform
+    >>> from sde_diffusion.solvers import Heun
+    >>> cost(Heun(), VPSDE(), uniform(3))
+    Cost(nfe=6, draws=0)
+    """
+    variance = torch.full((1, 1), std * std, dtype=torch.float64)
+    score = Gaussian(torch.zeros(1), variance).diffused(sde)
+    noise, x = _CountedNoise(), torch.ones(1, 1, dtype=torch.float64)
+    solution = integrate(dynamics_for(solver, sde, score), solver, x, grid, noise=noise)
+    return Cost(solution.nfe, noise.draws)
+
+
+def adapts(solver: Solver[Any], sde: LinearSDE, grid: Tensor) -> bool:
+    """Return whether the evaluations on one grid depend on the score: the steps are its own."""
+    return cost(solver, sde, grid, 1.0).nfe != cost(solver, sde, grid, 0.01).nfe
+
+
+def steps_within(
+    name: str, solver: Solver[Any], sde: LinearSDE, grid: GridRule, budget: int
+) -> int:
+    """Return the most steps whose counted evaluations stay within ``budget``.
+
+    Errors: ValueError where one step costs more, or the grid has another number of steps.
+    """
+    positive_integer("compare", "budgets", budget)
+
+    def nfe(steps: int) -> int:
+        times = grid(steps)
+        if len(times) != steps + 1:
+            raise wrong_value("compare", "grid", f"have {steps} steps when asked for them",
+                              len(times) - 1, "pass a rule for any number of steps")  # fmt: skip
+        return cost(solver, sde, times).nfe
+
+    if nfe(1) > budget:
+        raise wrong_value("compare", "budgets", f"be at least {nfe(1)}, one step of {name}",
+                          budget, "raise the budget or drop the solver")  # fmt: skip
+    low, high = 1, budget
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if nfe(middle) <= budget else (low, middle - 1)
+    return low
+
+
+def plan(
+    name: str, solver: Solver[Any], sde: LinearSDE, grid: GridRule, budgets: Sequence[int]
+) -> list[int | None]:
+    """Return the different numbers of steps to run, or None alone if the steps are its own."""
+    if adapts(solver, sde, grid(1)):
+        return [None]
+    found = {steps_within(name, solver, sde, grid, budget) for budget in budgets}
+    return [*sorted(found)]

@@ -1,0 +1,242 @@
+"""The comparison of solvers at equal numbers of evaluations, on equal starts.
+
+Every solver starts from the same prior draws. Where it draws nothing on the way its end points
+are compared with the probability flow's; all samples are compared with held-out data, beside the
+noise floor: data against data of the same sizes. Intervals are over replicates, disjoint sets of
+samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final, TypeAlias, final
+
+import torch
+from torch import Tensor
+
+from sde_diffusion._check import positive_integer, wrong_value
+from sde_diffusion.budgets import GridRule, cost, plan
+from sde_diffusion.integration import Model, Solution, Solver, sample
+from sde_diffusion.metrics import (
+    Interval,
+    median_distance,
+    mmd,
+    paired_interval,
+    rms_distance,
+    sliced_wasserstein,
+)
+from sde_diffusion.noise import mix
+
+Progress: TypeAlias = Callable[[int, int], object]  # (solves done, solves in all)
+
+_SHOWN: Final = 1000  # samples kept for pictures
+_SPLIT: Final = 0x5EED  # keeps the generator of the split apart from the run's own draws
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """What solvers are compared on: a model, held-out data, and the rule of the grids.
+
+    Shapes: data (N, *event).
+    """
+
+    name: str
+    model: Model
+    data: Tensor
+    grid: GridRule
+    dtype: torch.dtype = torch.float32
+
+
+@final
+@dataclass(frozen=True)
+class Row:
+    """One solver with one number of steps; every interval is over the replicates.
+
+    ``steps`` is None for a solver that chooses its own. ``error`` is the RMS distance to the
+    flow's end points, None for a solver that draws. ``excess`` is the sliced W₂ less the noise
+    floor's, replicate by replicate. ``failure`` says why there are no numbers.
+    """
+
+    solver: str
+    steps: int | None
+    nfe: int
+    seconds: float | None
+    error: Interval | None = None
+    sliced_wasserstein: Interval | None = None
+    excess: Interval | None = None
+    mmd: Interval | None = None
+    failure: str | None = None
+    samples: Tensor | None = field(default=None, compare=False, repr=False)
+
+    def to_json(self) -> dict[str, object]:
+        """Return the row without its samples, as JSON values."""
+        values = asdict(self)
+        del values["samples"]
+        return values
+
+
+@final
+@dataclass(frozen=True)
+class Comparison:
+    """All rows of one problem, by evaluations, with the noise floor of data against data."""
+
+    problem: str
+    samples: int
+    replicates: int
+    seed: int
+    reference: str
+    reference_nfe: int
+    reference_error: float  # RMS distance of the reference to itself with half the steps
+    floor_sliced_wasserstein: Interval
+    floor_mmd: Interval
+    rows: tuple[Row, ...]
+    data: Tensor = field(compare=False, repr=False)
+
+    def to_json(self) -> dict[str, object]:
+        """Return everything but samples and data, as JSON values."""
+        names = ("problem", "samples", "replicates", "seed", "reference", "reference_nfe",
+                 "reference_error")  # fmt: skip
+        return {name: getattr(self, name) for name in names} | {
+            "floor_sliced_wasserstein": asdict(self.floor_sliced_wasserstein),
+            "floor_mmd": asdict(self.floor_mmd),
+            "rows": [row.to_json() for row in self.rows],
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class _Replicate:
+    """What one replicate's samples are compared with."""
+
+    seed: int  # of the directions
+    data: Tensor  # held-out data, less the part that makes the noise floor
+    bandwidth: float
+    floor_sliced_wasserstein: float
+    floor_mmd: float
+    flow: Tensor  # where the flow carries the prior draws
+
+
+def compare(
+    problem: Problem,
+    solvers: Mapping[str, Solver[Any]],
+    budgets: Sequence[int],
+    *,
+    reference: Solver[Any],
+    reference_steps: int,
+    samples: int = 64,
+    replicates: int = 3,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Return errors, distances to data, counted evaluations and times of ``solvers``.
+
+    Every solver takes the most steps whose *counted* evaluations stay within each budget; one
+    that chooses its own steps runs once. ``reference`` solves the probability flow along
+    ``reference_steps`` of the same grid rule, and once more along half of them: errors below the
+    distance of both, the reference's error, say little.
+
+    One solve carries all replicates of ``samples`` each. For each replicate the held-out data is
+    split anew: ``samples`` rows make the noise floor, and the rest is what they and every
+    solver's samples are compared with.
+
+    Errors: ValueError for budgets below one step, fewer than 2 replicates or too little data; a
+    solver that diverges gets a row that says so.
+    """
+    _check(problem, solvers, budgets, samples, replicates)
+    positive_integer("compare", "reference_steps", reference_steps, least=2)
+    sde = problem.model.sde
+    plans = [
+        (name, steps)
+        for name, solver in solvers.items()
+        for steps in plan(name, solver, sde, problem.grid, budgets)
+    ]
+    report = _silent if progress is None else progress
+    flow, half = (
+        _solve(problem, reference, problem.grid(steps), samples * replicates, seed)
+        for steps in (reference_steps, reference_steps // 2)
+    )
+    report(1, 1 + len(plans))
+    parts = [
+        _replicate(problem, x, mix(seed, _SPLIT, i))
+        for i, x in enumerate(torch.split(flow.x, samples))
+    ]
+    rows = list[Row]()
+    for name, steps in plans:
+        rows.append(_row(problem, name, solvers[name], steps, parts, seed))
+        report(1 + len(rows), 1 + len(plans))
+    order = list(solvers)
+    rows.sort(key=lambda row: (row.nfe, order.index(row.solver)))
+    return Comparison(
+        problem.name, samples, replicates, seed, repr(reference), flow.nfe,
+        rms_distance(flow.x, half.x),
+        paired_interval([part.floor_sliced_wasserstein for part in parts]),
+        paired_interval([part.floor_mmd for part in parts]),
+        tuple(rows), problem.data[:_SHOWN].cpu(),
+    )  # fmt: skip
+
+
+def _silent(_done: int, _total: int) -> None:
+    """Tell nobody of the progress."""
+
+
+def _check(
+    problem: Problem,
+    solvers: Mapping[str, Solver[Any]],
+    budgets: Sequence[int],
+    samples: int,
+    replicates: int,
+) -> None:
+    positive_integer("compare", "samples", samples, least=2)
+    positive_integer("compare", "replicates", replicates, least=2)
+    for name, values in (("solvers", solvers), ("budgets", budgets)):
+        if not values:
+            raise wrong_value("compare", name, "hold at least one", "none", "pass some")
+    if len(problem.data) < 2 * samples:
+        rule = f"hold at least {2 * samples} rows, twice the samples"
+        raise wrong_value("compare", "data", rule, len(problem.data), "ask for fewer samples")
+
+
+def _solve(problem: Problem, solver: Solver[Any], grid: Tensor, count: int, seed: int) -> Solution:
+    shape = (count, *problem.data.shape[1:])
+    return sample(problem.model, solver, shape, grid=grid, seed=seed, dtype=problem.dtype)
+
+
+def _replicate(problem: Problem, flow: Tensor, seed: int) -> _Replicate:
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(problem.data), generator=generator)
+    data = problem.data[order.to(problem.data.device)]
+    exact, rest = data[: len(flow)], data[len(flow) :]
+    bandwidth = median_distance(rest)
+    return _Replicate(
+        seed, rest, bandwidth, sliced_wasserstein(exact, rest, seed=seed),
+        mmd(exact, rest, bandwidth), flow,
+    )  # fmt: skip
+
+
+def _row(
+    problem: Problem,
+    name: str,
+    solver: Solver[Any],
+    steps: int | None,
+    parts: Sequence[_Replicate],
+    seed: int,
+) -> Row:
+    grid, samples = problem.grid(1 if steps is None else steps), len(parts[0].flow)
+    paid = cost(solver, problem.model.sde, grid)
+    try:
+        solution = _solve(problem, solver, grid, samples * len(parts), seed)
+    except FloatingPointError as error:
+        return Row(name, steps, paid.nfe, None, failure=str(error))
+    pairs = list(zip(torch.split(solution.x, samples), parts, strict=True))
+    distances = [sliced_wasserstein(x, part.data, seed=part.seed) for x, part in pairs]
+    excess = [d - p.floor_sliced_wasserstein for d, p in zip(distances, parts, strict=True)]
+    errors = None if paid.draws else [rms_distance(x, part.flow) for x, part in pairs]
+    return Row(
+        name, steps, solution.nfe, solution.seconds,
+        error=None if errors is None else paired_interval(errors),
+        sliced_wasserstein=paired_interval(distances),
+        excess=paired_interval(excess),
+        mmd=paired_interval([mmd(x, part.data, part.bandwidth) for x, part in pairs]),
+        samples=solution.x[:_SHOWN].cpu(),
+    )  # fmt: skip

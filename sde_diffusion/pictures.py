@@ -1,0 +1,212 @@
+"""Pictures of samples and of errors. matplotlib is imported when the first one is drawn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch import Tensor
+
+from sde_diffusion._check import wrong_value
+from sde_diffusion.checkpoint import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from sde_diffusion.compare import Comparison, Row
+    from sde_diffusion.metrics import Interval
+
+_MARKERS: Final = "osD^vP*X<>"
+_TILES: Final = 16  # images in one cell of the picture of all solvers
+_POINTS: Final = 1000
+
+
+def sample_picture(x: Tensor, path: str | Path) -> None:
+    """Write a picture of samples as PNG: images as tiles, vectors as points, numbers as bars.
+
+    Images have values in [−1, 1]; of vectors the first two coordinates are drawn.
+
+    Shapes: (B, H, W), (B, 1, H, W) or (B, 3, H, W); (B, D); (B, 1).
+    """
+    figure = _figure(5.0, 5.0)
+    _draw(figure.subplots(), x, limit=None)
+    _save(figure, path)
+
+
+def error_picture(comparisons: Sequence[Comparison], path: str | Path) -> None:
+    """Write error against counted evaluations as PNG, one row of panels per comparison.
+
+    Left the distance to the flow of the solvers that draw nothing, right the distance of all to
+    held-out data, with the noise floor as a band. Dashed lines belong to solvers that draw. On the
+    left the grey band is the reference's own error.
+    """
+    names = _names([row for c in comparisons for row in c.rows])
+    height = max(3.4 * len(comparisons), 0.3 * len(names) + 1)
+    figure = _figure(11.0, height)
+    panels = figure.subplots(len(comparisons), 2, squeeze=False)
+    for (left, right), c in zip(panels, comparisons, strict=True):
+        _curves(left, c, names, lambda row: row.error)
+        _curves(right, c, names, lambda row: row.sliced_wasserstein)
+        left.set_ylabel("RMS distance to the flow", labelpad=6)
+        right.set_ylabel("sliced $W_2$ to held-out data", labelpad=8)
+        left.axhspan(0, c.reference_error, color="0.85", zorder=0)
+        _floor(right, c)
+        for axes in (left, right):
+            axes.set_title(c.problem)
+            axes.set_xlabel("evaluations (NFE)")
+    handles = {
+        label: handle
+        for panel in panels.flat
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
+    }
+    order = [name for name in (*names, "noise floor") if name in handles]
+    figure.legend([handles[name] for name in order], order, loc="outside right center")
+    _save(figure, path)
+
+
+def solver_picture(comparison: Comparison, path: str | Path) -> None:
+    """Write samples as PNG: one column per solver, its evaluations growing downwards."""
+    kept = [row for row in comparison.rows if row.samples is not None]
+    columns = {name: [row for row in kept if row.solver == name] for name in _names(kept)}
+    height = max([1, *map(len, columns.values())])
+    figure = _figure(1.55 * (len(columns) + 1), 1.75 * height + 0.3)
+    panels = figure.subplots(height, len(columns) + 1, squeeze=False)
+    for axes in panels.flat:
+        axes.axis("off")
+    data = comparison.data
+    limit = 1.3 * float(data.double().flatten(1).abs().max())
+    _cell(panels[0][0], data, limit, "held-out data", "")
+    for column, (name, rows) in enumerate(columns.items(), start=1):
+        for axes, row in zip(panels[:, column], rows, strict=False):
+            title = name if row is rows[0] else ""
+            _cell(axes, row.samples, limit, title, f"NFE {row.nfe}")
+    _save(figure, path)
+
+
+def _names(rows: Sequence[Row]) -> list[str]:
+    """Return the solvers: first those that draw, then the others."""
+    ordered = sorted(rows, key=lambda row: row.error is not None)
+    return list(dict.fromkeys(row.solver for row in ordered))
+
+
+def _figure(width: float, height: float) -> Figure:
+    # A Figure of its own, not pyplot's: no display, no global state.
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _save(figure: Figure, path: str | Path) -> None:
+    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=150))
+
+
+def _cell(axes: Axes, x: Tensor | None, limit: float, title: str, below: str) -> None:
+    if x is None:
+        return
+    axes.axis("on")
+    _draw(axes, x[:_TILES] if x.ndim > 2 else x, limit)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.set_title(title, fontsize=8)
+    axes.set_xlabel(below, fontsize=8, labelpad=2)
+
+
+def _draw(axes: Axes, x: Tensor, limit: float | None) -> None:
+    values = x.detach().cpu().float()
+    if values.ndim > 2:
+        axes.imshow(tiles(values).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        axes.axis("off") if limit is None else None
+    elif values.shape[1] == 1:
+        axes.hist(values[:, 0].numpy(), bins=50)
+    else:
+        points = values[:_POINTS]
+        axes.scatter(points[:, 0].numpy(), points[:, 1].numpy(), s=2, alpha=0.5, linewidths=0)
+        axes.set_aspect("equal")
+        if limit is not None:
+            axes.set_xlim(-limit, limit)
+            axes.set_ylim(-limit, limit)
+
+
+def tiles(x: Tensor) -> Tensor:
+    """Return images as one, nearly square, with a gap of one pixel; [−1, 1] becomes [0, 1].
+
+    Shapes: (B, H, W) or (B, 1 or 3, H, W) → (rows·(H+1) − 1, columns·(W+1) − 1[, 3]).
+    Errors: ValueError for another shape.
+
+    >>> tiles(torch.ones(3, 1, 2, 2)).shape
+    torch.Size([5, 5])
+    """
+    images = x[:, None] if x.ndim == 3 else x
+    if images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise wrong_value("picture", "x", "hold images (B, 1 or 3, H, W), or vectors (B, D)",
+                          tuple(x.shape), "choose what to draw")  # fmt: skip
+    count, channels, height, width = images.shape
+    columns = math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    # The gaps are white, so that dark images stay apart.
+    cells = torch.ones(rows * columns, channels, height + 1, width + 1)
+    cells[:count, :, :height, :width] = (0.5 * images + 0.5).clamp(0, 1)
+    cells = cells.reshape(rows, columns, channels, height + 1, width + 1)
+    whole = cells.permute(0, 3, 1, 4, 2).reshape(rows * (height + 1), columns * (width + 1), -1)
+    return whole[:-1, :-1].squeeze(-1)
+
+
+def _curves(
+    axes: Axes, comparison: Comparison, names: list[str], value: Callable[[Row], Interval | None]
+) -> None:
+    from matplotlib import colormaps
+
+    colours, bars = colormaps["tab10"], list[tuple[Any, ...]]()
+    for i, name in enumerate(names):
+        rows = [row for row in comparison.rows if row.solver == name]
+        found = [(row.nfe, v) for row in rows if (v := value(row)) is not None]
+        if not found:
+            continue
+        means, high = [v.mean for _, v in found], [v.half_width for _, v in found]
+        # On a logarithmic axis a bar must end above 0.
+        low = [min(half, 0.99 * mean) for mean, half in zip(means, high, strict=True)]
+        style: dict[str, Any] = {
+            "color": colours(i % 10), "marker": _MARKERS[i % len(_MARKERS)],
+            "linestyle": "-" if rows[0].error is not None else "--",
+        }  # fmt: skip
+        nfe = [n for n, _ in found]
+        axes.plot(nfe, means, label=name, markersize=5, linewidth=1.2, **style)
+        bars.append((nfe, means, [low, high], style["color"]))
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_ylim(*axes.get_ylim())  # fixed before the bars, which would squeeze the curves
+    for x, y, sides, colour in bars:
+        axes.errorbar(x, y, yerr=sides, fmt="none", elinewidth=0.8, alpha=0.5, ecolor=colour)
+    axes.grid(visible=True, which="major", alpha=0.3)
+    _plain_ticks(axes, sorted({row.nfe for row in comparison.rows}))
+
+
+def _plain_ticks(axes: Axes, numbers: list[int]) -> None:
+    """Label the evaluations that were used, leaving out those that would overlap."""
+    shown: list[int] = []
+    for number in numbers:
+        if not shown or number > 1.35 * shown[-1]:
+            shown.append(number)
+    axes.set_xticks(shown, [str(number) for number in shown])
+    axes.set_xticks([], minor=True)
+    axes.yaxis.set_major_formatter(_number)
+    low, high = axes.get_ylim()
+    axes.yaxis.set_minor_formatter(_number if high < 10 * low else "")
+
+
+def _number(value: float, _position: object) -> str:
+    return f"{value:g}"
+
+
+def _floor(axes: Axes, comparison: Comparison) -> None:
+    floor = comparison.floor_sliced_wasserstein
+    low, high = axes.get_ylim()
+    bottom = max(floor.mean - floor.half_width, 1e-3 * floor.mean)
+    axes.axhspan(bottom, floor.mean + floor.half_width, color="0.85", zorder=0)
+    axes.axhline(floor.mean, color="0.45", linestyle=":", label="noise floor")
+    # All of the line, but not all of the band, which may reach far down.
+    axes.set_ylim(min(low, 0.8 * floor.mean), max(high, 1.2 * floor.mean))

@@ -1,0 +1,329 @@
+"""The comparison: its errors against an exact flow, its counts against an independent count."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import Tensor
+
+from sde_diffusion import (
+    VPSDE,
+    GaussianMixture,
+    LinearSDE,
+    Noise,
+    ReverseSDE,
+    quadratic,
+    sample,
+    uniform,
+)
+from sde_diffusion.budgets import adapts, cost, plan, steps_within
+from sde_diffusion.cli.compare import command
+from sde_diffusion.cli.report import comparison_text, table
+from sde_diffusion.compare import Comparison, Problem, compare
+from sde_diffusion.metrics import rms_distance
+from sde_diffusion.solvers import (
+    AdamsBashforth,
+    Ancestral,
+    AnnealedLangevin,
+    DormandPrince,
+    Euler,
+    EulerMaruyama,
+    Heun,
+    PredictorCorrector,
+    ReverseDiffusion,
+    RungeKutta4,
+    TorchDiffEq,
+)
+
+RING = GaussianMixture.ring(8, radius=1.0, std=0.1)
+TIGHT: dict[str, Any] = {"reference": RungeKutta4(), "reference_steps": 400}
+LOOSE: dict[str, Any] = {"reference": Heun(), "reference_steps": 5}
+
+
+def ring_problem(model: Any = None, rows: int = 400) -> Problem:
+    data = RING.sample(rows, torch.Generator().manual_seed(5))
+    return Problem("ring", model or RING.diffused(VPSDE()), data, quadratic, torch.float64)
+
+
+@dataclass
+class CountingModel:
+    """The ring's score with a count of its own."""
+
+    calls: int = 0
+    sde: LinearSDE = field(default_factory=VPSDE)
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        self.calls += 1
+        return RING.diffused(self.sde).score(x, t)
+
+
+@dataclass
+class Sampler:
+    """A "solver" that ignores the score and draws from the data itself, spread by a factor."""
+
+    spread: float
+    dynamics = ReverseSDE
+    generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(9))
+
+    def steps(
+        self, dynamics: ReverseSDE, x: Tensor, grid: Tensor, noise: Noise
+    ) -> Iterator[Tensor]:
+        assert isinstance(dynamics, ReverseSDE)
+        noise.normal(x)
+        for _ in grid[1:]:
+            yield self.spread * RING.sample(len(x), self.generator)
+
+
+@dataclass
+class Recorder:
+    """Heun's method, with a record of where it started."""
+
+    starts: list[Tensor]
+    dynamics = Heun.dynamics
+
+    def steps(self, dynamics: Any, x: Tensor, grid: Tensor, noise: Noise) -> Iterator[Tensor]:
+        self.starts.append(x.clone())
+        yield from Heun().steps(dynamics, x, grid, noise)
+
+
+@pytest.fixture(scope="module")
+def comparison() -> Comparison:
+    solvers = {
+        "euler": Euler(), "heun": Heun(), "rk4": RungeKutta4(), "ddim": Ancestral(eta=0.0),
+        "adams-bashforth": AdamsBashforth(), "euler-maruyama": EulerMaruyama(),
+    }  # fmt: skip
+    return compare(ring_problem(), solvers, [8, 24, 72], **TIGHT, samples=50, replicates=2)
+
+
+@pytest.mark.parametrize("name", ["euler", "heun", "rk4", "ddim", "adams-bashforth"])
+def test_the_error_to_the_flow_falls_with_evaluations(comparison: Comparison, name: str) -> None:
+    errors = [r.error.mean for r in comparison.rows if r.solver == name and r.error is not None]
+    assert len(errors) == 3
+    assert errors[1] < 0.6 * errors[0]
+    assert errors[2] < 0.6 * errors[1]
+
+
+def test_higher_order_wins_at_the_largest_budget(comparison: Comparison) -> None:
+    best = {r.solver: r.error.mean for r in comparison.rows if r.nfe == 72 and r.error is not None}
+    assert best["rk4"] < best["heun"] < best["euler"] < best["ddim"]
+
+
+def test_only_solvers_that_draw_nothing_have_an_error_to_the_flow(comparison: Comparison) -> None:
+    assert {r.solver for r in comparison.rows if r.error is None} == {"euler-maruyama"}
+
+
+def test_rows_come_by_evaluations(comparison: Comparison) -> None:
+    counts = [row.nfe for row in comparison.rows]
+    assert counts == sorted(counts)
+    assert set(counts) == {8, 24, 72}
+
+
+def test_the_error_is_that_to_the_exact_flow() -> None:
+    mixture = GaussianMixture([1.0, 2.0], torch.tensor([[-1.0], [1.0]]), stds=[0.3, 0.2])
+    model = mixture.diffused(VPSDE())
+    data = mixture.sample(100, torch.Generator().manual_seed(0))
+    problem = Problem("one-dimensional", model, data, uniform, torch.float64)
+    found = compare(problem, {"e": Euler()}, [30], **TIGHT, samples=40, replicates=2,
+                    seed=3)  # fmt: skip
+    grid, by_hand = uniform(30), []
+    # One step so short that it leaves the prior's draw as it is.
+    start = uniform(1, 1.0, 1.0 - 1e-12)
+    for first in (0, 40):
+        x, ends = (
+            sample(model, Euler(), (40, 1), grid=times, seed=3, first=first, dtype=torch.float64).x
+            for times in (start, grid)
+        )
+        by_hand.append(rms_distance(ends, model.flow(x, grid[0], grid[-1])))
+    assert found.rows[0].error is not None
+    assert found.rows[0].error.mean == pytest.approx(sum(by_hand) / 2, rel=1e-6)
+    assert found.reference_error < 1e-7
+
+
+def test_the_reference_says_how_well_the_flow_is_known() -> None:
+    found = compare(ring_problem(), {"heun": Heun()}, [100], reference=Heun(), reference_steps=100,
+                    samples=20)  # fmt: skip
+    # Half of the reference's steps are the solver's, so both distances are one.
+    assert found.rows[0].steps == 50
+    assert found.rows[0].error is not None
+    assert found.reference_error == pytest.approx(found.rows[0].error.mean, rel=0.2)
+    assert found.reference_error > 0
+
+
+def test_counts_agree_with_an_independent_count() -> None:
+    model = CountingModel()
+    solvers = {
+        "heun": Heun(), "rk4": RungeKutta4(), "ab4": AdamsBashforth(order=4),
+        "pc": PredictorCorrector(ReverseDiffusion(), AnnealedLangevin(count=2)),
+    }  # fmt: skip
+    found = compare(
+        ring_problem(model), solvers, [7, 21], reference=RungeKutta4(), reference_steps=9,
+        samples=10,
+    )  # fmt: skip
+    assert found.reference_nfe == 4 * 9
+    assert model.calls == 4 * (9 + 4) + sum(row.nfe for row in found.rows)
+
+
+def test_all_solvers_start_from_the_same_draws() -> None:
+    one, two = Recorder([]), Recorder([])
+    compare(ring_problem(), {"one": one, "two": two}, [4, 10], **LOOSE, samples=10,
+            replicates=2)  # fmt: skip
+    starts = [x for recorder in (one, two) for x in recorder.starts if x.shape == (20, 2)]
+    assert len(starts) == 4  # two solvers, two budgets
+    assert all(torch.equal(x, starts[0]) for x in starts)
+    assert not torch.equal(starts[0][:10], starts[0][10:])
+
+
+def test_the_exact_sampler_reaches_the_noise_floor_and_a_wrong_one_does_not() -> None:
+    found = compare(
+        ring_problem(rows=600), {"exact": Sampler(1.0), "spread": Sampler(1.3)}, [1],
+        **LOOSE, samples=100, replicates=6,
+    )  # fmt: skip
+    floor = found.floor_sliced_wasserstein
+    assert floor.mean - floor.half_width > 0
+    exact, spread = found.rows
+    assert exact.excess is not None
+    assert exact.mmd is not None
+    assert 0.0 in exact.excess
+    assert spread.excess is not None
+    assert spread.mmd is not None
+    assert spread.excess.mean > spread.excess.half_width
+    assert spread.mmd.mean > spread.mmd.half_width
+    assert abs(found.floor_mmd.mean) < 0.2 * spread.mmd.mean
+    assert abs(exact.mmd.mean) < 0.2 * spread.mmd.mean
+
+
+def test_a_comparison_can_be_repeated() -> None:
+    def once() -> Comparison:
+        return compare(ring_problem(), {"em": EulerMaruyama()}, [5], **LOOSE,
+                       samples=20, replicates=2, seed=7)  # fmt: skip
+
+    one, two = once().to_json(), once().to_json()
+    for result in (one, two):
+        for row in result["rows"]:  # type: ignore[attr-defined]
+            del row["seconds"]
+    assert one == two
+
+
+def test_json_round_trip(comparison: Comparison) -> None:
+    text = json.dumps(comparison.to_json(), allow_nan=False)
+    assert json.loads(text) == comparison.to_json()
+    row = json.loads(text)["rows"][0]
+    assert row["solver"] == comparison.rows[0].solver
+    assert comparison.rows[0].sliced_wasserstein is not None
+    assert row["sliced_wasserstein"]["mean"] == comparison.rows[0].sliced_wasserstein.mean
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A solver that leaves the finite numbers."""
+
+    dynamics = Heun.dynamics
+
+    def steps(self, dynamics: Any, x: Tensor, grid: Tensor, noise: Noise) -> Iterator[Tensor]:
+        assert noise is not None
+        for t in grid[:-1]:
+            # The closed form that costs are measured on has events (1,), the ring (2,).
+            yield dynamics.velocity(x, t) * (float("nan") if x.shape[1] == 2 else 1.0)
+
+
+def test_a_diverging_solver_gets_a_row_that_says_so() -> None:
+    found = compare(ring_problem(), {"broken": Broken(), "heun": Heun()}, [4], **LOOSE,
+                    samples=10, replicates=2)  # fmt: skip
+    rows = {row.solver: row for row in found.rows}
+    assert rows["heun"].failure is None
+    assert "NaN or infinity at step 1" in str(rows["broken"].failure)
+    assert "broken, NFE 4: integrate: x must stay finite" in comparison_text(found)
+    json.dumps(found.to_json(), allow_nan=False)
+
+
+def test_progress_counts_every_solve() -> None:
+    seen = list[tuple[int, int]]()
+    compare(
+        ring_problem(),
+        {"heun": Heun(), "euler": Euler()},
+        [4, 8],
+        **LOOSE,
+        samples=5,
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert seen == [(done, 5) for done in range(1, 6)]
+
+
+@pytest.mark.parametrize(
+    ("solver", "budget", "steps", "nfe"),
+    [
+        (Euler(), 9, 9, 9), (Heun(), 9, 4, 8), (RungeKutta4(), 9, 2, 8),
+        # Order 4 starts with three Runge-Kutta steps: 4, 8, 12, 13, 14 evaluations.
+        (AdamsBashforth(order=4), 14, 5, 14), (AdamsBashforth(order=4), 11, 2, 8),
+        (PredictorCorrector(ReverseDiffusion(), AnnealedLangevin(count=2)), 10, 3, 9),
+    ],
+)  # fmt: skip
+def test_steps_fill_the_budget(solver: Any, budget: int, steps: int, nfe: int) -> None:
+    assert steps_within("solver", solver, VPSDE(), uniform, budget) == steps
+    assert cost(solver, VPSDE(), uniform(steps)).nfe == nfe
+
+
+def test_solvers_with_steps_of_their_own_are_recognised() -> None:
+    grid = uniform(1)
+    adaptive = [s for s in (Heun(), RungeKutta4(), DormandPrince(), TorchDiffEq("bosh3"))
+                if adapts(s, VPSDE(), grid)]  # fmt: skip
+    assert adaptive == [DormandPrince(), TorchDiffEq("bosh3")]
+    assert plan("dormand-prince", DormandPrince(), VPSDE(), uniform, [5, 10]) == [None]
+
+
+def test_equal_steps_run_once() -> None:
+    assert plan("rk4", RungeKutta4(), VPSDE(), uniform, [8, 9, 10, 12]) == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"budgets": [3]}, "budgets must be at least 4, one step of rk4, got 3"),
+        ({"budgets": []}, "budgets must hold at least one"),
+        ({"solvers": {}}, "solvers must hold at least one"),
+        ({"replicates": 1}, "replicates must be at least 2"),
+        ({"reference_steps": 1}, "reference_steps must be at least 2"),
+        ({"samples": 201}, "data must hold at least 402 rows, twice the samples, got 400"),
+        ({"samples": 1}, "samples must be at least 2"),
+    ],
+)
+def test_wrong_input_is_refused(change: dict[str, Any], words: str) -> None:
+    settings = {"solvers": {"rk4": RungeKutta4()}, "budgets": [8], **LOOSE} | change
+    with pytest.raises(ValueError, match=f"compare: {words}"):
+        compare(ring_problem(), **settings)
+
+
+def test_tables_are_aligned() -> None:
+    lines = table(("a", "number"), [("longer", "1"), ("b", "1.25")]).splitlines()
+    assert lines == ["a       number", "------  ------", "longer       1", "b         1.25"]
+
+
+def test_the_command_writes_what_it_prints(tmp_path: Path) -> None:
+    arguments = ["--model", "ring", "--solver", "heun", "--solver", "ancestral", "--nfe", "6",
+                 "--samples", "20", "--replicates", "2",
+                 "--out", str(tmp_path), "--json"]  # fmt: skip
+    result = CliRunner().invoke(command, arguments, catch_exceptions=False)
+    assert result.exit_code == 0
+    printed = json.loads(result.stdout)
+    assert printed == json.loads((tmp_path / "results.json").read_text())
+    rows = printed["comparisons"][0]["rows"]
+    assert [(row["solver"], row["nfe"]) for row in rows] == [("heun", 6), ("ancestral", 6)]
+    text = (tmp_path / "table.txt").read_text()
+    assert all(f"{row['excess']['mean']:.3g}" in text for row in rows)
+    for name in ("error_vs_nfe.png", "samples-ring.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    assert {Path(file).name for file in printed["files"]} == {p.name for p in tmp_path.iterdir()}
+
+
+def test_the_command_refuses_one_data_set_for_two_models(tmp_path: Path) -> None:
+    arguments = ["--data", "digits", "--out", str(tmp_path)]
+    with pytest.raises(ValueError, match="--data: data must belong to one model"):
+        CliRunner().invoke(command, arguments, catch_exceptions=False)

@@ -1,0 +1,37 @@
+"""The examples in the docstrings run, and every public class has one."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import inspect
+import pkgutil
+
+import pytest
+
+import sde_diffusion
+from sde_diffusion import solvers
+
+MODULES = [
+    name
+    for _, name, _ in pkgutil.walk_packages(sde_diffusion.__path__, "sde_diffusion.")
+    if "__main__" not in name
+] + [f"sde_diffusion.solvers.{name}" for _, name, _ in pkgutil.iter_modules(solvers.__path__)]
+
+
+@pytest.mark.parametrize("name", sorted(set(MODULES)))
+def test_examples_run(name: str) -> None:
+    result = doctest.testmod(importlib.import_module(name), verbose=False)
+    assert result.failed == 0
+
+
+@pytest.mark.parametrize("home", [sde_diffusion, solvers], ids=["core", "solvers"])
+def test_every_public_class_has_an_example(home) -> None:
+    classes = [getattr(home, name) for name in home.__all__]
+    without = [
+        c.__name__
+        for c in classes
+        if inspect.isclass(c) and not inspect.isabstract(c) and ">>>" not in (c.__doc__ or "")
+    ]
+    # Protocols and bases, whose examples are those of the classes that follow them; a result.
+    assert sorted(set(without) - {"Solver", "OneStep", "Solution", "LogLikelihood"}) == []

@@ -1,0 +1,154 @@
+"""The wheel holds exactly the tree, and importing the package loads nothing heavy."""
+
+from __future__ import annotations
+
+import configparser
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+
+import sde_diffusion
+
+# Folder of the checkout -> folder of the installed package.
+FOLDERS = {
+    "sde_diffusion": "sde_diffusion",
+    "solvers": "sde_diffusion/solvers",
+    "cli": "sde_diffusion/cli",
+}
+NOT_SHIPPED = ("__pycache__", "*.pyc", ".*", "*.egg-info")
+
+
+def copy_checkout(root: Path, target: Path) -> Path:
+    """Copy what a wheel is built from, so that a build leaves nothing in the checkout."""
+    target.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(root / name, target / name)
+    for name in FOLDERS:
+        shutil.copytree(root / name, target / name, ignore=shutil.ignore_patterns(*NOT_SHIPPED))
+    return target
+
+
+def tree_files(checkout: Path) -> set[str]:
+    """The files that the tree asks to be shipped, named as in the wheel."""
+    return {
+        f"{package}/{path.relative_to(checkout / folder).as_posix()}"
+        for folder, package in FOLDERS.items()
+        for path in (checkout / folder).rglob("*")
+        if path.is_file()
+    }
+
+
+def build_wheel(checkout: Path, out: Path) -> Path:
+    """Build the wheel with the tools of this environment, without a network."""
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", out, checkout],
+        check=True,
+        capture_output=True,
+    )
+    (wheel,) = out.glob("*.whl")
+    return wheel
+
+
+def wheel_files(wheel: Path) -> set[str]:
+    with zipfile.ZipFile(wheel) as archive:
+        return {name for name in archive.namelist() if ".dist-info/" not in name}
+
+
+@pytest.fixture(scope="module")
+def checkout(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return copy_checkout(root, tmp_path_factory.mktemp("packaging") / "checkout")
+
+
+@pytest.fixture(scope="module")
+def wheel(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_wheel(checkout, tmp_path_factory.mktemp("wheel"))
+
+
+def metadata(wheel: Path, name: str) -> str:
+    with zipfile.ZipFile(wheel) as archive:
+        (member,) = (n for n in archive.namelist() if n.endswith(f".dist-info/{name}"))
+        return archive.read(member).decode()
+
+
+def test_the_wheel_holds_the_tree_and_nothing_else(checkout: Path, wheel: Path) -> None:
+    assert wheel_files(wheel) == tree_files(checkout)
+
+
+def test_a_subpackage_that_nobody_listed_is_noticed(root: Path, tmp_path: Path) -> None:
+    checkout = copy_checkout(root, tmp_path / "checkout")
+    (checkout / "sde_diffusion" / "planted").mkdir()
+    (checkout / "sde_diffusion" / "planted" / "__init__.py").write_text("")
+    missing = tree_files(checkout) - wheel_files(build_wheel(checkout, tmp_path / "dist"))
+    assert missing == {"sde_diffusion/planted/__init__.py"}
+
+
+def test_the_wheel_is_typed(wheel: Path) -> None:
+    assert "sde_diffusion/py.typed" in wheel_files(wheel)
+
+
+def test_one_command_is_installed(wheel: Path) -> None:
+    entry_points = configparser.ConfigParser()
+    entry_points.read_string(metadata(wheel, "entry_points.txt"))
+    assert dict(entry_points["console_scripts"]) == {
+        "sde-diffusion": "sde_diffusion.cli.main:main"
+    }
+
+
+def test_the_version_is_stated_once_as_far_as_a_user_can_tell(wheel: Path) -> None:
+    headers = Parser().parsestr(metadata(wheel, "METADATA"))
+    assert headers["Version"] == sde_diffusion.__version__
+
+
+def loaded_by(program: str) -> set[str]:
+    """The top-level modules in memory after `program` ran in a fresh interpreter."""
+    report = "import json, sys; print('\\n' + json.dumps(sorted(sys.modules)))"
+    run = subprocess.run(
+        [sys.executable, "-c", f"{program}\n{report}"],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONWARNINGS": "error"},
+    )
+    names: list[str] = json.loads(run.stdout.splitlines()[-1])
+    return {name.partition(".")[0] for name in names}
+
+
+HEAVY = {"torch", "numpy", "scipy", "matplotlib", "torchdiffeq", "safetensors", "PIL"}
+HELP = """
+from sde_diffusion.cli.main import main
+try:
+    main(["--help"])
+except SystemExit as stop:
+    assert not stop.code, stop.code
+"""
+
+
+@pytest.mark.parametrize(
+    "program", ["import sde_diffusion", "import sde_diffusion.cli.main", HELP]
+)
+def test_nothing_heavy_is_loaded_before_it_is_needed(program: str) -> None:
+    assert loaded_by(program) & HEAVY == set()
+
+
+def test_a_heavy_import_would_be_noticed() -> None:
+    assert "torch" in loaded_by("from sde_diffusion import VPSDE")
+
+
+def test_every_public_name_can_be_imported() -> None:
+    missing = [name for name in sde_diffusion.__all__ if not hasattr(sde_diffusion, name)]
+    assert missing == []
+
+
+def test_the_command_line_runs_as_a_module() -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "sde_diffusion.cli", "--help"], capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    assert "compare" in run.stdout
