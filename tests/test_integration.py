@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sde_diffusion import (
@@ -146,6 +146,7 @@ def test_dormand_prince_takes_the_same_steps_alone_and_in_a_batch() -> None:
         assert alone.rejected.item() == whole.rejected[i].item()
 
 
+@settings(max_examples=15)
 @given(n=st.integers(1, 12), seed=st.integers(0, 5))
 def test_forward_then_backward_flow_is_the_identity(n: int, seed: int) -> None:
     model, solver = data((2,)).diffused(VPSDE()), DormandPrince(1e-10, 1e-10)
