@@ -8,7 +8,7 @@ from typing import Any, Final, final
 
 from torch import Tensor
 
-from sde_diffusion._check import wrong_value
+from sde_diffusion._check import diverged, wrong_value
 from sde_diffusion.noise import Noise
 from sde_diffusion.reverse import ODE
 
@@ -39,7 +39,8 @@ class TorchDiffEq:
 
     Order: the method's with default options, in `order`. NFE: counted, as everywhere.
     Errors: ValueError for an unknown method, a tolerance that is not positive, or an Adams method
-    on a grid that is not uniform, where torchdiffeq's coefficients would be wrong.
+    on a grid that is not uniform, where torchdiffeq's coefficients would be wrong;
+    FloatingPointError where an adaptive method finds no step small enough.
     Source: Chen 2018, torchdiffeq.
 
     >>> TorchDiffEq("dopri8").order
@@ -76,10 +77,15 @@ class TorchDiffEq:
             # Left alone they step past the end and interpolate back: to t < 0, where sigma is not
             # defined, and with an error that no tolerance sees.
             options = {"step_t": grid[1:], **options}
-        states = odeint(
-            lambda t, y: dynamics.velocity(y, t), x, grid.to(x.device),
-            rtol=self.rtol, atol=self.atol, method=self.method, options=options,
-        )  # fmt: skip
+        try:
+            states = odeint(
+                lambda t, y: dynamics.velocity(y, t), x, grid.to(x.device),
+                rtol=self.rtol, atol=self.atol, method=self.method, options=options,
+            )  # fmt: skip
+        except AssertionError as error:  # how torchdiffeq reports steps without end
+            remedy = "move the ends of the grid, or raise rtol and atol"
+            rule = "be finite and smooth"
+            raise diverged("TorchDiffEq", "velocity", rule, str(error), remedy) from error
         yield from states[1:]
 
 

@@ -350,6 +350,11 @@ class Nothing(torch.nn.Module):
             r"velocity must be finite and smooth, got a step below 1e-14 at t = 1",
         ),
         (
+            lambda: sample(ScoreModel(Nothing(), VPSDE()).eval(), TorchDiffEq(), (2, 2)),
+            FloatingPointError,
+            r"TorchDiffEq: velocity must be finite and smooth, got underflow in dt",
+        ),
+        (
             lambda: sample(ScoreModel(Nothing(), VPSDE()), Heun(), (2, 2)),
             ValueError,
             r"be in evaluation mode, got training mode; call model.eval\(\) first",
