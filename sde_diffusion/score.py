@@ -110,7 +110,9 @@ class ScoreModel(nn.Module):
 
         Shapes: labels () or (B,), integers.
         """
-        network = Labelled(self.network, torch.as_tensor(labels, dtype=torch.int64))
+        # On the network's device once, rather than at every step.
+        there = torch.as_tensor(labels, dtype=torch.int64, device=self.device)
+        network = Labelled(self.network, there)
         model = ScoreModel(
             network, self.sde, self.prediction, sigma_data=self.sigma_data, data=self.data
         )
