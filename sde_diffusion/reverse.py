@@ -105,9 +105,7 @@ class ReverseSDE(SDE):
         return self.score.calls
 
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
-        g = self.sde.diffusion(x, t)
-        push = g * g * self.score(x, t) + self.sde.noise_divergence(x, t)
-        return self.sde.drift(x, t) - 0.5 * (1 + self.noise_scale**2) * push
+        return _pushed(self.sde, self.score, x, t, 0.5 * (1 + self.noise_scale**2))
 
     def diffusion(self, x: Tensor, t: Tensor) -> Tensor:
         return self.noise_scale * self.sde.diffusion(x, t)
@@ -138,9 +136,7 @@ class ProbabilityFlow(ODE):
         return self.score.calls
 
     def velocity(self, x: Tensor, t: Tensor) -> Tensor:
-        g = self.sde.diffusion(x, t)
-        push = g * g * self.score(x, t) + self.sde.noise_divergence(x, t)
-        return self.sde.drift(x, t) - 0.5 * push
+        return _pushed(self.sde, self.score, x, t, 0.5)
 
     def rows(self, index: Tensor) -> ProbabilityFlow:
         part = self.score.rows(index)
@@ -149,6 +145,15 @@ class ProbabilityFlow(ODE):
         flow = ProbabilityFlow(self.sde, part)
         flow.score = part
         return flow
+
+
+def _pushed(sde: SDE, score: CountedScore, x: Tensor, t: Tensor, c: float) -> Tensor:
+    """Return f − c (g² s + ∇·(g gᵀ)); c multiplies g², a number in most SDEs, before the state."""
+    g, divergence = sde.diffusion(x, t), sde.noise_divergence(x, t)
+    push = (c * g * g) * score(x, t)
+    if divergence.ndim:  # 0-d where g does not depend on x
+        push = push + c * divergence
+    return sde.drift(x, t) - push
 
 
 def linear_sde(what: str, dynamics: ReverseSDE) -> LinearSDE:

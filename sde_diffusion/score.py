@@ -135,7 +135,7 @@ class ScoreModel(nn.Module):
 
     def score(self, x: Tensor, t: Tensor) -> Tensor:
         """Return ∇ log p_t(x) ≈ −eps/sigma."""
-        return -self.eps(x, t) / expand(self.sde.sigma(t), x)
+        return self.eps(x, t) / expand(-self.sde.sigma(t), x)
 
     def eps(self, x: Tensor, t: Tensor) -> Tensor:
         """Return the predicted noise E[eps | x_t]."""

@@ -50,7 +50,7 @@ class SDE(ABC):
         One backward pass per dimension where g is diagonal and depends on x; override it with
         the closed form where that is too slow.
 
-        Shapes: x (B, *event); result multiplies x.
+        Shapes: x (B, *event); result () and 0 where g does not depend on x, else of x's shape.
         """
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()

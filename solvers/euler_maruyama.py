@@ -36,5 +36,7 @@ class EulerMaruyama(OneStep[SDE]):
     evaluations: ClassVar[int] = 1
 
     def step(self, dynamics: SDE, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
-        dt, dw = expand(s - t, x), noise.increment(x, t, s)
-        return x + dynamics.drift(x, t) * dt + dynamics.diffusion(x, t) * dw
+        dt = expand(s - t, x)
+        # g √|dt| first: in most SDEs both are numbers, and the state is multiplied once.
+        spread = dynamics.diffusion(x, t) * dt.abs().sqrt()
+        return x + dynamics.drift(x, t) * dt + spread * noise.unit(x, t, s)
