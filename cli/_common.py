@@ -126,7 +126,7 @@ def grid_options(function: FunctionT) -> FunctionT:
     options = [
         count_option("--steps", default=None,
                      help="Steps along the grid; 20 if not given, 1 if the solver is adaptive."),
-        click.option("--grid", default="quadratic", show_default=True,
+        click.option("--grid", default="auto", show_default=True,
                      help=f"Spacing of the times: {names}, or package.module:attr."),
         click.option("--tolerance", type=float, default=None,
                      help="rtol = atol of an adaptive solver; 1e-5 if not given."),

@@ -48,7 +48,7 @@ _HELD_OUT: Final = 4  # draws of a closed form per sample, a quarter for the noi
                    f"{_CLOSED_FORM_SAMPLES} for a closed form.")
 @click.option("--replicates", type=click.IntRange(min=2), default=_REPLICATES, show_default=True,
               help="How many sets of samples; the confidence intervals are over these.")
-@click.option("--grid", default="quadratic", show_default=True,
+@click.option("--grid", default="auto", show_default=True,
               help=f"Spacing of the times: {', '.join(menu.GRID_NAMES)}, or package.module:attr.")
 @click.option("--tolerance", type=float, default=1e-3, show_default=True,
               help="rtol = atol of solvers that choose their steps.")
@@ -67,6 +67,10 @@ def command(
     if data is not None and len(models) > 1:
         raise wrong_value("--data", "data", "belong to one model", f"{len(models)} models",
                           "pass one --model with it")  # fmt: skip
+    for option, names in (("--model", models), ("--solver", solvers)):
+        if len(set(names)) < len(names):
+            got = ", ".join(names)
+            raise wrong_value(option, "name", "be given once", got, "drop the repeats")
     made = {name: _solver(name, tolerance) for name in solvers}
     where = _common.resolve_device(device)
     problems = [_problem(name, data, samples, grid, seed, where) for name in models]

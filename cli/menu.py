@@ -36,8 +36,6 @@ _SOLVERS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "dormand-prince": lambda s: s.DormandPrince(),
 }
 _TORCHDIFFEQ: Final = "torchdiffeq:"  # torchdiffeq:METHOD
-_FIXED_STEP: Final = ("euler", "midpoint", "heun2", "heun3", "rk4", "explicit_adams",
-                      "implicit_adams", "fixed_adams")  # fmt: skip
 _SDES: Final[Mapping[str, Callable[[Any], Any]]] = {
     "vp": lambda c: c.VPSDE(),
     "vp-cosine": lambda c: c.VPSDE(c.CosineBeta()),
@@ -48,6 +46,7 @@ _SDES: Final[Mapping[str, Callable[[Any], Any]]] = {
     "rectified-flow": lambda c: c.RectifiedFlow(),
 }
 _GRIDS: Final[Mapping[str, Callable[[Any, LinearSDE, int, float], Tensor]]] = {
+    "auto": lambda c, sde, steps, end: c.recommended(sde, steps, end=end),
     "uniform": lambda c, sde, steps, end: c.uniform(steps, sde.horizon, end),
     "quadratic": lambda c, sde, steps, end: c.quadratic(steps, sde.horizon, end),
     "log-snr": lambda c, sde, steps, end: c.log_snr(sde, steps, end=end),
@@ -87,7 +86,7 @@ def solver(name: str, tolerance: float | None = None) -> Any:  # noqa: ANN401  (
 
 def is_adaptive(made: object) -> bool:
     """Return whether the solver chooses its steps, so that a grid of two times is enough."""
-    return hasattr(made, "rtol") and getattr(made, "method", None) not in _FIXED_STEP
+    return bool(getattr(made, "adaptive", False))
 
 
 def sde(name: str) -> LinearSDE:

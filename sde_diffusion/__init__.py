@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sde_diffusion.checkpoint import describe, load, save_model
     from sde_diffusion.data import Dataset, DataSpec, load_data
-    from sde_diffusion.grids import karras, lattice, log_snr, quadratic, uniform
+    from sde_diffusion.grids import karras, lattice, log_snr, quadratic, recommended, uniform
     from sde_diffusion.integration import OneStep, Solution, Solver, integrate, sample
     from sde_diffusion.likelihood import Exact, Hutchinson, LogLikelihood, log_prob
     from sde_diffusion.losses import denoising_loss
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 _HOME = {
     "checkpoint": ("describe", "load", "save_model"),
     "data": ("DataSpec", "Dataset", "load_data"),
-    "grids": ("karras", "lattice", "log_snr", "quadratic", "uniform"),
+    "grids": ("karras", "lattice", "log_snr", "quadratic", "recommended", "uniform"),
     "integration": ("OneStep", "Solution", "Solver", "integrate", "sample"),
     "likelihood": ("Exact", "Hutchinson", "LogLikelihood", "log_prob"),
     "losses": ("denoising_loss",),
@@ -68,7 +68,7 @@ __all__ = [
     "ProbabilityFlow", "RectifiedFlow", "ReverseSDE", "ScoreModel", "Solution", "Solver",
     "SubVPSDE", "TrainingConfig", "UNet", "WhiteNoise", "cosine_betas", "denoising_loss",
     "describe", "integrate", "karras", "lattice", "linear_betas", "load", "load_data", "log_prob",
-    "log_snr", "quadratic", "sample", "save_model", "train", "uniform",
+    "log_snr", "quadratic", "recommended", "sample", "save_model", "train", "uniform",
 ]  # fmt: skip
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+
 
 def _text(what: str, argument: str, rule: str, got: object, remedy: str) -> str:
     shown = got if isinstance(got, str) else repr(got)
@@ -27,11 +29,11 @@ def diverged(
 
 def positive_integer(what: str, argument: str, got: object, *, least: int = 1) -> None:
     """Refuse anything that is not an integer of at least ``least``."""
-    if isinstance(got, bool) or not isinstance(got, int):
-        raise wrong_type(what, argument, "be an integer", got, f"pass {argument}={max(least, 20)}")
-    if got < least:
-        rule = f"be at least {least}"
-        raise wrong_value(what, argument, rule, got, f"pass {argument}={max(least, 20)}")
+    remedy = f"pass for example {argument}={20 if least == 1 else least}"
+    if isinstance(got, bool) or not isinstance(got, Integral):
+        raise wrong_type(what, argument, "be an integer", got, remedy)
+    if int(got) < least:
+        raise wrong_value(what, argument, f"be at least {least}", got, remedy)
 
 
 def positive_number(what: str, argument: str, got: object) -> None:

@@ -33,6 +33,8 @@ def per_sample(t: Tensor, x: Tensor) -> Tensor:
 
     Shapes: t () or (B,); result (B,).
     """
+    if t.ndim == 0 and t.device == x.device:
+        return t.to(x.dtype).expand(x.shape[0])
     if t.ndim == 0:
         return torch.full((x.shape[0],), float(t), dtype=x.dtype, device=x.device)
     return t.to(device=x.device, dtype=x.dtype)

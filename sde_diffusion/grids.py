@@ -105,6 +105,20 @@ def karras(
     return _with_ends(sde.time(-rho * root.log()), start, end)
 
 
+def recommended(
+    sde: LinearSDE, steps: int, start: float | None = None, end: float | None = None
+) -> Tensor:
+    """Return the grid of `sample` when none is given: `quadratic`, or `karras` for VE and EDM.
+
+    Where the data keeps its scale (alpha above ½ at the horizon) the noise explodes instead, over
+    orders of magnitude that no spacing in t resolves.
+    """
+    start, end = _ends("recommended", sde, steps, start, end)
+    if float(sde.alpha(torch.tensor(sde.horizon, dtype=torch.float64))) > 0.5:
+        return karras(sde, steps, start=start, end=end)
+    return quadratic(steps, start, end)
+
+
 def lattice(n: int, steps: int | None = None) -> Tensor:
     """Return the times k/n of a DDPM with n betas from 1 down to 0, all or ``steps`` of them.
 
@@ -134,7 +148,16 @@ def _ends(
         if not 0 < t <= sde.horizon:
             rule = f"lie in (0, {sde.horizon:g}], where lambda is finite"
             raise wrong_value(what, "start, end", rule, t, "pass for example end=1e-3")
+    check_lambda(what, sde, start, end)
     return start, end
+
+
+def check_lambda(what: str, sde: LinearSDE, *times: float) -> None:
+    """Refuse times at which lambda is not finite: alpha or sigma is 0 there."""
+    found = sde.lambda_(torch.tensor(times, dtype=torch.float64))
+    if not bool(found.isfinite().all()):
+        raise wrong_value(what, "sde", f"have finite lambda at t = {times}", found.tolist(),
+                          "set its horizon a little below 1, such as .999")  # fmt: skip
 
 
 def _with_ends(grid: Tensor, start: float, end: float) -> Tensor:

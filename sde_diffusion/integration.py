@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sde_diffusion._check import diverged, positive_integer, wrong_type, wrong_value
 from sde_diffusion._tensors import check_state
-from sde_diffusion.grids import check_grid, quadratic
+from sde_diffusion.grids import check_grid, recommended
 from sde_diffusion.noise import Noise, NoNoise, PerSampleNoise
 from sde_diffusion.reverse import ODE, ProbabilityFlow, ReverseSDE, Score
 from sde_diffusion.sde import SDE, LinearSDE
@@ -86,6 +86,7 @@ def integrate(
     _check_dynamics(dynamics, solver)
     check_state("integrate", x)
     check_grid(grid, dynamics.horizon)
+    _check_direction(dynamics, grid)
     begin, before = time.perf_counter(), getattr(dynamics, "nfe", 0)
     watch = _Watch(grid)
     count = 0
@@ -129,9 +130,9 @@ def sample(
 ) -> Solution:
     """Return samples of ``model``: a draw of the prior, carried to the data by ``solver``.
 
-    Sample i of a run depends on ``seed`` and ``first`` + i only, not on the batch it is in. Give a
-    grid, or a number of steps for a `quadratic` one from the SDE's horizon to its cutoff (20 if
-    neither is given); EDM and VE want `karras`.
+    Sample i of a run depends on ``seed`` and ``first`` + i only, not on the batch it is in (unless
+    the solver's own rule does, as `SongLangevin`'s). Give a grid, or a number of steps (20 if
+    neither is given) for a `recommended` one.
 
     Shapes: shape (B, *event).
     Errors: those of `integrate`; ValueError for steps and grid together or a model in training.
@@ -139,15 +140,13 @@ def sample(
     if not isinstance(getattr(model, "sde", None), LinearSDE):
         raise wrong_type("sample", "model", "have a LinearSDE as .sde", type(model).__name__,
                          "pass a ScoreModel, or an oracle's .diffused(sde)")  # fmt: skip
-    if getattr(model, "training", False):
-        raise wrong_value("sample", "model", "be in evaluation mode", "training mode",
-                          "call model.eval() first")  # fmt: skip
+    check_evaluation("sample", model)
     if steps is not None and grid is not None:
         raise wrong_value("sample", "steps, grid", "not be given together", "both", "drop one")
     for size in shape:
         positive_integer("sample", "shape", size)
     if grid is None:
-        grid = quadratic(20 if steps is None else steps, model.sde.horizon, model.sde.cutoff)
+        grid = recommended(model.sde, 20 if steps is None else steps)
     elif isinstance(grid, Tensor) and grid.ndim == 1 and len(grid) and grid[0] < grid[-1]:
         raise wrong_value("sample", "grid", "run from noise (t near 1) to data",
                           f"{float(grid[0]):.4g} … {float(grid[-1]):.4g}",
@@ -157,6 +156,13 @@ def sample(
         x = model.sde.prior().sample(noise, shape, dtype=dtype, device=model.device)
         dynamics = dynamics_for(solver, model.sde, model)
         return integrate(dynamics, solver, x, grid, noise=noise, callback=callback)
+
+
+def check_evaluation(what: str, model: object) -> None:
+    """Refuse a model in training mode, whose dropout would draw from the global generator."""
+    if getattr(model, "training", False):
+        raise wrong_value(what, "model", "be in evaluation mode", "training mode",
+                          "call model.eval() first")  # fmt: skip
 
 
 def dynamics_for(solver: Solver[Any], sde: SDE, score: Score) -> ReverseSDE | ProbabilityFlow:
@@ -184,6 +190,23 @@ def _check_dynamics(dynamics: object, solver: object) -> None:
         remedy = "pass ReverseSDE(sde, score)"
     raise wrong_type(type(solver).__name__, "dynamics", f"be of the kind {kind.__name__}",
                      type(dynamics).__name__, remedy)  # fmt: skip
+
+
+def _check_direction(dynamics: object, grid: Tensor) -> None:
+    """Refuse what runs silently to nonsense: drawing noise against the direction of time."""
+    falls = bool(grid[0] > grid[-1])
+    if isinstance(dynamics, ReverseSDE):
+        check_evaluation("integrate", dynamics.score.function)
+        if dynamics.noise_scale > 0 and not falls:
+            raise wrong_value("integrate", "grid", "run from noise (t near 1) to data",
+                              f"{float(grid[0]):.4g} … {float(grid[-1]):.4g}",
+                              "reverse it with grid.flip(0)")  # fmt: skip
+    elif isinstance(dynamics, ProbabilityFlow):
+        check_evaluation("integrate", dynamics.score.function)
+    elif isinstance(dynamics, LinearSDE) and falls:
+        raise wrong_value("integrate", "grid", "run forward for a forward SDE",
+                          f"{float(grid[0]):.4g} … {float(grid[-1]):.4g}",
+                          "pass ReverseSDE(sde, score) to go back")  # fmt: skip
 
 
 class _Watch:

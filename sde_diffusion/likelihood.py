@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from sde_diffusion._check import positive_integer, wrong_type, wrong_value
 from sde_diffusion._tensors import check_state
-from sde_diffusion.integration import Solver, integrate
+from sde_diffusion.integration import Solver, check_evaluation, integrate
 from sde_diffusion.noise import PerSampleNoise, mix
 from sde_diffusion.reverse import ODE, ProbabilityFlow
 from sde_diffusion.sde import LinearSDE
@@ -131,16 +131,19 @@ class _Augmented(ODE):
     """The flow with its divergence integrals: state (B, D + columns)."""
 
     def __init__(
-        self, flow: ODE, divergence: Divergence, z: Tensor, event: tuple[int, ...]
+        self, flow: ProbabilityFlow, divergence: Divergence, z: Tensor, event: tuple[int, ...]
     ) -> None:
         self.flow, self.divergence, self.z, self.event = flow, divergence, z, event
         self.horizon = flow.horizon
 
     def velocity(self, x: Tensor, t: Tensor) -> Tensor:
         d = math.prod(self.event)
-        with torch.enable_grad():
-            leaf = x[:, :d].detach().reshape(-1, *self.event).requires_grad_()
+        with torch.inference_mode(mode=False), torch.enable_grad():
+            leaf = x[:, :d].detach().reshape(-1, *self.event).clone().requires_grad_()
             v = self.flow.velocity(leaf, t)
+            if not self.flow.score.tracked:  # its divergence would be taken for 0
+                raise wrong_type("log_prob", "score", "be differentiable in x",
+                                 "a detached tensor", "remove no_grad or detach")  # fmt: skip
             columns = self.divergence.columns(v, leaf, self.z)
         return torch.cat([v.detach().flatten(1), columns.detach()], 1)
 
@@ -155,7 +158,9 @@ class LogLikelihood:
 
     Shapes: all (B,), `latent` (B, *event). Units: nats; bits_per_dim = −nats/(D ln 2) + the offset
     log2(levels/2) of data scaled from integer levels to [−1, 1].
-    `standard_error` (nats) is that of the mean over probes: 0 for `Exact`, NaN for a single probe.
+    `standard_error` (nats) is that of the mean over probes: 0 for `Exact`, NaN for a single probe;
+    the solver's own error is not in it. An adaptive solver's tolerance holds for the root mean
+    square over state and integral, so it bounds bits per dimension rather than nats.
     `terms` holds "prior" = log π(x_1) and "divergence" = ∫ ∇·v dt; they sum to `nats`.
     """
 
@@ -179,13 +184,15 @@ def log_prob(
 ) -> LogLikelihood:
     """Return log p(x) of every sample by integrating the flow from the data to the prior.
 
-    Without a grid the flow runs from t = 1e-5 to its horizon (for adaptive solvers). The
-    divergence is `Hutchinson()` if not given; the prior is the SDE's own.
+    Without a grid an adaptive solver runs from t = 1e-5 to the horizon; one of fixed steps must be
+    given its grid. Not given, the divergence is by two Hutchinson probes, the prior the SDE's own.
+    The result has no graph: it is not differentiable.
 
     Shapes: x (B, *event); grid ascending.
     Units: nats and bits per dimension, see `LogLikelihood`.
-    Errors: TypeError for dynamics without a velocity or a solver of SDEs; ValueError for
-    undequantized data (with ``levels``), whose density would be unbounded.
+    Errors: TypeError for another flow, a solver of SDEs, or a score without a graph back to x;
+    ValueError for a model in training mode, a fixed-step solver without a grid, and, with
+    ``levels``, data outside [−1, 1] or undequantized, whose density would be unbounded.
     Source: Chen et al. 2018, theorem 1; Song et al. 2021, appendix D.2.
 
     >>> from sde_diffusion import Gaussian, VPSDE
@@ -196,13 +203,11 @@ def log_prob(
     -0.918939
     """
     check_state("log_prob", x)
-    if not isinstance(flow, ProbabilityFlow):
-        raise wrong_type("log_prob", "flow", "be a ProbabilityFlow", type(flow).__name__,
-                         "pass ProbabilityFlow(sde, score)")  # fmt: skip
+    _check_parts(flow, solver)
     _check_dequantized(x, levels)
-    grid = torch.tensor([1e-5, flow.horizon], dtype=torch.float64) if grid is None else grid
+    grid = _whole_way(flow, solver) if grid is None else grid
     _check_ascending(grid)
-    divergence = Hutchinson() if divergence is None else divergence
+    divergence = Hutchinson(probes=2) if divergence is None else divergence
     prior = _prior(flow) if prior is None else prior
     z = divergence.probes(x)
     state = torch.cat([x.flatten(1), x.new_zeros(z.shape[:2])], 1)
@@ -234,6 +239,24 @@ def frozen(score: object) -> Iterator[None]:
             p.requires_grad_(True)
 
 
+def _check_parts(flow: object, solver: object) -> None:
+    if not isinstance(flow, ProbabilityFlow):
+        raise wrong_type("log_prob", "flow", "be a ProbabilityFlow", type(flow).__name__,
+                         "pass ProbabilityFlow(sde, score)")  # fmt: skip
+    kind = getattr(solver, "dynamics", ODE)
+    if isinstance(kind, type) and not issubclass(kind, ODE):
+        raise wrong_type("log_prob", "solver", "solve ODEs", type(solver).__name__,
+                         "pass for example DormandPrince()")  # fmt: skip
+    check_evaluation("log_prob", flow.score.function)
+
+
+def _whole_way(flow: ProbabilityFlow, solver: object) -> Tensor:
+    if not getattr(solver, "adaptive", False):
+        raise wrong_value("log_prob", "grid", "be given for a solver with fixed steps", "none",
+                          "pass for example uniform(100, 1e-5, 1.0)")  # fmt: skip
+    return torch.tensor([1e-5, flow.horizon], dtype=torch.float64)
+
+
 def _prior(flow: ProbabilityFlow) -> Density:
     if not isinstance(flow.sde, LinearSDE):
         raise wrong_value("log_prob", "prior", "be given for an SDE that is not linear", "none",
@@ -253,7 +276,18 @@ def _check_dequantized(x: Tensor, levels: int | None) -> None:
     if levels is None:
         return
     positive_integer("log_prob", "levels", levels, least=2)
-    place = (x.double() + 1) * levels  # twice the level, so that centres and edges are integers
-    if bool(((place - place.round()).abs() < 1e-3).all()):
+    if float(x.abs().max()) > 1:
+        raise wrong_value("log_prob", "x", "lie in [−1, 1], as levels are scaled",
+                          f"{float(x.min()):.4g} … {float(x.max()):.4g}",
+                          "scale it with dataset.spec.encode")  # fmt: skip
+    # Twice the level, so that centres and edges are integers, and k of x = 2k/(levels − 1) − 1.
+    for scale in (levels, (levels - 1) / 2):
+        place = (x.double() + 1) * scale
+        _refuse_lattice(place, levels)
+
+
+def _refuse_lattice(place: Tensor, levels: int) -> None:
+    on_levels = ((place - place.round()).abs() < 1e-3).flatten(1).all(1)
+    if bool(on_levels.any()):
         raise wrong_value("log_prob", "x", "be dequantized", f"values on the {levels} levels only",
                           "add uniform noise: dataset.dequantized(generator)")  # fmt: skip

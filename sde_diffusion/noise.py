@@ -41,8 +41,10 @@ def _generator(seed: int, device: torch.device) -> torch.Generator:
     return torch.Generator(device=device).manual_seed(seed)
 
 
-def _check_seed(what: str, seed: object) -> None:
+def _check_seed(what: str, seed: int) -> None:
     positive_integer(what, "seed", seed, least=0)
+    if seed > _WORD:
+        raise wrong_value(what, "seed", "be below 2**64", seed, "pass a smaller one")
 
 
 class Noise(ABC):
@@ -81,7 +83,7 @@ class WhiteNoise(Noise):
 
     def normal(self, x: Tensor) -> Tensor:
         if x.device not in self._generators:
-            self._generators[x.device] = _generator(self.seed, x.device)
+            self._generators[x.device] = _generator(mix(self.seed), x.device)
         return torch.randn(
             x.shape, generator=self._generators[x.device], dtype=x.dtype, device=x.device
         )
@@ -99,9 +101,12 @@ class PerSampleNoise(Noise):
     """
 
     def __init__(self, seeds: Iterable[int]) -> None:
-        self.seeds = [int(seed) for seed in seeds]
+        self.seeds = list(seeds)
         for seed in self.seeds:
             _check_seed("PerSampleNoise", seed)
+            if seed >= 2**32:  # PyTorch's CPU generator would drop the rest
+                raise wrong_value("PerSampleNoise", "seeds", "be below 2**32", seed,
+                                  "use PerSampleNoise.numbered(seed, first, count)")  # fmt: skip
         self._generators: dict[torch.device, list[torch.Generator]] = {}
 
     @classmethod
@@ -137,7 +142,8 @@ class BrownianPath(Noise):
     cell with a z seeded by t, so every queried value has the exact law as long as no two distinct
     times share a cell of length end·2^{−depth}. Memory: at most 4·depth nodes.
 
-    Errors: TypeError for one time per sample, ValueError for times outside [0, end].
+    Errors: TypeError for one time per sample, ValueError for times outside [0, end] or closer than
+    a cell.
     Source: Li et al. 2020 (virtual Brownian tree), with an exact last draw.
 
     >>> import torch
@@ -149,7 +155,7 @@ class BrownianPath(Noise):
     True
     """
 
-    def __init__(self, seed: int, *, end: float = 1.0, depth: int = 24) -> None:
+    def __init__(self, seed: int, *, end: float = 1.0, depth: int = 32) -> None:
         _check_seed("BrownianPath", seed)
         positive_integer("BrownianPath", "depth", depth)
         self.seed, self.end, self.depth = seed, end, depth
@@ -163,10 +169,15 @@ class BrownianPath(Noise):
         if t.ndim or s.ndim:
             raise wrong_type("BrownianPath", "t", "be one time for the whole batch",
                              tuple(t.shape), "use PerSampleNoise")  # fmt: skip
-        return (self.at(x, float(s)) - self.at(x, float(t))) / (s - t).abs().sqrt()
+        gap = float((s - t).abs())
+        if 0 < gap < self.end * 2.0**-self.depth:
+            raise wrong_value("BrownianPath", "t, s", "be further apart than the finest cell",
+                              gap, f"pass depth={self.depth + 16}")  # fmt: skip
+        return ((self.at(x, float(s)) - self.at(x, float(t))) / math.sqrt(gap)).to(x.dtype)
 
     def at(self, x: Tensor, t: float) -> Tensor:
-        """Return W(t) in the shape of ``x``."""
+        """Return W(t) in the shape of ``x``, in float64 whatever the dtype of ``x``."""
+        x = torch.empty(x.shape, dtype=torch.float64, device=x.device)
         u = t / self.end
         if not 0 <= u <= 1:
             rule, remedy = f"lie in [0, {self.end}]", "pass end= the largest time"

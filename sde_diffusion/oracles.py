@@ -73,13 +73,17 @@ class Oracle:
                               tuple(x.shape[1:]), "reshape it")  # fmt: skip
         expand(alpha, x)  # refuses another number of times than of samples
         flat = x.flatten(1).double()
-        a, s = (c.double().reshape(-1, 1, 1) for c in (alpha, sigma))
+        a, s = self._coefficient(alpha), self._coefficient(sigma)
         turned = flat[:, None] if self.bases is None else _turn_tiles(flat, self.bases)
         r = turned - a * self._turned_means
         variance = a.square() * self.variances + s.square()
         log_density = -0.5 * (r**2 / variance + variance.log()).sum(2)
         constant = 0.5 * self.dimension * math.log(2 * math.pi)
         return r, variance, log_density - constant + self.weights.log()
+
+    def _coefficient(self, c: Tensor) -> Tensor:
+        """Return () or (B,) numbers as (1 or B, 1, 1) beside the arrays."""
+        return c.to(self.means.device, torch.float64).reshape(-1, 1, 1)
 
     def _mean_over_components(self, log_joint: Tensor, rows: Tensor) -> Tensor:
         """Return Σ_k p(k|x) rows_k: (B, K), (B, K, D) → (B, D)."""
@@ -135,7 +139,7 @@ class ExactScore:
     def denoise(self, x: Tensor, t: Tensor) -> Tensor:
         """Return E[x0 | x_t] = Σ p(k|x) (m_k + α C_k (α²C_k + σ²I)⁻¹(x − α m_k))."""
         r, variance, log_joint = self._parts(x, t)
-        a = self.sde.alpha(t).double().reshape(-1, 1, 1)
+        a = self.oracle._coefficient(self.sde.alpha(t))
         rows = self.oracle._turn_back(a * self.oracle.variances * r / variance)
         x0 = self.oracle._mean_over_components(log_joint, self.oracle.means + rows)
         return x0.reshape(x.shape).to(x.dtype)

@@ -193,6 +193,8 @@ def _plain_ticks(axes: Axes, numbers: list[int]) -> None:
             shown.append(number)
     axes.set_xticks(shown, [str(number) for number in shown])
     axes.set_xticks([], minor=True)
+    if len(numbers) == 1:  # an axis of one number has no width of its own
+        axes.set_xlim(numbers[0] / 2, numbers[0] * 2)
     axes.yaxis.set_major_formatter(_number)
     low, high = axes.get_ylim()
     axes.yaxis.set_minor_formatter(_number if high < 10 * low else "")
@@ -209,4 +211,4 @@ def _floor(axes: Axes, comparison: Comparison) -> None:
     axes.axhspan(bottom, floor.mean + floor.half_width, color="0.85", zorder=0)
     axes.axhline(floor.mean, color="0.45", linestyle=":", label="noise floor")
     # All of the line, but not all of the band, which may reach far down.
-    axes.set_ylim(min(low, 0.8 * floor.mean), max(high, 1.2 * floor.mean))
+    axes.set_ylim(min(0.9 * low, 0.8 * floor.mean), max(high, 1.2 * floor.mean))

@@ -41,14 +41,16 @@ class ODE(ABC):
 class CountedScore:
     """A score that counts its evaluations where they happen.
 
-    >>> score = CountedScore(lambda x, t: -x)
-    >>> _ = score(0.0, 1.0), score(0.0, 1.0)
+    >>> import torch
+    >>> score, x = CountedScore(lambda x, t: -x), torch.ones(1, 2)
+    >>> _ = score(x, torch.tensor(1.0)), score(x, torch.tensor(0.5))
     >>> score.calls
     2
     """
 
     def __init__(self, score: Score, counter: list[int] | None = None) -> None:
         self.function = score
+        self.tracked = False  # whether the last score came with a graph back to x
         self._counter = [0] if counter is None else counter
 
     @property
@@ -59,7 +61,9 @@ class CountedScore:
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         """Return the score at (x, t), counted."""
         self._counter[0] += 1
-        return self.function(x, t)
+        score = self.function(x, t)
+        self.tracked = score.requires_grad
+        return score
 
     def rows(self, index: Tensor) -> CountedScore:
         """Return the score of the samples ``index``, counted together with this one."""

@@ -115,4 +115,7 @@ def _check_same(
         have, got = saved.get(name), configuration.get(name)
         if have != got and not name.startswith(tuple(free)):
             rule = f"be {have!r} as in the run that is resumed"
-            raise wrong_value("train", name, rule, got, "start a new run in another folder")
+            remedy = "start a new run in another folder"
+            if name.startswith("dataset."):
+                remedy = "pass the same data, limit and levels"
+            raise wrong_value("train", name, rule, got, remedy)

@@ -111,8 +111,10 @@ class CosineBeta(Beta):
 
     def integral(self, t: Tensor) -> Tensor:
         smooth = t.clamp(max=self._limit)
-        zero = torch.zeros((), dtype=t.dtype, device=t.device)
-        return self._log_f(zero) - self._log_f(smooth) + self.max_beta * (t - smooth)
+        # −2 log(cos(a+δ)/cos a), a the angle at 0: log f(0) − log f(t) would cancel near 0.
+        a, delta = math.pi / 2 * self.s / (1 + self.s), math.pi / 2 * smooth / (1 + self.s)
+        fall = 2 * torch.sin(delta / 2) ** 2 + math.tan(a) * torch.sin(delta)
+        return -2 * torch.log1p(-fall) + self.max_beta * (t - smooth)
 
     def inverse(self, integral: Tensor) -> Tensor:
         zero, limit = integral.new_zeros(()), integral.new_tensor(self._limit)
@@ -128,7 +130,9 @@ class DiscreteBeta(Beta):
     """Piecewise-constant schedule β(t) = −N log(1 − β_k) on ((k−1)/N, k/N].
 
     It makes the VP-SDE *equal* to the DDPM of these betas at the lattice times t = k/N:
-    e^{−B(k/N)} = ∏_{j≤k} (1 − β_j) = ᾱ_k.
+    e^{−B(k/N)} = ∏_{j≤k} (1 − β_j) = ᾱ_k. β jumps there, which costs solvers of high order and
+    adaptive steps their accuracy between lattice times: `Ancestral` on the lattice is exact in t,
+    and `LinearBeta` is the smooth limit for the rest.
 
     Shapes: betas (N,), β_1 … β_N.
     Errors: TypeError unless a tensor; ValueError unless every β_k lies in (0, 1).
@@ -163,17 +167,18 @@ class DiscreteBeta(Beta):
 
     def _table(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return B at the lattice times and the cell k−1 of t, on t's device."""
-        knots = self.knots.to(t.device)
-        n = len(self.betas)
+        knots, n = self.knots.to(t.device), len(self.betas)
         # The tolerance keeps k/N, rounded up by one ulp, in its own cell ((k−1)/N, k/N].
         cell = torch.ceil(t * n - 1e-9).long() - 1
         return knots, cell.clamp(0, n - 1)
 
     def beta(self, t: Tensor) -> Tensor:
+        t = t if t.is_floating_point() else t.double()
         knots, cell = self._table(t)
         return (len(self.betas) * (knots[cell + 1] - knots[cell])).to(t.dtype)
 
     def integral(self, t: Tensor) -> Tensor:
+        t = t if t.is_floating_point() else t.double()
         knots, cell = self._table(t)
         part = t * len(self.betas) - cell
         return torch.lerp(knots[cell], knots[cell + 1], part.to(knots.dtype)).to(t.dtype)

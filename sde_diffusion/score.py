@@ -49,7 +49,11 @@ class Labelled(nn.Module):
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         """Return network(x, c, labels)."""
-        out: Tensor = self.network(x, c, self.labels.to(x.device).expand(x.shape[0]))
+        labels = self.labels.to(x.device)
+        if labels.ndim and labels.shape != c.shape:
+            raise wrong_value("ScoreModel", "labels", f"be one, or {len(c)} for this batch",
+                              f"{len(labels)} labels", "pass as many as samples")  # fmt: skip
+        out: Tensor = self.network(x, c, labels.expand(x.shape[0]))
         return out
 
 
@@ -111,8 +115,13 @@ class ScoreModel(nn.Module):
         Shapes: labels () or (B,), integers.
         """
         # On the network's device once, rather than at every step.
-        there = torch.as_tensor(labels, dtype=torch.int64, device=self.device)
-        network = Labelled(self.network, there)
+        there = torch.as_tensor(labels, device=self.device)
+        if there.is_floating_point() or there.dtype == torch.bool or there.ndim > 1:
+            raise wrong_value("ScoreModel", "labels", "be one integer, or one a sample",
+                              f"{there.dtype} of shape {tuple(there.shape)}",
+                              "pass for example torch.tensor([3, 1, 4])")  # fmt: skip
+        inner = self.network.network if isinstance(self.network, Labelled) else self.network
+        network = Labelled(inner, there.long())
         model = ScoreModel(
             network, self.sde, self.prediction, sigma_data=self.sigma_data, data=self.data
         )

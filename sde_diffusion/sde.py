@@ -15,7 +15,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from sde_diffusion._check import positive_number, wrong_value
+from sde_diffusion._check import positive_number, wrong_type, wrong_value
 from sde_diffusion._tensors import check_state, expand, flat_sum
 from sde_diffusion.noise import Noise
 from sde_diffusion.schedules import Beta, LinearBeta
@@ -23,12 +23,13 @@ from sde_diffusion.schedules import Beta, LinearBeta
 
 def derivative(f: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
     """Return df/dt at each time by automatic differentiation, in t's shape."""
-    with torch.enable_grad():
-        leaf = t.detach().requires_grad_()
+    with torch.inference_mode(mode=False), torch.enable_grad():
+        leaf = t.detach().clone().requires_grad_()
         value = f(leaf)
         if not value.requires_grad:  # a constant, such as the alpha of VE
             return torch.zeros_like(t)
-        return torch.autograd.grad(value.sum(), leaf)[0]
+        slope = torch.autograd.grad(value.sum(), leaf, allow_unused=True)[0]
+        return torch.zeros_like(t) if slope is None else slope
 
 
 class SDE(ABC):
@@ -52,13 +53,14 @@ class SDE(ABC):
 
         Shapes: x (B, *event); result () and 0 where g does not depend on x, else of x's shape.
         """
-        with torch.enable_grad():
-            leaf = x.detach().requires_grad_()
+        with torch.inference_mode(mode=False), torch.enable_grad():
+            leaf = x.detach().clone().requires_grad_()
             g2 = self.diffusion(leaf, t) ** 2
             if not g2.requires_grad:
                 return torch.zeros((), dtype=x.dtype, device=x.device)
             if g2.ndim == 0 or g2[:1].numel() == 1:
-                return torch.autograd.grad(g2.sum(), leaf)[0]
+                slope = torch.autograd.grad(g2.sum(), leaf, allow_unused=True)[0]
+                return torch.zeros_like(x) if slope is None else slope
             rows = torch.broadcast_to(g2, x.shape).flatten(1)
             columns = [
                 torch.autograd.grad(rows[:, i].sum(), leaf, retain_graph=True)[0].flatten(1)[:, i]
@@ -103,7 +105,8 @@ class LinearSDE(SDE):
     """An SDE with drift rate(t)·x and diffusion g(t), known by alpha and sigma alone.
 
     A subclass gives `alpha` and `sigma`; everything else follows by automatic differentiation
-    and bisection, and may be overridden by closed forms. SNR = alpha²/sigma² must decrease.
+    and bisection, and may be overridden by closed forms. SNR = alpha²/sigma² must decrease. Where
+    alpha reaches 0 at t = 1, set `horizon` a little below, such as .999.
     """
 
     cutoff: float = 1e-3  # t_ε, the time at which sampling ends by default
@@ -122,7 +125,8 @@ class LinearSDE(SDE):
 
     def g(self, t: Tensor) -> Tensor:
         """Return √(dσ²/dt − 2 rate σ²), in t's shape."""
-        variance_rate = derivative(lambda u: self.sigma(u) ** 2, t)
+        # At 0 the slope of a sigma like √t is infinite, though that of its square is not.
+        variance_rate = derivative(lambda u: self.sigma(u) ** 2, t.clamp(min=1e-12))
         return (variance_rate - 2 * self.rate(t) * self.sigma(t) ** 2).sqrt()
 
     def lambda_(self, t: Tensor) -> Tensor:
@@ -177,6 +181,13 @@ class LinearSDE(SDE):
         return IsotropicNormal(float(self.sigma(torch.tensor(self.horizon, dtype=torch.float64))))
 
 
+def _check_beta(what: str, beta: object) -> None:
+    if not isinstance(beta, Beta):
+        got = beta.__name__ if isinstance(beta, type) else type(beta).__name__
+        raise wrong_type(what, "beta", "be a schedule", got,
+                         "pass LinearBeta(), CosineBeta() or DiscreteBeta(betas)")  # fmt: skip
+
+
 @final
 @dataclass(frozen=True)
 class VPSDE(LinearSDE):
@@ -194,6 +205,9 @@ class VPSDE(LinearSDE):
 
     beta: Beta = field(default_factory=LinearBeta)
 
+    def __post_init__(self) -> None:
+        _check_beta(type(self).__name__, self.beta)
+
     def alpha(self, t: Tensor) -> Tensor:
         return torch.exp(-0.5 * self.beta.integral(t))
 
@@ -208,7 +222,8 @@ class VPSDE(LinearSDE):
         return self.beta.beta(t).sqrt()
 
     def lambda_(self, t: Tensor) -> Tensor:
-        return -0.5 * torch.expm1(self.beta.integral(t)).log()
+        b = self.beta.integral(t)
+        return -0.5 * (b + torch.expm1(-b).neg().log())  # log(expm1(B)) would overflow
 
     def time(self, lambda_: Tensor) -> Tensor:
         zero = torch.zeros_like(lambda_)
@@ -233,6 +248,9 @@ class SubVPSDE(LinearSDE):
 
     beta: Beta = field(default_factory=LinearBeta)
 
+    def __post_init__(self) -> None:
+        _check_beta(type(self).__name__, self.beta)
+
     def alpha(self, t: Tensor) -> Tensor:
         return torch.exp(-0.5 * self.beta.integral(t))
 
@@ -247,8 +265,10 @@ class SubVPSDE(LinearSDE):
 
     def time(self, lambda_: Tensor) -> Tensor:
         # u = e^{−B/2} solves u/(1−u²) = e^λ =: r, and 1 − u² = 2/(1 + √(1+4r²)).
-        r = torch.exp(lambda_)
-        return self.beta.inverse(-torch.log1p(-2 / (1 + torch.sqrt(1 + 4 * r**2))))
+        # For small r that cancels, and B = −2 log u with u = 2r/(1 + √(1+4r²)) does not.
+        root = torch.sqrt(1 + 4 * torch.exp(2 * lambda_))
+        small = 2 * (torch.log1p(root) - math.log(2) - lambda_)
+        return self.beta.inverse(torch.where(lambda_ < 0, small, -torch.log1p(-2 / (1 + root))))
 
     def prior(self) -> IsotropicNormal:
         return IsotropicNormal(1.0)
@@ -372,6 +392,3 @@ class RectifiedFlow(LinearSDE):
 
     def time(self, lambda_: Tensor) -> Tensor:
         return torch.sigmoid(-lambda_)
-
-    def prior(self) -> IsotropicNormal:
-        return IsotropicNormal(1.0)

@@ -41,7 +41,7 @@ class TrainingConfig:
     128
     >>> TrainingConfig(steps=0)
     Traceback (most recent call last):
-    ValueError: TrainingConfig: steps must be at least 1, got 0; pass steps=20
+    ValueError: TrainingConfig: steps must be at least 1, got 0; pass for example steps=20
     """
 
     steps: int = 10_000

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._check import wrong_value
+from sde_diffusion.grids import check_lambda
 from sde_diffusion.sde import LinearSDE
 
 Weighting: TypeAlias = Callable[[LinearSDE, Tensor], Tensor]
@@ -63,6 +64,7 @@ def likelihood_times(sde: LinearSDE, u: Tensor, t_min: float) -> Tensor:
 def log_snr_range(sde: LinearSDE, t_min: float) -> tuple[Tensor, Tensor]:
     """Return λ(t_min) and λ(horizon), 0-d float64."""
     ends = torch.tensor([t_min, sde.horizon], dtype=torch.float64)
+    check_lambda("likelihood_times", sde, t_min, sde.horizon)
     first, last = sde.lambda_(ends)
     return first, last
 

@@ -41,6 +41,7 @@ class Progress:
     k1: Tensor
     accepted: Tensor
     rejected: Tensor
+    tries: int = 0  # of the whole batch, over all times of the grid
 
 
 @final
@@ -71,6 +72,7 @@ class DormandPrince:
     atol: float = 1e-5
     max_steps: int = 10_000
     dynamics = ODE
+    adaptive: ClassVar[bool] = True
     order: ClassVar[float] = 5
     evaluations: ClassVar[int] = 6
 
@@ -85,7 +87,7 @@ class DormandPrince:
         progress = self.start(dynamics, x, grid[0], grid[-1])
         for s in grid[1:]:
             self.advance(dynamics, progress, s)
-            yield progress.x.clone()
+            yield progress.x
 
     def start(self, ode: ODE, x: Tensor, t: Tensor, end: Tensor) -> Progress:
         """Return the state at t with the first step sizes of Hairer et al."""
@@ -108,11 +110,12 @@ class DormandPrince:
         """Carry every sample of ``p`` to the time ``end``."""
         stop = float(end)
         active = (p.t != stop).nonzero()[:, 0]
-        for _ in range(self.max_steps):
-            if not len(active):
-                return
+        while len(active) and p.tries < self.max_steps:
             self._try(ode, p, active, stop)
+            p.tries += 1
             active = active[p.t[active] != stop]
+        if not len(active):
+            return
         t = float(p.t[active[0]])
         raise diverged("DormandPrince", "steps", f"number at most {self.max_steps}",
                        f"more at t = {t:.6g}", "raise rtol and atol, or max_steps")  # fmt: skip
@@ -134,7 +137,9 @@ class DormandPrince:
         # A step cut short by the end of the interval says nothing against the longer one.
         p.h[i] = torch.where(good & last, torch.maximum(h, factor * dt.abs()), factor * dt.abs())
         kept = expand(good, x).bool()
-        p.x[i], p.k1[i] = torch.where(kept, x_s, x), torch.where(kept, k7, p.k1[i])
+        # Copies, not writes in place: a graph back to the start must survive.
+        p.x = p.x.index_copy(0, i, torch.where(kept, x_s, x))
+        p.k1 = p.k1.index_copy(0, i, torch.where(kept, k7, p.k1[i]))
         p.t[i] = torch.where(good, torch.where(last, stop, t + dt), t)
         p.accepted[i] += good
         p.rejected[i] += ~good
@@ -160,4 +165,5 @@ def _stages(
 
 def _norm(x: Tensor) -> Tensor:
     """Return the root mean square of every sample, (B, *event) → (B,) float64."""
-    return (x.double() ** 2).flatten(1).sum(1).div(math.prod(x.shape[1:])).sqrt()
+    # Detached: step sizes are no part of a graph.
+    return (x.detach().double() ** 2).flatten(1).sum(1).div(math.prod(x.shape[1:])).sqrt()

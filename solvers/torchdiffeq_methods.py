@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, final
@@ -62,6 +63,11 @@ class TorchDiffEq:
                 raise wrong_value("TorchDiffEq", name, "be above 0", value, f"pass {name}=1e-5")
 
     @property
+    def adaptive(self) -> bool:
+        """Whether the method chooses its own steps."""
+        return self.method in (*_ADAPTIVE, "scipy_solver")
+
+    @property
     def order(self) -> float:
         """The order of the method (not a number for scipy_solver)."""
         return ORDERS[self.method]
@@ -78,12 +84,15 @@ class TorchDiffEq:
             # defined, and with an error that no tolerance sees.
             options = {"step_t": grid[1:], **options}
         try:
-            states = odeint(
-                lambda t, y: dynamics.velocity(y, t), x, grid.to(x.device),
-                rtol=self.rtol, atol=self.atol, method=self.method, options=options,
-            )  # fmt: skip
-        except AssertionError as error:  # how torchdiffeq reports steps without end
-            remedy = "move the ends of the grid, or raise rtol and atol"
+            with warnings.catch_warnings():
+                # An implicit method that did not converge only warns that it may be wrong.
+                warnings.filterwarnings("error", "Functional iteration did not converge")
+                states = odeint(
+                    lambda t, y: dynamics.velocity(y, t), x, grid.to(x.device),
+                    rtol=self.rtol, atol=self.atol, method=self.method, options=options,
+                )  # fmt: skip
+        except (AssertionError, UserWarning) as error:  # steps without end, or no convergence
+            remedy = "use more steps, move the ends of the grid, or raise rtol and atol"
             rule = "be finite and smooth"
             raise diverged("TorchDiffEq", "velocity", rule, str(error), remedy) from error
         yield from states[1:]

@@ -185,6 +185,8 @@ MISTAKES = [
     Mistake("unknown command", "smaple", ("No such command 'smaple'; did you mean sample?",)),
     Mistake("a command like no other", "draw", ("choose train, sample, likelihood",)),
     Mistake("unknown option", SAMPLE + "--step 3", ("No such option", "--steps")),
+    Mistake("a model named twice", "compare --model ring --model ring --out {there}/out",
+            ("--model: name must be given once, got ring, ring",)),
     # --- objects of your own ---
     Mistake("no such module", SAMPLE + "--solver my_bad_objekts:x", ("my_bad_objekts", "spelling"),
             lambda _: menu.solver("my_bad_objekts:x"), ValueError, "must name a module"),

@@ -41,6 +41,7 @@ from sde_diffusion import (
     load_data,
     log_snr,
     quadratic,
+    recommended,
     sample,
     uniform,
 )
@@ -226,6 +227,7 @@ def test_the_ddpm_of_the_menu_has_a_thousand_linear_betas() -> None:
 def test_grids_of_the_menu_run_from_the_horizon_to_the_cutoff() -> None:
     sde = RectifiedFlow()
     expected = {
+        "auto": recommended(sde, 5),
         "uniform": uniform(5, 0.999, 1e-3), "quadratic": quadratic(5, 0.999, 1e-3),
         "log-snr": log_snr(sde, 5), "karras": karras(sde, 5),
     }  # fmt: skip

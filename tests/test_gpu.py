@@ -7,8 +7,8 @@ import torch
 
 from sde_diffusion import (
     VPSDE,
+    PerSampleNoise,
     ProbabilityFlow,
-    ReverseSDE,
     ScoreModel,
     UNet,
     WhiteNoise,
@@ -16,8 +16,18 @@ from sde_diffusion import (
     sample,
     uniform,
 )
+from sde_diffusion.integration import dynamics_for
 from sde_diffusion.nets.unet import digits_config
-from sde_diffusion.solvers import Ancestral, EulerMaruyama, Heun
+from sde_diffusion.solvers import (
+    AdamsBashforth,
+    Ancestral,
+    EulerMaruyama,
+    Heun,
+    Langevin,
+    PredictorCorrector,
+    ReverseDiffusion,
+    RungeKutta4,
+)
 
 pytestmark = pytest.mark.gpu
 
@@ -48,11 +58,19 @@ def test_samples_are_made_where_the_model_is() -> None:
     assert sample(model("cuda"), Ancestral(), (2, 1, 8, 8), steps=3).x.device.type == "cuda"
 
 
-@pytest.mark.parametrize("solver", [EulerMaruyama(), Ancestral()], ids=repr)
-def test_no_step_waits_for_the_gpu(solver) -> None:
+@pytest.mark.parametrize("noise", [WhiteNoise(0), PerSampleNoise(range(4))], ids=["white", "own"])
+@pytest.mark.parametrize(
+    "solver",
+    [
+        EulerMaruyama(), ReverseDiffusion(), Ancestral(), Heun(), RungeKutta4(), AdamsBashforth(3),
+        PredictorCorrector(ReverseDiffusion(), Langevin()),
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_no_step_waits_for_the_gpu(solver, noise) -> None:
     scored = model("cuda")
-    x, noise = torch.randn(4, 1, 8, 8, device="cuda"), WhiteNoise(0)
-    dynamics = ReverseSDE(scored.sde, scored)
+    x = torch.zeros(4, 1, 8, 8, device="cuda")
+    dynamics = dynamics_for(solver, scored.sde, scored)
     with torch.no_grad():
         list(solver.steps(dynamics, x, uniform(2), noise))  # warm up: generators, kernels
         torch.cuda.set_sync_debug_mode("error")

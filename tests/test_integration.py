@@ -215,6 +215,28 @@ def test_states_keep_their_dtype(solver, dtype) -> None:
     assert exact.nfe == found.nfe
 
 
+@pytest.mark.parametrize("sde", [VPSDE(), VESDE(), EDMSDE(), RectifiedFlow()], ids=name)
+def test_the_default_grid_suits_the_sde(sde) -> None:
+    """Twenty Heun steps reproduce the ring's modes, whose standard deviation is .1."""
+    ring = GaussianMixture.ring(8)
+    x = sample(ring.diffused(sde), Heun(), (4000, 2), dtype=torch.float64).x
+    means = ring.means
+    spread = (x[:, None] - means).square().sum(2).min(1).values.mean().div(2).sqrt()
+    assert float(spread) == pytest.approx(0.1, rel=0.25)
+
+
+def test_gradients_flow_through_an_adaptive_solve() -> None:
+    model = Gaussian(torch.zeros(2), torch.diag(torch.tensor([0.5, 2.0]))).diffused(VPSDE())
+    x = torch.tensor([[0.5, -1.0], [2.0, 0.3]], dtype=torch.float64, requires_grad=True)
+    grid = uniform(3, 0.9, 0.1)
+    flow = ProbabilityFlow(model.sde, model)
+    end = integrate(flow, DormandPrince(1e-9, 1e-9), x, grid).x
+    # The exact map is linear with slopes √(v_s/v_t).
+    exact = model.flow(torch.eye(2, dtype=torch.float64), grid[0], grid[-1]).diagonal()
+    found = torch.autograd.grad(end.sum(), x)[0]
+    assert torch.allclose(found, exact.expand(2, 2), atol=1e-6)
+
+
 class Geometric(SDE):
     """A user's own non-linear SDE, geometric Brownian motion dx = μx dt + νx dw."""
 
@@ -317,7 +339,24 @@ class Nothing(torch.nn.Module):
         (
             lambda: integrate(ReverseSDE(VPSDE(), ZERO), Ancestral(), X, uniform(5, 0.1, 1.0)),
             ValueError,
-            r"Ancestral: grid must run from noise",
+            r"grid must run from noise",
+        ),
+        (
+            lambda: integrate(ReverseSDE(VPSDE(), ZERO), EulerMaruyama(), X, uniform(5).flip(0)),
+            ValueError,
+            r"grid must run from noise \(t near 1\) to data, got 0.001 … 1",
+        ),
+        (
+            lambda: integrate(VPSDE(), EulerMaruyama(), X, uniform(5), noise=WhiteNoise(0)),
+            ValueError,
+            r"run forward for a forward SDE, got 1 … 0.001; pass ReverseSDE",
+        ),
+        (
+            lambda: integrate(
+                ProbabilityFlow(VPSDE(), ScoreModel(Nothing(), VPSDE())), Heun(), X, uniform(5)
+            ),
+            ValueError,
+            r"integrate: model must be in evaluation mode",
         ),
         (
             lambda: integrate(ProbabilityFlow(RectifiedFlow(), ZERO), Heun(), X, uniform(5)),

@@ -180,10 +180,20 @@ def test_one_evaluation_is_one_forward_and_one_vjp(divergence) -> None:
 def test_bits_per_dim_of_scaled_levels(levels, offset) -> None:
     """Uniform density on [−1, 1]^D is log2(levels) bits a dimension; offset log2(levels/2)."""
     data = correlated(2)
-    model, x = data.diffused(VPSDE()), draw(data)
+    model, x = data.diffused(VPSDE()), draw(data).tanh()
     found = log_prob(x, ProbabilityFlow(model.sde, model), DormandPrince(), levels=levels)
     expected = -found.nats / (2 * math.log(2)) + offset
     assert torch.allclose(found.bits_per_dim, expected, rtol=1e-12)
+
+
+def test_inference_mode_changes_nothing() -> None:
+    data = correlated(2)
+    model, x = data.diffused(VPSDE()), draw(data)
+    flow, solver = ProbabilityFlow(model.sde, model), DormandPrince()
+    outside = log_prob(x, flow, solver, divergence=Exact()).nats
+    with torch.inference_mode():
+        inside = log_prob(x, flow, solver, divergence=Exact()).nats
+    assert torch.equal(outside, inside)
 
 
 VP_MODEL = correlated(2).diffused(VPSDE())
@@ -202,7 +212,36 @@ X = torch.zeros(1, 2, dtype=torch.float64)
         (
             lambda: log_prob(X, FLOW, EulerMaruyama()),
             TypeError,
-            "EulerMaruyama: dynamics must be of the kind SDE",
+            "solver must solve ODEs, got EulerMaruyama; pass for example DormandPrince",
+        ),
+        (
+            lambda: log_prob(X, FLOW, RungeKutta4()),
+            ValueError,
+            "grid must be given for a solver with fixed steps, got none",
+        ),
+        (
+            lambda: log_prob(X, ProbabilityFlow(VPSDE(), torch.no_grad()(VP_MODEL.score)),
+                             DormandPrince()),
+            TypeError,
+            "score must be differentiable in x, got a detached tensor",
+        ),
+        (
+            lambda: log_prob(X.float()[:, :1].expand(1, 3).clone(),
+                             ProbabilityFlow(VPSDE(), ScoreModel(Linear(), VPSDE())),
+                             DormandPrince()),
+            ValueError,
+            "model must be in evaluation mode",
+        ),
+        (
+            lambda: log_prob(X + 5, FLOW, DormandPrince(), levels=8),
+            ValueError,
+            r"x must lie in \[−1, 1\], as levels are scaled, got 5 … 5",
+        ),
+        (
+            lambda: log_prob(torch.tensor([[0, 3], [7, 5]]) / 3.5 - 1, FLOW, DormandPrince(),
+                             levels=8),
+            ValueError,
+            "x must be dequantized",
         ),
         (
             lambda: log_prob(X, FLOW, DormandPrince(), grid=uniform(5)),

@@ -60,14 +60,29 @@ def test_increments_have_variance_dt_and_are_independent(noise) -> None:
 
 
 @given(
-    times=st.lists(st.floats(0, 1), min_size=3, max_size=3, unique=True), seed=st.integers(0, 9)
+    times=st.lists(st.integers(0, 2**30), min_size=3, max_size=3, unique=True),
+    seed=st.integers(0, 9),
 )
-def test_increments_of_one_path_add_up(times: list[float], seed: int) -> None:
+def test_increments_of_one_path_add_up(times: list[int], seed: int) -> None:
     path, x = BrownianPath(seed), torch.zeros(2, 3, dtype=torch.float64)
-    a, b, c = time(*times)
+    a, b, c = time(*(t / 2**30 for t in times))
     parts = path.increment(x, a, b) + path.increment(x, b, c)
     assert torch.allclose(path.increment(x, a, c), parts, rtol=0, atol=1e-13)
     assert torch.equal(path.increment(x, a, b), -path.increment(x, b, a))
+
+
+def test_seeds_that_differ_above_32_bits_differ() -> None:
+    x = torch.zeros(2, 3)
+    assert not torch.equal(WhiteNoise(0).normal(x), WhiteNoise(2**32).normal(x))
+
+
+def test_a_path_is_one_path_in_every_dtype() -> None:
+    path, (t, s) = BrownianPath(4), time(0.7, 0.2)
+    double = path.increment(torch.zeros(5, 2, dtype=torch.float64), t, s)
+    for dtype in (torch.float32, torch.bfloat16):
+        found = path.increment(torch.zeros(5, 2, dtype=dtype), t, s)
+        assert found.dtype == dtype
+        assert torch.allclose(found.double(), double, rtol=2 * torch.finfo(dtype).eps)
 
 
 def test_a_path_does_not_depend_on_the_order_of_the_questions() -> None:
@@ -102,6 +117,14 @@ def test_a_long_path_has_the_variance_of_its_time() -> None:
             ValueError,
             "one row for each of the 2 seeds",
         ),
+        (
+            lambda: BrownianPath(0).increment(torch.zeros(2, 1), *time(0.5, 0.5 + 1e-12)),
+            ValueError,
+            "further apart than the finest cell",
+        ),
+        (lambda: PerSampleNoise([2**32]), ValueError, r"seeds must be below 2\*\*32"),
+        (lambda: PerSampleNoise([1.5]), TypeError, "seed must be an integer, got 1.5"),
+        (lambda: WhiteNoise(2**64), ValueError, r"seed must be below 2\*\*64"),
         (
             lambda: BrownianPath(0).increment(torch.zeros(2, 1), *time(0.5, 1.5)),
             ValueError,

@@ -87,6 +87,18 @@ def test_linear_betas_tend_to_the_linear_sde_at_rate_one_over_n() -> None:
     assert math.log2(gap(1000) / gap(2000)) == pytest.approx(1, abs=0.01)
 
 
+def test_cosine_integral_keeps_its_digits_near_zero() -> None:
+    """B ≈ β(0) t: the difference of logarithms would be 8 % off at 1e-5 in float32."""
+    t = torch.tensor(1e-5)
+    exact = float(CosineBeta().beta(torch.tensor(0.5e-5, dtype=torch.float64))) * 1e-5
+    assert float(CosineBeta().integral(t)) == pytest.approx(exact, rel=1e-5)
+
+
+def test_whole_times_may_be_integers() -> None:
+    schedule = DiscreteBeta(linear_betas(100))
+    assert float(schedule.integral(torch.tensor(1))) == float(schedule.integral(time(1.0)))
+
+
 def test_continuous_cosine_follows_the_published_alpha_bar() -> None:
     t = torch.linspace(0, 0.999, 300, dtype=torch.float64)
     f = torch.cos(math.pi / 2 * (t + 0.008) / 1.008) ** 2

@@ -16,10 +16,12 @@ from sde_diffusion import (
     VPSDE,
     CosineBeta,
     DiscreteBeta,
+    LinearBeta,
     LinearSDE,
     RectifiedFlow,
     SubVPSDE,
     linear_betas,
+    log_snr,
 )
 from sde_diffusion.noise import WhiteNoise
 
@@ -143,6 +145,44 @@ def test_alpha_and_sigma_are_enough() -> None:
     assert torch.allclose(mine.time(theirs.lambda_(t)), t, atol=1e-12)
 
 
+class Rooted(LinearSDE):
+    """VP again, from alpha and a sigma whose slope at 0 is infinite."""
+
+    def alpha(self, t):
+        return VPSDE().alpha(t)
+
+    def sigma(self, t):
+        return VPSDE().sigma(t)
+
+
+def test_g_is_finite_where_sigma_starts_like_a_root() -> None:
+    t = torch.tensor([0.0, 0.3], dtype=torch.float64)
+    assert torch.allclose(Rooted().g(t), VPSDE().g(t), rtol=1e-6)
+
+
+def test_coefficients_are_the_same_in_inference_mode() -> None:
+    t = torch.tensor(0.5, dtype=torch.float64)
+    x = torch.ones(2, 2, dtype=torch.float64)
+    with torch.inference_mode():
+        assert float(Alone().rate(t)) == pytest.approx(-2)
+        assert float(Alone().g(t)) == pytest.approx(2**0.5)
+        assert torch.allclose(Scalar().noise_divergence(x, t), 2 * x)
+
+
+def test_steep_schedules_keep_finite_lambda() -> None:
+    steep = VPSDE(LinearBeta(0.1, 2000.0))
+    assert float(steep.lambda_(time(1.0))) == pytest.approx(-0.5 * 1000.05, rel=1e-12)
+    assert float(steep.time(steep.lambda_(time(0.9)))) == pytest.approx(0.9, rel=1e-12)
+    sub_vp = SubVPSDE(LinearBeta(0.1, 200.0))
+    assert float(sub_vp.time(sub_vp.lambda_(time(0.9)))) == pytest.approx(0.9, rel=1e-9)
+
+
+class Reaching(Alone):
+    """Its alpha is 0 at the horizon it forgot to lower."""
+
+    horizon = 1.0
+
+
 class Diagonal(SDE):
     """A non-linear SDE whose diagonal diffusion g_i(x) mixes coordinates."""
 
@@ -169,12 +209,20 @@ def test_noise_divergence_of_state_dependent_diffusion() -> None:
     assert torch.allclose(Scalar().noise_divergence(x, time(0.5)), 2 * x, rtol=1e-13)
 
 
+@pytest.mark.parametrize("beta", [0.1, LinearBeta, linear_betas(10)], ids=type)
+@pytest.mark.parametrize("kind", [VPSDE, SubVPSDE])
+def test_beta_is_a_schedule_object(kind, beta) -> None:
+    with pytest.raises(TypeError, match=r"beta must be a schedule, got .*; pass LinearBeta"):
+        kind(beta)
+
+
 @pytest.mark.parametrize(
     ("make", "text"),
     [
         (lambda: VESDE(1.0, 0.5), "0 < sigma_min < sigma_max, got 1.0, 0.5"),
         (lambda: EDMSDE(-1.0), "sigma_max must be finite and above 0, got -1.0"),
         (lambda: EDMSDE(0.001), "be above 0.002"),
+        (lambda: log_snr(Reaching(), 4), "set its horizon a little below 1"),
         (
             lambda: VPSDE().perturb(torch.zeros(2, 3), time(0.5), torch.zeros(2, 2)),
             r"eps must have the shape \(2, 3\) of x0, got \(2, 2\)",
