@@ -81,7 +81,7 @@ def ours(score: Score, sde: LinearSDE, solver: Solver[Any], prior: Density) -> M
     """Return `log_prob` with this solver."""
 
     def run(x: Tensor) -> Result:
-        passes = Passes(score)
+        passes = Passes(score).eval()
         grid = torch.tensor([FIRST, sde.horizon], dtype=torch.float64)
         flow = ProbabilityFlow(sde, passes)
         found = log_prob(x, flow, solver, grid=grid, divergence=PROBES, prior=prior)
