@@ -196,6 +196,29 @@ def test_inference_mode_changes_nothing() -> None:
     assert torch.equal(outside, inside)
 
 
+def test_dequantized_rows_near_a_level_by_chance_are_no_mistake() -> None:
+    data = Gaussian(torch.zeros(1), 0.1 * torch.eye(1))
+    model = data.diffused(VPSDE())
+    k = torch.arange(4000) % 8
+    u = torch.rand(4000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = (2 * (k + u) / 8 - 1)[:, None]
+    near = ((x + 1) * 8 - ((x + 1) * 8).round()).abs() < 1e-3
+    assert bool(near.any())  # the case is there
+    flow = ProbabilityFlow(model.sde, model)
+    found = log_prob(x, flow, DormandPrince(1e-4, 1e-4), divergence=Exact(), levels=8)
+    start = model.marginal(torch.tensor(1e-5, dtype=torch.float64))
+    assert torch.allclose(found.nats, start.log_prob(x), atol=0.01)
+
+
+def test_one_undequantized_row_among_many_is_found() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = 2 * torch.rand(5, 16, generator=generator) - 1
+    x[3] = (2 * torch.arange(16) + 1) / 16 - 1
+    flow = ProbabilityFlow(VPSDE(), correlated(16).diffused(VPSDE()))
+    with pytest.raises(ValueError, match="x must be dequantized"):
+        log_prob(x, flow, DormandPrince(), levels=16)
+
+
 VP_MODEL = correlated(2).diffused(VPSDE())
 FLOW = ProbabilityFlow(VPSDE(), VP_MODEL)
 X = torch.zeros(1, 2, dtype=torch.float64)
