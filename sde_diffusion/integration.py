@@ -87,6 +87,8 @@ def integrate(
     check_state("integrate", x)
     check_grid(grid, dynamics.horizon)
     _check_direction(dynamics, grid)
+    if isinstance(dynamics, (ReverseSDE, ProbabilityFlow)):
+        check_evaluation("integrate", dynamics.score.function)
     begin, before = time.perf_counter(), getattr(dynamics, "nfe", 0)
     watch = _Watch(grid)
     count = 0
@@ -147,10 +149,8 @@ def sample(
         positive_integer("sample", "shape", size)
     if grid is None:
         grid = recommended(model.sde, 20 if steps is None else steps)
-    elif isinstance(grid, Tensor) and grid.ndim == 1 and len(grid) and grid[0] < grid[-1]:
-        raise wrong_value("sample", "grid", "run from noise (t near 1) to data",
-                          f"{float(grid[0]):.4g} … {float(grid[-1]):.4g}",
-                          "reverse it with grid.flip(0)")  # fmt: skip
+    check_grid(grid, model.sde.horizon)
+    _check_falling("sample", grid)
     noise = PerSampleNoise.numbered(seed, first, shape[0])
     with torch.no_grad():
         x = model.sde.prior().sample(noise, shape, dtype=dtype, device=model.device)
@@ -192,18 +192,18 @@ def _check_dynamics(dynamics: object, solver: object) -> None:
                      type(dynamics).__name__, remedy)  # fmt: skip
 
 
+def _check_falling(what: str, grid: Tensor) -> None:
+    if grid[0] < grid[-1]:
+        raise wrong_value(what, "grid", "run from noise (t near 1) to data",
+                          f"{float(grid[0]):.4g} … {float(grid[-1]):.4g}",
+                          "reverse it with grid.flip(0)")  # fmt: skip
+
+
 def _check_direction(dynamics: object, grid: Tensor) -> None:
     """Refuse what runs silently to nonsense: drawing noise against the direction of time."""
-    falls = bool(grid[0] > grid[-1])
-    if isinstance(dynamics, ReverseSDE):
-        check_evaluation("integrate", dynamics.score.function)
-        if dynamics.noise_scale > 0 and not falls:
-            raise wrong_value("integrate", "grid", "run from noise (t near 1) to data",
-                              f"{float(grid[0]):.4g} … {float(grid[-1]):.4g}",
-                              "reverse it with grid.flip(0)")  # fmt: skip
-    elif isinstance(dynamics, ProbabilityFlow):
-        check_evaluation("integrate", dynamics.score.function)
-    elif isinstance(dynamics, LinearSDE) and falls:
+    if isinstance(dynamics, ReverseSDE) and dynamics.noise_scale > 0:
+        _check_falling("integrate", grid)
+    elif isinstance(dynamics, LinearSDE) and grid[0] > grid[-1]:
         raise wrong_value("integrate", "grid", "run forward for a forward SDE",
                           f"{float(grid[0]):.4g} … {float(grid[-1]):.4g}",
                           "pass ReverseSDE(sde, score) to go back")  # fmt: skip
