@@ -30,7 +30,7 @@ def mix(*words: int) -> int:
     """
     h = 0
     for word in words:
-        h = (h + word + 0x9E3779B97F4A7C15) & _WORD
+        h = (h + int(word) + 0x9E3779B97F4A7C15) & _WORD
         h = ((h ^ (h >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
         h = ((h ^ (h >> 27)) * 0x94D049BB133111EB) & _WORD
         h ^= h >> 31
@@ -38,7 +38,7 @@ def mix(*words: int) -> int:
 
 
 def _generator(seed: int, device: torch.device) -> torch.Generator:
-    return torch.Generator(device=device).manual_seed(seed)
+    return torch.Generator(device=device).manual_seed(int(seed))
 
 
 def _check_seed(what: str, seed: int) -> None:
@@ -170,7 +170,9 @@ class BrownianPath(Noise):
             raise wrong_type("BrownianPath", "t", "be one time for the whole batch",
                              tuple(t.shape), "use PerSampleNoise")  # fmt: skip
         gap = float((s - t).abs())
-        if 0 < gap < self.end * 2.0**-self.depth:
+        if gap == 0:  # no time, no increment
+            return torch.zeros_like(x)
+        if gap < self.end * 2.0**-self.depth:
             raise wrong_value("BrownianPath", "t, s", "be further apart than the finest cell",
                               gap, f"pass depth={self.depth + 16}")  # fmt: skip
         return ((self.at(x, float(s)) - self.at(x, float(t))) / math.sqrt(gap)).to(x.dtype)

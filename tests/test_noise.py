@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -69,6 +70,18 @@ def test_increments_of_one_path_add_up(times: list[int], seed: int) -> None:
     parts = path.increment(x, a, b) + path.increment(x, b, c)
     assert torch.allclose(path.increment(x, a, c), parts, rtol=0, atol=1e-13)
     assert torch.equal(path.increment(x, a, b), -path.increment(x, b, a))
+
+
+def test_no_time_is_no_increment() -> None:
+    t, x = time(0.3)[0], torch.ones(2, 1)
+    assert torch.equal(BrownianPath(0).increment(x, t, t), torch.zeros(2, 1))
+
+
+def test_numpy_integers_are_seeds_too() -> None:
+    x = torch.zeros(2, 3)
+    one, other = (PerSampleNoise.numbered(seed, 0, 2) for seed in (7, np.int64(7)))
+    assert torch.equal(one.normal(x), other.normal(x))
+    assert torch.equal(WhiteNoise(np.int64(7)).normal(x), WhiteNoise(7).normal(x))
 
 
 def test_seeds_that_differ_above_32_bits_differ() -> None:
