@@ -100,6 +100,14 @@ def _with(options: Sequence[Callable[[Any], Any]], function: FunctionT) -> Funct
     return wrapped
 
 
+def model_option(function: FunctionT) -> FunctionT:
+    """Add --model, which arrives as ``model_name``."""
+    return click.option(
+        "--model", "model_name", default="digits", show_default=True,
+        help="digits, ring, ring:SDE, a checkpoint or run folder, or package.module:attr.",
+    )(function)  # fmt: skip
+
+
 def data_options(function: FunctionT) -> FunctionT:
     """Add --data, --levels and --limit."""
     options = [

@@ -41,8 +41,7 @@ class Row:
 
 
 @click.command(epilog=EXAMPLES)
-@click.option("--model", "model_name", default="digits", show_default=True,
-              help="digits, ring, ring:SDE, a checkpoint or run folder, or package.module:attr.")
+@_common.model_option
 @_common.data_options
 @click.option("--split", type=click.Choice(["train", "test", "all"]), default=None,
               help="Part of the data; test if not given, all of a file.")

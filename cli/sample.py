@@ -32,8 +32,7 @@ class Draws:
 
 
 @click.command(epilog=EXAMPLES)
-@click.option("--model", "model_name", default="digits", show_default=True,
-              help="digits, ring, ring:SDE, a checkpoint or run folder, or package.module:attr.")
+@_common.model_option
 @_common.solver_option("heun")
 @_common.grid_options
 @_common.count_option("--number", "-n", default=64, help="How many samples.")
