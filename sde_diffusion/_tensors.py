@@ -26,6 +26,14 @@ def expand(c: Tensor, x: Tensor) -> Tensor:
     return c.to(device=x.device, dtype=x.dtype).reshape(-1, *(1 for _ in x.shape[1:]))
 
 
+def plus(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
+    """Return x + c y, in one pass over the states where ``c`` is a number.
+
+    Shapes: x, y (B, *event); c () or (B,).
+    """
+    return x + expand(c, x) * y if c.ndim else torch.add(x, y, alpha=float(c))
+
+
 def per_sample(t: Tensor, x: Tensor) -> Tensor:
     """Return ``t`` as one number per sample in the dtype and on the device of ``x``.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar, Generic, Protocol, TypeVar, final
@@ -93,14 +94,29 @@ def integrate(
     watch = _Watch(grid)
     count = 0
     state = x
-    for state in solver.steps(dynamics, x, grid, NoNoise() if noise is None else noise):
-        count += 1
-        watch.see(state)
-        if callback is not None:
-            callback(count, grid[count], state)
+    with _tabulated(dynamics, grid):
+        for state in solver.steps(dynamics, x, grid, NoNoise() if noise is None else noise):
+            count += 1
+            watch.see(state)
+            if callback is not None:
+                callback(count, grid[count], state)
     watch.look()
     nfe = getattr(dynamics, "nfe", 0) - before
     return Solution(state, nfe, count, time.perf_counter() - begin)
+
+
+@contextmanager
+def _tabulated(dynamics: object, grid: Tensor) -> Iterator[None]:
+    """Let a linear SDE's coefficients be computed once for the whole grid."""
+    known = getattr(dynamics, "coefficients", None)
+    if known is None:
+        yield
+        return
+    known.tabulate(grid)
+    try:
+        yield
+    finally:
+        known.tabulate(None)
 
 
 class Model(Protocol):

@@ -12,9 +12,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TypeAlias, final
 
+import torch
 from torch import Tensor
 
 from sde_diffusion._check import wrong_type, wrong_value
+from sde_diffusion.coefficients import Coefficients, Level
+from sde_diffusion.score import converted
 from sde_diffusion.sde import SDE, LinearSDE
 
 Score: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -48,15 +51,27 @@ class CountedScore:
     2
     """
 
-    def __init__(self, score: Score, counter: list[int] | None = None) -> None:
+    def __init__(
+        self, score: Score, counter: list[int] | None = None, sde: SDE | None = None
+    ) -> None:
         self.function = score
         self.tracked = False  # whether the last score came with a graph back to x
         self._counter = [0] if counter is None else counter
+        self._sde = sde
+        # Forms of a model trained for another SDE mean other things; its score does not.
+        known = getattr(score, "sde", None) is sde and sde is not None
+        self._predict = getattr(score, "predict", None) if known else None
+        self._denoise = getattr(score, "denoise", None) if known else None
 
     @property
     def calls(self) -> int:
         """The number of evaluations so far."""
         return self._counter[0]
+
+    @property
+    def predicts(self) -> bool:
+        """Whether the score is made of eps, x0 or v, which are then had without a division."""
+        return self._predict is not None
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         """Return the score at (x, t), counted."""
@@ -65,10 +80,25 @@ class CountedScore:
         self.tracked = score.requires_grad
         return score
 
+    def predict(self, form: str, x: Tensor, t: Tensor, at: Level) -> Tensor:
+        """Return eps, x0 or v = alpha eps − sigma x0 at (x, t), counted.
+
+        ``at`` is the level at t, and the forms are those of `FORMS`.
+        """
+        self._counter[0] += 1
+        if self._predict is not None:
+            found: Tensor = self._predict(form, x, t, at)
+        elif self._denoise is not None:
+            found = converted(form, "x0", self._denoise(x, t), x, at)
+        else:
+            found = converted(form, "score", self.function(x, t), x, at)
+        self.tracked = found.requires_grad
+        return found
+
     def rows(self, index: Tensor) -> CountedScore:
         """Return the score of the samples ``index``, counted together with this one."""
         part = getattr(self.function, "rows", None)
-        return self if part is None else CountedScore(part(index), self._counter)
+        return self if part is None else CountedScore(part(index), self._counter, self._sde)
 
 
 def _check_parts(what: str, sde: object, score: object) -> None:
@@ -100,8 +130,9 @@ class ReverseSDE(SDE):
         if not 0 <= noise_scale < float("inf"):
             raise wrong_value("ReverseSDE", "noise_scale", "be finite and at least 0",
                               noise_scale, "pass 1.0 for the reverse SDE")  # fmt: skip
-        self.sde, self.score, self.noise_scale = sde, CountedScore(score), noise_scale
+        self.sde, self.score, self.noise_scale = sde, CountedScore(score, sde=sde), noise_scale
         self.horizon = sde.horizon
+        self.coefficients = Coefficients(sde) if isinstance(sde, LinearSDE) else None
 
     @property
     def nfe(self) -> int:
@@ -109,10 +140,16 @@ class ReverseSDE(SDE):
         return self.score.calls
 
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
-        return _pushed(self.sde, self.score, x, t, 0.5 * (1 + self.noise_scale**2))
+        return _pushed(self, x, t, 0.5 * (1 + self.noise_scale**2))
 
     def diffusion(self, x: Tensor, t: Tensor) -> Tensor:
         return self.noise_scale * self.sde.diffusion(x, t)
+
+    def flow(self) -> ProbabilityFlow:
+        """Return the probability flow of the same score, its evaluations counted with these."""
+        flow = ProbabilityFlow(self.sde, self.score.function)
+        flow.score, flow.coefficients = self.score, self.coefficients
+        return flow
 
 
 @final
@@ -131,8 +168,9 @@ class ProbabilityFlow(ODE):
 
     def __init__(self, sde: SDE, score: Score) -> None:
         _check_parts("ProbabilityFlow", sde, score)
-        self.sde, self.score = sde, CountedScore(score)
+        self.sde, self.score = sde, CountedScore(score, sde=sde)
         self.horizon = sde.horizon
+        self.coefficients = Coefficients(sde) if isinstance(sde, LinearSDE) else None
 
     @property
     def nfe(self) -> int:
@@ -140,34 +178,49 @@ class ProbabilityFlow(ODE):
         return self.score.calls
 
     def velocity(self, x: Tensor, t: Tensor) -> Tensor:
-        return _pushed(self.sde, self.score, x, t, 0.5)
+        return _pushed(self, x, t, 0.5)
 
     def rows(self, index: Tensor) -> ProbabilityFlow:
         part = self.score.rows(index)
         if part is self.score:
             return self
         flow = ProbabilityFlow(self.sde, part)
-        flow.score = part
+        flow.score, flow.coefficients = part, self.coefficients
         return flow
 
 
-def _pushed(sde: SDE, score: CountedScore, x: Tensor, t: Tensor, c: float) -> Tensor:
-    """Return f − c (g² s + ∇·(g gᵀ)); c multiplies g², a number in most SDEs, before the state."""
+def _pushed(dynamics: ReverseSDE | ProbabilityFlow, x: Tensor, t: Tensor, c: float) -> Tensor:
+    """Return f − c (g² s + ∇·(g gᵀ))."""
+    sde, score, known = dynamics.sde, dynamics.score, dynamics.coefficients
+    if known is not None and known.tabulated and t.ndim == 0 and t.device.type == "cpu":
+        return _pushed_along_a_grid(known, score, x, t, c)
     g, divergence = sde.diffusion(x, t), sde.noise_divergence(x, t)
+    # c multiplies g², a number in most SDEs, before the state.
     push = (c * g * g) * score(x, t)
     if divergence.ndim:  # 0-d where g does not depend on x
         push = push + c * divergence
     return sde.drift(x, t) - push
 
 
-def linear_sde(what: str, dynamics: ReverseSDE) -> LinearSDE:
-    """Return the linear SDE under ``dynamics``, for solvers that need alpha and sigma.
+def _pushed_along_a_grid(
+    known: Coefficients, score: CountedScore, x: Tensor, t: Tensor, c: float
+) -> Tensor:
+    """Return rate x − c g² s, by s = −eps/sigma where the model has eps to give."""
+    rate, g2 = known.slope(t)
+    if score.predicts and (at := known.level(t)).sigma > 0:
+        return torch.add(x * rate, score.predict("eps", x, t, at), alpha=c * g2 / at.sigma)
+    return torch.add(x * rate, score(x, t), alpha=-c * g2)
+
+
+def linear(what: str, dynamics: ReverseSDE | ProbabilityFlow) -> Coefficients:
+    """Return the coefficients under ``dynamics``, for solvers that need alpha and sigma.
 
     Errors: TypeError for an SDE that is not linear.
     """
-    if not isinstance(dynamics.sde, LinearSDE):
+    if dynamics.coefficients is None:
+        other = "EulerMaruyama" if isinstance(dynamics, ReverseSDE) else "Heun"
         raise wrong_type(
             what, "dynamics", "come from a LinearSDE, for alpha and sigma",
-            type(dynamics.sde).__name__, "use EulerMaruyama, which needs drift and diffusion only",
+            type(dynamics.sde).__name__, f"use {other}, which needs no alpha or sigma",
         )  # fmt: skip
-    return dynamics.sde
+    return dynamics.coefficients

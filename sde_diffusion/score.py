@@ -7,36 +7,57 @@ score = −eps/sigma, x0 = (x_t − sigma eps)/alpha, v = alpha eps − sigma x0
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, TypeAlias, final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, final
 
 import torch
 from torch import Tensor, nn
 
 from sde_diffusion._check import positive_number, wrong_type, wrong_value
 from sde_diffusion._tensors import check_state, expand, per_sample
+from sde_diffusion.coefficients import Level
 from sde_diffusion.sde import LinearSDE
 
 if TYPE_CHECKING:
     from sde_diffusion.data import DataSpec
 
-# (output, x_t, alpha, sigma) -> eps or x0
-Conversion: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+Number: TypeAlias = "float | Tensor"
+# (alpha, sigma) -> (p, q) of p x_t + q output
+Conversion: TypeAlias = Callable[[Any, Any], tuple[Number, Number]]
 
-# The v rows divide by alpha² + sigma², so that they hold outside the VP family too.
-TO_EPS: Final[dict[str, Conversion]] = {
-    "eps": lambda out, x, a, s: out,  # noqa: ARG005
-    "x0": lambda out, x, a, s: (x - a * out) / s,
-    "v": lambda out, x, a, s: (s * x + a * out) / (a * a + s * s),
-    "score": lambda out, x, a, s: -s * out,  # noqa: ARG005
-    "edm": lambda out, x, a, s: (x - a * out) / s,
+_X0_FORMS: Final[dict[str, Conversion]] = {
+    "eps": lambda a, s: (1 / s, -a / s),
+    "x0": lambda a, s: (0.0, 1.0),  # noqa: ARG005
+    "v": lambda a, s: (a / s, -(a * a + s * s) / s),
 }
-TO_X0: Final[dict[str, Conversion]] = {
-    "eps": lambda out, x, a, s: (x - s * out) / a,
-    "x0": lambda out, x, a, s: out,  # noqa: ARG005
-    "v": lambda out, x, a, s: (a * x - s * out) / (a * a + s * s),
-    "score": lambda out, x, a, s: (x + s * s * out) / a,
-    "edm": lambda out, x, a, s: out,  # noqa: ARG005
+# Rows: what the network predicts. Columns: what is asked for. v = alpha eps − sigma x0, and its
+# row divides by alpha² + sigma², so that it holds outside the VP family too.
+FORMS: Final[dict[str, dict[str, Conversion]]] = {
+    "eps": {
+        "eps": lambda a, s: (0.0, 1.0),  # noqa: ARG005
+        "x0": lambda a, s: (1 / a, -s / a),
+        "v": lambda a, s: (-s / a, (a * a + s * s) / a),
+    },
+    "x0": _X0_FORMS,
+    "v": {
+        "eps": lambda a, s: (s / (a * a + s * s), a / (a * a + s * s)),
+        "x0": lambda a, s: (a / (a * a + s * s), -s / (a * a + s * s)),
+        "v": lambda a, s: (0.0, 1.0),  # noqa: ARG005
+    },
+    "score": {
+        "eps": lambda a, s: (0.0, -s),  # noqa: ARG005
+        "x0": lambda a, s: (1 / a, s * s / a),
+        "v": lambda a, s: (-s / a, -s * (a * a + s * s) / a),
+    },
+    "edm": _X0_FORMS,
 }
+
+
+def converted(form: str, prediction: str, out: Tensor, x: Tensor, at: Level) -> Tensor:
+    """Return eps, x0 or v of an output that predicts another of them, at one time."""
+    p, q = map(float, FORMS[prediction][form](at.alpha, at.sigma))
+    if p == 0:
+        return out if q == 1 else out * q
+    return torch.add(x * p, out, alpha=q)
 
 
 @final
@@ -96,8 +117,8 @@ class ScoreModel(nn.Module):
         if not isinstance(sde, LinearSDE):
             raise wrong_type("ScoreModel", "sde", "be a LinearSDE", type(sde).__name__,
                              "pass for example VPSDE()")  # fmt: skip
-        if prediction not in TO_EPS:
-            rule = f"be one of {', '.join(TO_EPS)}"
+        if prediction not in FORMS:
+            rule = f"be one of {', '.join(FORMS)}"
             raise wrong_value("ScoreModel", "prediction", rule, prediction, "pass 'eps'")
         positive_number("ScoreModel", "sigma_data", sigma_data)
         self.network, self.sde, self.prediction = network, sde, prediction
@@ -148,21 +169,27 @@ class ScoreModel(nn.Module):
 
     def eps(self, x: Tensor, t: Tensor) -> Tensor:
         """Return the predicted noise E[eps | x_t]."""
-        return self._convert(TO_EPS, x, t)
+        return self._convert("eps", x, t)
 
     def denoise(self, x: Tensor, t: Tensor) -> Tensor:
         """Return the predicted data E[x0 | x_t]."""
-        return self._convert(TO_X0, x, t)
+        return self._convert("x0", x, t)
+
+    def predict(self, form: str, x: Tensor, t: Tensor, at: Level) -> Tensor:
+        """Return eps, x0 or v = alpha eps − sigma x0 at a 0-d time whose level is known."""
+        check_state("ScoreModel", x)
+        return converted(form, self.prediction, self._output(x, t), x, at)
 
     def velocity(self, x: Tensor, t: Tensor) -> Tensor:
         """Return the flow's velocity rate x − ½ g² s = rate x + ½ (g²/sigma) eps."""
         half = 0.5 * self.sde.g(t) ** 2 / self.sde.sigma(t)
         return expand(self.sde.rate(t), x) * x + expand(half, x) * self.eps(x, t)
 
-    def _convert(self, table: dict[str, Conversion], x: Tensor, t: Tensor) -> Tensor:
+    def _convert(self, form: str, x: Tensor, t: Tensor) -> Tensor:
         check_state("ScoreModel", x)
         alpha, sigma = expand(self.sde.alpha(t), x), expand(self.sde.sigma(t), x)
-        return table[self.prediction](self._output(x, t), x, alpha, sigma)
+        p, q = FORMS[self.prediction][form](alpha, sigma)
+        return p * x + q * self._output(x, t)
 
     def _output(self, x: Tensor, t: Tensor) -> Tensor:
         """Return the network's output, preconditioned to x0 for the edm prediction."""

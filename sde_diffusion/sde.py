@@ -105,8 +105,9 @@ class LinearSDE(SDE):
     """An SDE with drift rate(t)·x and diffusion g(t), known by alpha and sigma alone.
 
     A subclass gives `alpha` and `sigma`; everything else follows by automatic differentiation
-    and bisection, and may be overridden by closed forms. SNR = alpha²/sigma² must decrease. Where
-    alpha reaches 0 at t = 1, set `horizon` a little below, such as .999.
+    and bisection, and may be overridden by closed forms; gradients to parameters of the SDE need
+    rate and g in closed form. SNR = alpha²/sigma² must decrease. Where alpha reaches 0 at t = 1,
+    set `horizon` a little below, such as .999.
     """
 
     cutoff: float = 1e-3  # t_ε, the time at which sampling ends by default

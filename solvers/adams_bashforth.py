@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._check import wrong_value
+from sde_diffusion._tensors import plus
 from sde_diffusion.noise import Noise
 from sde_diffusion.reverse import ODE
 from sde_diffusion.solvers.runge_kutta import heun_step, rk4_step
@@ -64,5 +65,5 @@ class AdamsBashforth:
             else:
                 nodes = grid[i + 1 - len(history) : i + 1].flip(0)
                 for w, v in zip(adams_weights(nodes, t, s), history, strict=True):
-                    x = x + w * v
+                    x = plus(x, v, w)
             yield x

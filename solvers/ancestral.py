@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, final
 
+import torch
 from torch import Tensor
 
 from sde_diffusion._check import wrong_value
 from sde_diffusion.integration import OneStep
 from sde_diffusion.noise import Noise
-from sde_diffusion.reverse import ReverseSDE, linear_sde
+from sde_diffusion.reverse import ReverseSDE, linear
 from sde_diffusion.solvers._checks import at_least_zero, backward
 
 
@@ -50,17 +52,17 @@ class Ancestral(OneStep[ReverseSDE]):
 
     def step(self, dynamics: ReverseSDE, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
         backward("Ancestral", t, s)
-        sde = linear_sde("Ancestral", dynamics)
+        known = linear("Ancestral", dynamics)
         if dynamics.noise_scale != 1:
             raise wrong_value("Ancestral", "dynamics.noise_scale", "be 1", dynamics.noise_scale,
                               "set the noise by eta: Ancestral(eta=…)")  # fmt: skip
-        sigma_t, sigma_s = sde.sigma(t), sde.sigma(s)
-        _, b2 = sde.kernel(s, t)
-        c2 = self.eta**2 * b2 * (sigma_s / sigma_t) ** 2
-        shrink = sde.alpha(s) / sde.alpha(t)
+        at, to = known.level(t), known.level(s)
+        shrink = to.alpha / at.alpha
+        b2 = -(at.sigma**2) * math.expm1(2 * (at.lambda_ - to.lambda_))
+        c2 = self.eta**2 * b2 * (to.sigma / at.sigma) ** 2
         # max: rounding may take σ_s² − c² below 0 where almost all of σ_s² is drawn.
-        eps_factor = (sigma_s**2 - c2).clamp(min=0).sqrt() - shrink * sigma_t
-        mean = shrink * x + (-sigma_t * eps_factor) * dynamics.score(x, t)
+        eps_factor = math.sqrt(max(to.sigma**2 - c2, 0.0)) - shrink * at.sigma
+        mean = torch.add(x * shrink, dynamics.score.predict("eps", x, t, at), alpha=eps_factor)
         if self.eta == 0:
             return mean
-        return mean + c2.sqrt() * noise.unit(x, t, s)
+        return mean.add_(noise.unit(x, t, s), alpha=math.sqrt(c2))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, final
 
+import torch
 from torch import Tensor
 
 from sde_diffusion._tensors import expand
@@ -36,7 +37,9 @@ class EulerMaruyama(OneStep[SDE]):
     evaluations: ClassVar[int] = 1
 
     def step(self, dynamics: SDE, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
-        dt = expand(s - t, x)
-        # g √|dt| first: in most SDEs both are numbers, and the state is multiplied once.
-        spread = dynamics.diffusion(x, t) * dt.abs().sqrt()
-        return x + dynamics.drift(x, t) * dt + spread * noise.unit(x, t, s)
+        drift, g, dt = dynamics.drift(x, t), dynamics.diffusion(x, t), s - t
+        if t.ndim == g.ndim == 0 and not g.requires_grad:  # two passes over the state, not four
+            spread = float(g * dt.abs().sqrt())
+            return torch.add(x, drift, alpha=float(dt)).add_(noise.unit(x, t, s), alpha=spread)
+        dt = expand(dt, x)
+        return x + drift * dt + g * dt.abs().sqrt() * noise.unit(x, t, s)

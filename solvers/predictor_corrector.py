@@ -11,7 +11,7 @@ from torch import Tensor
 from sde_diffusion._check import positive_integer, positive_number, wrong_type
 from sde_diffusion.integration import OneStep
 from sde_diffusion.noise import Noise
-from sde_diffusion.reverse import ReverseSDE, linear_sde
+from sde_diffusion.reverse import ReverseSDE, linear
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Langevin(Corrector):
         t: Tensor,
         s: Tensor,  # noqa: ARG002
     ) -> Tensor:
-        return 2 * (self.snr * linear_sde("Langevin", dynamics).sigma(t)) ** 2
+        return 2 * (self.snr * linear("Langevin", dynamics).sde.sigma(t)) ** 2
 
 
 @final
@@ -91,7 +91,7 @@ class AnnealedLangevin(Corrector):
         t: Tensor,
         s: Tensor,
     ) -> Tensor:
-        sde = linear_sde("AnnealedLangevin", dynamics)
+        sde = linear("AnnealedLangevin", dynamics).sde
         return 2 * sde.kernel(s, t)[0] ** 2 * (self.snr * sde.sigma(t)) ** 2
 
 
@@ -111,7 +111,7 @@ class SongLangevin(Corrector):
     def size(
         self, dynamics: ReverseSDE, score: Tensor, z: Tensor, t: Tensor, s: Tensor
     ) -> Tensor:
-        a, _ = linear_sde("SongLangevin", dynamics).kernel(s, t)
+        a, _ = linear("SongLangevin", dynamics).sde.kernel(s, t)
         ratio = _mean_norm(z) / _mean_norm(score)
         return 2 * (a * self.snr * ratio).square()
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, final
 
+import torch
 from torch import Tensor
 
 from sde_diffusion.integration import OneStep
 from sde_diffusion.noise import Noise
-from sde_diffusion.reverse import ReverseSDE, linear_sde
+from sde_diffusion.reverse import ReverseSDE, linear
 from sde_diffusion.solvers._checks import backward
 
 
@@ -40,7 +42,10 @@ class ReverseDiffusion(OneStep[ReverseSDE]):
 
     def step(self, dynamics: ReverseSDE, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
         backward("ReverseDiffusion", t, s)
-        a, b2 = linear_sde("ReverseDiffusion", dynamics).kernel(s, t)
-        scale = dynamics.noise_scale
-        push = 0.5 * (1 + scale**2) * b2 * dynamics.score(x, t)
-        return (2 - a) * x + push + scale * b2.sqrt() * noise.unit(x, t, s)
+        known, scale = linear("ReverseDiffusion", dynamics), dynamics.noise_scale
+        at, to = known.level(t), known.level(s)
+        a = at.alpha / to.alpha
+        b2 = -(at.sigma**2) * math.expm1(2 * (at.lambda_ - to.lambda_))
+        push = 0.5 * (1 + scale**2) * b2
+        mean = torch.add(x * (2 - a), dynamics.score(x, t), alpha=push)
+        return mean.add_(noise.unit(x, t, s), alpha=scale * math.sqrt(b2))

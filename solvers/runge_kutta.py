@@ -7,7 +7,7 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
-from sde_diffusion._tensors import expand
+from sde_diffusion._tensors import plus
 from sde_diffusion.integration import OneStep
 from sde_diffusion.noise import Noise
 from sde_diffusion.reverse import ODE
@@ -15,18 +15,20 @@ from sde_diffusion.reverse import ODE
 
 def heun_step(ode: ODE, x: Tensor, t: Tensor, s: Tensor, k1: Tensor) -> Tensor:
     """Return the Heun step from t to s, given k1 = velocity(x, t)."""
-    dt = expand(s - t, x)
-    k2 = ode.velocity(x + dt * k1, s)
-    return x + 0.5 * dt * (k1 + k2)
+    dt = s - t
+    k2 = ode.velocity(plus(x, k1, dt), s)
+    return plus(plus(x, k1, 0.5 * dt), k2, 0.5 * dt)
 
 
 def rk4_step(ode: ODE, x: Tensor, t: Tensor, s: Tensor, k1: Tensor) -> Tensor:
     """Return the classical Runge–Kutta step from t to s, given k1 = velocity(x, t)."""
-    dt, middle = expand(s - t, x), 0.5 * (t + s)
-    k2 = ode.velocity(x + 0.5 * dt * k1, middle)
-    k3 = ode.velocity(x + 0.5 * dt * k2, middle)
-    k4 = ode.velocity(x + dt * k3, s)
-    return x + dt / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+    dt, middle = s - t, 0.5 * (t + s)
+    k2 = ode.velocity(plus(x, k1, 0.5 * dt), middle)
+    k3 = ode.velocity(plus(x, k2, 0.5 * dt), middle)
+    k4 = ode.velocity(plus(x, k3, dt), s)
+    for k, weight in ((k1, 1 / 6), (k2, 1 / 3), (k3, 1 / 3), (k4, 1 / 6)):
+        x = plus(x, k, weight * dt)
+    return x
 
 
 @final
@@ -51,7 +53,7 @@ class Euler(OneStep[ODE]):
     evaluations: ClassVar[int] = 1
 
     def step(self, dynamics: ODE, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:  # noqa: ARG002
-        return x + expand(s - t, x) * dynamics.velocity(x, t)
+        return plus(x, dynamics.velocity(x, t), s - t)
 
 
 @final

@@ -16,7 +16,8 @@ from sde_diffusion import (
     ScoreModel,
     SubVPSDE,
 )
-from sde_diffusion.score import TO_EPS, TO_X0
+from sde_diffusion.coefficients import Level
+from sde_diffusion.score import FORMS, converted
 
 FAMILY = [VPSDE(), SubVPSDE(), VESDE(0.01, 5.0), EDMSDE(5.0), RectifiedFlow()]
 
@@ -53,7 +54,7 @@ def exact(sde):
     ("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 2e-4)], ids=["f64", "f32"]
 )
 @pytest.mark.parametrize("sde", FAMILY, ids=lambda sde: type(sde).__name__)
-@pytest.mark.parametrize("prediction", TO_EPS)
+@pytest.mark.parametrize("prediction", FORMS)
 def test_every_prediction_gives_the_exact_score(prediction, sde, dtype, tolerance) -> None:
     truth = exact(sde)
     model = ScoreModel(Oracle(truth, prediction), sde, prediction)
@@ -67,14 +68,15 @@ def test_every_prediction_gives_the_exact_score(prediction, sde, dtype, toleranc
         assert ours.dtype == dtype
 
 
-@pytest.mark.parametrize("prediction", TO_EPS)
+@pytest.mark.parametrize("prediction", FORMS)
 def test_eps_and_x0_recompose_the_state(prediction) -> None:
     """α x0 + σ eps = x_t whatever the network says, for any output at all."""
     generator = torch.Generator().manual_seed(0)
     out, x = torch.randn(2, 5, 3, generator=generator, dtype=torch.float64)
-    a, s = torch.tensor([0.8, 1.7], dtype=torch.float64)
-    eps, x0 = TO_EPS[prediction](out, x, a, s), TO_X0[prediction](out, x, a, s)
+    a, s = 0.8, 1.7
+    eps, x0, v = (converted(f, prediction, out, x, Level(a, s, 0.0)) for f in ("eps", "x0", "v"))
     assert torch.allclose(a * x0 + s * eps, x, rtol=1e-13, atol=1e-13)
+    assert torch.allclose(a * eps - s * x0, v, rtol=1e-13, atol=1e-12)
 
 
 def test_optimal_edm_network_on_matching_normal_data_is_zero() -> None:

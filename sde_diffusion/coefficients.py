@@ -1,0 +1,122 @@
+"""The coefficients of a linear SDE as plain numbers, computed once for all times of a grid.
+
+A step of a solver multiplies the state by a few numbers. Computing them as 0-d tensors, step by
+step, costs more than the step itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar, final
+
+import torch
+from torch import Tensor
+
+from sde_diffusion._check import wrong_type
+from sde_diffusion.sde import LinearSDE
+
+T = TypeVar("T")
+
+
+class Level(NamedTuple):
+    """Where x_t = alpha x0 + sigma eps stands at one time; lambda_ = log(alpha/sigma)."""
+
+    alpha: float
+    sigma: float
+    lambda_: float
+
+    @property
+    def radius(self) -> float:
+        """√(alpha² + sigma²), which is 1 for VP."""
+        return math.hypot(self.alpha, self.sigma)
+
+    @property
+    def angle(self) -> float:
+        """φ = atan(sigma/alpha): x_t/radius = cos φ x0 + sin φ eps."""
+        return math.atan2(self.sigma, self.alpha)
+
+
+class Slope(NamedTuple):
+    """The equation at one time: rate = d log alpha/dt and g2 = g²."""
+
+    rate: float
+    g2: float
+
+
+@final
+class Coefficients:
+    """The levels and slopes of a linear SDE, by time; remembered while `integrate` runs.
+
+    Errors: TypeError for an SDE with parameters while gradients are recorded: numbers drop them.
+
+    >>> from sde_diffusion import VPSDE
+    >>> level = Coefficients(VPSDE()).level(torch.tensor(1.0, dtype=torch.float64))
+    >>> round(level.sigma, 6), round(level.radius, 6)
+    (0.999978, 1.0)
+    """
+
+    def __init__(self, sde: LinearSDE) -> None:
+        self.sde = sde
+        self._grid: Tensor | None = None
+        self._levels: dict[float, Level] = {}
+        self._slopes: dict[float, Slope] = {}
+
+    def tabulate(self, grid: Tensor | None) -> None:
+        """Compute at all times of ``grid`` at once when one is asked for; None forgets them.
+
+        Nothing is remembered without a grid: an SDE with parameters may change between solves.
+        Nor while their gradients are recorded, which `ProbabilityFlow.velocity` keeps.
+        """
+        learns = grid is not None and self.sde.alpha(grid[:1]).requires_grad
+        self._grid = None if learns else grid
+        self._levels.clear()
+        self._slopes.clear()
+
+    @property
+    def tabulated(self) -> bool:
+        """Whether there is a grid."""
+        return self._grid is not None
+
+    def level(self, t: Tensor) -> Level:
+        """Return alpha, sigma and lambda at a 0-d time."""
+        return self._at(t, self._levels, self._level)
+
+    def slope(self, t: Tensor) -> Slope:
+        """Return rate and g² at a 0-d time."""
+        return self._at(t, self._slopes, self._slope)
+
+    def time(self, lambda_: float) -> Tensor:
+        """Return the 0-d time at which lambda is ``lambda_``."""
+        return self.sde.time(torch.tensor(lambda_, dtype=torch.float64))
+
+    def _at(
+        self, t: Tensor, known: dict[float, T], compute: Callable[[Tensor], list[T]]
+    ) -> T:
+        key = float(t)
+        if key in known:
+            return known[key]
+        if self._grid is None:
+            return compute(t.detach()[None])[0]
+        if not known:
+            known.update(zip(self._grid.tolist(), compute(self._grid), strict=True))
+        if key not in known:  # a stage between two times of the grid
+            known[key] = compute(t.detach()[None])[0]
+        return known[key]
+
+    def _level(self, t: Tensor) -> list[Level]:
+        columns = self.sde.alpha(t), self.sde.sigma(t), self.sde.lambda_(t)
+        return [Level(*row) for row in zip(*map(_numbers, columns), strict=True)]
+
+    def _slope(self, t: Tensor) -> list[Slope]:
+        columns = self.sde.rate(t), self.sde.g(t).square()
+        return [Slope(*row) for row in zip(*map(_numbers, columns), strict=True)]
+
+
+def _numbers(column: Tensor) -> list[float]:
+    if column.requires_grad:
+        raise wrong_type("solver", "sde", "have constant coefficients",
+                         "parameters with gradients",
+                         "use one of velocities such as Heun, or torch.no_grad()")  # fmt: skip
+    numbers: list[float] = column.tolist()
+    return numbers
