@@ -142,6 +142,14 @@ def grid_options(function: FunctionT) -> FunctionT:
     return _with(options, function)
 
 
+def denoise_option(function: FunctionT) -> FunctionT:
+    """Add --denoise."""
+    return click.option(
+        "--denoise", is_flag=True,
+        help="Take one evaluation more at the end of the grid, to x0 given x there (Tweedie).",
+    )(function)  # fmt: skip
+
+
 def json_option(function: FunctionT) -> FunctionT:
     """Add --json, which arrives as ``as_json``."""
     return click.option(

@@ -53,7 +53,10 @@ def imported(option: str, name: str, names: Iterable[str]) -> Any:  # noqa: ANN4
     found: Any = _module(option, path, names)
     for part in attribute.split("."):
         if not hasattr(found, part):
-            public = [known for known in vars(found) if not known.startswith("_")]
+            public = [
+                known for known, value in vars(found).items()
+                if not known.startswith("_") and not isinstance(value, ModuleType)
+            ]  # fmt: skip
             raise wrong_value(option, name, f"name something in {path}", f"no {part!r} there",
                               _near(part, public) or "check the spelling")  # fmt: skip
         found = getattr(found, part)

@@ -26,7 +26,10 @@ Examples:
   sde-diffusion compare --model runs/mine --data images/ --replicates 10 --grid log-snr
 """
 _MODELS: Final = ("digits", "ring")
-_SOLVERS: Final = tuple(name for name in menu.SOLVER_NAMES if not name.endswith("METHOD"))
+_SOLVERS: Final = (
+    "euler-maruyama", "ancestral", "predictor-corrector", "sde-dpm-solver-pp", "er-sde", "ddim",
+    "heun", "dpm-solver-pp", "angular-adams", "dormand-prince",
+)  # fmt: skip
 _BUDGETS: Final = (5, 10, 20, 50)
 _REPLICATES: Final = 4
 _CLOSED_FORM_SAMPLES, _NETWORK_SAMPLES = 512, 32
@@ -40,7 +43,7 @@ _HELD_OUT: Final = 4  # draws of a closed form per sample, a quarter for the noi
               help="Held-out data of the one --model; its own test data if not given.")
 @click.option("--solver", "solvers", multiple=True, default=_SOLVERS,
               help=f"{', '.join(menu.SOLVER_NAMES)}, or package.module:attr; repeatable. "
-                   "All with a name of their own if not given.")
+                   f"{', '.join(_SOLVERS)} if not given.")
 @click.option("--nfe", "budgets", multiple=True, type=click.IntRange(min=1), default=_BUDGETS,
               show_default=True, help="Most evaluations of a solve; repeatable.")
 @click.option("--samples", type=click.IntRange(min=2), default=None,
@@ -52,11 +55,12 @@ _HELD_OUT: Final = 4  # draws of a closed form per sample, a quarter for the noi
               help=f"Spacing of the times: {', '.join(menu.GRID_NAMES)}, or package.module:attr.")
 @click.option("--tolerance", type=float, default=1e-3, show_default=True,
               help="rtol = atol of solvers that choose their steps.")
+@_common.denoise_option
 @_common.common_options(out="compare-results")
 def command(
     models: tuple[str, ...], data: str | None, solvers: tuple[str, ...],
     budgets: tuple[int, ...], samples: int | None, replicates: int, grid: str,
-    tolerance: float, seed: int, device: str, out: Path, as_json: bool,
+    tolerance: float, denoise: bool, seed: int, device: str, out: Path, as_json: bool,
 ) -> None:  # fmt: skip
     """Compare solvers at equal numbers of counted evaluations.
 
@@ -73,13 +77,13 @@ def command(
             raise wrong_value(option, "name", "be given once", got, "drop the repeats")
     made = {name: _solver(name, tolerance) for name in solvers}
     where = _common.resolve_device(device)
-    problems = [_problem(name, data, samples, grid, seed, where) for name in models]
+    problems = [_problem(name, data, samples, grid, denoise, seed, where) for name in models]
     folder = _common.output_folder(out)
     found = [_compare(*problem, made, budgets, replicates, seed) for problem in problems]
     text = "\n\n".join(map(report.comparison_text, found))
     files = _write(folder, found, text)
     result = {
-        "grid": grid, "budgets": list(budgets), "device": str(where),
+        "grid": grid, "denoise": denoise, "budgets": list(budgets), "device": str(where),
         "solvers": {name: repr(solver) for name, solver in made.items()},
         "comparisons": [c.to_json() for c in found], "files": [str(file) for file in files],
     }  # fmt: skip
@@ -100,6 +104,7 @@ def _problem(
     data: str | None,
     samples: int | None,
     grid: str,
+    denoise: bool,
     seed: int,
     device: torch.device,
 ) -> tuple[Problem, int]:
@@ -107,9 +112,11 @@ def _problem(
     import torch
 
     from sde_diffusion.compare import Problem
+    from sde_diffusion.grids import Denoised
 
     model = menu.model(name, device)
-    rule = partial(menu.grid, grid, model.sde)
+    # Without a rule every solver has its own grid.
+    rule = None if grid == "auto" else partial(menu.grid, grid, model.sde)
     oracle = getattr(model, "oracle", None)
     generator = torch.Generator().manual_seed(seed)
     if oracle is None or data is not None:
@@ -119,7 +126,8 @@ def _problem(
         count = _CLOSED_FORM_SAMPLES if samples is None else samples
         held_out = oracle.sample(_HELD_OUT * count, generator)
     dtype = torch.float32 if oracle is None else torch.float64
-    return Problem(name, model, held_out.to(device), rule, dtype), count
+    last = Denoised if denoise else None
+    return Problem(name, model, held_out.to(device), rule, dtype, last), count
 
 
 def _held_out(

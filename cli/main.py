@@ -21,6 +21,10 @@ _COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
         "sde_diffusion.cli.compare",
         "Compare solvers at equal numbers of counted evaluations.",
     ),
+    "verify": (
+        "sde_diffusion.cli.verify",
+        "Measure the order of solvers against closed forms.",
+    ),
     "info": ("sde_diffusion.cli.info", "Show what is in a checkpoint."),
 }
 
@@ -68,4 +72,4 @@ class LazyGroup(click.Group):
     help="Show where an error came from (also SDE_DIFFUSION_TRACEBACK=1).",
 )
 def main(traceback: bool) -> None:
-    """Score-based generative models with SDEs: train, sample, evaluate, compare."""
+    """Score-based generative models with SDEs: train, sample, evaluate, compare, verify."""

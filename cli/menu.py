@@ -1,7 +1,8 @@
 """The menu: the only table of names, of solvers, SDEs, grids and models.
 
-Besides its names it takes ``package.module:attr`` for objects of your own, looked for in the
-current folder too; a class or a function without arguments is called.
+A solver may have arguments, as in dpm-solver-pp:order=3. Besides its names the menu takes
+``package.module:attr`` for objects of your own, looked for in the current folder too; a class or a
+function without arguments is called.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ import importlib
 import inspect
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from sde_diffusion._check import wrong_value
 from sde_diffusion.cli._objects import imported, own
+from sde_diffusion.cli._solvers import exported, of_any_ode, solver_class, solver_with
 
 if TYPE_CHECKING:
     import torch
@@ -22,20 +25,7 @@ if TYPE_CHECKING:
 
     from sde_diffusion.sde import LinearSDE
 
-# The modules are handed in, so that reading the menu imports none of them.
-_SOLVERS: Final[Mapping[str, Callable[[Any], Any]]] = {
-    "euler-maruyama": lambda s: s.EulerMaruyama(),
-    "reverse-diffusion": lambda s: s.ReverseDiffusion(),
-    "ancestral": lambda s: s.Ancestral(),
-    "ddim": lambda s: s.Ancestral(eta=0.0),
-    "predictor-corrector": lambda s: s.PredictorCorrector(s.ReverseDiffusion(), s.Langevin()),
-    "euler": lambda s: s.Euler(),
-    "heun": lambda s: s.Heun(),
-    "rk4": lambda s: s.RungeKutta4(),
-    "adams-bashforth": lambda s: s.AdamsBashforth(),
-    "dormand-prince": lambda s: s.DormandPrince(),
-}
-_TORCHDIFFEQ: Final = "torchdiffeq:"  # torchdiffeq:METHOD
+# The module is handed in, so that reading the menu does not import it.
 _SDES: Final[Mapping[str, Callable[[Any], Any]]] = {
     "vp": lambda c: c.VPSDE(),
     "vp-cosine": lambda c: c.VPSDE(c.CosineBeta()),
@@ -45,43 +35,43 @@ _SDES: Final[Mapping[str, Callable[[Any], Any]]] = {
     "edm": lambda c: c.EDMSDE(),
     "rectified-flow": lambda c: c.RectifiedFlow(),
 }
-_GRIDS: Final[Mapping[str, Callable[[Any, LinearSDE, int, float], Tensor]]] = {
-    "auto": lambda c, sde, steps, end: c.recommended(sde, steps, end=end),
-    "uniform": lambda c, sde, steps, end: c.uniform(steps, sde.horizon, end),
-    "quadratic": lambda c, sde, steps, end: c.quadratic(steps, sde.horizon, end),
-    "log-snr": lambda c, sde, steps, end: c.log_snr(sde, steps, end=end),
-    "karras": lambda c, sde, steps, end: c.karras(sde, steps, end=end),
+_GRIDS: Final[Mapping[str, Callable[[Any, LinearSDE, int, float, float], Tensor]]] = {
+    "uniform": lambda c, _, steps, start, end: c.uniform(steps, start, end),
+    "quadratic": lambda c, _, steps, start, end: c.quadratic(steps, start, end),
+    "log-snr": lambda c, sde, steps, start, end: c.log_snr(sde, steps, start, end),
+    "karras": lambda c, sde, steps, start, end: c.karras(sde, steps, start=start, end=end),
+    "angular": lambda c, sde, steps, start, end: c.angular(sde, steps, start, end),
+    "cosine": lambda c, sde, steps, start, end: c.cosine(sde, steps, start, end),
+    "sigmoid": lambda c, sde, steps, start, end: c.sigmoid(sde, steps, start=start, end=end),
 }
+_AUTO: Final = "auto"  # the solver's own
 _RING: Final = "ring"  # ring or ring:SDE, eight Gaussians whose score is known in closed form
 
-SOLVER_NAMES: Final = (*_SOLVERS, f"{_TORCHDIFFEQ}METHOD")
-ODE_SOLVER_NAMES: Final = SOLVER_NAMES[SOLVER_NAMES.index("euler") :]
+SOLVER_NAMES: Final = tuple(exported())
+ODE_SOLVER_NAMES: Final = tuple(sorted(of_any_ode().intersection(SOLVER_NAMES)))
 SDE_NAMES: Final = tuple(_SDES)
-GRID_NAMES: Final = tuple(_GRIDS)
+GRID_NAMES: Final = (_AUTO, *_GRIDS)
 
 
 def solver(name: str, tolerance: float | None = None) -> Any:  # noqa: ANN401  (any Solver)
     """Return the solver of that name, with rtol = atol = ``tolerance`` if it adapts its steps.
 
     Errors: ValueError for an unknown name or a tolerance that the solver has no use for;
-    TypeError for an object of your own that is no solver.
+    TypeError for an object of your own that is no solver, or other arguments than the solver's.
     """
-    solvers = importlib.import_module("sde_diffusion.solvers")
-    if name.startswith(_TORCHDIFFEQ):
-        made = solvers.TorchDiffEq(name.removeprefix(_TORCHDIFFEQ))
-    elif name in _SOLVERS:
-        made = _SOLVERS[name](solvers)
-    else:
+    kind, colon, arguments = name.partition(":")
+    if kind not in SOLVER_NAMES:
         made = own("--solver", name, SOLVER_NAMES, _is_solver, "a solver")
+    else:
+        made = solver_with(kind, arguments) if colon else solver_class(kind)()
     if tolerance is None:
         return made
-    if not is_adaptive(made) or type(made) not in (solvers.DormandPrince, solvers.TorchDiffEq):
+    settings = {field.name for field in fields(made)} if is_dataclass(made) else set()
+    if not is_adaptive(made) or not settings >= {"rtol", "atol"}:
         rule = "be left out for a solver with fixed steps"
         raise wrong_value("--tolerance", "tolerance", rule, f"{tolerance} for {name}",
                           "use --steps, or --solver dormand-prince")  # fmt: skip
-    if isinstance(made, solvers.TorchDiffEq):
-        return solvers.TorchDiffEq(made.method, tolerance, tolerance)
-    return solvers.DormandPrince(tolerance, tolerance)
+    return replace(made, rtol=tolerance, atol=tolerance)
 
 
 def is_adaptive(made: object) -> bool:
@@ -104,25 +94,38 @@ def sde(name: str) -> LinearSDE:
     return made
 
 
-def grid(name: str, sde: LinearSDE, steps: int, end: float | None = None) -> Tensor:
-    """Return the grid of that name from the SDE's horizon to ``end``, its cutoff if not given.
+def grid(
+    name: str,
+    sde: LinearSDE,
+    steps: int,
+    start: float | None = None,
+    end: float | None = None,
+    *,
+    solver: object = None,
+) -> Tensor:
+    """Return the grid of that name, from the SDE's horizon to its cutoff if no ends are given.
 
-    An object of your own is a grid, or a function (sde, steps) or () that returns one.
+    "auto" is the solver's own, if it has one. An object of your own is a grid, or a function
+    (sde, steps, start, end), (sde, steps) or () that returns one.
 
     Errors: ValueError for an unknown name, TypeError for an object that gives no grid.
     """
     core = importlib.import_module("sde_diffusion")
+    start, end = sde.horizon if start is None else start, sde.cutoff if end is None else end
+    made: Tensor
+    if name == _AUTO:
+        made = core.recommended(sde, steps, start, end, solver=solver)
+        return made
     if name in _GRIDS:
-        return _GRIDS[name](core, sde, steps, sde.cutoff if end is None else end)
+        return _GRIDS[name](core, sde, steps, start, end)
     from sde_diffusion.grids import check_grid
 
-    made = imported("--grid", name, GRID_NAMES)
-    if callable(made):
-        takes = len(inspect.signature(made).parameters)
-        made = made(sde, steps) if takes == 2 else made()
-    check_grid(made, sde.horizon)
-    own: Tensor = made
-    return own
+    found = imported("--grid", name, GRID_NAMES)
+    if callable(found):
+        found = found(*(sde, steps, start, end)[: len(inspect.signature(found).parameters)])
+    check_grid(found, sde.horizon)
+    made = found
+    return made
 
 
 def times(
@@ -133,7 +136,7 @@ def times(
     Errors: those of `grid`; ValueError for one of your own with another number of steps.
     """
     usual = 1 if is_adaptive(solver) else 20
-    made = grid(name, sde, usual if steps is None else steps, end)
+    made = grid(name, sde, usual if steps is None else steps, end=end, solver=solver)
     if steps is not None and len(made) != steps + 1:
         raise wrong_value("--grid", name, f"have the {steps} steps of --steps", len(made) - 1,
                           "leave out --steps, or name a function (sde, steps)")  # fmt: skip

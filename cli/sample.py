@@ -15,9 +15,12 @@ from sde_diffusion.cli import _common, menu
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from sde_diffusion.grids import Grid
+
 EXAMPLES: Final = """\b
 Examples:
-  sde-diffusion sample --solver heun --steps 18 --grid karras
+  sde-diffusion sample --steps 10
+  sde-diffusion sample --solver heun --steps 18 --grid karras --denoise
   sde-diffusion sample --model runs/digits-vp --solver ancestral --steps 200 -n 100
 """
 
@@ -33,8 +36,9 @@ class Draws:
 
 @click.command(epilog=EXAMPLES)
 @_common.model_option
-@_common.solver_option("heun")
+@_common.solver_option("angular-adams")
 @_common.grid_options
+@_common.denoise_option
 @_common.count_option("--number", "-n", default=64, help="How many samples.")
 @_common.count_option("--batch-size", default=64, help="Samples computed at once.")
 @_common.count_option("--class", "label", default=None, least=0,
@@ -42,14 +46,17 @@ class Draws:
 @_common.common_options(out="samples")
 def command(
     model_name: str, solver: str, steps: int | None, grid: str, tolerance: float | None,
-    number: int, batch_size: int, label: int | None, seed: int, device: str, out: Path,
-    as_json: bool,
+    denoise: bool, number: int, batch_size: int, label: int | None, seed: int, device: str,
+    out: Path, as_json: bool,
 ) -> None:  # fmt: skip
     """Draw samples of a model with any solver.
 
     Writes samples.png, a picture, and samples.npz, with the samples as `x` (and as whole `levels`
     where the data has them). Sample i depends on --seed and i alone, not on --batch-size.
     """
+    from sde_diffusion.grids import Denoised, times_of
+
+    last = Denoised if denoise else times_of
     where = _common.resolve_device(device)
     made = menu.solver(solver, tolerance)
     model = menu.model(model_name, where)
@@ -57,10 +64,11 @@ def command(
     given = model if label is None else _given(model, label)
     folder = _common.output_folder(out)
     with _common.progress(number, "sample") as bar:
-        draws = _draw(given, made, times, number, batch_size, seed, bar.update)
+        draws = _draw(given, made, last(times), number, batch_size, seed, bar.update)
     files = _write(folder, model, draws.x, label)
     result = {
         "model": model_name, "solver": solver, "steps": len(times) - 1, "grid": grid,
+        "denoise": denoise,
         "number": number, "seed": seed, "device": str(model.device), "nfe": draws.nfe,
         "seconds": draws.seconds, "files": [str(file) for file in files],
     }  # fmt: skip
@@ -75,7 +83,7 @@ def command(
 def _draw(
     model: Any,  # noqa: ANN401
     solver: Any,  # noqa: ANN401
-    grid: Tensor,
+    grid: Grid,
     number: int,
     batch_size: int,
     seed: int,

@@ -11,14 +11,33 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from sde_diffusion.brownian import BrownianPath
     from sde_diffusion.checkpoint import describe, load, save_model
     from sde_diffusion.data import Dataset, DataSpec, load_data
-    from sde_diffusion.grids import karras, lattice, log_snr, quadratic, recommended, uniform
+    from sde_diffusion.grid_fitting import optimised
+    from sde_diffusion.grids import (
+        Denoised,
+        angular,
+        cosine,
+        exponential,
+        karras,
+        lattice,
+        leading,
+        linspace,
+        log_snr,
+        polynomial,
+        quadratic,
+        recommended,
+        sigmoid,
+        trailing,
+        uniform,
+    )
     from sde_diffusion.integration import OneStep, Solution, Solver, integrate, sample
     from sde_diffusion.likelihood import Exact, Hutchinson, LogLikelihood, log_prob
     from sde_diffusion.losses import denoising_loss
+    from sde_diffusion.multistep import Multistep, Step
     from sde_diffusion.nets import MLP, UNet
-    from sde_diffusion.noise import BrownianPath, Noise, PerSampleNoise, WhiteNoise
+    from sde_diffusion.noise import Noise, PerSampleNoise, WhiteNoise
     from sde_diffusion.oracles import Gaussian, GaussianMixture
     from sde_diffusion.reverse import ODE, ProbabilityFlow, ReverseSDE
     from sde_diffusion.schedules import (
@@ -39,23 +58,30 @@ if TYPE_CHECKING:
         RectifiedFlow,
         SubVPSDE,
     )
+    from sde_diffusion.thresholding import DynamicThreshold, StaticThreshold
     from sde_diffusion.training import TrainingConfig, train
 
 _HOME = {
+    "brownian": ("BrownianPath",),
     "checkpoint": ("describe", "load", "save_model"),
     "data": ("DataSpec", "Dataset", "load_data"),
-    "grids": ("karras", "lattice", "log_snr", "quadratic", "recommended", "uniform"),
+    "grid_fitting": ("optimised",),
+    "grids": ("Denoised", "angular", "cosine", "exponential", "karras", "lattice", "leading",
+              "linspace", "log_snr", "polynomial", "quadratic", "recommended", "sigmoid",
+              "trailing", "uniform"),
     "integration": ("OneStep", "Solution", "Solver", "integrate", "sample"),
     "likelihood": ("Exact", "Hutchinson", "LogLikelihood", "log_prob"),
     "losses": ("denoising_loss",),
+    "multistep": ("Multistep", "Step"),
     "nets": ("MLP", "UNet"),
-    "noise": ("BrownianPath", "Noise", "PerSampleNoise", "WhiteNoise"),
+    "noise": ("Noise", "PerSampleNoise", "WhiteNoise"),
     "oracles": ("Gaussian", "GaussianMixture"),
     "reverse": ("ODE", "ProbabilityFlow", "ReverseSDE"),
     "schedules": ("Beta", "CosineBeta", "DiscreteBeta", "LinearBeta", "cosine_betas",
                   "linear_betas"),
     "score": ("ScoreModel",),
     "sde": ("EDMSDE", "SDE", "VESDE", "VPSDE", "LinearSDE", "RectifiedFlow", "SubVPSDE"),
+    "thresholding": ("DynamicThreshold", "StaticThreshold"),
     "training": ("TrainingConfig", "train"),
 }  # fmt: skip
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
@@ -63,12 +89,14 @@ _MODULE = {name: module for module, names in _HOME.items() for name in names}
 __version__ = "0.1.0"
 __all__ = [
     "EDMSDE", "MLP", "ODE", "SDE", "VESDE", "VPSDE", "Beta", "BrownianPath", "CosineBeta",
-    "DataSpec", "Dataset", "DiscreteBeta", "Exact", "Gaussian", "GaussianMixture", "Hutchinson",
-    "LinearBeta", "LinearSDE", "LogLikelihood", "Noise", "OneStep", "PerSampleNoise",
-    "ProbabilityFlow", "RectifiedFlow", "ReverseSDE", "ScoreModel", "Solution", "Solver",
-    "SubVPSDE", "TrainingConfig", "UNet", "WhiteNoise", "cosine_betas", "denoising_loss",
-    "describe", "integrate", "karras", "lattice", "linear_betas", "load", "load_data", "log_prob",
-    "log_snr", "quadratic", "recommended", "sample", "save_model", "train", "uniform",
+    "DataSpec", "Dataset", "Denoised", "DiscreteBeta", "DynamicThreshold", "Exact", "Gaussian",
+    "GaussianMixture", "Hutchinson", "LinearBeta", "LinearSDE", "LogLikelihood", "Multistep",
+    "Noise", "OneStep", "PerSampleNoise", "ProbabilityFlow", "RectifiedFlow", "ReverseSDE",
+    "ScoreModel", "Solution", "Solver", "StaticThreshold", "Step", "SubVPSDE", "TrainingConfig",
+    "UNet", "WhiteNoise", "angular", "cosine", "cosine_betas", "denoising_loss", "describe",
+    "exponential", "integrate", "karras", "lattice", "leading", "linear_betas", "linspace", "load",
+    "load_data", "log_prob", "log_snr", "optimised", "polynomial", "quadratic", "recommended",
+    "sample", "save_model", "sigmoid", "trailing", "train", "uniform",
 ]  # fmt: skip
 
 

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._check import positive_integer, wrong_value
+from sde_diffusion.grids import Grid, times_of
 from sde_diffusion.integration import Solver, dynamics_for, integrate
 from sde_diffusion.noise import Noise, WhiteNoise
 from sde_diffusion.oracles import Gaussian
 from sde_diffusion.sde import LinearSDE
 
-GridRule: TypeAlias = Callable[[int], Tensor]  # steps -> grid of steps + 1 times
+GridRule: TypeAlias = Callable[[int], Grid]  # steps -> grid of steps + 1 times
 
 
 @final
@@ -39,7 +40,7 @@ class _CountedNoise(Noise):
         return self.inner.normal(x)
 
 
-def cost(solver: Solver[Any], sde: LinearSDE, grid: Tensor, std: float = 1.0) -> Cost:
+def cost(solver: Solver[Any], sde: LinearSDE, grid: Grid, std: float = 1.0) -> Cost:
     """Return the counted cost of one solve along ``grid`` for the data N(0, std²).
 
     >>> from sde_diffusion import VPSDE, uniform
@@ -54,7 +55,7 @@ def cost(solver: Solver[Any], sde: LinearSDE, grid: Tensor, std: float = 1.0) ->
     return Cost(solution.nfe, noise.draws)
 
 
-def adapts(solver: Solver[Any], sde: LinearSDE, grid: Tensor) -> bool:
+def adapts(solver: Solver[Any], sde: LinearSDE, grid: Grid) -> bool:
     """Return whether the evaluations on one grid depend on the score: the steps are its own."""
     return cost(solver, sde, grid, 1.0).nfe != cost(solver, sde, grid, 0.01).nfe
 
@@ -69,11 +70,11 @@ def steps_within(
     positive_integer("compare", "budgets", budget)
 
     def nfe(steps: int) -> int:
-        times = grid(steps)
-        if len(times) != steps + 1:
+        found = grid(steps)
+        if (taken := len(times_of(found)) - 1) != steps:
             raise wrong_value("compare", "grid", f"have {steps} steps when asked for them",
-                              len(times) - 1, "pass a rule for any number of steps")  # fmt: skip
-        return cost(solver, sde, times).nfe
+                              taken, "pass a rule for any number of steps")  # fmt: skip
+        return cost(solver, sde, found).nfe
 
     if nfe(1) > budget:
         raise wrong_value("compare", "budgets", f"be at least {nfe(1)}, one step of {name}",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, Final, TypeAlias, final
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from sde_diffusion._check import positive_integer, wrong_value
 from sde_diffusion.budgets import GridRule, cost, plan
+from sde_diffusion.grids import Denoised, Grid, recommended, times_of
 from sde_diffusion.integration import Model, Solution, Solver, sample
 from sde_diffusion.metrics import (
     Interval,
@@ -39,14 +41,24 @@ _SPLIT: Final = 0x5EED  # keeps the generator of the split apart from the run's 
 class Problem:
     """What solvers are compared on: a model, held-out data, and the rule of the grids.
 
+    Without a rule every solver has the `recommended` grid of its own. ``denoise`` may be
+    `Denoised`, which lets all of them end with one Tweedie step.
+
     Shapes: data (N, *event).
     """
 
     name: str
     model: Model
     data: Tensor
-    grid: GridRule
+    grid: GridRule | None = None
     dtype: torch.dtype = torch.float32
+    denoise: type[Denoised] | None = None
+
+    def rule(self, solver: Solver[Any]) -> GridRule:
+        """Return the rule of the grids for one solver."""
+        rule = self.grid or partial(recommended, self.model.sde, solver=solver)
+        last = self.denoise
+        return rule if last is None else lambda steps: last(times_of(rule(steps)))
 
 
 @final
@@ -149,11 +161,11 @@ def compare(
     plans = [
         (name, steps)
         for name, solver in solvers.items()
-        for steps in plan(name, solver, sde, problem.grid, budgets)
+        for steps in plan(name, solver, sde, problem.rule(solver), budgets)
     ]
     report = _silent if progress is None else progress
     flow, half = (
-        _solve(problem, reference, problem.grid(steps), samples * replicates, seed)
+        _solve(problem, reference, problem.rule(reference)(steps), samples * replicates, seed)
         for steps in (reference_steps, reference_steps // 2)
     )
     report(1, 1 + len(plans))
@@ -197,7 +209,7 @@ def _check(
         raise wrong_value("compare", "data", rule, len(problem.data), "ask for fewer samples")
 
 
-def _solve(problem: Problem, solver: Solver[Any], grid: Tensor, count: int, seed: int) -> Solution:
+def _solve(problem: Problem, solver: Solver[Any], grid: Grid, count: int, seed: int) -> Solution:
     shape = (count, *problem.data.shape[1:])
     return sample(problem.model, solver, shape, grid=grid, seed=seed, dtype=problem.dtype)
 
@@ -222,7 +234,7 @@ def _row(
     parts: Sequence[_Replicate],
     seed: int,
 ) -> Row:
-    grid, samples = problem.grid(1 if steps is None else steps), len(parts[0].flow)
+    grid, samples = problem.rule(solver)(1 if steps is None else steps), len(parts[0].flow)
     paid = cost(solver, problem.model.sde, grid)
     try:
         solution = _solve(problem, solver, grid, samples * len(parts), seed)

@@ -1,9 +1,17 @@
 """Grids: strictly monotone 1-D float64 CPU tensors of times, and the only owner of end points.
 
 Sampling grids run from noise (t near 1) to data (t near 0) and hold steps + 1 times.
+
+The terminal step: a grid ends exactly at its own ``end`` (a lattice at its index ``last``), never
+at a time added to it, so that ``steps`` steps are taken whatever their number. The noise left at
+the end stays in the samples; `Denoised` takes it out with one more evaluation. Only lattices and
+grids in t reach t = 0, where asked to; the others need a finite lambda at the end.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias, final
 
 import torch
 from torch import Tensor
@@ -18,7 +26,7 @@ def check_grid(grid: Tensor, horizon: float = 1.0) -> None:
     Errors: TypeError for another kind of object or dtype; ValueError for another shape, device,
     order, or a time outside.
     """
-    remedy = "use uniform, quadratic, log_snr, karras or lattice"
+    remedy = "use uniform, quadratic, log_snr, karras or another function of grids"
     if not isinstance(grid, Tensor):
         raise wrong_type("grid", "grid", "be a torch.Tensor", type(grid).__name__, remedy)
     if grid.dtype != torch.float64 or grid.device.type != "cpu":
@@ -59,8 +67,24 @@ def uniform(steps: int, start: float = 1.0, end: float = 1e-3) -> Tensor:
     return torch.linspace(start, end, steps + 1, dtype=torch.float64)
 
 
+def polynomial(steps: int, exponent: float = 2.0, start: float = 1.0, end: float = 1e-3) -> Tensor:
+    """Return times with equally spaced t^{1/p}, p being the exponent: dense near the data.
+
+    Source: Song et al. 2021 (DDIM), appendix D.2, for p = 2; the power grids of Zhang & Chen 2023
+    (DEIS).
+
+    >>> polynomial(2, 3.0, 1.0, 0.0).tolist()
+    [1.0, 0.125, 0.0]
+    """
+    _check_ends("polynomial", steps, start, end)
+    positive_number("polynomial", "exponent", exponent)
+    first, last = start ** (1 / exponent), end ** (1 / exponent)
+    grid = torch.linspace(first, last, steps + 1, dtype=torch.float64) ** exponent
+    return _with_ends(grid, start, end)
+
+
 def quadratic(steps: int, start: float = 1.0, end: float = 1e-3) -> Tensor:
-    """Return times whose square roots are equally spaced, dense near the data.
+    """Return times whose square roots are equally spaced: `polynomial` with the exponent 2.
 
     Source: Song et al. 2021 (DDIM), appendix D.2.
 
@@ -68,8 +92,7 @@ def quadratic(steps: int, start: float = 1.0, end: float = 1e-3) -> Tensor:
     [1.0, 0.25, 0.0]
     """
     _check_ends("quadratic", steps, start, end)
-    grid = torch.linspace(start**0.5, end**0.5, steps + 1, dtype=torch.float64) ** 2
-    return _with_ends(grid, start, end)
+    return polynomial(steps, 2.0, start, end)
 
 
 def log_snr(
@@ -80,10 +103,68 @@ def log_snr(
     The ends default to the SDE's horizon and cutoff.
     Source: Lu et al. 2022 (DPM-Solver), section 3.
     """
-    start, end = _ends("log_snr", sde, steps, start, end)
+    start, end = sampling_ends("log_snr", sde, steps, start, end)
     first, last = sde.lambda_(torch.tensor([start, end], dtype=torch.float64))
     grid = sde.time(torch.linspace(float(first), float(last), steps + 1, dtype=torch.float64))
     return _with_ends(grid, start, end)
+
+
+def exponential(
+    sde: LinearSDE,
+    steps: int,
+    rho: float = 1.0,
+    start: float | None = None,
+    end: float | None = None,
+) -> Tensor:
+    """Return times with log s = log s_n + (1 − i/n)^ρ log(s_0/s_n), s = sigma/alpha.
+
+    ρ = 1 spaces s geometrically, as `log_snr` does; above 1 the grid is denser near the data. The
+    ends default to the SDE's horizon and cutoff.
+    Source: Crowson's k-diffusion, the exponential (ρ = 1) and polyexponential schedules.
+    """
+    positive_number("exponential", "rho", rho)
+    start, end = sampling_ends("exponential", sde, steps, start, end)
+    first, last = sde.lambda_(torch.tensor([start, end], dtype=torch.float64))
+    ramp = torch.linspace(1, 0, steps + 1, dtype=torch.float64) ** rho
+    return _with_ends(sde.time(last + ramp * (first - last)), start, end)
+
+
+def cosine(
+    sde: LinearSDE, steps: int, start: float | None = None, end: float | None = None
+) -> Tensor:
+    """Return times at the noise levels of the cosine schedule, equal steps of atan(sigma/alpha).
+
+    In that schedule alpha = cos(πu/2) and sigma = sin(πu/2): equal steps of u are equal angles.
+    The ends default to the SDE's horizon and cutoff.
+    Source: Nichol & Dhariwal 2021, equation 17, without its offset.
+    """
+    start, end = sampling_ends("cosine", sde, steps, start, end)
+    first, last = torch.exp(-sde.lambda_(torch.tensor([start, end], dtype=torch.float64))).atan()
+    angle = torch.linspace(float(first), float(last), steps + 1, dtype=torch.float64)
+    return _with_ends(sde.time(-angle.tan().log()), start, end)
+
+
+def sigmoid(
+    sde: LinearSDE,
+    steps: int,
+    tau: float = 1.0,
+    start: float | None = None,
+    end: float | None = None,
+) -> Tensor:
+    """Return times at the noise levels of the sigmoid schedule, dense at both ends.
+
+    γ = alpha²/(alpha² + sigma²) goes from its first to its last value as the logistic function of
+    v/τ does for equal steps of v from −3 to 3. The ends default to the SDE's horizon and cutoff.
+    Source: Jabri et al. 2022; Chen 2023 (On the importance of noise scheduling), section 2.
+    """
+    positive_number("sigmoid", "tau", tau)
+    start, end = sampling_ends("sigmoid", sde, steps, start, end)
+    v = torch.sigmoid(torch.linspace(-3, 3, steps + 1, dtype=torch.float64) / tau)
+    w = (v - v[0]) / (v[-1] - v[0])
+    twice = 2 * sde.lambda_(torch.tensor([start, end], dtype=torch.float64))
+    # γ and 1 − γ each by itself: near the data 1 − γ would cancel.
+    signal, noise = (torch.lerp(y[0], y[1], w) for y in (twice.sigmoid(), (-twice).sigmoid()))
+    return _with_ends(sde.time(0.5 * (signal.log() - noise.log())), start, end)
 
 
 def karras(
@@ -99,21 +180,56 @@ def karras(
     Source: Karras et al. 2022, equation 5.
     """
     positive_number("karras", "rho", rho)
-    start, end = _ends("karras", sde, steps, start, end)
+    start, end = sampling_ends("karras", sde, steps, start, end)
     first, last = torch.exp(-sde.lambda_(torch.tensor([start, end], dtype=torch.float64)) / rho)
     root = torch.linspace(float(first), float(last), steps + 1, dtype=torch.float64)
     return _with_ends(sde.time(-rho * root.log()), start, end)
 
 
-def recommended(
-    sde: LinearSDE, steps: int, start: float | None = None, end: float | None = None
+def angular(
+    sde: LinearSDE,
+    steps: int,
+    start: float | None = None,
+    end: float | None = None,
+    *,
+    sigma_data: float = 1.0,
 ) -> Tensor:
-    """Return the grid of `sample` when none is given: `quadratic`, or `karras` for VE and EDM.
+    """Return times with φ = φ_n + (φ_0 − φ_n)(1 − (1 − u²)^b), u = 1, …, 0, b = 3/2 + 6/n².
 
-    Where the data keeps its scale (alpha above ½ at the horizon) the noise explodes instead, over
-    orders of magnitude that no spacing in t resolves.
+    φ = atan(sigma/(alpha sigma_data)) is the angle in which `AngularAdams` works: dense where
+    there is almost only noise, so that it may start without special steps, and near the data.
+
+    The ends default to the SDE's horizon and cutoff.
+    Source: this package.
     """
-    start, end = _ends("recommended", sde, steps, start, end)
+    positive_number("angular", "sigma_data", sigma_data)
+    start, end = sampling_ends("angular", sde, steps, start, end)
+    lambdas = sde.lambda_(torch.tensor([start, end], dtype=torch.float64))
+    first, last = torch.atan(torch.exp(-lambdas) / sigma_data).tolist()
+    u = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+    phi = last + (first - last) * (1 - (1 - u**2) ** (1.5 + 6 / steps**2))
+    return _with_ends(sde.time(-(sigma_data * phi.tan()).log()), start, end)
+
+
+def recommended(
+    sde: LinearSDE,
+    steps: int,
+    start: float | None = None,
+    end: float | None = None,
+    *,
+    solver: object = None,
+) -> Tensor:
+    """Return the grid of `sample` when none is given: the solver's own, if it has one.
+
+    That is its method ``grid(sde, steps, start, end)``. For others it is `quadratic`, or `karras`
+    where the data keeps its scale (alpha above ½ at the horizon) and the noise explodes instead,
+    over orders of magnitude that no spacing in t resolves.
+    """
+    start, end = sampling_ends("recommended", sde, steps, start, end)
+    own = getattr(solver, "grid", None)
+    if own is not None:
+        found: Tensor = own(sde, steps, start, end)
+        return found
     if float(sde.alpha(torch.tensor(sde.horizon, dtype=torch.float64))) > 0.5:
         return karras(sde, steps, start=start, end=end)
     return quadratic(steps, start, end)
@@ -122,22 +238,111 @@ def recommended(
 def lattice(n: int, steps: int | None = None) -> Tensor:
     """Return the times k/n of a DDPM with n betas from 1 down to 0, all or ``steps`` of them.
 
-    With fewer steps the indices are the rounded equally spaced ones.
+    With fewer steps the indices are the rounded equally spaced ones, those of `trailing`.
 
     >>> lattice(4).tolist()
     [1.0, 0.75, 0.5, 0.25, 0.0]
     """
     positive_integer("lattice", "n", n)
-    steps = n if steps is None else steps
-    positive_integer("lattice", "steps", steps)
-    if steps > n:
-        raise wrong_value("lattice", "steps", f"be at most n = {n}", steps, "pass fewer steps")
-    return torch.linspace(n, 0, steps + 1, dtype=torch.float64).round() / n
+    return trailing(n, n if steps is None else steps)
 
 
-def _ends(
+def trailing(n: int, steps: int, *, last: int = 0) -> Tensor:
+    """Return the lattice of diffusers' ``timestep_spacing="trailing"``, from k = n down.
+
+    The lattices of other libraries are times k/n of a DDPM with n betas, `DiscreteBeta(betas)`;
+    their timesteps are k − 1, and they step to alpha = 1 after the last (k = 0) or to the first
+    beta's noise: pass ``last=1`` for ``set_alpha_to_one=False`` or
+    ``final_sigmas_type="sigma_min"``.
+
+    Errors: ValueError where two indices are equal or one is outside the lattice.
+    Source: Lin et al. 2024 (Common diffusion noise schedules), table 2.
+
+    >>> (trailing(1000, 4) * 1000).tolist()
+    [1000.0, 750.0, 500.0, 250.0, 0.0]
+    """
+    _check_lattice("trailing", n, steps)
+    # The increment as their floating-point range has it: it decides which halves round up.
+    k = (n + torch.arange(steps, dtype=torch.float64) * ((n - n / steps) - n)).round()
+    return _on_lattice("trailing", k, n, last)
+
+
+def leading(n: int, steps: int, *, offset: int = 0, spare: int = 0, last: int = 0) -> Tensor:
+    """Return the lattice of diffusers' ``timestep_spacing="leading"``: it starts below k = n.
+
+    k = offset + 1 + i ⌊n/(steps + spare)⌋; ``offset`` is their steps_offset. The schedulers that
+    are DDPM or DDIM have ``spare=0``; DPM-Solver, DEIS, UniPC and SA leave out the lowest index
+    of one step more: ``spare=1``. For ``last`` and the errors see `trailing`.
+    Source: Lin et al. 2024, table 2.
+
+    >>> (leading(1000, 4, offset=1) * 1000).tolist()
+    [752.0, 502.0, 252.0, 2.0, 0.0]
+    """
+    _check_lattice("leading", n, steps)
+    positive_integer("leading", "offset", offset, least=0)
+    positive_integer("leading", "spare", spare, least=0)
+    i = torch.arange(steps + spare, dtype=torch.float64).flip(0)[:steps]
+    return _on_lattice("leading", offset + 1 + i * (n // (steps + spare)), n, last)
+
+
+def linspace(n: int, steps: int, *, spare: int = 0, last: int = 0) -> Tensor:
+    """Return the lattice of diffusers' ``timestep_spacing="linspace"``, from k = n to k = 1.
+
+    The indices are steps + spare equally spaced ones, rounded, without the ``spare`` lowest; see
+    `leading` for ``spare``, `trailing` for ``last`` and the errors.
+    Source: Lin et al. 2024, table 2.
+
+    >>> (linspace(1000, 4) * 1000).tolist()
+    [1000.0, 667.0, 334.0, 1.0, 0.0]
+    """
+    _check_lattice("linspace", n, steps)
+    positive_integer("linspace", "spare", spare, least=0)
+    i = torch.arange(steps + spare, dtype=torch.float64).flip(0)[:steps]
+    step = (n - 1) / max(steps + spare - 1, 1)  # of a single timestep, which is their 0, none
+    return _on_lattice("linspace", 1 + (i * step).round(), n, last)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Denoised:
+    """The grid ``times``, then one Tweedie step x ↦ E[x0 | x_t] at its last time.
+
+    The step takes out the noise left at the end, for one evaluation more, whatever the solver.
+
+    Errors: those of `check_grid`; ValueError for a grid that rises, or ends at 0, where no noise
+    is left.
+    Source: Robbins 1956 and Efron 2011 (Tweedie's formula); Jolicoeur-Martineau et al. 2021.
+
+    >>> float(Denoised(uniform(10)).times[-1])
+    0.001
+    """
+
+    times: Tensor
+
+    def __post_init__(self) -> None:
+        check_grid(self.times)
+        if not self.times[0] > self.times[-1] > 0:
+            raise wrong_value("Denoised", "times", "fall to a time above 0",
+                              f"{float(self.times[0]):.4g} … {float(self.times[-1]):.4g}",
+                              "pass for example uniform(20, 1.0, 1e-3)")  # fmt: skip
+
+
+Grid: TypeAlias = Tensor | Denoised
+
+
+def times_of(grid: Grid) -> Tensor:
+    """Return the times of a grid, with or without a last Tweedie step.
+
+    >>> times_of(Denoised(uniform(1))).tolist()
+    [1.0, 0.001]
+    """
+    return grid.times if isinstance(grid, Denoised) else grid
+
+
+def sampling_ends(
     what: str, sde: LinearSDE, steps: int, start: float | None, end: float | None
 ) -> tuple[float, float]:
+    """Return the ends, by default the SDE's, of a grid whose lambda must be finite."""
     if not isinstance(sde, LinearSDE):
         raise wrong_type(what, "sde", "be a LinearSDE", type(sde).__name__,
                          f"call {what}(sde, steps)")  # fmt: skip
@@ -164,3 +369,22 @@ def _with_ends(grid: Tensor, start: float, end: float) -> Tensor:
     """Return the grid with its ends exact, which the inverse of lambda gives up to rounding."""
     grid[0], grid[-1] = start, end
     return grid
+
+
+def _check_lattice(what: str, n: int, steps: int) -> None:
+    positive_integer(what, "n", n)
+    positive_integer(what, "steps", steps)
+    if steps > n:
+        raise wrong_value(what, "steps", f"be at most n = {n}", steps, "pass fewer steps")
+
+
+def _on_lattice(what: str, k: Tensor, n: int, last: int) -> Tensor:
+    """Return the times of the indices k and then ``last``, all different and on the lattice."""
+    positive_integer(what, "last", last, least=0)
+    k = torch.cat([k, torch.tensor([last], dtype=torch.float64)])
+    if k[0] > n or not bool((k.diff() < 0).all()):
+        got = ", ".join(f"{float(i):g}" for i in torch.cat([k[:2], k[-2:]]))
+        raise wrong_value(what, "steps, last", f"give indices that fall from at most n = {n}",
+                          f"{got} (the first two and the last two)",
+                          "pass fewer steps, last=0, or for leading a smaller offset")  # fmt: skip
+    return k / n

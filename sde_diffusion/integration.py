@@ -15,9 +15,9 @@ from torch import Tensor
 
 from sde_diffusion._check import diverged, positive_integer, wrong_type, wrong_value
 from sde_diffusion._tensors import check_state
-from sde_diffusion.grids import check_grid, recommended
+from sde_diffusion.grids import Denoised, Grid, check_grid, recommended, times_of
 from sde_diffusion.noise import Noise, NoNoise, PerSampleNoise
-from sde_diffusion.reverse import ODE, ProbabilityFlow, ReverseSDE, Score
+from sde_diffusion.reverse import ODE, ProbabilityFlow, ReverseSDE, Score, linear
 from sde_diffusion.sde import SDE, LinearSDE
 
 DynamicsT = TypeVar("DynamicsT", bound="SDE | ODE")
@@ -73,19 +73,24 @@ def integrate(
     dynamics: DynamicsT,
     solver: Solver[DynamicsT],
     x: Tensor,
-    grid: Tensor,
+    grid: Grid,
     *,
     noise: Noise | None = None,
     callback: Callback | None = None,
 ) -> Solution:
     """Return the solution of ``dynamics`` from ``x`` at grid[0] to grid[−1].
 
+    A `Denoised` grid has one step more, from the last time to E[x0 | x_t], the same for all
+    solvers.
+
     Shapes: x (B, *event); grid (steps + 1,).
-    Errors: TypeError for dynamics the solver does not solve, or a drawing solver without noise;
+    Errors: TypeError for dynamics the solver does not solve, or a drawing solver without noise,
+    or a `Denoised` grid without a score of a linear SDE;
     ValueError for a wrong state or grid; FloatingPointError, naming step and t, for divergence.
     """
     _check_dynamics(dynamics, solver)
     check_state("integrate", x)
+    denoise, grid = _denoiser(dynamics, grid), times_of(grid)
     check_grid(grid, dynamics.horizon)
     _check_direction(dynamics, grid)
     if isinstance(dynamics, (ReverseSDE, ProbabilityFlow)):
@@ -100,9 +105,25 @@ def integrate(
             watch.see(state)
             if callback is not None:
                 callback(count, grid[count], state)
+        if denoise is not None:
+            state, count = denoise(state), count + 1
+            watch.see(state)
+            if callback is not None:
+                callback(count, torch.zeros_like(grid[-1]), state)
     watch.look()
     nfe = getattr(dynamics, "nfe", 0) - before
     return Solution(state, nfe, count, time.perf_counter() - begin)
+
+
+def _denoiser(dynamics: object, grid: Grid) -> Callable[[Tensor], Tensor] | None:
+    """Return x ↦ E[x0 | x_t] at the last time of a `Denoised` grid, None for another grid."""
+    if not isinstance(grid, Denoised):
+        return None
+    if not isinstance(dynamics, (ReverseSDE, ProbabilityFlow)):
+        raise wrong_type("integrate", "grid", "be plain times for dynamics without a score",
+                         "Denoised", "pass grid.times")  # fmt: skip
+    score, t, at = dynamics.score, grid.times[-1], linear("Denoised", dynamics)
+    return lambda x: score.predict("x0", x, t, at.level(t))
 
 
 @contextmanager
@@ -140,7 +161,7 @@ def sample(
     shape: Sequence[int],
     *,
     steps: int | None = None,
-    grid: Tensor | None = None,
+    grid: Grid | None = None,
     seed: int = 0,
     first: int = 0,
     callback: Callback | None = None,
@@ -150,7 +171,7 @@ def sample(
 
     Sample i of a run depends on ``seed`` and ``first`` + i only, not on the batch it is in (unless
     the solver's own rule does, as `SongLangevin`'s). Give a grid, or a number of steps (20 if
-    neither is given) for a `recommended` one.
+    neither is given) for the `recommended` one of the solver.
 
     Shapes: shape (B, *event).
     Errors: those of `integrate`; ValueError for steps and grid together or a model in training.
@@ -164,9 +185,9 @@ def sample(
     for size in shape:
         positive_integer("sample", "shape", size)
     if grid is None:
-        grid = recommended(model.sde, 20 if steps is None else steps)
-    check_grid(grid, model.sde.horizon)
-    _check_falling("sample", grid)
+        grid = recommended(model.sde, 20 if steps is None else steps, solver=solver)
+    check_grid(times_of(grid), model.sde.horizon)
+    _check_falling("sample", times_of(grid))
     noise = PerSampleNoise.numbered(seed, first, shape[0])
     with torch.no_grad():
         x = model.sde.prior().sample(noise, shape, dtype=dtype, device=model.device)

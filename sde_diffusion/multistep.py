@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from torch import Tensor
@@ -22,7 +23,11 @@ LinearT = TypeVar("LinearT", bound="ReverseSDE | ProbabilityFlow")
 
 
 class Step(NamedTuple):
-    """The numbers of one step: of the state, of the predictions newest first, of the normal."""
+    """The numbers of one step: of the state, of the predictions newest first, of the normal.
+
+    >>> Step(0.5, [1.0, -0.5])  # x_s = ½ x_t + m_0 − ½ m_1
+    Step(a=0.5, b=[1.0, -0.5], c=0.0)
+    """
 
     a: float
     b: Sequence[float]
@@ -50,9 +55,8 @@ class Multistep(ABC, Generic[LinearT]):
     def memory(self) -> int:
         """The largest number of predictions that a step combines."""
 
-    @property
-    def starters(self) -> int:
-        """The number of first steps that `start` makes."""
+    def starters(self, at: Sequence[Level]) -> int:  # noqa: ARG002
+        """Return the number of first steps that `start` makes."""
         return 0
 
     @abstractmethod
@@ -75,32 +79,40 @@ class Multistep(ABC, Generic[LinearT]):
         """
         raise NotImplementedError
 
+    def predict(self, dynamics: LinearT, x: Tensor, t: Tensor, at: Level) -> Tensor:
+        """Return the prediction m that the steps combine; one evaluation."""
+        return dynamics.score.predict(self.form, x, t, at)
+
+    def denoised(self, at: Level) -> tuple[float, float]:
+        """Return p and q of E[x0 | x] = p x + q m."""
+        p, q = FORMS[self.form]["x0"](at.alpha, at.sigma)
+        return float(p), float(q)
+
     def steps(
         self, dynamics: LinearT, x: Tensor, grid: Tensor, noise: Noise
     ) -> Iterator[Tensor]:
         """Yield the states of all steps along the grid, each before its correction."""
         known = linear(type(self).__name__, dynamics)
         at = [known.level(t) for t in grid]
-        scale = float(getattr(dynamics, "noise_scale", 0.0))
-        before, z, history = x, None, list[Tensor]()
-        for i in range(len(grid) - 1):
-            t, s = grid[i], grid[i + 1]
-            m = dynamics.score.predict(self.form, x, t, at[i])
+        scale, starters = float(getattr(dynamics, "noise_scale", 0.0)), self.starters(at)
+        before: Tensor | None = None  # the state before the last step, if that was a predictor's
+        z, history = None, list[Tensor]()
+        for i, (t, s) in enumerate(pairwise(grid)):
+            m = self.predict(dynamics, x, t, at[i])
             history = [m, *history[: self.memory - 1]]
-            if i > self.starters and (step := self.corrector(at, i, scale)) is not None:
+            if before is not None and (step := self.corrector(at, i, scale)) is not None:
                 x = _combined(before, step, history, z)
-            before, z = x, None
+            before, z = None, None
             if at[i + 1].sigma == 0:
-                p, q = FORMS[self.form]["x0"](at[i].alpha, at[i].sigma)
-                step = Step(at[i + 1].alpha * float(p), [at[i + 1].alpha * float(q)])
-            elif i < self.starters:
+                alpha = at[i + 1].alpha
+                p, q = self.denoised(at[i])
+                x = _combined(x, Step(alpha * p, [alpha * q]), history, None)
+            elif i < starters:
                 x = self.start(dynamics, x, m, t, s, noise)
-                yield x
-                continue
             else:
                 step = self.predictor(at, i, scale)
                 z = noise.unit(x, t, s) if step.c else None
-            x = _combined(x, step, history, z)
+                before, x = x, _combined(x, step, history, z)
             yield x
 
 

@@ -145,6 +145,15 @@ class ReverseSDE(SDE):
     def diffusion(self, x: Tensor, t: Tensor) -> Tensor:
         return self.noise_scale * self.sde.diffusion(x, t)
 
+    def rows(self, index: Tensor) -> ReverseSDE:
+        """Return the same equation for the samples ``index`` of the batch, as `ODE.rows`."""
+        part = self.score.rows(index)
+        if part is self.score:
+            return self
+        found = ReverseSDE(self.sde, part, self.noise_scale)
+        found.score, found.coefficients = part, self.coefficients
+        return found
+
     def flow(self) -> ProbabilityFlow:
         """Return the probability flow of the same score, its evaluations counted with these."""
         flow = ProbabilityFlow(self.sde, self.score.function)

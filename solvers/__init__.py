@@ -3,9 +3,27 @@
 from __future__ import annotations
 
 from sde_diffusion.solvers.adams_bashforth import AdamsBashforth
+from sde_diffusion.solvers.adaptive_dpm_solver import AdaptiveDPMSolver
+from sde_diffusion.solvers.adaptive_sde import AdaptiveSDE
 from sde_diffusion.solvers.ancestral import Ancestral
+from sde_diffusion.solvers.angular_adams import AngularAdams
+from sde_diffusion.solvers.ddim import DDIM
+from sde_diffusion.solvers.deis import DEIS, DEISPublished
 from sde_diffusion.solvers.dormand_prince import DormandPrince
+from sde_diffusion.solvers.dpm_solver import DPMSolver, DPMSolverMultistep
+from sde_diffusion.solvers.dpm_solver_pp import (
+    DPMSolverPP,
+    DPMSolverPPPublished,
+    DPMSolverPPSinglestep,
+)
+from sde_diffusion.solvers.edm_heun import EDMHeun
+from sde_diffusion.solvers.edm_stochastic import EDMStochastic
+from sde_diffusion.solvers.er_sde import ERSDE
 from sde_diffusion.solvers.euler_maruyama import EulerMaruyama
+from sde_diffusion.solvers.ipndm import IPNDM, IPNDMPublished
+from sde_diffusion.solvers.milstein import Milstein
+from sde_diffusion.solvers.picard import Picard
+from sde_diffusion.solvers.plms import PLMS, PLMSPublished
 from sde_diffusion.solvers.predictor_corrector import (
     AnnealedLangevin,
     Corrector,
@@ -13,23 +31,58 @@ from sde_diffusion.solvers.predictor_corrector import (
     PredictorCorrector,
     SongLangevin,
 )
+from sde_diffusion.solvers.restart import Restart
 from sde_diffusion.solvers.reverse_diffusion import ReverseDiffusion
-from sde_diffusion.solvers.runge_kutta import Euler, Heun, RungeKutta4
+from sde_diffusion.solvers.runge_kutta import Euler, Heun, Midpoint, RungeKutta4
+from sde_diffusion.solvers.sa_solver import SASolver
+from sde_diffusion.solvers.sde_dpm_solver_pp import SDEDPMSolverPP, SDEDPMSolverPPPublished
+from sde_diffusion.solvers.seeds import SEEDS
+from sde_diffusion.solvers.sra import SRA
 from sde_diffusion.solvers.torchdiffeq_methods import TorchDiffEq
+from sde_diffusion.solvers.unipc import UniPC, UniPCPublished
 
 __all__ = [
+    "DDIM",
+    "DEIS",
+    "ERSDE",
+    "IPNDM",
+    "PLMS",
+    "SEEDS",
+    "SRA",
     "AdamsBashforth",
+    "AdaptiveDPMSolver",
+    "AdaptiveSDE",
     "Ancestral",
+    "AngularAdams",
     "AnnealedLangevin",
     "Corrector",
+    "DEISPublished",
+    "DPMSolver",
+    "DPMSolverMultistep",
+    "DPMSolverPP",
+    "DPMSolverPPPublished",
+    "DPMSolverPPSinglestep",
     "DormandPrince",
+    "EDMHeun",
+    "EDMStochastic",
     "Euler",
     "EulerMaruyama",
     "Heun",
+    "IPNDMPublished",
     "Langevin",
+    "Midpoint",
+    "Milstein",
+    "PLMSPublished",
+    "Picard",
     "PredictorCorrector",
+    "Restart",
     "ReverseDiffusion",
     "RungeKutta4",
+    "SASolver",
+    "SDEDPMSolverPP",
+    "SDEDPMSolverPPPublished",
     "SongLangevin",
     "TorchDiffEq",
+    "UniPC",
+    "UniPCPublished",
 ]

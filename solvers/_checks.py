@@ -7,6 +7,7 @@ import math
 from torch import Tensor
 
 from sde_diffusion._check import wrong_value
+from sde_diffusion.reverse import ReverseSDE
 
 
 def backward(what: str, t: Tensor, s: Tensor) -> None:
@@ -21,3 +22,9 @@ def at_least_zero(what: str, argument: str, value: float, remedy: str) -> None:
     """Refuse a negative, infinite or missing number."""
     if not 0 <= value < math.inf:
         raise wrong_value(what, argument, "be finite and at least 0", value, remedy)
+
+
+def own_noise(what: str, dynamics: ReverseSDE, remedy: str) -> None:
+    """Refuse a noise_scale where the solver itself says how much is drawn."""
+    if dynamics.noise_scale != 1:
+        raise wrong_value(what, "dynamics.noise_scale", "be 1", dynamics.noise_scale, remedy)

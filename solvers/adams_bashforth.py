@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
@@ -48,6 +48,9 @@ class AdamsBashforth:
     order: int = 2
     dynamics = ODE
     evaluations: ClassVar[int] = 1
+    certified: ClassVar[tuple[Mapping[str, Any], ...]] = tuple(
+        {"order": order} for order in (1, 2, 3, 4)
+    )
 
     def __post_init__(self) -> None:
         if self.order not in (1, 2, 3, 4):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from sde_diffusion._check import wrong_value
 from sde_diffusion.integration import OneStep
 from sde_diffusion.noise import Noise
 from sde_diffusion.reverse import ReverseSDE, linear
-from sde_diffusion.solvers._checks import at_least_zero, backward
+from sde_diffusion.solvers._checks import at_least_zero, backward, own_noise
 
 
 @final
@@ -43,6 +44,9 @@ class Ancestral(OneStep[ReverseSDE]):
     order: ClassVar[float] = 1
     strong_order: ClassVar[float] = 1
     evaluations: ClassVar[int] = 1
+    certified: ClassVar[tuple[Mapping[str, Any], ...]] = tuple(
+        {"eta": eta} for eta in (1.0, 0.5, 0.0)
+    )
 
     def __post_init__(self) -> None:
         at_least_zero("Ancestral", "eta", self.eta, "pass 1.0 for DDPM or 0.0 for DDIM")
@@ -53,9 +57,7 @@ class Ancestral(OneStep[ReverseSDE]):
     def step(self, dynamics: ReverseSDE, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
         backward("Ancestral", t, s)
         known = linear("Ancestral", dynamics)
-        if dynamics.noise_scale != 1:
-            raise wrong_value("Ancestral", "dynamics.noise_scale", "be 1", dynamics.noise_scale,
-                              "set the noise by eta: Ancestral(eta=…)")  # fmt: skip
+        own_noise("Ancestral", dynamics, "set the noise by eta: Ancestral(eta=…)")
         at, to = known.level(t), known.level(s)
         shrink = to.alpha / at.alpha
         b2 = -(at.sigma**2) * math.expm1(2 * (at.lambda_ - to.lambda_))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
@@ -12,6 +13,8 @@ from sde_diffusion._check import positive_integer, positive_number, wrong_type
 from sde_diffusion.integration import OneStep
 from sde_diffusion.noise import Noise
 from sde_diffusion.reverse import ReverseSDE, linear
+from sde_diffusion.solvers.ancestral import Ancestral
+from sde_diffusion.solvers.reverse_diffusion import ReverseDiffusion
 
 
 @dataclass(frozen=True)
@@ -141,9 +144,13 @@ class PredictorCorrector(OneStep[ReverseSDE]):
     3
     """
 
-    predictor: OneStep[Any]
-    corrector: Corrector
+    predictor: OneStep[Any] = ReverseDiffusion()  # noqa: RUF009  (it is frozen)
+    corrector: Corrector = Langevin()
     dynamics = ReverseSDE
+    certified: ClassVar[tuple[Mapping[str, Any], ...]] = (
+        {"predictor": ReverseDiffusion(), "corrector": Langevin()},
+        {"predictor": Ancestral(), "corrector": AnnealedLangevin(count=2)},
+    )
 
     def __post_init__(self) -> None:
         if not _predicts(self.predictor):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, final
+from typing import Any, ClassVar, Final, final
 
 from torch import Tensor
 
@@ -53,6 +53,9 @@ class TorchDiffEq:
     atol: float = 1e-5
     options: Mapping[str, Any] = field(default_factory=dict)
     dynamics = ODE
+    certified: ClassVar[tuple[Mapping[str, Any], ...]] = tuple(
+        {"method": method} for method in ORDERS if method not in (*_ADAPTIVE, "scipy_solver")
+    )
 
     def __post_init__(self) -> None:
         if self.method not in ORDERS:

@@ -157,7 +157,7 @@ TRAIN = "train --data {there}/points.npy --steps 2 --batch-size 4 --out {there}/
 MISTAKES = [
     # --- names ---
     Mistake("unknown solver", SAMPLE + "--solver huen",
-            ("one of euler-maruyama, ", "'huen'", "did you mean heun?"),
+            ("one of adams-bashforth, ", "'huen'", "did you mean heun?"),
             lambda _: TorchDiffEq("huen"), ValueError, "method must be one of euler, .* got huen"),
     Mistake("unknown torchdiffeq method", SAMPLE + "--solver torchdiffeq:dopri6",
             ("method must be one of", "got dopri6"),
@@ -470,4 +470,4 @@ def test_the_program_itself_ends_with_code_2_and_one_line(there: Path) -> None:
     assert ended.returncode == 2
     assert ended.stdout == ""
     assert ended.stderr.count("\n") == 1
-    assert ended.stderr.startswith("Error: --solver: name must be one of euler-maruyama")
+    assert ended.stderr.startswith("Error: --solver: name must be one of adams-bashforth")

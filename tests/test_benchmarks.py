@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-SCRIPTS = ("likelihood", "orders", "overhead", "quality", "training")
+SCRIPTS = ("grids", "likelihood", "noise", "overhead", "quality", "training")
 
 
 def test_every_script_is_run_here(root) -> None:

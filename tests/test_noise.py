@@ -2,18 +2,75 @@
 
 from __future__ import annotations
 
+import random
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sde_diffusion import BrownianPath, PerSampleNoise, WhiteNoise
+from sde_diffusion import BrownianPath, PerSampleNoise, WhiteNoise, uniform
+from sde_diffusion.brownian import _Tree
 from sde_diffusion.noise import mix
+
+IRREGULAR = torch.tensor([0.97, 0.9, 0.5, 0.49, 0.3, 0.05, 0.01], dtype=torch.float64)
+GRIDS = pytest.mark.parametrize(
+    "grid", [None, uniform(16), uniform(9, 0.0, 0.97), IRREGULAR],
+    ids=["none", "falling", "rising", "irregular"],
+)  # fmt: skip
+PATH = BrownianPath(0)
+TIMES = [0.0, 0.01, 0.0100001, 0.04, 0.3, 0.311, 0.5, 0.6, 0.96, 0.97]
 
 
 def time(*values: float) -> list[torch.Tensor]:
     return [torch.tensor(value, dtype=torch.float64) for value in values]
+
+
+def answers(noise, x, intervals) -> torch.Tensor:
+    """Return dw and I of every interval in turn, one row each."""
+    found = [noise.area(x, *time(t, s)) for t, s in intervals]
+    return torch.stack([part.flatten() for both in found for part in both])
+
+
+def expected(intervals) -> torch.Tensor:
+    """Return the covariance of `answers`: of the closed forms of W and A(t) = ∫₀ᵗ W."""
+    t, s = torch.tensor(intervals, dtype=torch.float64).T
+    times = torch.cat([t, s])
+    u, v = times[:, None], times[None]
+    m = torch.minimum(u, v)
+    ww, wa = m, m * v - m * m / 2  # E W_u A_v = ∫₀ᵛ min(u, r) dr
+    aa = m * m * (3 * torch.maximum(u, v) - m) / 6
+    joint = torch.cat([torch.cat([ww, wa], 1), torch.cat([wa.T, aa], 1)])
+    n, one = len(t), torch.eye(len(t), dtype=torch.float64)
+    none = torch.zeros(n, n, dtype=torch.float64)
+    dw = torch.cat([-one, one, none, none], 1)
+    area = torch.cat([-torch.diag(s - t), none, -one, one], 1)  # A_s − A_t − W_t (s − t)
+    rows = torch.stack([dw, area], 1).flatten(0, 1)
+    return rows @ joint @ rows.T
+
+
+def white(found: torch.Tensor, law: torch.Tensor) -> bool:
+    """Tell whether the rows have this covariance, within 5 standard errors of each entry."""
+    z = torch.linalg.solve_triangular(torch.linalg.cholesky(law), found, upper=False)
+    n = found.shape[1]
+    off = z @ z.T / n - torch.eye(len(z), dtype=z.dtype)
+    return bool((off.abs() < 5 * (2 / n) ** 0.5).all() and (z.mean(1).abs() < 5 / n**0.5).all())
+
+
+class Algebra(_Tree):
+    """A tree whose every draw is a unit vector, so that inner products are exact covariances."""
+
+    def __init__(self, path: BrownianPath, draws: int) -> None:
+        self.known: dict[tuple[int, float], int] = {}
+        x = torch.zeros(draws, 1, dtype=torch.float64)
+        super().__init__(path._skeleton, x, x.dtype)
+
+    def draw(self, purpose: int, time: float) -> torch.Tensor:
+        z = torch.zeros(self.shape, dtype=self.dtype)
+        z[self.known.setdefault((purpose, time), len(self.known))] = 1
+        return z
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -61,12 +118,12 @@ def test_increments_have_variance_dt_and_are_independent(noise) -> None:
 
 
 @given(
-    times=st.lists(st.integers(0, 2**30), min_size=3, max_size=3, unique=True),
+    times=st.lists(st.integers(0, 2**22), min_size=3, max_size=3, unique=True),
     seed=st.integers(0, 9),
 )
 def test_increments_of_one_path_add_up(times: list[int], seed: int) -> None:
     path, x = BrownianPath(seed), torch.zeros(2, 3, dtype=torch.float64)
-    a, b, c = time(*(t / 2**30 for t in times))
+    a, b, c = time(*(t / 2**22 for t in times))
     parts = path.increment(x, a, b) + path.increment(x, b, c)
     assert torch.allclose(path.increment(x, a, c), parts, rtol=0, atol=1e-13)
     assert torch.equal(path.increment(x, a, b), -path.increment(x, b, a))
@@ -89,21 +146,159 @@ def test_seeds_that_differ_above_32_bits_differ() -> None:
     assert not torch.equal(WhiteNoise(0).normal(x), WhiteNoise(2**32).normal(x))
 
 
-def test_a_path_is_one_path_in_every_dtype() -> None:
-    path, (t, s) = BrownianPath(4), time(0.7, 0.2)
-    double = path.increment(torch.zeros(5, 2, dtype=torch.float64), t, s)
-    for dtype in (torch.float32, torch.bfloat16):
-        found = path.increment(torch.zeros(5, 2, dtype=dtype), t, s)
-        assert found.dtype == dtype
-        assert torch.allclose(found.double(), double, rtol=2 * torch.finfo(dtype).eps)
+@GRIDS
+def test_a_path_is_one_path_in_every_dtype(grid) -> None:
+    path, double = BrownianPath(4, grid=grid), torch.zeros(50, 2, dtype=torch.float64)
+    for t, s in pairwise([0.97, 0.5, 0.49, 0.3, 0.2]):
+        exact = BrownianPath(4, grid=grid).area(double, *time(t, s))
+        for dtype in (torch.float32, torch.bfloat16, torch.float64):
+            found = path.area(torch.zeros(50, 2, dtype=dtype), *time(t, s))
+            for one, other, power in zip(found, exact, (0.5, 1.5), strict=True):
+                assert one.dtype == dtype
+                rounding = 10 * torch.finfo(dtype).eps * abs(t - s) ** power
+                assert torch.allclose(one.double(), other, rtol=0, atol=rounding)
 
 
-def test_a_path_does_not_depend_on_the_order_of_the_questions() -> None:
-    x, times = torch.zeros(3, dtype=torch.float64)[:, None], [0.111, 0.9, 0.25, 0.5, 0.7501, 1.0]
-    forward, backward = BrownianPath(5), BrownianPath(5)
-    one = {t: forward.at(x, t) for t in times}
-    other = {t: backward.at(x, t) for t in reversed(times)}
-    assert all(torch.equal(one[t], other[t]) for t in times)
+@GRIDS
+@given(data=st.data())
+def test_a_path_has_exactly_the_law_of_w_and_its_integral(grid, data) -> None:
+    """By algebra: to 1e-12 in every covariance, for unequal splits, on the grid and off it."""
+    grid_times = [] if grid is None else grid.tolist()
+    a_time = st.sampled_from(grid_times or [0.0]) | st.integers(0, 970).map(lambda k: k / 1000)
+    intervals = data.draw(st.lists(st.tuples(a_time, a_time), min_size=1, max_size=4))
+    path = BrownianPath(0, grid=grid, depth=14)
+    path._tree = Algebra(path, 300)
+    found = answers(path, torch.zeros(300, 1, dtype=torch.float64), intervals)
+    assert torch.allclose(found @ found.T, expected(intervals), rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("make", [BrownianPath, lambda seed, **given: BrownianPath.numbered(
+    seed, 0, 400, **given)], ids=["batch", "numbered"])  # fmt: skip
+@GRIDS
+def test_a_path_has_that_law_with_its_own_draws_too(make, grid) -> None:
+    path, x = make(1, grid=grid, depth=10), torch.zeros(400, 100, dtype=torch.float64)
+    intervals = [(0.97, 0.6), (0.6, 0.5), (0.5, 0.3), (0.1, 0.3), (0.1, 0.05), (0.05, 0.0)]
+    assert white(answers(path, x, intervals), expected(intervals))
+
+
+@pytest.mark.parametrize("noise", [WhiteNoise(3), PerSampleNoise.numbered(3, 0, 400)],
+                         ids=["white", "per-sample"])  # fmt: skip
+def test_independent_noise_has_the_law_of_the_area(noise) -> None:
+    intervals = [(0.9, 0.55), (0.55, 0.1), (0.3, 0.8)]
+    found = answers(noise, torch.zeros(400, 100, dtype=torch.float64), intervals)
+    law = torch.block_diag(*(expected([interval]) for interval in intervals))
+    assert white(found, law)
+
+
+@GRIDS
+@settings(max_examples=10)
+@given(seed=st.integers(0, 99))
+def test_a_path_does_not_depend_on_the_order_or_kind_of_the_questions(grid, seed) -> None:
+    x, draw = torch.zeros(3, 5), random.Random(seed)
+    questions = [(kind, *draw.sample(TIMES, 2)) for kind in ("unit", "increment", "area") * 4]
+
+    def asked(order) -> dict[tuple[str, float, float], torch.Tensor]:
+        path = BrownianPath(5, grid=grid)
+        found = {(k, t, s): getattr(path, k)(x, *time(t, s)) for k, t, s in order}
+        return {q: torch.stack(z) if isinstance(z, tuple) else z for q, z in found.items()}
+
+    one, other = asked(questions), asked(draw.sample(questions, len(questions)))
+    assert all(torch.equal(one[q], other[q]) for q in questions)
+
+
+def test_a_change_of_an_answer_in_place_does_not_change_the_path() -> None:
+    path, x, (t, s) = BrownianPath(5, grid=uniform(4, 1.0, 0.0)), torch.zeros(2, 3), time(0.5, 1)
+    for ask in (path.unit, path.increment, lambda *a: path.area(*a)[0]):
+        first = ask(x, t, s)
+        kept = first.clone()
+        first.zero_()
+        assert torch.equal(ask(x, t, s), kept)
+
+
+@GRIDS
+@given(times=st.permutations(TIMES).map(lambda times: times[:3]))
+def test_areas_of_one_path_add_up_and_turn_round(grid, times) -> None:
+    path, x, (t, s, r) = BrownianPath(8, grid=grid), torch.zeros(9, 2).double(), time(*times)
+    (dw, area), (dw2, area2), (dw3, area3) = (
+        path.area(x, *interval) for interval in ((t, s), (s, r), (t, r))
+    )
+    assert torch.allclose(dw + dw2, dw3, rtol=0, atol=1e-14)
+    assert torch.allclose(area + area2 + dw * (r - s), area3, rtol=0, atol=1e-14)
+    assert torch.allclose(path.area(x, s, t)[1], dw * (s - t) - area, rtol=0, atol=1e-14)
+    assert torch.allclose(path.increment(x, t, s), dw, rtol=0, atol=1e-14)
+    assert torch.allclose(path.unit(x, t, s) * (s - t).abs().sqrt(), dw, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("steps", [20, 64, 200])
+@pytest.mark.parametrize("flip", [(), (0,)], ids=["falling", "rising"])
+def test_a_solve_along_the_grid_draws_once_a_step(steps, flip) -> None:
+    """And once more a step for areas; the memory is logarithmic in the steps."""
+    grid, x = uniform(steps).flip(flip), torch.zeros(2, 3)
+    for kind, most in (("unit", steps + 1), ("area", 2 * steps + 1)):
+        path = BrownianPath(0, grid=grid)
+        for t, s in pairwise(grid):
+            getattr(path, kind)(x, t, s)
+        assert path.draws <= most
+        assert len(path._tree.splits) <= 3 * (steps + 2).bit_length()
+
+
+def test_coarser_solves_draw_once_a_step_too() -> None:
+    for steps, every in ((256, 8), (80, 4), (96, 32)):
+        path, x = BrownianPath(0, grid=uniform(steps)), torch.zeros(2, 3)
+        for t, s in pairwise(uniform(steps // every)):
+            path.unit(x, t, s)
+        assert path.draws <= steps // every + 1
+
+
+@pytest.mark.parametrize("turn", [list, reversed], ids=["rising", "falling"])
+def test_the_last_time_is_not_drawn_again_off_the_grid(turn) -> None:
+    """A solve draws no more than its times do when each is asked for once."""
+    path, x = BrownianPath(0), torch.zeros(2, 3)
+    numbers = sorted(random.Random(1).sample(range(10**6), 40))
+    times = time(*(t / 10**6 for t in turn(numbers)))
+    for t, s in pairwise(times):
+        path.unit(x, t, s)
+    new = BrownianPath(0)
+    for t in times:
+        new.at(x, float(t))
+    assert path.draws <= new.draws
+    assert len(path._tree.splits) <= 3 * (24 + 2)
+
+
+def test_a_time_of_the_grid_is_found_in_spite_of_rounding() -> None:
+    path, x, t = BrownianPath(0, grid=uniform(10, 1.0, 0.0)), torch.zeros(2, 3), 0.1 + 0.2
+    assert t != 0.3
+    assert torch.equal(path.increment(x, *time(1.0, t)), path.increment(x, *time(1.0, 0.3)))
+    assert path.draws < 10
+
+
+@GRIDS
+def test_numbered_paths_are_bit_exact_under_any_split(grid) -> None:
+    x = torch.zeros(7, 3, 5)
+    whole = BrownianPath.numbered(4, 0, 7, grid=grid)
+    parts = [BrownianPath.numbered(4, 0, 2, grid=grid), BrownianPath.numbered(4, 2, 5, grid=grid)]
+    for t, s in pairwise(reversed(TIMES)):
+        for ask in ("unit", "increment"):
+            split = [getattr(part, ask)(y, *time(t, s))
+                     for part, y in zip(parts, (x[:2], x[2:]), strict=True)]  # fmt: skip
+            assert torch.equal(getattr(whole, ask)(x, *time(t, s)), torch.cat(split))
+    split = torch.cat([parts[0].normal(x[:2]), parts[1].normal(x[2:])])
+    assert torch.equal(whole.normal(x), split)
+
+
+@GRIDS
+def test_every_numbered_sample_may_ask_at_its_own_times(grid) -> None:
+    """What it is told is what its path says to the batch that asks at one time."""
+    x, t = torch.zeros(4, 3), torch.tensor([0.97, 0.5, 0.3, 0.3], dtype=torch.float64)
+    s = torch.tensor([0.3, 0.6, 0.2999, 0.3], dtype=torch.float64)
+    batch, own = (BrownianPath.numbered(4, 10, 4, grid=grid) for _ in range(2))
+    dw, area = own.area(x, t, s)
+    for i in range(4):
+        one, other = batch.area(x, t[i], s[i])
+        assert torch.equal(dw[i], one[i])
+        assert torch.equal(area[i], other[i])
+        assert torch.equal(own.unit(x, t, s)[i], batch.unit(x, t[i], s[i])[i])
+    assert torch.equal(own.increment(x, t[0], s)[1], batch.increment(x, t[0], s[1])[1])
 
 
 @pytest.mark.parametrize("t", [0.3, 0.625, 0.93])
@@ -135,6 +330,11 @@ def test_a_long_path_has_the_variance_of_its_time() -> None:
             ValueError,
             "further apart than the finest cell",
         ),
+        (
+            lambda: [PATH.at(torch.zeros(2, 1), t) for t in (0.3, 0.3 + 1e-10)],
+            ValueError,
+            "apart than the finest cell",
+        ),
         (lambda: PerSampleNoise([2**32]), ValueError, r"seeds must be below 2\*\*32"),
         (lambda: PerSampleNoise([1.5]), TypeError, "seed must be an integer, got 1.5"),
         (lambda: WhiteNoise(2**64), ValueError, r"seed must be below 2\*\*64"),
@@ -142,6 +342,26 @@ def test_a_long_path_has_the_variance_of_its_time() -> None:
             lambda: BrownianPath(0).increment(torch.zeros(2, 1), *time(0.5, 1.5)),
             ValueError,
             r"lie in \[0, 1.0\], got 1.5",
+        ),
+        (
+            lambda: BrownianPath(0, grid=IRREGULAR).increment(torch.zeros(2, 1), *time(0.5, 0.98)),
+            ValueError,
+            r"lie in \[0, 0.97\], got 0.98",
+        ),
+        (lambda: BrownianPath(0, grid=IRREGULAR, end=1.0), ValueError, "not be given together"),
+        (lambda: BrownianPath(0, grid=IRREGULAR[[0, 2, 1]]), ValueError, "strictly monotone"),
+        (lambda: BrownianPath(0, end=-1.0), ValueError, "end must be finite and above 0"),
+        (
+            lambda: BrownianPath.numbered(0, 0, 3).increment(torch.zeros(2, 1), *time(0.5, 0.9)),
+            ValueError,
+            "one row for each of the 3 samples",
+        ),
+        (
+            lambda: BrownianPath.numbered(0, 0, 2).area(
+                torch.zeros(2, 1), torch.full((3,), 0.5), torch.ones(())
+            ),
+            ValueError,
+            r"have shape \(\) or \(2,\)",
         ),
         (
             lambda: BrownianPath(0).increment(torch.zeros(2, 1), torch.ones(2), torch.zeros(2)),

@@ -1,0 +1,93 @@
+"""Solvers by name on the command line: `DPMSolverPP(order=3)` is ``dpm-solver-pp:order=3``."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import inspect
+import re
+from pathlib import Path
+from typing import Any, Final
+
+from sde_diffusion._check import wrong_type, wrong_value
+
+_PACKAGE: Final = "sde_diffusion.solvers"
+_PARTS: Final = ("Corrector", "Langevin", "AnnealedLangevin", "SongLangevin")  # no solvers
+# Words that the capitals of a class name do not tell apart, and shorter ones.
+_WORDS: Final = {
+    "UniPC": "Unipc", "ERSDE": "ErSde", "SDEDPM": "SdeDpm", "TorchDiffEq": "Torchdiffeq",
+    "RungeKutta": "Rk",
+}  # fmt: skip
+
+
+def spelled(name: str) -> str:
+    """Return the name of a class as the command line has it.
+
+    >>> [spelled(name) for name in ("EulerMaruyama", "DPMSolverPPPublished", "UniPC")]
+    ['euler-maruyama', 'dpm-solver-pp-published', 'unipc']
+    """
+    for word, spelling in _WORDS.items():
+        name = name.replace(word, spelling)
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", name).lower()
+
+
+def exported() -> dict[str, str]:
+    """Return the classes of all exported solvers, by their names here.
+
+    They are read from the source, since help must not wait for torch.
+    """
+    tree = ast.parse(_source("__init__.py"))
+    names = [alias.name for node in tree.body if isinstance(node, ast.ImportFrom)
+             for alias in node.names if alias.name[0].isupper()]  # fmt: skip
+    return {spelled(name): name for name in sorted(names, key=spelled) if name not in _PARTS}
+
+
+def of_any_ode() -> set[str]:
+    """Return the names of classes whose ``dynamics`` are ODE: they need a velocity only."""
+    parts = re.split(r"^class ", _source("*.py"), flags=re.MULTILINE)
+    ours = (part for part in parts if "\n    dynamics = ODE\n" in part)
+    return {spelled(re.split(r"\W", part)[0]) for part in ours}
+
+
+def _source(pattern: str) -> str:
+    package = importlib.util.find_spec(_PACKAGE)
+    folder = Path(str(package and package.origin)).parent
+    return "\n".join(path.read_text(encoding="utf-8") for path in folder.glob(pattern))
+
+
+def solver_class(name: str) -> type[Any]:
+    """Return the class of that name here."""
+    found: type[Any] = getattr(importlib.import_module(_PACKAGE), exported()[name])
+    return found
+
+
+def solver_with(name: str, arguments: str) -> Any:  # noqa: ANN401  (any Solver)
+    """Return a solver with the arguments in a text: ``value`` or ``name=value``, with commas.
+
+    Values are literals, or bare words for text.
+
+    Errors: TypeError for a text that holds no arguments of the solver; ValueError for others.
+    """
+    kind = solver_class(name)
+    positional, named = _values(name, arguments)
+    try:
+        return kind(*positional, **named)
+    except TypeError as error:
+        known = ", ".join(inspect.signature(kind).parameters) or "none"
+        raise wrong_type("--solver", arguments, f"be arguments of {name} ({known})", str(error),
+                         f"write {name}:NAME=VALUE,…") from error  # fmt: skip
+
+
+def _values(name: str, arguments: str) -> tuple[list[object], dict[str, object]]:
+    try:
+        call: Any = ast.parse(f"f({arguments or repr('')})", mode="eval").body
+        named = {str(word.arg): _value(word.value) for word in call.keywords}
+        return [_value(node) for node in call.args], named
+    except (SyntaxError, ValueError, AttributeError) as error:  # AttributeError: not one call
+        raise wrong_value("--solver", arguments, "hold numbers, words or literals", "others",
+                          f"write {name}:NAME=VALUE,…") from error  # fmt: skip
+
+
+def _value(node: ast.expr) -> object:
+    return node.id if isinstance(node, ast.Name) else ast.literal_eval(node)

@@ -1,0 +1,230 @@
+"""`sde-diffusion verify`: the order of solvers, from closed forms alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from sde_diffusion._check import wrong_value
+from sde_diffusion.cli import _common, menu, report
+from sde_diffusion.cli._solvers import solver_class
+
+if TYPE_CHECKING:
+    from sde_diffusion.orders import Certificate, Measurement, Rule
+    from sde_diffusion.sde import LinearSDE
+
+EXAMPLES: Final = """\b
+Examples:
+  sde-diffusion verify
+  sde-diffusion verify --solver dpm-solver-pp:order=3 --solver heun --sde edm
+  sde-diffusion verify --solver my_module:MySolver --grid log-snr
+"""
+_SDES: Final = ("vp", "vp-cosine", "sub-vp", "ve", "edm", "rectified-flow")
+_HEADERS: Final = (
+    "solver", "solves", "declared", "observed", "strong", "evaluations a step", "error constant",
+    "verdict",
+)  # fmt: skip
+_SOLVES: Final = {"SDE": "any SDE", "ReverseSDE": "reverse SDE", "ODE": "any ODE",
+                  "ProbabilityFlow": "flow"}  # fmt: skip
+
+
+class Uncertified(click.ClickException):
+    """An order that is not the declared one."""
+
+    exit_code = 1
+
+
+@dataclass
+class Row:
+    """One solver: its certificates by SDE, and why there is none where there is none."""
+
+    name: str
+    solver: Any
+    certificates: dict[str, Certificate] = field(default_factory=dict)
+    diverged: dict[str, str] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def verdict(self) -> str:
+        """What the row comes to."""
+        if self.diverged or not all(c.passed for c in self.certificates.values()):
+            return "FAIL"
+        if self.refused:
+            return "refused"
+        return "pass" if self.certificates else "by tolerance"
+
+    def of(self, *kinds: str) -> list[Measurement]:
+        """Return the measurements of these kinds in which more than declared is wrong too."""
+        found = [m for c in self.certificates.values() for m in c.measurements]
+        return [m for m in found if m.kind in kinds and not m.least]
+
+
+@click.command(epilog=EXAMPLES)
+@click.option("--solver", "solvers", multiple=True,
+              help=f"{', '.join(menu.SOLVER_NAMES)}, or package.module:attr; repeatable. A name "
+                   "without arguments stands for all variants. All solvers if not given.")
+@click.option("--sde", "sdes", multiple=True, default=("all",), show_default=True,
+              help=f"all ({', '.join(_SDES)}), one of them, or package.module:attr; repeatable.")
+@click.option("--grid", default="uniform", show_default=True,
+              help=f"Spacing of the times: {', '.join(menu.GRID_NAMES)}, or package.module:attr.")
+@click.option("--out", type=click.Path(path_type=Path), default="verify-results",
+              show_default=True, help="Folder for the results.")
+@_common.json_option
+def command(
+    solvers: tuple[str, ...], sdes: tuple[str, ...], grid: str, out: Path, as_json: bool
+) -> None:
+    """Measure the order of solvers against closed forms.
+
+    Solvers of the flow are measured on its exact map; those that draw on the exact mean and
+    variance (weak order) and along one Brownian path (strong order). After n steps the error is
+    about C n^-order, C being the error constant. Writes table.md, verify.json and orders.png;
+    exits 1 where an observed order is more than 0.15 from the declared one, or where a solver
+    that was named refuses the grid or the SDE.
+    """
+    rows = [Row(name, made) for name, made in _chosen(solvers).items()]
+    chosen = {name: menu.sde(name) for name in (_SDES if sdes == ("all",) else sdes)}
+    folder = _common.output_folder(out)
+    with _common.progress(len(rows) * len(chosen), "measurement") as bar:
+        for row in rows:
+            for name, sde in chosen.items():
+                bar.set_description(row.name[:30], refresh=False)
+                _measure(row, name, sde, partial(menu.grid, grid, sde))
+                bar.update()
+    lines = [markdown(rows), *(_notes(rows) if solvers else [*_unmeasured(), *_notes(rows)])]
+    files = _write(folder, rows, next(iter(chosen)), "\n".join(lines))
+    result = {"grid": grid, "sdes": list(chosen), "solvers": [to_json(row) for row in rows]}
+    report.write_json(folder / "verify.json", result)
+    lines += ["", *(f"wrote {file}" for file in files)]
+    _common.show({**result, "files": [str(file) for file in files]}, lines, as_json=as_json)
+    wrong = [row.name for row in rows
+             if row.verdict == "FAIL" or (solvers and row.verdict == "refused")]  # fmt: skip
+    if wrong:
+        message = f"not certified: {', '.join(wrong)}"
+        raise Uncertified(message)
+
+
+def _chosen(names: tuple[str, ...]) -> dict[str, Any]:
+    """Return the solvers by the text of their rows."""
+    from sde_diffusion.solvers import catalogue
+
+    found: dict[str, Any] = {} if names else catalogue.instances()
+    for name in names:
+        if name in menu.SOLVER_NAMES:
+            found |= catalogue.instances_of(solver_class(name))
+        else:
+            made = menu.solver(name)
+            ours = name.partition(":")[0] in menu.SOLVER_NAMES
+            found[catalogue.text(made) if ours else name] = made
+    if not found:
+        raise wrong_value("--solver", "solver", "have an order that can be measured",
+                          ", ".join(names), "see its documentation")  # fmt: skip
+    return found
+
+
+def _measure(row: Row, name: str, sde: LinearSDE, rule: Rule) -> None:
+    from sde_diffusion.orders import certify, declared
+
+    try:
+        if declared(row.solver) is not None:
+            row.certificates[name] = certify(row.solver, sde, grid=rule)
+    except FloatingPointError as error:
+        row.diverged[name] = _common.one_line(error)
+    except (ValueError, TypeError) as error:
+        row.refused[name] = _common.one_line(error)
+
+
+def markdown(rows: Iterable[Row]) -> str:
+    """Return the rows as a Markdown table."""
+    lines = [_HEADERS, ["---"] * len(_HEADERS), *map(_cells, rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cells(row: Row) -> list[str]:
+    states, paths = row.of("ode", "weak"), row.of("strong")
+    strong = f"{paths[0].declared:g}: {span([m.observed for m in paths])}" if paths else "–"
+    return [
+        f"`{row.name}`",
+        _SOLVES.get(row.solver.dynamics.__name__, row.solver.dynamics.__name__),
+        f"{states[0].declared:g}" if states else "–",
+        span([m.observed for m in states]),
+        strong,
+        span([c.evaluations for c in row.certificates.values()], ".3g"),
+        span([m.constant for m in states], ".2g"),
+        row.verdict,
+    ]
+
+
+def span(values: Iterable[float], form: str = ".2f") -> str:
+    """Return ``least – most``, or the one number both round to.
+
+    >>> span([0.999, 1.0]), span([1.98, 2.0]), span([-0.001], ".1f")
+    ('1.00', '1.98 – 2.00', '0.0')
+    """
+    ordered = sorted(values)
+    if not ordered:
+        return "–"
+    # + 0.0: an order of −0.00 is 0.
+    low, high = (f"{float(f'{value:{form}}') + 0.0:{form}}" for value in (ordered[0], ordered[-1]))
+    return low if low == high else f"{low} – {high}"
+
+
+def _unmeasured() -> list[str]:
+    from sde_diffusion.solvers import catalogue
+
+    names = ", ".join(f"`{name}`" for name in catalogue.unmeasured())
+    return ["", f"Not measured, for the reasons in their documentation: {names}."]
+
+
+def _notes(rows: Iterable[Row]) -> list[str]:
+    """Return a line for everything that a row cannot say."""
+    found = list[str]()
+    for row in rows:
+        found += [f"{row.name} on {sde}: {text}" for sde, text in row.diverged.items()]
+        found += [f"{row.name} on {sde}: {text}" for sde, text in row.refused.items()]
+        found += [
+            f"{row.name} on {sde}: {m.kind} order {m.observed:.2f} on the {m.problem}, "
+            f"declared {m.declared:g}"
+            for sde, c in row.certificates.items() for m in c.measurements if not m.passed
+        ]  # fmt: skip
+    return ["", *found] if found else []
+
+
+def to_json(row: Row) -> dict[str, object]:
+    """Return the row with all errors behind its orders."""
+    return {
+        "solver": row.name, "solves": row.solver.dynamics.__name__, "verdict": row.verdict,
+        "diverged": row.diverged, "refused": row.refused,
+        "certificates": {
+            sde: {"evaluations": c.evaluations, "measurements": [
+                {"kind": m.kind, "problem": m.problem, "declared": m.declared,
+                 "observed": _number(m.observed), "constant": _number(m.constant),
+                 "passed": m.passed, **asdict(m.convergence)}
+                for m in c.measurements
+            ]}
+            for sde, c in row.certificates.items()
+        },
+    }  # fmt: skip
+
+
+def _number(value: float) -> float | None:
+    return value if value == value else None  # JSON has no NaN
+
+
+def _write(folder: Path, rows: Iterable[Row], sde: str, text: str) -> list[Path]:
+    from sde_diffusion.pictures import order_picture
+
+    table, picture = folder / "table.md", folder / "orders.png"
+    report.write_text(table, text)
+    curves: dict[tuple[str, float], dict[str, Any]] = {}
+    for row in rows:
+        if sde in row.certificates:
+            for m in row.certificates[sde].measurements:
+                if not m.least:
+                    curves.setdefault((m.kind, m.declared), {})[row.name] = m.convergence
+    order_picture(dict(sorted(curves.items())), sde, picture)
+    return [table, folder / "verify.json", picture]

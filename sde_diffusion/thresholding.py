@@ -1,0 +1,161 @@
+"""Thresholding: score models whose predicted data stays inside limits, for any solver.
+
+A threshold replaces x0 = E[x0 | x_t] by a clipped x̂0 and keeps the rest consistent with it:
+eps = (x − alpha x̂0)/sigma, score = −eps/sigma. Every sample is clipped by itself. Data are in
+[−1, 1], as for the published methods, unless a limit says otherwise.
+
+Source: Saharia et al. 2022 (Imagen), section 2.3 and appendix C.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import Protocol, Self, final
+
+import torch
+from torch import Tensor
+
+from sde_diffusion._check import positive_number, wrong_type, wrong_value
+from sde_diffusion._tensors import expand
+from sde_diffusion.sde import LinearSDE
+
+
+class Denoiser(Protocol):
+    """What a threshold needs of a score model."""
+
+    @property
+    def sde(self) -> LinearSDE:
+        """The SDE whose score it is."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+
+    def denoise(self, x: Tensor, t: Tensor) -> Tensor:
+        """Return E[x0 | x_t]."""
+
+
+class Threshold(ABC):
+    """A score model with clipped x0; the kinds differ in `clip` alone."""
+
+    def __init__(self, model: Denoiser) -> None:
+        if not hasattr(model, "denoise") or not isinstance(getattr(model, "sde", None), LinearSDE):
+            raise wrong_type(type(self).__name__, "model", "be a score model with .sde, .denoise",
+                             type(model).__name__,
+                             "pass a ScoreModel, or an oracle's .diffused(sde)")  # fmt: skip
+        self.model, self.sde = model, model.sde
+
+    @abstractmethod
+    def clip(self, x0: Tensor) -> Tensor:
+        """Return x0 inside the limits."""
+
+    @abstractmethod
+    def _around(self, model: Denoiser) -> Self:
+        """Return the same threshold of another model."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return self.model.device
+
+    @property
+    def training(self) -> bool:
+        """Whether the model is in training mode."""
+        return bool(getattr(self.model, "training", False))
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        """Return the score, so that the threshold itself is a score."""
+        return self.score(x, t)
+
+    def denoise(self, x: Tensor, t: Tensor) -> Tensor:
+        """Return the clipped x̂0."""
+        return self.clip(self.model.denoise(x, t))
+
+    def eps(self, x: Tensor, t: Tensor) -> Tensor:
+        """Return (x − alpha x̂0)/sigma."""
+        alpha, sigma = expand(self.sde.alpha(t), x), expand(self.sde.sigma(t), x)
+        return (x - alpha * self.denoise(x, t)) / sigma
+
+    def score(self, x: Tensor, t: Tensor) -> Tensor:
+        """Return −eps/sigma."""
+        return self.eps(x, t) / expand(-self.sde.sigma(t), x)
+
+    def rows(self, index: Tensor) -> Self:
+        """Return the threshold for the samples ``index`` of the batch."""
+        part = getattr(self.model, "rows", None)
+        return self if part is None else self._around(part(index))
+
+
+@final
+class StaticThreshold(Threshold):
+    """Static thresholding: x̂0 is x0 clipped to [low, high], by default [−1, 1].
+
+    Errors: TypeError for a model that cannot denoise, ValueError unless low < high.
+
+    >>> from sde_diffusion import Gaussian, VPSDE
+    >>> model = StaticThreshold(Gaussian(torch.zeros(1), torch.eye(1)).diffused(VPSDE()))
+    >>> t = torch.tensor(0.01, dtype=torch.float64)
+    >>> model.denoise(torch.tensor([[0.5], [3.0]]), t).flatten().tolist()[1]
+    1.0
+    """
+
+    def __init__(self, model: Denoiser, low: float = -1.0, high: float = 1.0) -> None:
+        super().__init__(model)
+        if not low < high:
+            raise wrong_value("StaticThreshold", "low, high", "satisfy low < high",
+                              f"{low}, {high}", "pass for example -1.0, 1.0")  # fmt: skip
+        self.low, self.high = low, high
+
+    def clip(self, x0: Tensor) -> Tensor:
+        return x0.clamp(self.low, self.high)
+
+    def _around(self, model: Denoiser) -> StaticThreshold:
+        return StaticThreshold(model, self.low, self.high)
+
+
+@final
+class DynamicThreshold(Threshold):
+    """Dynamic thresholding: x̂0 = clip(x0, −s, s) limit/s, s = max(quantile of |x0|, limit).
+
+    The quantile is over one sample's own elements, so that a few of them saturate and the others
+    move inward, instead of all that exceed the limit saturating.
+
+    Errors: TypeError for a model that cannot denoise; ValueError for a quantile outside (0, 1] or
+    a limit that is not positive.
+
+    >>> from sde_diffusion import Gaussian, VPSDE
+    >>> inner = Gaussian(torch.zeros(2), torch.eye(2)).diffused(VPSDE())
+    >>> x0 = torch.tensor([[2.0, -4.0]])
+    >>> DynamicThreshold(inner, quantile=1.0).clip(x0).tolist()
+    [[0.5, -1.0]]
+    """
+
+    def __init__(self, model: Denoiser, quantile: float = 0.995, limit: float = 1.0) -> None:
+        super().__init__(model)
+        if not 0 < quantile <= 1:
+            raise wrong_value("DynamicThreshold", "quantile", "lie in (0, 1]", quantile,
+                              "pass .995")  # fmt: skip
+        positive_number("DynamicThreshold", "limit", limit)
+        self.quantile, self.limit = quantile, limit
+
+    def clip(self, x0: Tensor) -> Tensor:
+        s = expand(_quantile(x0.abs().flatten(1), self.quantile).clamp(min=self.limit), x0)
+        # Scaled before it is clipped, which is the same: no rounding leads out of the limits.
+        return (x0 * (self.limit / s)).clamp(-self.limit, self.limit)
+
+    def _around(self, model: Denoiser) -> DynamicThreshold:
+        return DynamicThreshold(model, self.quantile, self.limit)
+
+
+def _quantile(rows: Tensor, q: float) -> Tensor:
+    """Return the q-quantile of every row, with linear interpolation: (B, D) → (B,).
+
+    torch.quantile refuses half precision and more than 2²⁴ elements.
+    """
+    place = q * (rows.shape[1] - 1)
+    low = math.floor(place)
+    # The values from `low` on are the largest few, cheaper to find than to sort all.
+    top = rows.topk(rows.shape[1] - low).values
+    above = top[:, -2] if top.shape[1] > 1 else top[:, -1]
+    return torch.lerp(top[:, -1], above, place - low)

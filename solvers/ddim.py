@@ -1,0 +1,55 @@
+"""DDIM as a solver of the probability flow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from torch import Tensor
+
+from sde_diffusion._tensors import expand, plus
+from sde_diffusion.integration import OneStep
+from sde_diffusion.noise import Noise
+from sde_diffusion.reverse import ProbabilityFlow, linear
+from sde_diffusion.solvers.edm_heun import euler_in_rho
+
+
+@final
+@dataclass(frozen=True)
+class DDIM(OneStep[ProbabilityFlow]):
+    """DDIM step x_s = (α_s/α_t) x_t + (σ_s − (α_s/α_t) σ_t) eps(x_t, t), also from data to noise.
+
+    It is Euler's step for dy/dρ = eps, y = x/α and ρ = σ/α, and `Ancestral` with η = 0 as an ODE
+    solver. Like the solvers of velocities it takes one time, or one for each sample.
+
+    Order: 1. NFE: 1 a step.
+    Errors: TypeError for an SDE that is not linear.
+    Source: Song et al. 2021 (DDIM), equation 13.
+
+    >>> import torch
+    >>> from sde_diffusion import Gaussian, VPSDE, sample
+    >>> model = Gaussian(torch.zeros(2), torch.eye(2)).diffused(VPSDE())
+    >>> sample(model, DDIM(), (4, 2), steps=10).nfe
+    10
+    """
+
+    dynamics = ProbabilityFlow
+    order: ClassVar[float] = 1
+    evaluations: ClassVar[int] = 1
+
+    def step(
+        self,
+        dynamics: ProbabilityFlow,
+        x: Tensor,
+        t: Tensor,
+        s: Tensor,
+        noise: Noise,  # noqa: ARG002
+    ) -> Tensor:
+        known = linear("DDIM", dynamics)
+        if t.ndim == 0:
+            at, to = known.level(t), known.level(s)
+            return euler_in_rho(x, dynamics.score.predict("eps", x, t, at), at, to)
+        sde, sigma = known.sde, known.sde.sigma(t)
+        a = sde.alpha(s) / sde.alpha(t)
+        # eps = −σ_t score
+        return plus(x * expand(a, x), dynamics.score(x, t), (a * sigma - sde.sigma(s)) * sigma)
