@@ -7,6 +7,7 @@ import torch
 
 from sde_diffusion import (
     VPSDE,
+    BrownianPath,
     PerSampleNoise,
     ProbabilityFlow,
     ScoreModel,
@@ -19,14 +20,28 @@ from sde_diffusion import (
 from sde_diffusion.integration import dynamics_for
 from sde_diffusion.nets.unet import digits_config
 from sde_diffusion.solvers import (
+    DDIM,
+    DEIS,
+    ERSDE,
+    SEEDS,
+    SRA,
     AdamsBashforth,
     Ancestral,
+    AngularAdams,
+    DPMSolver,
+    DPMSolverPP,
+    EDMHeun,
+    EDMStochastic,
     EulerMaruyama,
     Heun,
     Langevin,
     PredictorCorrector,
+    Restart,
     ReverseDiffusion,
     RungeKutta4,
+    SASolver,
+    SDEDPMSolverPP,
+    UniPC,
 )
 
 pytestmark = pytest.mark.gpu
@@ -58,12 +73,21 @@ def test_samples_are_made_where_the_model_is() -> None:
     assert sample(model("cuda"), Ancestral(), (2, 1, 8, 8), steps=3).x.device.type == "cuda"
 
 
-@pytest.mark.parametrize("noise", [WhiteNoise(0), PerSampleNoise(range(4))], ids=["white", "own"])
+@pytest.mark.parametrize(
+    "noise",
+    [
+        WhiteNoise(0), PerSampleNoise(range(4)), BrownianPath(0, grid=uniform(5)),
+        BrownianPath.numbered(0, 0, 4, grid=uniform(5)),
+    ],
+    ids=["white", "own", "path", "own path"],
+)
 @pytest.mark.parametrize(
     "solver",
     [
         EulerMaruyama(), ReverseDiffusion(), Ancestral(), Heun(), RungeKutta4(), AdamsBashforth(3),
-        PredictorCorrector(ReverseDiffusion(), Langevin()),
+        PredictorCorrector(ReverseDiffusion(), Langevin()), DDIM(), EDMHeun(), DPMSolver(),
+        DPMSolverPP(), UniPC(), DEIS(), AngularAdams(), SDEDPMSolverPP(), SASolver(), ERSDE(),
+        SEEDS(), SRA(), EDMStochastic(), Restart(),
     ],
     ids=repr,
 )  # fmt: skip
