@@ -1,14 +1,15 @@
 """Samplers of other programs on the exact grid of ours, each where it is installed.
 
 An adapter runs one whole solve: ``run(eps, x, tick)`` calls the predictor ``eps(x, i)`` with the
-index i of a time of the grid, calls ``tick()`` after every step, and returns the end state. All of
-them see a variance-preserving SDE.
+index i of a time of the grid, calls ``tick()`` after every step, and returns the end state. Those
+that draw do it from PyTorch's global generator.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -18,7 +19,7 @@ import torch
 from _common import peer
 from torch import Tensor
 
-from sde_diffusion import VPSDE
+from sde_diffusion import VPSDE, LinearSDE
 
 Eps: TypeAlias = Callable[[Tensor, int], Tensor]  # (x_t, index of t in the grid) -> eps
 Tick: TypeAlias = Callable[[], object]
@@ -34,7 +35,7 @@ class Peer:
 
     module: str
     evaluations: Callable[[int], int]
-    make: Callable[[VPSDE, Tensor], Run]
+    make: Callable[[LinearSDE, Tensor], Run]
     draws: bool = False
 
     def absent(self) -> str | None:
@@ -47,26 +48,38 @@ class Peer:
         return max(n for n in range(1, budget + 1) if self.evaluations(n) <= budget)
 
 
-def _diffusers(name: str, sde: VPSDE, grid: Tensor, **settings: Any) -> Run:  # noqa: ANN401
+class _Kept(Tensor):
+    """A state that stays float64 where diffusers rounds it to float32, whatever it came as."""
+
+    def to(self, *_: object, **__: object) -> Tensor:
+        return self
+
+
+def _diffusers(name: str, sde: LinearSDE, grid: Tensor, **settings: Any) -> Run:  # noqa: ANN401
     """Return a run of a diffusers scheduler whose training lattice is the grid itself.
 
     Training step k is the grid's time n − k, so that n inference steps meet every time exactly
-    and end at the grid's end, not at α = 1.
+    and end at the grid's end, not at α = 1. The flow of any linear SDE is that of a VP one in
+    x/√(α² + σ²), with the same eps.
     """
-    alphas = sde.alpha(grid.flip(0)).square()
+    alpha, sigma = sde.alpha(grid), sde.sigma(grid)
+    radius = None if isinstance(sde, VPSDE) else torch.hypot(alpha, sigma)
+    alphas = (alpha.square() / (alpha.square() + sigma.square())).flip(0)
     n = len(grid) - 1
     ratios = torch.cat([alphas[:1], alphas[1:] / alphas[:-1]])
     module = peer("diffusers")
     heun = name == "HeunDiscreteScheduler"
     offset = 0 if "Multistep" in name else 1  # what makes "leading" mean n, n − 1, …, 1
 
-    scheduler = getattr(module, name)(
-        num_train_timesteps=n + 1, trained_betas=(1 - ratios).numpy(),
-        timestep_spacing="leading", steps_offset=offset, **settings,
-    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of logarithms of what is 0 in float32, replaced below
+        scheduler = getattr(module, name)(
+            num_train_timesteps=n + 1, trained_betas=(1 - ratios).numpy(),
+            timestep_spacing="leading", steps_offset=offset, **settings,
+        )  # fmt: skip
     # In float64, where the betas and diffusers' own σ/α are rounded to float32.
     scheduler.alphas_cumprod = alphas
-    sigmas = ((1 - alphas) / alphas).sqrt().flip(0)
+    sigmas = sigma / alpha
     if heun:  # two entries a step; it would end at σ = 0
         sigmas = torch.cat([sigmas[:1], sigmas[1:-1].repeat_interleave(2), sigmas[-1:]])
 
@@ -74,20 +87,24 @@ def _diffusers(name: str, sde: VPSDE, grid: Tensor, **settings: Any) -> Run:  # 
         scheduler.set_timesteps(n)
         if hasattr(scheduler, "sigmas"):
             scheduler.sigmas = sigmas
-        drawn = "generator" in scheduler.step.__code__.co_varnames
-        more = {"generator": torch.Generator().manual_seed(1)} if drawn else {}
+        x = x if radius is None else x / radius[0]
         # diffusers' Heun keeps x_t/α, noise of variance σ²/α² on unscaled data.
         x = x / float(alphas[-1].sqrt()) if heun else x
+        x = x.as_subclass(_Kept) if x.dtype == torch.float64 else x
         for step in scheduler.timesteps:
-            seen = scheduler.scale_model_input(x, step)
-            x = scheduler.step(eps(seen, n - int(step)), step, x, **more).prev_sample
+            i = n - int(step)
+            seen = scheduler.scale_model_input(x, step).as_subclass(Tensor)
+            found = eps(seen if radius is None else seen * radius[i], i)
+            x = scheduler.step(found, step, x).prev_sample
             tick()
-        return x * float(alphas[0].sqrt()) if heun else x
+        x = x.as_subclass(Tensor)
+        x = x * float(alphas[0].sqrt()) if heun else x
+        return x if radius is None else x * radius[-1]
 
     return run
 
 
-def _azula(name: str, sde: VPSDE, grid: Tensor, **settings: Any) -> Run:  # noqa: ANN401
+def _azula(name: str, sde: LinearSDE, grid: Tensor, **settings: Any) -> Run:  # noqa: ANN401
     """Return a run of an azula sampler on the grid's times."""
     denoise = peer("azula.denoise")
     kind = getattr(peer("azula.sample"), name)
@@ -116,7 +133,7 @@ def _azula(name: str, sde: VPSDE, grid: Tensor, **settings: Any) -> Run:  # noqa
     return run
 
 
-def _k_diffusion(name: str, sde: VPSDE, grid: Tensor, **settings: Any) -> Run:  # noqa: ANN401
+def _k_diffusion(name: str, sde: LinearSDE, grid: Tensor, **settings: Any) -> Run:  # noqa: ANN401
     """Return a run of a k-diffusion sampler, which works on x_t/α with noise σ/α."""
     sampler = getattr(peer("k_diffusion.sampling"), name)
     alpha = sde.alpha(grid)
@@ -137,7 +154,7 @@ def _k_diffusion(name: str, sde: VPSDE, grid: Tensor, **settings: Any) -> Run:  
     return run
 
 
-def _raw_ddim(sde: VPSDE, grid: Tensor) -> Run:
+def _raw_ddim(sde: LinearSDE, grid: Tensor) -> Run:
     """Return the DDIM as a bare loop on numbers computed ahead: the least a solver can cost."""
     shrink, factor, _ = _coefficients(sde, grid, eta=0.0)
 
@@ -152,7 +169,7 @@ def _raw_ddim(sde: VPSDE, grid: Tensor) -> Run:
     return run
 
 
-def _raw_ancestral(sde: VPSDE, grid: Tensor) -> Run:
+def _raw_ancestral(sde: LinearSDE, grid: Tensor) -> Run:
     """Return the DDPM as a bare loop: the least that a solver that draws can cost."""
     shrink, factor, spread = _coefficients(sde, grid, eta=1.0)
 
@@ -169,7 +186,7 @@ def _raw_ancestral(sde: VPSDE, grid: Tensor) -> Run:
     return run
 
 
-def _coefficients(sde: VPSDE, grid: Tensor, eta: float) -> tuple[list[float], ...]:
+def _coefficients(sde: LinearSDE, grid: Tensor, eta: float) -> tuple[list[float], ...]:
     """Return the factors of x, eps and z of the ancestral step, step by step."""
     rows = []
     for t, s in pairwise(grid):
@@ -210,6 +227,8 @@ def _of_k_diffusion(name: str, evaluations: Callable[[int], int] = _one) -> Peer
 
 
 _TO_THE_END: Final[Mapping[str, Any]] = {"final_sigmas_type": "sigma_min"}  # not to σ = 0
+# Without the lower orders at the end of a solve, which are made for an end at σ = 0.
+_FULL: Final[Mapping[str, Any]] = {"lower_order_final": False}
 RAW: Final[Mapping[str, Peer]] = {
     "bare loop, DDIM": Peer("torch", _one, _raw_ddim),
     "bare loop, DDPM": Peer("torch", _one, _raw_ancestral, draws=True),
@@ -223,6 +242,16 @@ PEERS: Final[Mapping[str, Peer]] = {
     ),
     "diffusers UniPC2": _of_diffusers("UniPCMultistepScheduler", **_TO_THE_END),
     "diffusers UniPC3": _of_diffusers("UniPCMultistepScheduler", solver_order=3, **_TO_THE_END),
+    "diffusers UniPC3 full": _of_diffusers(
+        "UniPCMultistepScheduler", solver_order=3, **_TO_THE_END, **_FULL
+    ),
+    **{
+        f"diffusers DEIS{k}{name}": _of_diffusers(
+            "DEISMultistepScheduler", solver_order=k, **settings
+        )
+        for k in (2, 3)
+        for name, settings in (("", {}), (" full", _FULL))
+    },
     "diffusers DDPM": _of_diffusers("DDPMScheduler", draws=True),
     "diffusers SDE-DPM++2M": _of_diffusers(
         "DPMSolverMultistepScheduler", algorithm_type="sde-dpmsolver++", draws=True, **_TO_THE_END
@@ -231,9 +260,17 @@ PEERS: Final[Mapping[str, Peer]] = {
     "k-diffusion DPM++2M": _of_k_diffusion("sample_dpmpp_2m"),
     "azula Euler": _of_azula("EulerSampler"),
     "azula Heun": _of_azula("HeunSampler", lambda n: 2 * n),
-    "azula zAB3": _of_azula("zABSampler", order=3),
-    "azula vAB3": _of_azula("vABSampler", order=3),
-    "azula zEAB3": _of_azula("zEABSampler", order=3),
+    **{
+        f"azula {kind}{order}": _of_azula(f"{kind}Sampler", order=order)
+        for kind in ("xEAB", "zAB", "vAB", "zEAB")
+        for order in (3, 4)
+    },
     "azula REAB2": _of_azula("REABSampler", order=2),
     "azula DDPM": _of_azula("DDPMSampler"),
+}
+# For what their steps cost only: their results are those of others, or of another method.
+TIMED: Final[Mapping[str, Peer]] = {
+    "azula DDIM": _of_azula("DDIMSampler"),
+    "azula Ito": _of_azula("ItoSampler"),
+    "diffusers SASolver": _of_diffusers("SASolverScheduler", draws=True),
 }

@@ -5,13 +5,15 @@ Run it as `python benchmarks/overhead.py`, or with `--all` for every fixed-step 
 U-Net: wall-clock time of a solve over that of its bare network calls. After every step the network
 is called directly, ``model.network(x, c)``, on the very inputs the step gave it, and these calls
 are the reference: A B A B …, so that a machine that drifts drifts for both.
-Trivial network: microseconds per evaluation, and their ratio to a bare loop of the same kind; one
-turn runs every program once.
+Trivial network: microseconds per evaluation, and their ratio to the fastest of the other programs
+that do the same; one turn runs every program once. Ours is `sample`, with its prior draw, a stream
+of noise for every sample, counted evaluations and the watch for divergence.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -19,18 +21,51 @@ from typing import Any, Final
 
 import torch
 from _common import Spread, interleaved, options, parsed, ratio, table, write
-from _peers import PEERS, RAW, Peer, Tick
-from _solvers import DETERMINISTIC, STOCHASTIC, TORCHDIFFEQ
+from _peers import PEERS, RAW, TIMED, Peer, Tick
+from _solvers import DETERMINISTIC, STOCHASTIC
 from torch import Tensor, nn
 
-from sde_diffusion import VPSDE, ScoreModel, UNet, WhiteNoise, integrate, uniform
-from sde_diffusion.integration import Solver, dynamics_for, sample
+from sde_diffusion import VPSDE, ScoreModel, UNet, uniform
+from sde_diffusion.integration import Solver, sample
 from sde_diffusion.nets.unet import mnist_config
+from sde_diffusion.solvers import (
+    DDIM,
+    DEIS,
+    AdamsBashforth,
+    Ancestral,
+    AngularAdams,
+    DPMSolverPP,
+    EDMHeun,
+    Euler,
+    EulerMaruyama,
+    Heun,
+    SASolver,
+    SDEDPMSolverPP,
+    UniPC,
+)
 
 ACCEPTED: Final = 1.05  # of the bare network's time, on the U-Net
-CORE: Final = ("EulerMaruyama", "Ancestral", "Heun")
-BESIDE: Final = ("diffusers DDIM", "diffusers DDPM", "diffusers Heun", "k-diffusion Euler",
-                 "azula Euler", "azula DDPM")  # fmt: skip
+# What other programs call the same, or what comes nearest.
+EQUIVALENT: Final[Mapping[str, tuple[Solver[Any], tuple[str, ...]]]] = {
+    "DDIM": (DDIM(), ("diffusers DDIM", "azula DDIM")),
+    "Euler": (Euler(), ("azula Euler", "k-diffusion Euler")),
+    "Heun": (Heun(), ("diffusers Heun", "azula Heun")),
+    "EDMHeun": (EDMHeun(), ("diffusers Heun", "azula Heun")),
+    "AdamsBashforth(3)": (AdamsBashforth(3), ("azula zAB3",)),
+    "AngularAdams": (AngularAdams(), ("azula vAB3", "azula vAB4")),
+    "DPMSolverPP(2)": (DPMSolverPP(2), ("diffusers DPM++2M", "k-diffusion DPM++2M")),
+    "DPMSolverPP(3)": (DPMSolverPP(3), ("diffusers DPM++3M",)),
+    "UniPC(2)": (UniPC(2), ("diffusers UniPC2",)),
+    "UniPC(3)": (UniPC(3), ("diffusers UniPC3",)),
+    "DEIS(3)": (DEIS(3), ("diffusers DEIS3", "azula zEAB3")),
+    "EulerMaruyama": (EulerMaruyama(), ("azula Ito",)),
+    "Ancestral": (Ancestral(), ("diffusers DDPM", "azula DDPM")),
+    "SDEDPMSolverPP(2)": (SDEDPMSolverPP(2), ("diffusers SDE-DPM++2M",)),
+    "SASolver": (SASolver(), ("diffusers SASolver",)),
+}
+CORE: Final = ("DDIM", "AngularAdams", "Heun", "EulerMaruyama", "Ancestral")
+BESIDE: Final = ("diffusers DDIM", "diffusers DDPM", "diffusers Heun", "azula DDPM")
+_PEERS: Final = {**PEERS, **TIMED}
 # One solve from noise to data of the given network; tick() follows every step.
 Contender = Callable[[nn.Module, Tick], object]
 
@@ -64,21 +99,7 @@ def ours(solver: Solver[Any], shape: tuple[int, ...], steps: int) -> Contender:
 
     def run(network: nn.Module, tick: Tick) -> object:
         model = ScoreModel(network, VPSDE()).eval()
-        grid = uniform(steps)  # torchdiffeq's Adams methods take no other
-        return sample(model, solver, shape, grid=grid, callback=lambda *_: tick())
-
-    return run
-
-
-def white(solver: Solver[Any], shape: tuple[int, ...], steps: int) -> Contender:
-    """Return `integrate` with one stream of noise for the batch, as the peers draw theirs."""
-    grid, x = uniform(steps), torch.randn(shape, generator=torch.Generator().manual_seed(0))
-
-    def run(network: nn.Module, tick: Tick) -> object:
-        model = ScoreModel(network, VPSDE()).eval()
-        dynamics, noise = dynamics_for(solver, model.sde, model), WhiteNoise(0)
-        call = integrate(dynamics, solver, x, grid, noise=noise, callback=lambda *_: tick())
-        return call.x
+        return sample(model, solver, shape, grid=uniform(steps), callback=lambda *_: tick())
 
     return run
 
@@ -145,30 +166,23 @@ def on_unet(
 
 
 def on_trivial(
-    contenders: Mapping[str, Contender], draws: Mapping[str, bool], repeats: int
-) -> list[dict[str, Any]]:
-    """Return microseconds per evaluation and the ratio to the bare loop of the same kind."""
+    contenders: Mapping[str, Contender], repeats: int
+) -> tuple[dict[str, list[float]], dict[str, int]]:
+    """Return microseconds per evaluation, turn by turn, and the evaluations of one solve."""
     network, idle = Half(), lambda: None
     nfe = {name: solve(run, network)[3] for name, run in contenders.items()}
     programs = {
         name: (lambda run=run: run(network, idle)) for name, run in contenders.items()
     }
     taken = interleaved(programs, repeats)
-    each = {name: [s / nfe[name] * 1e6 for s in times] for name, times in taken.items()}
-    loops = {False: each["bare loop, DDIM"], True: each["bare loop, DDPM"]}
-    return [
-        {"solver": name, "nfe": nfe[name], "draws": draws[name],
-         "microseconds": asdict(Spread.of(us)), "ratio": asdict(ratio(us, loops[draws[name]]))}
-        for name, us in each.items()
-    ]  # fmt: skip
+    return {name: [s / nfe[name] * 1e6 for s in times] for name, times in taken.items()}, nfe
 
 
 def chosen_solvers(every: bool) -> dict[str, Solver[Any]]:
-    """Return our solvers: the three of the acceptance, or all that step along a grid."""
-    # The implicit methods need a network and steps for which their iteration converges.
-    explicit = {k: v for k, v in TORCHDIFFEQ.items() if "implicit" not in k and "fixed" not in k}
-    solvers = {**STOCHASTIC, **DETERMINISTIC, **explicit}
-    return solvers if every else {name: solvers[name] for name in CORE}
+    """Return our solvers for the U-Net: a few, or all that step along a grid."""
+    if every:
+        return {**STOCHASTIC, **DETERMINISTIC}
+    return {name: EQUIVALENT[name][0] for name in CORE}
 
 
 def unet_part(chosen: argparse.Namespace) -> list[Overhead]:
@@ -177,7 +191,7 @@ def unet_part(chosen: argparse.Namespace) -> list[Overhead]:
     shape = (batch, 1, 28, 28)
     network = UNet(**mnist_config()).eval()
     runs = {name: ours(s, shape, steps) for name, s in chosen_solvers(chosen.all).items()}
-    runs |= {name: theirs(PEERS[name], shape, steps) for name in BESIDE if not absent(name)}
+    runs |= {name: theirs(_PEERS[name], shape, steps) for name in BESIDE if not absent(name)}
     with torch.no_grad():
         rows = on_unet(runs, network, repeats)
     cells = [row.cells() for row in rows]
@@ -188,35 +202,43 @@ def unet_part(chosen: argparse.Namespace) -> list[Overhead]:
     return rows
 
 
-def trivial_part(chosen: argparse.Namespace) -> list[dict[str, Any]]:
+def trivial_part(chosen: argparse.Namespace, batch: int) -> list[dict[str, Any]]:
     """Measure on the trivial network and print the table."""
-    steps, repeats = (10, 3) if chosen.quick else (50, 4 * chosen.repeats)
-    shape = (16, 3, 32, 32)
-    runs = {name: theirs(loop, shape, steps) for name, loop in RAW.items()}
-    draws = {name: loop.draws for name, loop in RAW.items()}
-    for name, solver in chosen_solvers(chosen.all).items():
-        runs[name], draws[name] = ours(solver, shape, steps), name in STOCHASTIC
-        if name in STOCHASTIC:
-            runs[f"{name}, WhiteNoise"] = white(solver, shape, steps)
-            draws[f"{name}, WhiteNoise"] = True
-    for name in BESIDE:
-        if not absent(name):
-            runs[name], draws[name] = theirs(PEERS[name], shape, steps), PEERS[name].draws
+    steps, repeats = (10, 2) if chosen.quick else (50, 4 * chosen.repeats)
+    shape = (batch, 3, 32, 32)
+    loops = {name: theirs(loop, shape, steps) for name, loop in RAW.items()}
+    own = {name: ours(solver, shape, steps) for name, (solver, _) in EQUIVALENT.items()}
+    wanted = dict.fromkeys(peer for _, peers in EQUIVALENT.values() for peer in peers)
+    peers = {name: theirs(_PEERS[name], shape, steps) for name in wanted if not absent(name)}
     with torch.no_grad():
-        rows = on_trivial(runs, draws, repeats)
-    shown = [
-        [row["solver"], row["nfe"], Spread(**row["microseconds"]).show(".0f"),
-         Spread(**row["ratio"]).show(".2f")] for row in rows
-    ]  # fmt: skip
-    shown += [[name, "", absent(name), ""] for name in BESIDE if absent(name)]
-    table(f"Network ½x, batch 16 of 3×32×32, float32, {steps} steps, {repeats} turns",
-          ["solver", "NFE", "µs per evaluation", "× bare loop of its kind"], shown)  # fmt: skip
+        each, nfe = on_trivial({**loops, **own, **peers}, repeats)
+    rows = []
+    for name, (_, equivalents) in EQUIVALENT.items():
+        there = [peer for peer in equivalents if peer in peers]
+        fastest = min(there, key=lambda peer: statistics.median(each[peer]), default=None)
+        rows.append({
+            "solver": name, "nfe": nfe[name], "microseconds": asdict(Spread.of(each[name])),
+            "fastest": fastest,
+            "theirs": asdict(Spread.of(each[fastest])) if fastest else None,
+            "ratio": asdict(ratio(each[name], each[fastest])) if fastest else None,
+        })  # fmt: skip
+    shown = [[name, nfe[name], Spread.of(each[name]).show(".0f"), "", ""] for name in loops]
+    for row in rows:
+        there = row["fastest"] is not None
+        shown.append([
+            row["solver"], row["nfe"], Spread(**row["microseconds"]).show(".0f"),
+            f"{row['fastest']} {Spread(**row['theirs']).show('.0f')}" if there else "none there",
+            Spread(**row["ratio"]).show(".2f") if there else "",
+        ])  # fmt: skip
+    table(f"Network ½x, batch {batch} of 3×32×32, float32, {steps} steps, {repeats} turns",
+          ["solver", "NFE", "µs per evaluation", "fastest other program, µs", "ratio"],
+          shown)  # fmt: skip
     return rows
 
 
 def absent(name: str) -> str | None:
     """Return why a peer is absent, None where it is there."""
-    return PEERS[name].absent()
+    return _PEERS[name].absent()
 
 
 def main() -> None:
@@ -226,7 +248,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help="steps on the U-Net")
     parser.add_argument("--repeats", type=int, default=5, help="turns that count")
     chosen = parsed(parser)
-    unet, trivial = unet_part(chosen), trivial_part(chosen)
+    unet = unet_part(chosen)
+    trivial = {batch: trivial_part(chosen, batch) for batch in (16, 64)}
     print("\nmedian (least–most) over the turns; ratios are taken within a turn")
     write(chosen.out, accepted=ACCEPTED, unet=[asdict(row) for row in unet], trivial=trivial)
 

@@ -125,7 +125,8 @@ def solver_option(
 ) -> Callable[[FunctionT], FunctionT]:
     """Return --solver."""
     return click.option("--solver", default=default, show_default=True,
-                        help=f"{', '.join(names)}, or package.module:attr.")  # fmt: skip
+                        help=f"{', '.join(names)}, or package.module:attr; with arguments as in "
+                             "unipc:p=3.")  # fmt: skip
 
 
 def grid_options(function: FunctionT) -> FunctionT:

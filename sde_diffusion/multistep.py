@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from torch import Tensor
@@ -43,7 +43,8 @@ class Multistep(ABC, Generic[LinearT]):
     other one-step methods, see `start`.
 
     No prediction is asked for at the grid's last time. Where sigma is 0 there, the last step is
-    x_s = alpha_s E[x0 | x_t] whatever the method: no polynomial reaches lambda = ∞.
+    x_s = alpha_s x0, by the state and the last prediction, whatever the method: no polynomial
+    reaches lambda = ∞.
     """
 
     dynamics: ClassVar[type[Any]]
@@ -66,7 +67,7 @@ class Multistep(ABC, Generic[LinearT]):
     def corrector(self, at: Sequence[Level], i: int, noise_scale: float) -> Step | None:  # noqa: ARG002
         """Return the step from at[i−1] to at[i] once more, of predictions at at[i], at[i−1], ….
 
-        Its draw is the predictor's. None corrects nothing.
+        Its a and c are the predictor's. None corrects nothing.
         """
         return None
 
@@ -95,25 +96,41 @@ class Multistep(ABC, Generic[LinearT]):
         known = linear(type(self).__name__, dynamics)
         at = [known.level(t) for t in grid]
         scale, starters = float(getattr(dynamics, "noise_scale", 0.0)), self.starters(at)
-        before: Tensor | None = None  # the state before the last step, if that was a predictor's
-        z, history = None, list[Tensor]()
+        made: Step | None = None  # the predictor's last step
+        history = list[Tensor]()
         for i, (t, s) in enumerate(pairwise(grid)):
             m = self.predict(dynamics, x, t, at[i])
-            history = [m, *history[: self.memory - 1]]
-            if before is not None and (step := self.corrector(at, i, scale)) is not None:
-                x = _combined(before, step, history, z)
-            before, z = None, None
+            # One more than a step combines: what a correction takes back may be as old.
+            history = [m, *history[: self.memory]]
+            change = [] if made is None else _change(made, self.corrector(at, i, scale))
+            made, z = None, None
             if at[i + 1].sigma == 0:
-                alpha = at[i + 1].alpha
                 p, q = self.denoised(at[i])
-                x = _combined(x, Step(alpha * p, [alpha * q]), history, None)
+                step = Step(at[i + 1].alpha * p, [at[i + 1].alpha * q])
             elif i < starters:
                 x = self.start(dynamics, x, m, t, s, noise)
+                yield x
+                continue
             else:
-                step = self.predictor(at, i, scale)
+                made = step = self.predictor(at, i, scale)
                 z = noise.unit(x, t, s) if step.c else None
-                before, x = x, _combined(x, step, history, z)
+            x = _combined(x, _after(change, step), history, z)
             yield x
+
+
+def _change(made: Step, again: Step | None) -> list[float]:
+    """Return what the corrector adds to the state, by prediction, newest first."""
+    if again is None:
+        return []
+    return [c - p for c, p in zip_longest(again.b, (0.0, *made.b), fillvalue=0.0)]
+
+
+def _after(change: Sequence[float], step: Step) -> Step:
+    """Return the step from the state as corrected: one pass over the predictions, not two."""
+    if not change:
+        return step
+    b = [step.a * d + w for d, w in zip_longest(change, step.b, fillvalue=0.0)]
+    return Step(step.a, b, step.c)
 
 
 def _combined(x: Tensor, step: Step, history: Sequence[Tensor], z: Tensor | None) -> Tensor:

@@ -12,7 +12,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TypeAlias, final
 
-import torch
 from torch import Tensor
 
 from sde_diffusion._check import wrong_type, wrong_value
@@ -217,8 +216,8 @@ def _pushed_along_a_grid(
     """Return rate x − c g² s, by s = −eps/sigma where the model has eps to give."""
     rate, g2 = known.slope(t)
     if score.predicts and (at := known.level(t)).sigma > 0:
-        return torch.add(x * rate, score.predict("eps", x, t, at), alpha=c * g2 / at.sigma)
-    return torch.add(x * rate, score(x, t), alpha=-c * g2)
+        return (x * rate).add_(score.predict("eps", x, t, at), alpha=c * g2 / at.sigma)
+    return (x * rate).add_(score(x, t), alpha=-c * g2)
 
 
 def linear(what: str, dynamics: ReverseSDE | ProbabilityFlow) -> Coefficients:

@@ -57,7 +57,7 @@ def converted(form: str, prediction: str, out: Tensor, x: Tensor, at: Level) -> 
     p, q = map(float, FORMS[prediction][form](at.alpha, at.sigma))
     if p == 0:
         return out if q == 1 else out * q
-    return torch.add(x * p, out, alpha=q)
+    return (x * p).add_(out, alpha=q)
 
 
 @final
@@ -189,7 +189,10 @@ class ScoreModel(nn.Module):
         check_state("ScoreModel", x)
         alpha, sigma = expand(self.sde.alpha(t), x), expand(self.sde.sigma(t), x)
         p, q = FORMS[self.prediction][form](alpha, sigma)
-        return p * x + q * self._output(x, t)
+        out = self._output(x, t)
+        if isinstance(p, float):  # 0, as when the network predicts what is asked for
+            return out if isinstance(q, float) else q * out
+        return p * x + q * out
 
     def _output(self, x: Tensor, t: Tensor) -> Tensor:
         """Return the network's output, preconditioned to x0 for the edm prediction."""

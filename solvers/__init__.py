@@ -7,6 +7,7 @@ from sde_diffusion.solvers.adaptive_dpm_solver import AdaptiveDPMSolver
 from sde_diffusion.solvers.adaptive_sde import AdaptiveSDE
 from sde_diffusion.solvers.ancestral import Ancestral
 from sde_diffusion.solvers.angular_adams import AngularAdams
+from sde_diffusion.solvers.angular_sde import AngularSDE
 from sde_diffusion.solvers.ddim import DDIM
 from sde_diffusion.solvers.deis import DEIS, DEISPublished
 from sde_diffusion.solvers.dormand_prince import DormandPrince
@@ -54,6 +55,7 @@ __all__ = [
     "AdaptiveSDE",
     "Ancestral",
     "AngularAdams",
+    "AngularSDE",
     "AnnealedLangevin",
     "Corrector",
     "DEISPublished",

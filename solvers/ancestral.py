@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
-import torch
 from torch import Tensor
 
 from sde_diffusion._check import wrong_value
@@ -64,7 +63,8 @@ class Ancestral(OneStep[ReverseSDE]):
         c2 = self.eta**2 * b2 * (to.sigma / at.sigma) ** 2
         # max: rounding may take σ_s² − c² below 0 where almost all of σ_s² is drawn.
         eps_factor = math.sqrt(max(to.sigma**2 - c2, 0.0)) - shrink * at.sigma
-        mean = torch.add(x * shrink, dynamics.score.predict("eps", x, t, at), alpha=eps_factor)
+        eps = dynamics.score.predict("eps", x, t, at)
+        mean = (x * shrink).add_(eps, alpha=eps_factor)
         if self.eta == 0:
             return mean
         return mean.add_(noise.unit(x, t, s), alpha=math.sqrt(c2))

@@ -101,7 +101,7 @@ class AngularAdams(Multistep[ProbabilityFlow]):
         a, s = self._sides(at)
         radius, mixed = math.hypot(a, s), at.alpha**2 + at.sigma**2
         skip = at.alpha * (at.sigma - s / d) / (mixed * radius)
-        return torch.add(x * skip, v, alpha=radius / mixed)
+        return (x * skip).add_(v, alpha=radius / mixed)
 
     def denoised(self, at: Level) -> tuple[float, float]:
         """Return p and q of E[x0 | x] = p x + q v."""
@@ -113,8 +113,6 @@ class AngularAdams(Multistep[ProbabilityFlow]):
         return self._step(at, i, i + 1, i, _PREDICTED[: max(self.order - 1, 1)])
 
     def corrector(self, at: Sequence[Level], i: int, noise_scale: float) -> Step | None:  # noqa: ARG002
-        if self.order == 1:
-            return None
         step = self._step(at, i - 1, i, i, _CORRECTED[: self.order])
         return step if len(step.b) > 1 else None
 
@@ -156,7 +154,7 @@ class AngularAdams(Multistep[ProbabilityFlow]):
     def _moved(self, x: Tensor, at: Level, to: Level, v: Tensor, dphi: float) -> Tensor:
         """Return the state at ``to`` whose y is that of ``x`` plus dphi v."""
         scale = self.sigma_data * self._radius(to)
-        return torch.add(x * (self._radius(to) / self._radius(at)), v, alpha=scale * dphi)
+        return (x * (self._radius(to) / self._radius(at))).add_(v, alpha=scale * dphi)
 
     def _sides(self, at: Level) -> tuple[float, float]:
         return at.alpha, at.sigma / self.sigma_data

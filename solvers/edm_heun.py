@@ -18,7 +18,7 @@ from sde_diffusion.reverse import CountedScore, ProbabilityFlow, linear
 def euler_in_rho(x: Tensor, eps: Tensor, at: Level, to: Level) -> Tensor:
     """Return x_s = α_s (x_t/α_t + (ρ_s − ρ_t) eps), the DDIM step; ``eps`` may be any average."""
     a = to.alpha / at.alpha
-    return torch.add(x * a, eps, alpha=to.sigma - a * at.sigma)
+    return (x * a).add_(eps, alpha=to.sigma - a * at.sigma)
 
 
 def middle_in_rho(known: Coefficients, t: Tensor, s: Tensor) -> Tensor:

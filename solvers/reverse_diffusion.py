@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-import torch
 from torch import Tensor
 
 from sde_diffusion.integration import OneStep
@@ -47,5 +46,5 @@ class ReverseDiffusion(OneStep[ReverseSDE]):
         a = at.alpha / to.alpha
         b2 = -(at.sigma**2) * math.expm1(2 * (at.lambda_ - to.lambda_))
         push = 0.5 * (1 + scale**2) * b2
-        mean = torch.add(x * (2 - a), dynamics.score(x, t), alpha=push)
+        mean = (x * (2 - a)).add_(dynamics.score(x, t), alpha=push)
         return mean.add_(noise.unit(x, t, s), alpha=scale * math.sqrt(b2))
