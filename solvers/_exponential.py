@@ -18,10 +18,12 @@ from torch import Tensor
 
 from sde_diffusion._check import wrong_value
 from sde_diffusion.coefficients import Coefficients, Level
+from sde_diffusion.grids import log_snr
 from sde_diffusion.integration import OneStep
 from sde_diffusion.multistep import Multistep, Step
 from sde_diffusion.noise import Noise
 from sde_diffusion.reverse import CountedScore, ProbabilityFlow, linear
+from sde_diffusion.sde import LinearSDE
 from sde_diffusion.solvers._weights import integrals
 
 Rows: TypeAlias = tuple[tuple[float, tuple[int, ...]], ...]
@@ -80,6 +82,17 @@ def _stepped(x: Tensor, step: Step, found: Sequence[Tensor], nodes: Sequence[int
     return x
 
 
+def own_grid(
+    self: object,  # noqa: ARG001  (a method of the solvers below)
+    sde: LinearSDE,
+    steps: int,
+    start: float | None = None,
+    end: float | None = None,
+) -> Tensor:
+    """Return the grid that suits polynomials in λ, `log_snr`."""
+    return log_snr(sde, steps, start, end)
+
+
 def _check_order(solver: object, order: int) -> None:
     if order not in (1, 2, 3):
         what = type(solver).__name__
@@ -95,6 +108,7 @@ class Singlestep(OneStep[ProbabilityFlow], ABC):
 
     order: int = 3  # type: ignore[misc]  # an instance's own
     dynamics = ProbabilityFlow
+    grid = own_grid
     form: ClassVar[str]
     certified: ClassVar[tuple[dict[str, Any], ...]] = ORDERS
 
@@ -130,6 +144,7 @@ class Adams(Multistep[ProbabilityFlow], ABC):
 
     order: int = 3
     dynamics = ProbabilityFlow
+    grid = own_grid
     certified: ClassVar[tuple[dict[str, Any], ...]] = ORDERS
 
     def __post_init__(self) -> None:

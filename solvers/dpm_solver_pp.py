@@ -12,7 +12,7 @@ from sde_diffusion._check import wrong_value
 from sde_diffusion.coefficients import Level
 from sde_diffusion.multistep import Multistep, Step
 from sde_diffusion.reverse import ProbabilityFlow
-from sde_diffusion.solvers._exponential import Adams, Singlestep, latest
+from sde_diffusion.solvers._exponential import Adams, Singlestep, latest, own_grid
 
 
 @final
@@ -94,6 +94,7 @@ class DPMSolverPPPublished(Multistep[ProbabilityFlow]):
 
     memory: int = 3
     dynamics = ProbabilityFlow
+    grid = own_grid
     form: ClassVar[str] = "x0"
     order: ClassVar[float] = 2
     certified: ClassVar[tuple[dict[str, Any], ...]] = ({"memory": 2}, {"memory": 3})

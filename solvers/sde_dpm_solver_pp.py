@@ -13,6 +13,7 @@ from sde_diffusion.coefficients import Level
 from sde_diffusion.multistep import Multistep, Step
 from sde_diffusion.noise import Noise
 from sde_diffusion.reverse import ReverseSDE
+from sde_diffusion.solvers._exponential import own_grid
 from sde_diffusion.solvers.seeds import kernel, phis, staged
 
 
@@ -64,6 +65,7 @@ class SDEDPMSolverPP(Multistep[ReverseSDE]):
 
     memory: int = 2
     dynamics = ReverseSDE
+    grid = own_grid
     form: ClassVar[str] = "x0"
     strong_order: ClassVar[float] = 1
     certified: ClassVar[tuple[Mapping[str, Any], ...]] = tuple({"memory": n} for n in (1, 2, 3))
@@ -116,6 +118,7 @@ class SDEDPMSolverPPPublished(Multistep[ReverseSDE]):
 
     memory: int = 2
     dynamics = ReverseSDE
+    grid = own_grid
     form: ClassVar[str] = "x0"
     certified: ClassVar[tuple[Mapping[str, Any], ...]] = ({"memory": 2}, {"memory": 3})
 

@@ -15,7 +15,7 @@ from sde_diffusion.coefficients import Level
 from sde_diffusion.multistep import Multistep, Step
 from sde_diffusion.noise import Noise
 from sde_diffusion.reverse import ProbabilityFlow, linear
-from sde_diffusion.solvers._exponential import latest, singlestep, through
+from sde_diffusion.solvers._exponential import latest, own_grid, singlestep, through
 from sde_diffusion.solvers.dpm_solver_pp import half_difference
 
 # B(h) of the steps with one difference, whose weight the paper sets to ½ instead of solving for.
@@ -33,6 +33,7 @@ class _UniPC(Multistep[ProbabilityFlow], ABC):
     p: int = 3
     variant: str = "bh2"
     dynamics = ProbabilityFlow
+    grid = own_grid
     form: ClassVar[str] = "x0"
 
     def __post_init__(self) -> None:

@@ -15,6 +15,7 @@ from sde_diffusion import (
     angular,
     integrate,
     karras,
+    log_snr,
     quadratic,
     recommended,
     sample,
@@ -23,7 +24,16 @@ from sde_diffusion import (
 from sde_diffusion.compare import Problem
 from sde_diffusion.integration import dynamics_for
 from sde_diffusion.reverse import ODE
-from sde_diffusion.solvers import AngularAdams, DormandPrince, EulerMaruyama, Heun
+from sde_diffusion.solvers import (
+    AngularAdams,
+    DormandPrince,
+    DPMSolver,
+    DPMSolverPP,
+    EulerMaruyama,
+    Heun,
+    SDEDPMSolverPP,
+    UniPC,
+)
 
 
 def mixture(sde):
@@ -78,6 +88,8 @@ def test_a_solver_brings_its_own_default_grid() -> None:
     assert torch.equal(recommended(sde, 7, solver=solver), angular(sde, 7, sigma_data=0.5))
     assert torch.equal(recommended(sde, 7, 0.9, 0.1, solver=solver),
                        angular(sde, 7, 0.9, 0.1, sigma_data=0.5))  # fmt: skip
+    for by_lambda in (DPMSolverPP(), DPMSolver(), UniPC(), SDEDPMSolverPP()):
+        assert torch.equal(recommended(sde, 7, solver=by_lambda), log_snr(sde, 7))
     assert torch.equal(recommended(sde, 7, solver=Heun()), quadratic(7))
     assert torch.equal(recommended(EDMSDE(), 7, solver=Heun()), karras(EDMSDE(), 7))
     model, found = mixture(sde), []
