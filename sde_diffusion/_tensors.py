@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -62,6 +64,14 @@ def check_state(what: str, x: Tensor) -> None:
             what, "x", "have shape (B, *event) with B at least 1", tuple(x.shape),
             "add the missing dimension, for example x[:, None] or x[None]",
         )  # fmt: skip
+
+
+def rms(x: Tensor) -> Tensor:
+    """Return the root mean square of every sample, outside any graph.
+
+    Shapes: (B, *event) → (B,), float64.
+    """
+    return (x.detach().double() ** 2).flatten(1).sum(1).div(math.prod(x.shape[1:])).sqrt()
 
 
 def flat_sum(x: Tensor) -> Tensor:

@@ -37,6 +37,12 @@ class Level(NamedTuple):
         return math.atan2(self.sigma, self.alpha)
 
 
+def kernel(s: Level, t: Level) -> tuple[float, float]:
+    """Return (a, b²) of x_t | x_s ~ N(a x_s, b² I) for s ≤ t, `LinearSDE.kernel` in numbers."""
+    b2 = -(t.sigma**2) * math.expm1(2 * (t.lambda_ - s.lambda_))
+    return t.alpha / s.alpha, b2
+
+
 class Slope(NamedTuple):
     """The equation at one time: rate = d log alpha/dt and g2 = g²."""
 

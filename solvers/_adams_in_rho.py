@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_diffusion._check import wrong_value
 from sde_diffusion.coefficients import Coefficients, Level
 from sde_diffusion.multistep import Multistep, Step
 from sde_diffusion.noise import Noise
@@ -110,10 +109,3 @@ def adams_in_rho(
     finite = torch.tensor([v for v in lambdas if v < math.inf], dtype=torch.float64)
     weights = adams_weights_in_rho(known.sde, finite, order, variable)
     return _AdamsInRho(weights, first).steps(dynamics, x, grid, noise)
-
-
-def check_choice(what: str, argument: str, choices: Sequence[object], got: object) -> None:
-    """Refuse what is not one of the choices."""
-    if got not in choices:
-        rule = f"be one of {', '.join(map(str, choices))}"
-        raise wrong_value(what, argument, rule, got, f"pass {argument}={choices[-1]!r}")

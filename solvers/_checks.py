@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from torch import Tensor
 
 from sde_diffusion._check import wrong_value
-from sde_diffusion.reverse import ReverseSDE
 
 
 def backward(what: str, t: Tensor, s: Tensor) -> None:
@@ -24,7 +24,14 @@ def at_least_zero(what: str, argument: str, value: float, remedy: str) -> None:
         raise wrong_value(what, argument, "be finite and at least 0", value, remedy)
 
 
-def own_noise(what: str, dynamics: ReverseSDE, remedy: str) -> None:
+def own_noise(what: str, noise_scale: float, remedy: str) -> None:
     """Refuse a noise_scale where the solver itself says how much is drawn."""
-    if dynamics.noise_scale != 1:
-        raise wrong_value(what, "dynamics.noise_scale", "be 1", dynamics.noise_scale, remedy)
+    if noise_scale != 1:
+        raise wrong_value(what, "dynamics.noise_scale", "be 1", noise_scale, remedy)
+
+
+def choice(what: str, argument: str, choices: Sequence[object], got: object) -> None:
+    """Refuse what is not one of the choices."""
+    if got not in choices:
+        rule = f"be one of {', '.join(map(str, choices))}"
+        raise wrong_value(what, argument, rule, got, f"pass {argument}={choices[-1]!r}")

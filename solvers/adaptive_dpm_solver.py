@@ -11,11 +11,12 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor
 
-from sde_diffusion._check import diverged, positive_integer, wrong_value
-from sde_diffusion._tensors import expand
+from sde_diffusion._check import positive_integer, wrong_value
+from sde_diffusion._tensors import expand, rms
 from sde_diffusion.noise import Noise
 from sde_diffusion.reverse import CountedScore, ProbabilityFlow, linear
 from sde_diffusion.sde import LinearSDE
+from sde_diffusion.solvers._adaptive import carry, check_steps
 
 _THETA = 0.9  # the safety factor of the step size
 
@@ -120,16 +121,8 @@ class AdaptiveDPMSolver:
 
     def advance(self, flow: ProbabilityFlow, p: Progress, end: Tensor) -> None:
         """Carry every sample of ``p`` to the time ``end``, at which sigma is above 0."""
-        stop = float(end)
-        active = (p.t != stop).nonzero()[:, 0]
-        while len(active) and p.tries < self.max_steps:
-            self._try(flow, p, active, stop)
-            p.tries += 1
-            active = active[p.t[active] != stop]
-        if len(active):
-            t = float(p.t[active[0]])
-            rule, remedy = f"number at most {self.max_steps}", "raise rtol and atol, or max_steps"
-            raise diverged("AdaptiveDPMSolver", "steps", rule, f"more at t = {t:.6g}", remedy)
+        stop, what = float(end), "AdaptiveDPMSolver"
+        carry(what, p, stop, self.max_steps, lambda i: self._try(flow, p, i, stop))
 
     def _try(self, flow: ProbabilityFlow, p: Progress, i: Tensor, stop: float) -> None:
         """Try one step of the samples ``i`` and keep it where its error is small enough."""
@@ -147,7 +140,7 @@ class AdaptiveDPMSolver:
         s = torch.where(last, stop, sde.time(lambda_ + h))
         low, high = _pair(self.order, flow.score.rows(i), sde, x, p.eps[i], t, s, h)
         delta = (self.rtol * torch.maximum(low.abs(), p.low[i].abs())).clamp(min=self.atol)
-        error = _norm((high - low) / delta)
+        error = rms((high - low) / delta)
         good = error <= 1  # false for NaN
         factor = _THETA * error.clamp(min=1e-10) ** (-1 / self.order)
         p.h[i] = torch.where(error.isfinite(), factor, 0.2) * h.abs()
@@ -158,12 +151,7 @@ class AdaptiveDPMSolver:
         p.known[i] = ~good
         p.accepted[i] += good
         p.rejected[i] += ~good
-        small = ~(p.h[i] >= 1e-12)  # NaN too
-        if bool(small.any()):
-            where = float(t[small.nonzero()[0, 0]])
-            raise diverged("AdaptiveDPMSolver", "score", "be finite and smooth",
-                           f"a step below 1e-12 at t = {where:.6g}",
-                           "move the ends of the grid, or raise rtol and atol")  # fmt: skip
+        check_steps("AdaptiveDPMSolver", "score", p.h[i], t, 1e-12)
 
 
 def _pair(
@@ -201,9 +189,3 @@ def _pair(
 
 def _eps(score: CountedScore, sde: LinearSDE, x: Tensor, t: Tensor) -> Tensor:
     return expand(-sde.sigma(t), x) * score(x, t)
-
-
-def _norm(x: Tensor) -> Tensor:
-    """Return the root mean square of every sample, (B, *event) → (B,) float64."""
-    # Detached: step sizes are no part of a graph.
-    return (x.detach().double() ** 2).flatten(1).sum(1).div(math.prod(x.shape[1:])).sqrt()

@@ -11,11 +11,12 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor
 
-from sde_diffusion._check import diverged, positive_integer, wrong_value
-from sde_diffusion._tensors import expand
+from sde_diffusion._check import positive_integer, wrong_value
+from sde_diffusion._tensors import expand, rms
 from sde_diffusion.noise import Noise
 from sde_diffusion.reverse import ReverseSDE
 from sde_diffusion.sde import SDE
+from sde_diffusion.solvers._adaptive import check_steps, too_many
 from sde_diffusion.solvers.sra import check_additive
 
 _THETA, _R = 0.9, 0.9  # the next step is θ h E^{−r}
@@ -125,9 +126,7 @@ class AdaptiveSDE:
         tries = 0
         while len(active):
             if tries == self.max_steps:
-                raise diverged("AdaptiveSDE", "steps", f"number at most {tries}",
-                               f"more at t = {float(p.t[active[0]]):.6g}",
-                               "raise rtol and atol, or max_steps")  # fmt: skip
+                raise too_many("AdaptiveSDE", tries, p.t[active])
             # All rows draw at every try: a sample's k-th draw is that of its k-th try.
             z, tries = noise.normal(x), tries + 1
             kept = self._try(dynamics, p, active, z)
@@ -145,19 +144,13 @@ class AdaptiveSDE:
             sde = sde.rows(i)
         x1, x2 = _pair(sde, x, t, s, dw)
         delta = (self.rtol * torch.maximum(x.abs(), x1.abs())).clamp(min=self.atol)
-        ratio = ((x1 - x2) / delta.nan_to_num(nan=math.inf)).detach().double()  # nan is ∞·0
-        error = ratio.square().flatten(1).mean(1).sqrt()
+        error = rms((x1 - x2) / delta.nan_to_num(nan=math.inf))  # nan is ∞·0
         good = error <= 1  # false for NaN
         factor = (_THETA * error.clamp(min=1e-10) ** -_R).clamp(0.2, 5.0)
         h = (s - t).abs() * torch.where(error.isfinite(), factor, 0.2)
         # A step cut short by the end of its piece says nothing against the longer one.
         p.h[i] = torch.where(good, torch.maximum(h, p.h[i] * factor.clamp(max=1)), h)
-        small = p.h[i] < 1e-14
-        if bool(small.any()):
-            where = float(t[small.nonzero()[0, 0]])
-            raise diverged("AdaptiveSDE", "drift", "be finite and smooth",
-                           f"a step below 1e-14 at t = {where:.6g}",
-                           "move the ends of the grid, or raise rtol and atol")  # fmt: skip
+        check_steps("AdaptiveSDE", "drift", p.h[i], t, 1e-14)
         kept = i[good]
         p.accept(kept, x2[good])
         return kept

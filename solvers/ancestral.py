@@ -10,6 +10,7 @@ from typing import Any, ClassVar, final
 from torch import Tensor
 
 from sde_diffusion._check import wrong_value
+from sde_diffusion.coefficients import kernel
 from sde_diffusion.integration import OneStep
 from sde_diffusion.noise import Noise
 from sde_diffusion.reverse import ReverseSDE, linear
@@ -56,10 +57,9 @@ class Ancestral(OneStep[ReverseSDE]):
     def step(self, dynamics: ReverseSDE, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
         backward("Ancestral", t, s)
         known = linear("Ancestral", dynamics)
-        own_noise("Ancestral", dynamics, "set the noise by eta: Ancestral(eta=…)")
+        own_noise("Ancestral", dynamics.noise_scale, "set the noise by eta: Ancestral(eta=…)")
         at, to = known.level(t), known.level(s)
-        shrink = to.alpha / at.alpha
-        b2 = -(at.sigma**2) * math.expm1(2 * (at.lambda_ - to.lambda_))
+        shrink, (_, b2) = to.alpha / at.alpha, kernel(to, at)
         c2 = self.eta**2 * b2 * (to.sigma / at.sigma) ** 2
         # max: rounding may take σ_s² − c² below 0 where almost all of σ_s² is drawn.
         eps_factor = math.sqrt(max(to.sigma**2 - c2, 0.0)) - shrink * at.sigma

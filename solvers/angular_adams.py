@@ -23,8 +23,8 @@ from sde_diffusion.solvers._weights import Array, integrals
 # The largest step |Δψ| at which so many values are used. Where the data is much narrower than the
 # noise, v' = v/φ and a step is −Δψ on the axis of stability, where Adams–Bashforth methods of 2,
 # 3 and 4 values end at 1, 6/11 and 3/10. The corrector's are what was best in trials.
-_PREDICTED: Final = (math.inf, 1.0, 6 / 11, 3 / 10)
-_CORRECTED: Final = (math.inf, 5 / 4, 1.0, 6 / 11, 3 / 10)
+PREDICTED: Final = (math.inf, 1.0, 6 / 11, 3 / 10)
+CORRECTED: Final = (math.inf, 5 / 4, 1.0, 6 / 11, 3 / 10)
 _NOISE: Final = 0.1  # cos φ below which v hardly depends on the state
 
 
@@ -85,7 +85,7 @@ class AngularAdams(Multistep[ProbabilityFlow]):
         Where there is almost only noise v hardly depends on the state, and so neither on the error
         of the first step.
         """
-        return 0 if math.cos(self._angle(at[0])) < _NOISE else max(self.order - 3, 0)
+        return 0 if math.cos(self._scaled(at[0]).angle) < _NOISE else max(self.order - 3, 0)
 
     def grid(
         self, sde: LinearSDE, steps: int, start: float | None = None, end: float | None = None
@@ -98,22 +98,20 @@ class AngularAdams(Multistep[ProbabilityFlow]):
         v, d = super().predict(dynamics, x, t, at), self.sigma_data
         if d == 1:
             return v if abs(at.radius - 1) < 1e-14 else v / at.radius
-        a, s = self._sides(at)
-        radius, mixed = math.hypot(a, s), at.alpha**2 + at.sigma**2
-        skip = at.alpha * (at.sigma - s / d) / (mixed * radius)
-        return (x * skip).add_(v, alpha=radius / mixed)
+        scaled, mixed = self._scaled(at), at.alpha**2 + at.sigma**2
+        skip = at.alpha * (at.sigma - scaled.sigma / d) / (mixed * scaled.radius)
+        return (x * skip).add_(v, alpha=scaled.radius / mixed)
 
     def denoised(self, at: Level) -> tuple[float, float]:
         """Return p and q of E[x0 | x] = p x + q v."""
-        a, s = self._sides(at)
-        radius = math.hypot(a, s)
-        return a / radius**2, -self.sigma_data * s / radius
+        scaled = self._scaled(at)
+        return at.alpha / scaled.radius**2, -at.sigma / scaled.radius
 
     def predictor(self, at: Sequence[Level], i: int, noise_scale: float) -> Step:  # noqa: ARG002
-        return self._step(at, i, i + 1, i, _PREDICTED[: max(self.order - 1, 1)])
+        return self._step(at, i, i + 1, i, PREDICTED[: max(self.order - 1, 1)])
 
     def corrector(self, at: Sequence[Level], i: int, noise_scale: float) -> Step | None:  # noqa: ARG002
-        step = self._step(at, i - 1, i, i, _CORRECTED[: self.order])
+        step = self._step(at, i - 1, i, i, CORRECTED[: self.order])
         return step if len(step.b) > 1 else None
 
     def start(
@@ -128,7 +126,8 @@ class AngularAdams(Multistep[ProbabilityFlow]):
         """Return the classical Runge–Kutta step in φ."""
         known = linear("AngularAdams", dynamics)
         at, to = known.level(t), known.level(s)
-        start, dphi = self._angle(at), self._angle(to) - self._angle(at)
+        start = self._scaled(at).angle
+        dphi = self._scaled(to).angle - start
         u = known.time(-math.log(math.tan(start + 0.5 * dphi) * self.sigma_data))
         stages, total, v = ((u, 0.5, 2), (u, 0.5, 2), (s, 1.0, 1)), m, m
         for time, part, weight in stages:
@@ -141,34 +140,32 @@ class AngularAdams(Multistep[ProbabilityFlow]):
         self, at: Sequence[Level], i: int, j: int, newest: int, most: Sequence[float]
     ) -> Step:
         """Return the step from at[i] to at[j] by the predictions at at[newest] and before."""
-        start, end = self._psi(at[i]), self._psi(at[j])
+        t, s = self._scaled(at[i]), self._scaled(at[j])
+        start, end = half_angle(t), half_angle(s)
         count = min(sum(abs(end - start) <= bound for bound in most), newest + 1)
         if count == 1:
-            weights = [self._angle(at[j]) - self._angle(at[i])]
+            weights = [s.angle - t.angle]
         else:
-            nodes = [self._psi(at[newest - k]) for k in range(count)]
+            nodes = [half_angle(self._scaled(at[newest - k])) for k in range(count)]
             weights = integrals(nodes, start, end, _sine)
-        scale = self.sigma_data * self._radius(at[j])
-        return Step(self._radius(at[j]) / self._radius(at[i]), [scale * w for w in weights])
+        scale = self.sigma_data * s.radius
+        return Step(s.radius / t.radius, [scale * w for w in weights])
 
     def _moved(self, x: Tensor, at: Level, to: Level, v: Tensor, dphi: float) -> Tensor:
         """Return the state at ``to`` whose y is that of ``x`` plus dphi v."""
-        scale = self.sigma_data * self._radius(to)
-        return (x * (self._radius(to) / self._radius(at))).add_(v, alpha=scale * dphi)
+        radius = self._scaled(to).radius
+        x = x * (radius / self._scaled(at).radius)
+        return x.add_(v, alpha=self.sigma_data * radius * dphi)
 
-    def _sides(self, at: Level) -> tuple[float, float]:
-        return at.alpha, at.sigma / self.sigma_data
+    def _scaled(self, at: Level) -> Level:
+        """Return the level of x/σ_d, whose data has standard deviation 1."""
+        d = self.sigma_data
+        return Level(at.alpha, at.sigma / d, at.lambda_ + math.log(d))
 
-    def _radius(self, at: Level) -> float:
-        return math.hypot(*self._sides(at))
 
-    def _angle(self, at: Level) -> float:
-        a, s = self._sides(at)
-        return math.atan2(s, a)
-
-    def _psi(self, at: Level) -> float:
-        a, s = self._sides(at)
-        return -math.asinh(a / s) if s > 0 else -math.inf
+def half_angle(at: Level) -> float:
+    """Return ψ = log tan(φ/2) = −asinh(1/tan φ)."""
+    return -math.asinh(at.alpha / at.sigma) if at.sigma > 0 else -math.inf
 
 
 def _sine(psi: Array) -> Array:

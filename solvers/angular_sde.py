@@ -16,10 +16,10 @@ from sde_diffusion.multistep import Multistep, Step
 from sde_diffusion.reverse import ReverseSDE
 from sde_diffusion.sde import LinearSDE
 from sde_diffusion.solvers._weights import integrals
+from sde_diffusion.solvers.angular_adams import CORRECTED, PREDICTED, half_angle
 
-# The largest step |Δψ| at which so many values are used, as by `AngularAdams`.
-_PREDICTED: Final = (math.inf, 1.0)
-_CORRECTED: Final = (math.inf, 5 / 4, 1.0)
+# As many values as `AngularAdams` of order 3 uses.
+_PREDICTED, _CORRECTED = PREDICTED[:2], CORRECTED[:3]
 _REACH: Final = 0.5  # the longest (1 + κ)|Δψ| with all the noise: best of a few tried
 
 
@@ -73,21 +73,17 @@ class AngularSDE(Multistep[ReverseSDE]):
         return step if len(step.b) > 1 else None
 
 
-def _psi(at: Level) -> float:
-    return -math.asinh(at.alpha / at.sigma)
-
-
 def _step(
     at: Sequence[Level], i: int, j: int, newest: int, most: Sequence[float], tau: float
 ) -> Step:
     """Return the step from at[i] to at[j] by the predictions at at[newest] and before."""
-    start, end, cosine = _psi(at[i]), _psi(at[j]), at[j].alpha / at[j].radius
+    start, end, cosine = half_angle(at[i]), half_angle(at[j]), at[j].alpha / at[j].radius
     length = abs(end - start)
     kappa = min(tau**2, max(_REACH / length - 1, 0.0))
     count = min(sum(length <= bound for bound in most), newest + 1)
     nodes = [at[newest - k] for k in range(count)]
     weights = integrals(  # cos φ = −tanh ψ and dφ = sin φ dψ
-        [_psi(node) for node in nodes], start, end,
+        [half_angle(node) for node in nodes], start, end,
         lambda psi: (1 + kappa) * (-np.tanh(psi) / cosine) ** kappa / np.cosh(psi),
     )  # fmt: skip
     radius = at[j].radius

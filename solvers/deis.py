@@ -10,7 +10,8 @@ from torch import Tensor
 
 from sde_diffusion.noise import Noise
 from sde_diffusion.reverse import ProbabilityFlow
-from sde_diffusion.solvers._adams_in_rho import STARTS, VARIABLES, adams_in_rho, check_choice
+from sde_diffusion.solvers._adams_in_rho import STARTS, VARIABLES, adams_in_rho
+from sde_diffusion.solvers._checks import choice
 
 
 @final
@@ -45,8 +46,8 @@ class DEIS:
     )
 
     def __post_init__(self) -> None:
-        check_choice("DEIS", "order", (1, 2, 3, 4), self.order)
-        check_choice("DEIS", "variable", tuple(VARIABLES), self.variable)
+        choice("DEIS", "order", (1, 2, 3, 4), self.order)
+        choice("DEIS", "variable", tuple(VARIABLES), self.variable)
 
     def steps(
         self, dynamics: ProbabilityFlow, x: Tensor, grid: Tensor, noise: Noise
@@ -82,8 +83,8 @@ class DEISPublished:
     )
 
     def __post_init__(self) -> None:
-        check_choice("DEISPublished", "degree", (0, 1, 2, 3), self.degree)
-        check_choice("DEISPublished", "variable", tuple(VARIABLES), self.variable)
+        choice("DEISPublished", "degree", (0, 1, 2, 3), self.degree)
+        choice("DEISPublished", "variable", tuple(VARIABLES), self.variable)
 
     @property
     def order(self) -> int:

@@ -10,10 +10,11 @@ from typing import Any, ClassVar, Final, final
 import torch
 from torch import Tensor
 
-from sde_diffusion._check import diverged, positive_integer, wrong_value
-from sde_diffusion._tensors import expand
+from sde_diffusion._check import positive_integer, wrong_value
+from sde_diffusion._tensors import expand, rms
 from sde_diffusion.noise import Noise
 from sde_diffusion.reverse import ODE
+from sde_diffusion.solvers._adaptive import carry, check_steps
 
 _C: Final = (0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)
 _A: Final = (
@@ -96,12 +97,12 @@ class DormandPrince:
         rows = torch.zeros(x.shape[0], dtype=torch.float64, device=x.device)
         k1 = ode.velocity(x, t)
         span, scale = float((end - t).abs()), self.atol + self.rtol * x.abs()
-        d0, d1 = _norm(x / scale), _norm(k1 / scale)
+        d0, d1 = rms(x / scale), rms(k1 / scale)
         still = d1 < 1e-10  # at this tolerance the velocity is none: try the whole way at once
         guess = torch.where(d0 < 1e-5, rows + 1e-6, 0.01 * d0 / d1).clamp(max=span)
         signed = guess if end > t else -guess
         later = float(t) + signed
-        d2 = _norm((ode.velocity(x + expand(signed, x) * k1, later) - k1) / scale) / guess
+        d2 = rms((ode.velocity(x + expand(signed, x) * k1, later) - k1) / scale) / guess
         most = torch.maximum(d1, d2)
         refined = torch.where(most < 1e-15, (guess * 1e-3).clamp(min=1e-6), (0.01 / most) ** 0.2)
         h = torch.where(still, rows + span, torch.minimum(100 * guess, refined).clamp(max=span))
@@ -111,16 +112,7 @@ class DormandPrince:
     def advance(self, ode: ODE, p: Progress, end: Tensor) -> None:
         """Carry every sample of ``p`` to the time ``end``."""
         stop = float(end)
-        active = (p.t != stop).nonzero()[:, 0]
-        while len(active) and p.tries < self.max_steps:
-            self._try(ode, p, active, stop)
-            p.tries += 1
-            active = active[p.t[active] != stop]
-        if not len(active):
-            return
-        t = float(p.t[active[0]])
-        raise diverged("DormandPrince", "steps", f"number at most {self.max_steps}",
-                       f"more at t = {t:.6g}", "raise rtol and atol, or max_steps")  # fmt: skip
+        carry("DormandPrince", p, stop, self.max_steps, lambda i: self._try(ode, p, i, stop))
 
     def _try(self, ode: ODE, p: Progress, i: Tensor, stop: float) -> None:
         """Try one step of the samples ``i`` and keep it where its error is small enough."""
@@ -132,7 +124,7 @@ class DormandPrince:
         dt = torch.where(last, left, h.copysign(left))
         x_s, k7, error = _stages(ode, x, t, dt, p.k1[i])
         scale = self.atol + self.rtol * torch.maximum(x.abs(), x_s.abs())
-        norm = _norm(error / scale)
+        norm = rms(error / scale)
         good = norm <= 1  # false for NaN
         factor = (0.9 * norm.clamp(min=1e-10) ** -0.2).clamp(0.2, 5.0)
         factor = torch.where(good, factor, torch.where(norm.isfinite(), factor.clamp(max=1), 0.2))
@@ -145,12 +137,7 @@ class DormandPrince:
         p.t[i] = torch.where(good, torch.where(last, stop, t + dt), t)
         p.accepted[i] += good
         p.rejected[i] += ~good
-        small = ~(p.h[i] >= 1e-14)  # NaN too
-        if bool(small.any()):
-            where = float(t[small.nonzero()[0, 0]])
-            got = f"a step below 1e-14 at t = {where:.6g}"
-            raise diverged("DormandPrince", "velocity", "be finite and smooth", got,
-                           "move the ends of the grid, or raise rtol and atol")  # fmt: skip
+        check_steps("DormandPrince", "velocity", p.h[i], t, 1e-14)
 
 
 def _stages(
@@ -163,9 +150,3 @@ def _stages(
         ks.append(ode.velocity(y, t + c * dt))
     error = h * sum((e * k for e, k in zip(_E, ks, strict=True) if e), torch.zeros_like(x))
     return y, ks[-1], error
-
-
-def _norm(x: Tensor) -> Tensor:
-    """Return the root mean square of every sample, (B, *event) → (B,) float64."""
-    # Detached: step sizes are no part of a graph.
-    return (x.detach().double() ** 2).flatten(1).sum(1).div(math.prod(x.shape[1:])).sqrt()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._check import wrong_value
+from sde_diffusion.coefficients import kernel
 from sde_diffusion.noise import Noise
 from sde_diffusion.reverse import ReverseSDE, linear
 from sde_diffusion.solvers._checks import at_least_zero, backward, own_noise
@@ -65,7 +66,7 @@ class EDMStochastic:
     ) -> Iterator[Tensor]:
         """Yield the states of all steps along the grid."""
         known, score = linear("EDMStochastic", dynamics), dynamics.score
-        own_noise("EDMStochastic", dynamics, "set the noise by EDMStochastic(churn=…)")
+        own_noise("EDMStochastic", dynamics.noise_scale, "set the noise by EDMStochastic(churn=…)")
         backward("EDMStochastic", grid[0], grid[-1])
         end = torch.tensor(known.sde.horizon, dtype=torch.float64)
         low, gamma = known.level(end).lambda_, min(self.churn / (len(grid) - 1), math.sqrt(2) - 1)
@@ -75,9 +76,9 @@ class EDMStochastic:
             if self.s_min <= at.sigma / at.alpha <= self.s_max and lambda_ < at.lambda_:
                 u = known.time(lambda_).clamp(max=end)
                 up = known.level(u)
-                spread = up.sigma * math.sqrt(-math.expm1(2 * (up.lambda_ - at.lambda_)))
-                x = x * (up.alpha / at.alpha)
-                x.add_(noise.unit(x, t, s), alpha=self.s_noise * spread)
+                a, b2 = kernel(at, up)
+                x = x * a
+                x.add_(noise.unit(x, t, s), alpha=self.s_noise * math.sqrt(b2))
                 t, at = u, up
             eps = score.predict("eps", x, t, at)
             if to.sigma == 0:

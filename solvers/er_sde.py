@@ -13,6 +13,7 @@ from sde_diffusion._check import wrong_value
 from sde_diffusion.coefficients import Level
 from sde_diffusion.multistep import Multistep, Step
 from sde_diffusion.reverse import ReverseSDE
+from sde_diffusion.solvers._checks import own_noise
 from sde_diffusion.solvers.sde_dpm_solver_pp import newton
 
 NoiseFunction: TypeAlias = Callable[[float], float]
@@ -82,9 +83,7 @@ class ERSDE(Multistep[ReverseSDE]):
         return min(self.memory, 2)
 
     def predictor(self, at: Sequence[Level], i: int, noise_scale: float) -> Step:
-        if noise_scale != 1:
-            raise wrong_value("ERSDE", "dynamics.noise_scale", "be 1", noise_scale,
-                              "set the noise by phi: ERSDE(phi=…)")  # fmt: skip
+        own_noise("ERSDE", noise_scale, "set the noise by phi: ERSDE(phi=…)")
         t, s = at[i], at[i + 1]
         levels = at[max(i + 1 - self.memory, 0) : i + 2][::-1]
         s_u, *places = (math.exp(-level.lambda_) for level in levels)

@@ -12,7 +12,8 @@ from sde_diffusion.coefficients import Level
 from sde_diffusion.multistep import Multistep, Step
 from sde_diffusion.noise import Noise
 from sde_diffusion.reverse import ProbabilityFlow
-from sde_diffusion.solvers._adams_in_rho import STARTS, adams_in_rho, check_choice
+from sde_diffusion.solvers._adams_in_rho import STARTS, adams_in_rho
+from sde_diffusion.solvers._checks import choice
 
 # Adams–Bashforth for steps of one size, by degree of the polynomial.
 _FIXED: Final = (
@@ -54,7 +55,7 @@ class IPNDM:
     )
 
     def __post_init__(self) -> None:
-        check_choice("IPNDM", "order", (1, 2, 3, 4), self.order)
+        choice("IPNDM", "order", (1, 2, 3, 4), self.order)
 
     def steps(
         self, dynamics: ProbabilityFlow, x: Tensor, grid: Tensor, noise: Noise
@@ -88,7 +89,7 @@ class IPNDMPublished(Multistep[ProbabilityFlow]):
     )
 
     def __post_init__(self) -> None:
-        check_choice("IPNDMPublished", "degree", (0, 1, 2, 3), self.degree)
+        choice("IPNDMPublished", "degree", (0, 1, 2, 3), self.degree)
 
     @property
     def order(self) -> int:

@@ -92,7 +92,7 @@ class Restart:
     ) -> Iterator[Tensor]:
         """Yield the states of all steps along the grid, after the restarts there."""
         sde = linear("Restart", dynamics).sde
-        own_noise("Restart", dynamics, "set the noise by Restart(intervals=…)")
+        own_noise("Restart", dynamics.noise_scale, "set the noise by Restart(intervals=…)")
         backward("Restart", grid[0], grid[-1])
         flow, plan, start = dynamics.flow(), self._plan(sde, grid), 0
         for i in sorted(plan):

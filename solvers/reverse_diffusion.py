@@ -8,6 +8,7 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
+from sde_diffusion.coefficients import kernel
 from sde_diffusion.integration import OneStep
 from sde_diffusion.noise import Noise
 from sde_diffusion.reverse import ReverseSDE, linear
@@ -43,8 +44,7 @@ class ReverseDiffusion(OneStep[ReverseSDE]):
         backward("ReverseDiffusion", t, s)
         known, scale = linear("ReverseDiffusion", dynamics), dynamics.noise_scale
         at, to = known.level(t), known.level(s)
-        a = at.alpha / to.alpha
-        b2 = -(at.sigma**2) * math.expm1(2 * (at.lambda_ - to.lambda_))
+        a, b2 = kernel(to, at)
         push = 0.5 * (1 + scale**2) * b2
         mean = (x * (2 - a)).add_(dynamics.score(x, t), alpha=push)
         return mean.add_(noise.unit(x, t, s), alpha=scale * math.sqrt(b2))
