@@ -14,6 +14,13 @@ if TYPE_CHECKING:
     from sde_diffusion.brownian import BrownianPath
     from sde_diffusion.checkpoint import describe, load, save_model
     from sde_diffusion.data import Dataset, DataSpec, load_data
+    from sde_diffusion.divergence import (
+        Exact,
+        HutchPlusPlus,
+        Hutchinson,
+        fastest,
+        fit_gaussian,
+    )
     from sde_diffusion.grid_fitting import optimised
     from sde_diffusion.grids import (
         Denoised,
@@ -33,7 +40,7 @@ if TYPE_CHECKING:
         uniform,
     )
     from sde_diffusion.integration import OneStep, Solution, Solver, integrate, sample
-    from sde_diffusion.likelihood import Exact, Hutchinson, LogLikelihood, log_prob
+    from sde_diffusion.likelihood import LogLikelihood, log_prob
     from sde_diffusion.losses import denoising_loss
     from sde_diffusion.multistep import Multistep, Step
     from sde_diffusion.nets import MLP, UNet
@@ -60,17 +67,19 @@ if TYPE_CHECKING:
     )
     from sde_diffusion.thresholding import DynamicThreshold, StaticThreshold
     from sde_diffusion.training import TrainingConfig, train
+    from sde_diffusion.variables import Angle, LogSNR, Time
 
 _HOME = {
     "brownian": ("BrownianPath",),
     "checkpoint": ("describe", "load", "save_model"),
     "data": ("DataSpec", "Dataset", "load_data"),
+    "divergence": ("Exact", "HutchPlusPlus", "Hutchinson", "fastest", "fit_gaussian"),
     "grid_fitting": ("optimised",),
     "grids": ("Denoised", "angular", "cosine", "exponential", "karras", "lattice", "leading",
               "linspace", "log_snr", "polynomial", "quadratic", "recommended", "sigmoid",
               "trailing", "uniform"),
     "integration": ("OneStep", "Solution", "Solver", "integrate", "sample"),
-    "likelihood": ("Exact", "Hutchinson", "LogLikelihood", "log_prob"),
+    "likelihood": ("LogLikelihood", "log_prob"),
     "losses": ("denoising_loss",),
     "multistep": ("Multistep", "Step"),
     "nets": ("MLP", "UNet"),
@@ -83,20 +92,22 @@ _HOME = {
     "sde": ("EDMSDE", "SDE", "VESDE", "VPSDE", "LinearSDE", "RectifiedFlow", "SubVPSDE"),
     "thresholding": ("DynamicThreshold", "StaticThreshold"),
     "training": ("TrainingConfig", "train"),
+    "variables": ("Angle", "LogSNR", "Time"),
 }  # fmt: skip
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 
 __version__ = "0.1.0"
 __all__ = [
-    "EDMSDE", "MLP", "ODE", "SDE", "VESDE", "VPSDE", "Beta", "BrownianPath", "CosineBeta",
+    "EDMSDE", "MLP", "ODE", "SDE", "VESDE", "VPSDE", "Angle", "Beta", "BrownianPath", "CosineBeta",
     "DataSpec", "Dataset", "Denoised", "DiscreteBeta", "DynamicThreshold", "Exact", "Gaussian",
-    "GaussianMixture", "Hutchinson", "LinearBeta", "LinearSDE", "LogLikelihood", "Multistep",
-    "Noise", "OneStep", "PerSampleNoise", "ProbabilityFlow", "RectifiedFlow", "ReverseSDE",
-    "ScoreModel", "Solution", "Solver", "StaticThreshold", "Step", "SubVPSDE", "TrainingConfig",
-    "UNet", "WhiteNoise", "angular", "cosine", "cosine_betas", "denoising_loss", "describe",
-    "exponential", "integrate", "karras", "lattice", "leading", "linear_betas", "linspace", "load",
-    "load_data", "log_prob", "log_snr", "optimised", "polynomial", "quadratic", "recommended",
-    "sample", "save_model", "sigmoid", "trailing", "train", "uniform",
+    "GaussianMixture", "HutchPlusPlus", "Hutchinson", "LinearBeta", "LinearSDE", "LogLikelihood",
+    "LogSNR", "Multistep", "Noise", "OneStep", "PerSampleNoise", "ProbabilityFlow",
+    "RectifiedFlow", "ReverseSDE", "ScoreModel", "Solution", "Solver", "StaticThreshold", "Step",
+    "SubVPSDE", "Time", "TrainingConfig", "UNet", "WhiteNoise", "angular", "cosine",
+    "cosine_betas", "denoising_loss", "describe", "exponential", "fastest", "fit_gaussian",
+    "integrate", "karras", "lattice", "leading", "linear_betas", "linspace", "load", "load_data",
+    "log_prob", "log_snr", "optimised", "polynomial", "quadratic", "recommended", "sample",
+    "save_model", "sigmoid", "trailing", "train", "uniform",
 ]  # fmt: skip
 
 

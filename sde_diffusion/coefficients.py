@@ -37,6 +37,13 @@ class Level(NamedTuple):
         return math.atan2(self.sigma, self.alpha)
 
 
+class Levels(NamedTuple):
+    """alpha and sigma as tensors, () or one a sample, where a level of numbers would lose them."""
+
+    alpha: Tensor
+    sigma: Tensor
+
+
 def kernel(s: Level, t: Level) -> tuple[float, float]:
     """Return (a, b²) of x_t | x_s ~ N(a x_s, b² I) for s ≤ t, `LinearSDE.kernel` in numbers."""
     b2 = -(t.sigma**2) * math.expm1(2 * (t.lambda_ - s.lambda_))

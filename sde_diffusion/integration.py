@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, ClassVar, Generic, Protocol, TypeVar, final
+from typing import Any, ClassVar, Generic, Protocol, TypeVar, cast, final
 
 import torch
 from torch import Tensor
@@ -36,7 +36,10 @@ class Solver(Protocol[ContraT]):
         """The class of the dynamics this solver solves."""
 
     def steps(self, dynamics: ContraT, x: Tensor, grid: Tensor, noise: Noise) -> Iterator[Tensor]:
-        """Yield the state at grid[1], grid[2], …, given ``x`` at grid[0]."""
+        """Yield the state at grid[1], grid[2], …, given ``x`` at grid[0].
+
+        A generator may return the sum of its steps' absolute embedded errors, in x's shape.
+        """
 
 
 class OneStep(ABC, Generic[DynamicsT]):
@@ -61,12 +64,17 @@ class OneStep(ABC, Generic[DynamicsT]):
 @final
 @dataclass(frozen=True)
 class Solution:
-    """The end of a solve: the state, what it cost in evaluations, steps and wall-clock seconds."""
+    """The end of a solve: the state, what it cost in evaluations, steps and wall-clock seconds.
+
+    ``lost`` adds up the absolute embedded errors of an adaptive solver's steps, in x's shape; None
+    from a solver that tells none.
+    """
 
     x: Tensor
     nfe: int
     steps: int
     seconds: float
+    lost: Tensor | None = None
 
 
 def integrate(
@@ -100,7 +108,8 @@ def integrate(
     count = 0
     state = x
     with _tabulated(dynamics, grid):
-        for state in solver.steps(dynamics, x, grid, NoNoise() if noise is None else noise):
+        walk = _Walk(solver.steps(dynamics, x, grid, NoNoise() if noise is None else noise))
+        for state in walk:
             count += 1
             watch.see(state)
             if callback is not None:
@@ -112,7 +121,19 @@ def integrate(
                 callback(count, torch.zeros_like(grid[-1]), state)
     watch.look()
     nfe = getattr(dynamics, "nfe", 0) - before
-    return Solution(state, nfe, count, time.perf_counter() - begin)
+    return Solution(state, nfe, count, time.perf_counter() - begin, walk.lost)
+
+
+@final
+class _Walk:
+    """The states of a solver, and what its generator returns at the end: the embedded errors."""
+
+    def __init__(self, states: Iterator[Tensor]) -> None:
+        self.states, self.lost = states, cast("Tensor | None", None)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        end: object = yield from cast("Generator[Tensor, None, object]", self.states)
+        self.lost = end if isinstance(end, Tensor) else None
 
 
 def _denoiser(dynamics: object, grid: Grid) -> Callable[[Tensor], Tensor] | None:

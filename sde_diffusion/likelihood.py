@@ -1,17 +1,15 @@
 """Log-likelihood along the probability flow.
 
 log p_0(x_0) = log p_1(x_1) + ∫₀¹ ∇·v(x_t, t) dt along dx/dt = v (the instantaneous change of
-variables), with the divergence exact or by Hutchinson's estimator ∇·v ≈ zᵀ(∂v/∂x)z. State and
-integral are one ODE, so every evaluation is one network call with vector-Jacobian products of
-that call.
+variables), with the divergence found by one of `divergence`. State and integral are one ODE, so
+every evaluation is one network call with vector-Jacobian products of that call.
 """
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, final
 
@@ -20,10 +18,12 @@ from torch import Tensor, nn
 
 from sde_diffusion._check import positive_integer, wrong_type, wrong_value
 from sde_diffusion._tensors import check_state
+from sde_diffusion.divergence import Divergence, Hutchinson
+from sde_diffusion.grids import check_grid
 from sde_diffusion.integration import Solver, check_evaluation, integrate
-from sde_diffusion.noise import PerSampleNoise, mix
 from sde_diffusion.reverse import ODE, ProbabilityFlow
 from sde_diffusion.sde import LinearSDE
+from sde_diffusion.variables import Angle, Kind, Time, Variable
 
 
 class Density(Protocol):
@@ -33,122 +33,32 @@ class Density(Protocol):
         """Return the log-density of every sample, in nats."""
 
 
-class Divergence(ABC):
-    """A way to find ∇·v from one call of v: one or more columns whose mean is the divergence."""
-
-    @abstractmethod
-    def probes(self, x: Tensor) -> Tensor:
-        """Return the vectors z to multiply the Jacobian with, (B, columns, *event)."""
-
-    @abstractmethod
-    def columns(self, v: Tensor, x: Tensor, z: Tensor) -> Tensor:
-        """Return the estimates of ∇·v, (B, columns), from v with its graph back to ``x``."""
-
-    @abstractmethod
-    def error(self, integral: Tensor) -> Tensor:
-        """Return the standard error of the mean over columns, (B, columns) → (B,)."""
-
-
-@final
-@dataclass(frozen=True)
-class Exact(Divergence):
-    """The exact divergence: D vector-Jacobian products, ``chunk`` of them at a time.
-
-    >>> Exact().chunk
-    64
-    """
-
-    chunk: int = 64
-
-    def __post_init__(self) -> None:
-        positive_integer("Exact", "chunk", self.chunk)
-
-    def probes(self, x: Tensor) -> Tensor:
-        return x.new_zeros(x.shape[0], 1, *x.shape[1:])
-
-    def columns(self, v: Tensor, x: Tensor, z: Tensor) -> Tensor:  # noqa: ARG002  (none needed)
-        d, trace = v[0].numel(), v.new_zeros(v.shape[0])
-        basis = torch.eye(d, dtype=v.dtype, device=v.device)
-        for rows in torch.split(basis, self.chunk):
-            vectors = rows[:, None].expand(-1, v.shape[0], -1).reshape(-1, *v.shape)
-            product = torch.autograd.grad(v, x, vectors, is_grads_batched=True, retain_graph=True)
-            trace = trace + (product[0] * vectors).flatten(2).sum((0, 2))
-        return trace[:, None]
-
-    def error(self, integral: Tensor) -> Tensor:
-        return integral.new_zeros(len(integral))
-
-
-@final
-@dataclass(frozen=True)
-class Hutchinson(Divergence):
-    """Hutchinson's estimator with Rademacher probes z ∈ {−1, 1}^D, fixed along the trajectory.
-
-    Sample i draws its probes from ``seed`` and ``first`` + i alone. Exact on diagonal Jacobians.
-
-    Source: Hutchinson 1989; Grathwohl et al. 2019 (FFJORD).
-
-    >>> Hutchinson(probes=4).probes(torch.zeros(2, 3)).abs().sum().item()
-    24.0
-    """
-
-    number: int
-    seed: int
-    first: int
-
-    def __init__(self, probes: int = 1, seed: int = 0, first: int = 0) -> None:
-        positive_integer("Hutchinson", "probes", probes)
-        positive_integer("Hutchinson", "seed", seed, least=0)
-        object.__setattr__(self, "number", probes)
-        object.__setattr__(self, "seed", seed)
-        object.__setattr__(self, "first", first)
-
-    def probes(self, x: Tensor) -> Tensor:
-        noise = PerSampleNoise.numbered(mix(self.seed, 5), self.first, x.shape[0])
-        shape = (x.shape[0], self.number, *x.shape[1:])
-        normals = noise.normal(torch.empty(shape, dtype=x.dtype, device=x.device))
-        return torch.where(normals < 0, -torch.ones_like(normals), torch.ones_like(normals))
-
-    def columns(self, v: Tensor, x: Tensor, z: Tensor) -> Tensor:
-        if self.number == 1:
-            product = torch.autograd.grad(v, x, z[:, 0])[0][:, None]
-        else:
-            vectors = z.transpose(0, 1)
-            batched = torch.autograd.grad(v, x, vectors, is_grads_batched=True)[0]
-            product = batched.transpose(0, 1)
-        return (product * z).flatten(2).sum(2)
-
-    def error(self, integral: Tensor) -> Tensor:
-        if self.number == 1:  # one probe says nothing of its own error
-            return integral.new_full((len(integral),), math.nan)
-        # Summed by hand: torch's std of one row rounds otherwise than that of many.
-        squares = (integral - integral.mean(1, keepdim=True)).square().sum(1)
-        return (squares / (self.number * (self.number - 1))).sqrt()
-
-
 @final
 class _Augmented(ODE):
-    """The flow with its divergence integrals: state (B, D + columns)."""
+    """A flow with its divergence integrals: state (B, D + columns)."""
 
     def __init__(
-        self, flow: ProbabilityFlow, divergence: Divergence, z: Tensor, event: tuple[int, ...]
-    ) -> None:
-        self.flow, self.divergence, self.z, self.event = flow, divergence, z, event
-        self.horizon = flow.horizon
+        self, base: Variable, divergence: Divergence, z: Tensor, event: tuple[int, ...],
+        *, keep_graph: bool,
+    ) -> None:  # fmt: skip
+        self.base, self.divergence, self.z, self.event = base, divergence, z, event
+        self.keep_graph, self.horizon = keep_graph, base.horizon
 
     def velocity(self, x: Tensor, t: Tensor) -> Tensor:
-        d = math.prod(self.event)
-        with torch.inference_mode(mode=False), torch.enable_grad():
-            leaf = x[:, :d].detach().reshape(-1, *self.event).clone().requires_grad_()
-            v = self.flow.velocity(leaf, t)
-            if not self.flow.score.tracked:  # its divergence would be taken for 0
+        def velocity(y: Tensor) -> Tensor:
+            v = self.base.velocity(y, t)
+            if not self.base.flow.score.tracked:  # its divergence would be taken for 0
                 raise wrong_type("log_prob", "score", "be differentiable in x",
                                  "a detached tensor", "remove no_grad or detach")  # fmt: skip
-            columns = self.divergence.columns(v, leaf, self.z)
-        return torch.cat([v.detach().flatten(1), columns.detach()], 1)
+            return v
+
+        y = x[:, : math.prod(self.event)].reshape(-1, *self.event)
+        v, columns = self.divergence.evaluate(velocity, y, self.z, create_graph=self.keep_graph)
+        return torch.cat([v.flatten(1), columns.to(v.dtype)], 1)
 
     def rows(self, index: Tensor) -> _Augmented:
-        return _Augmented(self.flow.rows(index), self.divergence, self.z[index], self.event)
+        return _Augmented(self.base.rows(index), self.divergence, self.z[index], self.event,
+                          keep_graph=self.keep_graph)  # fmt: skip
 
 
 @final
@@ -159,14 +69,17 @@ class LogLikelihood:
     Shapes: all (B,), `latent` (B, *event). Units: nats; bits_per_dim = −nats/(D ln 2) + the offset
     log2(levels/2) of data scaled from integer levels to [−1, 1].
     `standard_error` (nats) is that of the mean over probes: 0 for `Exact`, NaN for a single probe;
-    the solver's own error is not in it. An adaptive solver's tolerance holds for the root mean
-    square over state and integral, so it bounds bits per dimension rather than nats.
+    the solver's own error is not in it. `tolerance_error` (nats) adds up the embedded errors of
+    the divergence integral over an adaptive solver's steps, NaN for a solver that tells none; the
+    state's error is not in it. The tolerance holds for the root mean square over state and
+    integral, so it bounds bits per dimension rather than nats.
     `terms` holds "prior" = log π(x_1) and "divergence" = ∫ ∇·v dt; they sum to `nats`.
     """
 
     nats: Tensor
     bits_per_dim: Tensor
     standard_error: Tensor
+    tolerance_error: Tensor
     terms: Mapping[str, Tensor]
     nfe: int
     latent: Tensor
@@ -178,15 +91,21 @@ def log_prob(
     solver: Solver[Any],
     *,
     grid: Tensor | None = None,
+    variable: Kind | None = None,
     divergence: Divergence | None = None,
     prior: Density | None = None,
     levels: int | None = None,
+    keep_graph: bool = False,
 ) -> LogLikelihood:
     """Return log p(x) of every sample by integrating the flow from the data to the prior.
 
     Without a grid an adaptive solver runs from t = 1e-5 to the horizon; one of fixed steps must be
-    given its grid. Not given, the divergence is by two Hutchinson probes, the prior the SDE's own.
-    The result has no graph: it is not differentiable.
+    given its grid, of times whatever the variable. Not given, the divergence is by two Hutchinson
+    probes, the prior the SDE's own, and the variable `Angle`, in which a linear SDE's flow is
+    smoothest (`Time` for other SDEs, and for a linear one with parameters that learn).
+
+    With ``keep_graph`` the result is differentiable, in x and in whatever the score is made of:
+    the graph of all steps is kept in memory. `TorchDiffEqAdjoint` keeps none and solves backwards.
 
     Shapes: x (B, *event); grid ascending.
     Units: nats and bits per dimension, see `LogLikelihood`.
@@ -206,23 +125,71 @@ def log_prob(
     _check_parts(flow, solver)
     _check_dequantized(x, levels)
     grid = _whole_way(flow, solver) if grid is None else grid
+    check_grid(grid, flow.horizon)
     _check_ascending(grid)
     divergence = Hutchinson(probes=2) if divergence is None else divergence
-    prior = _prior(flow) if prior is None else prior
-    z = divergence.probes(x)
-    state = torch.cat([x.flatten(1), x.new_zeros(z.shape[:2])], 1)
+    prior = _prior(flow, keep_graph=keep_graph) if prior is None else prior
+    base = (_best_variable(flow, grid) if variable is None else variable)(flow, grid)
     before = flow.nfe
-    with torch.no_grad(), frozen(flow.score.function):
-        end = integrate(_Augmented(flow, divergence, z, tuple(x.shape[1:])), solver, state, grid)
-        d = x[0].numel()
-        latent = end.x[:, :d].reshape(x.shape)
-        at_prior, integral = prior.log_prob(latent), end.x[:, d:]
+    with nullcontext() if keep_graph else _without_graph(flow.score.function):
+        at_prior, integral, lost, latent = _solved(x, base, solver, grid, divergence, prior,
+                                                   keep_graph=keep_graph)  # fmt: skip
     nats = at_prior + integral.mean(1)
     offset = 0.0 if levels is None else math.log2(levels / 2)
-    bits = -nats / (d * math.log(2)) + offset
+    bits = -nats / (x[0].numel() * math.log(2)) + offset
     terms = {"prior": at_prior, "divergence": integral.mean(1)}
-    error = divergence.error(integral)
-    return LogLikelihood(nats, bits, error, terms, flow.nfe - before, latent)
+    error = divergence.error(integral.detach())
+    return LogLikelihood(nats, bits, error, lost, terms, flow.nfe - before, latent)
+
+
+def _solved(
+    x: Tensor, base: Variable, solver: Solver[Any], grid: Tensor, divergence: Divergence,
+    prior: Density, *, keep_graph: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Return log π(x_1), the integrals of ∇·v by column, their embedded error, and x_1."""
+    z, d, ends = divergence.probes(x.detach()), x[0].numel(), grid[[0, -1]]
+    ode = _Augmented(base, divergence, z, tuple(x.shape[1:]), keep_graph=keep_graph)
+    first, last = base.scale(ends)
+    y = (x / first.to(x.dtype)).flatten(1)
+    state = torch.cat([y, y.new_zeros(len(x), divergence.columns)], 1)
+    end = integrate(ode, solver, state, base.grid(grid))
+    latent = end.x[:, :d].reshape(x.shape) * last.to(x.dtype)
+    # ∇·v of x where the solve has that of y = x/scale.
+    integral = end.x[:, d:] + d * float((last / first).log())
+    excess = divergence.correction(z, lambda variances: _growth(base, ends, variances))
+    if excess is not None:
+        integral = integral - excess.to(integral.dtype)
+    unknown = integral.new_full((len(x),), math.nan)
+    lost = unknown if end.lost is None else end.lost[:, d:].mean(1)
+    return prior.log_prob(latent), integral, lost, latent
+
+
+def _growth(base: Variable, ends: Tensor, variances: Tensor) -> Tensor:
+    """Return log of how much y's deviation grows, for data of these variances.
+
+    Shapes: (D,) → (D,), float64.
+    """
+    sde = base.flow.sde
+    if not isinstance(sde, LinearSDE):
+        raise wrong_type("log_prob", "divergence", "have no control variate for this SDE",
+                         type(sde).__name__, "pass Hutchinson() without control")  # fmt: skip
+    first, last = (
+        (sde.alpha(t) ** 2 * variances + sde.sigma(t) ** 2).sqrt() / base.scale(t) for t in ends
+    )
+    return (last / first).log()
+
+
+def _best_variable(flow: ProbabilityFlow, grid: Tensor) -> Kind:
+    """Return the default: an angle is a number on a grid, which drops the SDE's parameters."""
+    sde = flow.sde
+    steady = isinstance(sde, LinearSDE) and not sde.alpha(grid[:1]).requires_grad
+    return Angle if steady else Time
+
+
+@contextmanager
+def _without_graph(score: object) -> Iterator[None]:
+    with torch.no_grad(), frozen(score):
+        yield
 
 
 @contextmanager
@@ -257,11 +224,15 @@ def _whole_way(flow: ProbabilityFlow, solver: object) -> Tensor:
     return torch.tensor([1e-5, flow.horizon], dtype=torch.float64)
 
 
-def _prior(flow: ProbabilityFlow) -> Density:
+def _prior(flow: ProbabilityFlow, *, keep_graph: bool) -> Density:
     if not isinstance(flow.sde, LinearSDE):
         raise wrong_value("log_prob", "prior", "be given for an SDE that is not linear", "none",
                           "pass an object with log_prob(x)")  # fmt: skip
-    return flow.sde.prior()
+    if keep_graph and flow.sde.sigma(torch.ones((), dtype=torch.float64)).requires_grad:
+        raise wrong_value("log_prob", "prior", "be given for an SDE that learns", "none",
+                          "pass one that keeps the graph to sigma")  # fmt: skip
+    with torch.no_grad():
+        return flow.sde.prior()
 
 
 def _check_ascending(grid: object) -> None:

@@ -13,9 +13,10 @@ from collections.abc import Callable
 from typing import TypeAlias, final
 
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from sde_diffusion._check import wrong_type, wrong_value
-from sde_diffusion.coefficients import Coefficients, Level
+from sde_diffusion.coefficients import Coefficients, Level, Levels
 from sde_diffusion.score import converted
 from sde_diffusion.sde import SDE, LinearSDE
 
@@ -54,7 +55,7 @@ class CountedScore:
         self, score: Score, counter: list[int] | None = None, sde: SDE | None = None
     ) -> None:
         self.function = score
-        self.tracked = False  # whether the last score came with a graph back to x
+        self.tracked = False  # whether the last score came with a derivative in x
         self._counter = [0] if counter is None else counter
         self._sde = sde
         # Forms of a model trained for another SDE mean other things; its score does not.
@@ -76,13 +77,13 @@ class CountedScore:
         """Return the score at (x, t), counted."""
         self._counter[0] += 1
         score = self.function(x, t)
-        self.tracked = score.requires_grad
+        self.tracked = _differentiable(score)
         return score
 
-    def predict(self, form: str, x: Tensor, t: Tensor, at: Level) -> Tensor:
+    def predict(self, form: str, x: Tensor, t: Tensor, at: Level | Levels) -> Tensor:
         """Return eps, x0 or v = alpha eps − sigma x0 at (x, t), counted.
 
-        ``at`` is the level at t, and the forms are those of `FORMS`.
+        ``at`` is the level at t, in numbers or tensors, and the forms are those of `FORMS`.
         """
         self._counter[0] += 1
         if self._predict is not None:
@@ -91,13 +92,20 @@ class CountedScore:
             found = converted(form, "x0", self._denoise(x, t), x, at)
         else:
             found = converted(form, "score", self.function(x, t), x, at)
-        self.tracked = found.requires_grad
+        self.tracked = _differentiable(found)
         return found
 
     def rows(self, index: Tensor) -> CountedScore:
         """Return the score of the samples ``index``, counted together with this one."""
         part = getattr(self.function, "rows", None)
         return self if part is None else CountedScore(part(index), self._counter, self._sde)
+
+
+def _differentiable(score: Tensor) -> bool:
+    """Return whether the score has a graph, or a tangent in forward mode."""
+    if score.requires_grad:
+        return True
+    return forward_ad.unpack_dual(score).tangent is not None  # type: ignore[no-untyped-call]
 
 
 def _check_parts(what: str, sde: object, score: object) -> None:

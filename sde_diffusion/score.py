@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sde_diffusion._check import positive_number, wrong_type, wrong_value
 from sde_diffusion._tensors import check_state, expand, per_sample
-from sde_diffusion.coefficients import Level
+from sde_diffusion.coefficients import Level, Levels
 from sde_diffusion.sde import LinearSDE
 
 if TYPE_CHECKING:
@@ -24,11 +24,6 @@ Number: TypeAlias = "float | Tensor"
 # (alpha, sigma) -> (p, q) of p x_t + q output
 Conversion: TypeAlias = Callable[[Any, Any], tuple[Number, Number]]
 
-_X0_FORMS: Final[dict[str, Conversion]] = {
-    "eps": lambda a, s: (1 / s, -a / s),
-    "x0": lambda a, s: (0.0, 1.0),  # noqa: ARG005
-    "v": lambda a, s: (a / s, -(a * a + s * s) / s),
-}
 # Rows: what the network predicts. Columns: what is asked for. v = alpha eps − sigma x0, and its
 # row divides by alpha² + sigma², so that it holds outside the VP family too.
 FORMS: Final[dict[str, dict[str, Conversion]]] = {
@@ -37,7 +32,11 @@ FORMS: Final[dict[str, dict[str, Conversion]]] = {
         "x0": lambda a, s: (1 / a, -s / a),
         "v": lambda a, s: (-s / a, (a * a + s * s) / a),
     },
-    "x0": _X0_FORMS,
+    "x0": {
+        "eps": lambda a, s: (1 / s, -a / s),
+        "x0": lambda a, s: (0.0, 1.0),  # noqa: ARG005
+        "v": lambda a, s: (a / s, -(a * a + s * s) / s),
+    },
     "v": {
         "eps": lambda a, s: (s / (a * a + s * s), a / (a * a + s * s)),
         "x0": lambda a, s: (a / (a * a + s * s), -s / (a * a + s * s)),
@@ -48,14 +47,42 @@ FORMS: Final[dict[str, dict[str, Conversion]]] = {
         "x0": lambda a, s: (1 / a, s * s / a),
         "v": lambda a, s: (-s / a, -s * (a * a + s * s) / a),
     },
-    "edm": _X0_FORMS,
 }
 
 
-def converted(form: str, prediction: str, out: Tensor, x: Tensor, at: Level) -> Tensor:
-    """Return eps, x0 or v of an output that predicts another of them, at one time."""
-    p, q = map(float, FORMS[prediction][form](at.alpha, at.sigma))
-    if p == 0:
+PREDICTIONS: Final = (*FORMS, "edm")
+
+
+def edm_form(form: str, alpha: Number, sigma: Number, d: float) -> tuple[Number, Number]:
+    """Return (p, q) of p x_t + q F for the inner network's output F, with d = sigma_data.
+
+    In y = x/alpha and s = sigma/alpha, x0 = d²/(s²+d²) y + s d/√(s²+d²) F and
+    eps = (y − x0)/s = s/(s²+d²) y − d/√(s²+d²) F. Made of x0 instead, eps would cancel where
+    sigma is small.
+    """
+    s = sigma / alpha
+    total = s * s + d * d
+    root = d / total**0.5
+    if form == "x0":
+        return d * d / (total * alpha), s * root
+    if form == "eps":
+        return s / (total * alpha), -root
+    return s * (1 - d * d) / total, -root * (alpha + s * sigma)
+
+
+def converted(form: str, prediction: str, out: Tensor, x: Tensor, at: Level | Levels) -> Tensor:
+    """Return eps, x0 or v of an output that predicts another of them."""
+    return joined(FORMS[prediction][form](at.alpha, at.sigma), out, x)
+
+
+def joined(weights: tuple[Number, Number], out: Tensor, x: Tensor) -> Tensor:
+    """Return p x + q out."""
+    p, q = weights
+    if isinstance(q, Tensor):
+        turned = expand(q, x) * out
+        return turned + expand(p, x) * x if isinstance(p, Tensor) else turned
+    p, q = float(p), float(q)
+    if p == 0:  # as when the network predicts what is asked for
         return out if q == 1 else out * q
     return (x * p).add_(out, alpha=q)
 
@@ -117,8 +144,8 @@ class ScoreModel(nn.Module):
         if not isinstance(sde, LinearSDE):
             raise wrong_type("ScoreModel", "sde", "be a LinearSDE", type(sde).__name__,
                              "pass for example VPSDE()")  # fmt: skip
-        if prediction not in FORMS:
-            rule = f"be one of {', '.join(FORMS)}"
+        if prediction not in PREDICTIONS:
+            rule = f"be one of {', '.join(PREDICTIONS)}"
             raise wrong_value("ScoreModel", "prediction", rule, prediction, "pass 'eps'")
         positive_number("ScoreModel", "sigma_data", sigma_data)
         self.network, self.sde, self.prediction = network, sde, prediction
@@ -175,10 +202,16 @@ class ScoreModel(nn.Module):
         """Return the predicted data E[x0 | x_t]."""
         return self._convert("x0", x, t)
 
-    def predict(self, form: str, x: Tensor, t: Tensor, at: Level) -> Tensor:
-        """Return eps, x0 or v = alpha eps − sigma x0 at a 0-d time whose level is known."""
+    def predict(self, form: str, x: Tensor, t: Tensor, at: Level | Levels) -> Tensor:
+        """Return eps, x0 or v = alpha eps − sigma x0 at times whose levels are known."""
         check_state("ScoreModel", x)
-        return converted(form, self.prediction, self._output(x, t), x, at)
+        if self.prediction != "edm":
+            out: Tensor = self.network(x, per_sample(t, x))
+            return converted(form, self.prediction, out, x, at)
+        alpha, s = self.sde.alpha(t), self.sde.sigma(t) / self.sde.alpha(t)
+        c_in, c_noise = (s**2 + self.sigma_data**2).rsqrt(), 0.25 * s.log()
+        inner: Tensor = self.network(expand(c_in / alpha, x) * x, per_sample(c_noise, x))
+        return joined(edm_form(form, at.alpha, at.sigma, self.sigma_data), inner, x)
 
     def velocity(self, x: Tensor, t: Tensor) -> Tensor:
         """Return the flow's velocity rate x − ½ g² s = rate x + ½ (g²/sigma) eps."""
@@ -187,21 +220,4 @@ class ScoreModel(nn.Module):
 
     def _convert(self, form: str, x: Tensor, t: Tensor) -> Tensor:
         check_state("ScoreModel", x)
-        alpha, sigma = expand(self.sde.alpha(t), x), expand(self.sde.sigma(t), x)
-        p, q = FORMS[self.prediction][form](alpha, sigma)
-        out = self._output(x, t)
-        if isinstance(p, float):  # 0, as when the network predicts what is asked for
-            return out if isinstance(q, float) else q * out
-        return p * x + q * out
-
-    def _output(self, x: Tensor, t: Tensor) -> Tensor:
-        """Return the network's output, preconditioned to x0 for the edm prediction."""
-        if self.prediction != "edm":
-            plain: Tensor = self.network(x, per_sample(t, x))
-            return plain
-        alpha, s = self.sde.alpha(t), self.sde.sigma(t) / self.sde.alpha(t)
-        total = s**2 + self.sigma_data**2
-        c_skip, c_in = self.sigma_data**2 / total, total.rsqrt()
-        c_out, c_noise = s * self.sigma_data * total.rsqrt(), 0.25 * s.log()
-        inner: Tensor = self.network(expand(c_in / alpha, x) * x, per_sample(c_noise, x))
-        return expand(c_skip / alpha, x) * x + expand(c_out, x) * inner
+        return self.predict(form, x, t, Levels(self.sde.alpha(t), self.sde.sigma(t)))

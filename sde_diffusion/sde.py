@@ -22,13 +22,19 @@ from sde_diffusion.schedules import Beta, LinearBeta
 
 
 def derivative(f: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
-    """Return df/dt at each time by automatic differentiation, in t's shape."""
+    """Return df/dt at each time by automatic differentiation, in t's shape.
+
+    Where the caller records gradients and f has parameters, the slope keeps its graph to them.
+    """
+    learns = torch.is_grad_enabled() and f(t.detach()).requires_grad
     with torch.inference_mode(mode=False), torch.enable_grad():
         leaf = t.detach().clone().requires_grad_()
         value = f(leaf)
         if not value.requires_grad:  # a constant, such as the alpha of VE
             return torch.zeros_like(t)
-        slope = torch.autograd.grad(value.sum(), leaf, allow_unused=True)[0]
+        slope = torch.autograd.grad(
+            value.sum(), leaf, allow_unused=True, create_graph=learns
+        )[0]  # fmt: skip
         return torch.zeros_like(t) if slope is None else slope
 
 

@@ -5,15 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from sde_diffusion._check import diverged
+from sde_diffusion._tensors import expand
 
 
 class Moving(Protocol):
-    """Where the samples of a batch are, t (B,), and how many steps the batch has tried."""
+    """Where the samples of a batch are, their steps so far, and how many the batch has tried.
+
+    Shapes: t (B,) float64; accepted, rejected (B,) int64.
+    """
 
     t: Tensor
+    accepted: Tensor
+    rejected: Tensor
     tries: int
 
 
@@ -31,6 +38,24 @@ def carry(
         active = active[p.t[active] != stop]
     if len(active):
         raise too_many(what, max_steps, p.t[active])
+
+
+def growth(error: Tensor, power: float) -> Tensor:
+    """Return the next step size in units of this one, .9 E^{−power}; .2 where E is no number."""
+    return torch.where(error.isfinite(), 0.9 * error.clamp(min=1e-10) ** -power, 0.2)
+
+
+def settle(p: Moving, i: Tensor, good: Tensor, s: Tensor) -> None:
+    """Move the samples ``i`` on to the times ``s`` where their step is good, and count them."""
+    p.t[i] = torch.where(good, s, p.t[i])
+    p.accepted[i] += good
+    p.rejected[i] += ~good
+
+
+def kept(old: Tensor, i: Tensor, good: Tensor, new: Tensor) -> Tensor:
+    """Return the rows ``old`` with ``new`` in place of the rows ``i`` where their step is good."""
+    # A copy, not a write in place: a graph back to the start must survive.
+    return old.index_copy(0, i, torch.where(expand(good, new).bool(), new, old[i]))
 
 
 def too_many(what: str, max_steps: int, t: Tensor) -> FloatingPointError:

@@ -24,6 +24,13 @@ def at_least_zero(what: str, argument: str, value: float, remedy: str) -> None:
         raise wrong_value(what, argument, "be finite and at least 0", value, remedy)
 
 
+def above_zero(what: str, usual: str, **given: float) -> None:
+    """Refuse what is not above 0; it may be infinite."""
+    for argument, value in given.items():
+        if not value > 0:
+            raise wrong_value(what, argument, "be above 0", value, f"pass {argument}={usual}")
+
+
 def own_noise(what: str, noise_scale: float, remedy: str) -> None:
     """Refuse a noise_scale where the solver itself says how much is drawn."""
     if noise_scale != 1:
@@ -33,5 +40,6 @@ def own_noise(what: str, noise_scale: float, remedy: str) -> None:
 def choice(what: str, argument: str, choices: Sequence[object], got: object) -> None:
     """Refuse what is not one of the choices."""
     if got not in choices:
-        rule = f"be one of {', '.join(map(str, choices))}"
+        *others, last = map(str, choices)
+        rule = f"be {', '.join(others)} or {last}"
         raise wrong_value(what, argument, rule, got, f"pass {argument}={choices[-1]!r}")

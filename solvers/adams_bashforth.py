@@ -14,7 +14,8 @@ from sde_diffusion._check import wrong_value
 from sde_diffusion._tensors import plus
 from sde_diffusion.noise import Noise
 from sde_diffusion.reverse import ODE
-from sde_diffusion.solvers.runge_kutta import heun_step, rk4_step
+from sde_diffusion.solvers.heun import heun_step
+from sde_diffusion.solvers.runge_kutta import rk4_step
 
 
 def adams_weights(nodes: Tensor, t: Tensor, s: Tensor) -> Tensor:

@@ -8,37 +8,14 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar, final
 
-import torch
 from torch import Tensor
 
-from sde_diffusion._check import positive_integer, wrong_value
-from sde_diffusion._tensors import expand, rms
+from sde_diffusion._check import positive_integer
 from sde_diffusion.noise import Noise
-from sde_diffusion.reverse import CountedScore, ProbabilityFlow, linear
-from sde_diffusion.sde import LinearSDE
-from sde_diffusion.solvers._adaptive import carry, check_steps
-
-_THETA = 0.9  # the safety factor of the step size
-
-
-@dataclass
-class Progress:
-    """Where every sample of a batch is: time, next step size in λ, eps there, steps so far.
-
-    ``low`` is the lower-order result of its last step, ``known`` whether eps is that of (x, t).
-
-    Shapes: x, low, eps (B, *event); t, h (B,) float64; known, accepted, rejected (B,).
-    """
-
-    x: Tensor
-    low: Tensor
-    eps: Tensor
-    t: Tensor
-    h: Tensor
-    known: Tensor
-    accepted: Tensor
-    rejected: Tensor
-    tries: int = 0  # of the whole batch, over all times of the grid
+from sde_diffusion.reverse import ProbabilityFlow, linear
+from sde_diffusion.solvers._adaptive import carry
+from sde_diffusion.solvers._adaptive_dpm import Progress, attempt, start
+from sde_diffusion.solvers._checks import above_zero, choice
 
 
 @final
@@ -81,12 +58,8 @@ class AdaptiveDPMSolver:
 
     def __post_init__(self) -> None:
         what = "AdaptiveDPMSolver"
-        if self.order not in (2, 3):
-            raise wrong_value(what, "order", "be 2 or 3", self.order, "pass order=3")
-        for name in ("rtol", "atol", "h_init"):
-            value = getattr(self, name)
-            if not value > 0:
-                raise wrong_value(what, name, "be above 0", value, f"pass {name}=0.01")
+        choice(what, "order", (2, 3), self.order)
+        above_zero(what, "0.01", rtol=self.rtol, atol=self.atol, h_init=self.h_init)
         positive_integer(what, "max_steps", self.max_steps)
 
     @property
@@ -114,78 +87,12 @@ class AdaptiveDPMSolver:
 
     def start(self, x: Tensor, t: Tensor) -> Progress:
         """Return the state at t before its first step."""
-        rows = torch.zeros(x.shape[0], dtype=torch.float64, device=x.device)
-        counts = rows.long()
-        return Progress(x, x, torch.zeros_like(x), rows + float(t), rows + self.h_init,
-                        rows.bool(), counts, counts.clone())  # fmt: skip
+        return start(x, t, self.h_init)
 
     def advance(self, flow: ProbabilityFlow, p: Progress, end: Tensor) -> None:
         """Carry every sample of ``p`` to the time ``end``, at which sigma is above 0."""
-        stop, what = float(end), "AdaptiveDPMSolver"
-        carry(what, p, stop, self.max_steps, lambda i: self._try(flow, p, i, stop))
-
-    def _try(self, flow: ProbabilityFlow, p: Progress, i: Tensor, stop: float) -> None:
-        """Try one step of the samples ``i`` and keep it where its error is small enough."""
-        sde = linear("AdaptiveDPMSolver", flow).sde
-        fresh = i[~p.known[i]]
-        if len(fresh):
-            found = _eps(flow.score.rows(fresh), sde, p.x[fresh], p.t[fresh])
-            p.eps = p.eps.index_copy(0, fresh, found)
-            p.known[fresh] = True
-        x, t = p.x[i], p.t[i]
-        lambda_ = sde.lambda_(t)
-        left = sde.lambda_(torch.full_like(t, stop)) - lambda_
-        last = p.h[i] >= left.abs()
-        h = torch.where(last, left, p.h[i].copysign(left))
-        s = torch.where(last, stop, sde.time(lambda_ + h))
-        low, high = _pair(self.order, flow.score.rows(i), sde, x, p.eps[i], t, s, h)
-        delta = (self.rtol * torch.maximum(low.abs(), p.low[i].abs())).clamp(min=self.atol)
-        error = rms((high - low) / delta)
-        good = error <= 1  # false for NaN
-        factor = _THETA * error.clamp(min=1e-10) ** (-1 / self.order)
-        p.h[i] = torch.where(error.isfinite(), factor, 0.2) * h.abs()
-        kept = expand(good, x).bool()
-        p.x = p.x.index_copy(0, i, torch.where(kept, high, x))
-        p.low = p.low.index_copy(0, i, torch.where(kept, low, p.low[i]))
-        p.t[i] = torch.where(good, s, t)
-        p.known[i] = ~good
-        p.accepted[i] += good
-        p.rejected[i] += ~good
-        check_steps("AdaptiveDPMSolver", "score", p.h[i], t, 1e-12)
-
-
-def _pair(
-    order: int,
-    score: CountedScore,
-    sde: LinearSDE,
-    x: Tensor,
-    eps: Tensor,
-    t: Tensor,
-    s: Tensor,
-    h: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Return the states at s of DPM-Solver of one order less and of the order, given eps(x, t)."""
-
-    def moved(u: Tensor, r: float, m: Tensor) -> Tensor:
-        """Return (α_u/α_t) x − σ_u (e^{rh} − 1) m."""
-        c = -sde.sigma(u) * torch.expm1(r * h)
-        return expand(sde.alpha(u) / sde.alpha(t), x) * x + expand(c, x) * m
-
-    def bent(u: Tensor, r: float, q: float, difference: Tensor) -> Tensor:
-        """Return −(σ_u r/q)((e^{rh} − 1)/(rh) − 1)(eps at qh − eps), what a slope adds."""
-        c = -sde.sigma(u) * r / q * (torch.expm1(r * h) / (r * h) - 1)
-        return expand(c, x) * difference
-
-    lambda_ = sde.lambda_(t)
-    if order == 2:
-        u = sde.time(lambda_ + h / 2)
-        return moved(s, 1, eps), moved(s, 1, _eps(score, sde, moved(u, 1 / 2, eps), u))
-    u, v = sde.time(lambda_ + h / 3), sde.time(lambda_ + 2 * h / 3)
-    first = _eps(score, sde, moved(u, 1 / 3, eps), u) - eps
-    y = moved(v, 2 / 3, eps) + bent(v, 2 / 3, 1 / 3, first)
-    second = _eps(score, sde, y, v) - eps
-    return moved(s, 1, eps + 1.5 * first), moved(s, 1, eps) + bent(s, 1, 2 / 3, second)
-
-
-def _eps(score: CountedScore, sde: LinearSDE, x: Tensor, t: Tensor) -> Tensor:
-    return expand(-sde.sigma(t), x) * score(x, t)
+        stop = float(end)
+        carry(
+            "AdaptiveDPMSolver", p, stop, self.max_steps,
+            lambda i: attempt(self.order, self.rtol, self.atol, flow, p, i, stop),
+        )  # fmt: skip

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any, ClassVar, final
+from typing import ClassVar, final
 
-from sde_diffusion._check import wrong_value
-from sde_diffusion.coefficients import Level
-from sde_diffusion.multistep import Multistep, Step
-from sde_diffusion.reverse import ProbabilityFlow
-from sde_diffusion.solvers._exponential import Adams, Singlestep, latest, own_grid
+from sde_diffusion.solvers._exponential_adams import Adams
+from sde_diffusion.solvers._singlestep import Singlestep
 
 
 @final
@@ -63,60 +57,3 @@ class DPMSolverPPSinglestep(Singlestep):
     """
 
     form: ClassVar[str] = "x0"
-
-
-def half_difference(t: Level, s: Level, other: Level, width: float) -> tuple[float, float]:
-    """Return the weights of x0 at t and at another level, with the slope's integral made simple.
-
-    x_s = (σ_s/σ_t) x_t + α_s ((1 − e^{−h}) m_t + ½ B (m_other − m_t)/r), h = λ_s − λ_t and
-    r = (λ_other − λ_t)/h, the ``width`` B standing for h or what is close to it.
-    """
-    h = s.lambda_ - t.lambda_
-    slope = 0.5 * s.alpha * width * h / (other.lambda_ - t.lambda_)
-    return -s.alpha * math.expm1(-h) - slope, slope
-
-
-@final
-@dataclass(frozen=True)
-class DPMSolverPPPublished(Multistep[ProbabilityFlow]):
-    """DPM-Solver++ 2M and 3M as published, the ``memory`` being the number of predictions.
-
-    2M: x_s = (σ_s/σ_t) x_t − α_s (e^{−h} − 1)(D₀ + ½ D₁). 3M: as `DPMSolverPP`, with half of its
-    D₂. The first step is of order 1, the second of 3M is 2M.
-
-    Order: 2, for both. NFE: 1 a step.
-    Errors: ValueError for another memory, TypeError for an SDE that is not linear.
-    Source: Lu et al. 2022 (DPM-Solver++), algorithm 2 (2M), and their code (3M).
-
-    >>> DPMSolverPPPublished(memory=3).order
-    2
-    """
-
-    memory: int = 3
-    dynamics = ProbabilityFlow
-    grid = own_grid
-    form: ClassVar[str] = "x0"
-    order: ClassVar[float] = 2
-    certified: ClassVar[tuple[dict[str, Any], ...]] = ({"memory": 2}, {"memory": 3})
-
-    def __post_init__(self) -> None:
-        if self.memory not in (2, 3):
-            raise wrong_value("DPMSolverPPPublished", "memory", "be 2 or 3", self.memory,
-                              "pass memory=2 for 2M")  # fmt: skip
-
-    def predictor(self, at: Sequence[Level], i: int, noise_scale: float) -> Step:  # noqa: ARG002
-        t, s = at[i], at[i + 1]
-        a, h = s.sigma / t.sigma, s.lambda_ - t.lambda_
-        phi1 = -math.expm1(-h)
-        nodes = latest(at, i, self.memory)
-        if len(nodes) == 1:
-            return Step(a, [s.alpha * phi1])
-        if len(nodes) == 2:
-            return Step(a, half_difference(t, s, nodes[1], phi1))
-        r0, r1 = ((p.lambda_ - q.lambda_) / h for p, q in pairwise(nodes))
-        phi2 = 1 - phi1 / h
-        phi3 = 0.5 - phi2 / h
-        # D₁ = D₁⁰ + r₀ D₂ and D₂ = (D₁⁰ − D₁¹)/(r₀ + r₁).
-        bend = (r0 * phi2 + phi3) / (r0 + r1)
-        d0, d1 = (phi2 + bend) / r0, -bend / r1
-        return Step(a, [s.alpha * b for b in (phi1 + d0, d1 - d0, -d1)])

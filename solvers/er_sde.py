@@ -3,39 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeAlias, final
-
-import numpy as np
+from typing import Any, ClassVar, final
 
 from sde_diffusion._check import wrong_value
 from sde_diffusion.coefficients import Level
 from sde_diffusion.multistep import Multistep, Step
 from sde_diffusion.reverse import ReverseSDE
 from sde_diffusion.solvers._checks import own_noise
-from sde_diffusion.solvers.sde_dpm_solver_pp import newton
-
-NoiseFunction: TypeAlias = Callable[[float], float]
-
-_POINTS, _WEIGHTS = (part.tolist() for part in np.polynomial.legendre.leggauss(16))
-
-
-def er_sde_5(u: float) -> float:
-    """Return the paper's favourite φ(u) = u (e^{u^0.3} + 10): noise while there is much of it."""
-    return u * (math.exp(u**0.3) + 10)
-
-
-def _moments(phi: NoiseFunction, t: float, s: float) -> tuple[float, float]:
-    """Return ∫ du/φ(u) and ∫ (u − t)/φ(u) du from s to t."""
-    zeroth = first = 0.0
-    half = 0.5 * math.log(t / s)  # in log u, as φ may fall over many powers of ten
-    for point, weight in zip(_POINTS, _WEIGHTS, strict=True):
-        u = s * math.exp(half * (1 + point))
-        part = weight * half * u / phi(u)
-        zeroth += part
-        first += (u - t) * part
-    return zeroth, first
+from sde_diffusion.solvers._exponential_sde import newton
+from sde_diffusion.solvers._noise_functions import NoiseFunction, er_sde_5, moments
 
 
 @final
@@ -94,7 +72,7 @@ class ERSDE(Multistep[ReverseSDE]):
             raise wrong_value("ERSDE", "phi", "be positive, and phi(u)/u not fall as u grows",
                               f"{phi_s / s_u:.6g} for phi(u)/u at {s_u:.4g}, and less above",
                               "pass for example phi=lambda u: u**2")  # fmt: skip
-        zeroth, first = _moments(self.phi, places[0], s_u)
+        zeroth, first = moments(self.phi, places[0], s_u)
         step = s_u - places[0]
         weights = newton(places, 1 - rho, step + phi_s * zeroth, 0.5 * step**2 + phi_s * first)
         drawn = 1 - kept**2 if kept < 1 - 1e-14 else 0.0  # rounding is no noise, √ makes it 1e-8

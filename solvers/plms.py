@@ -1,23 +1,21 @@
-"""PNDM with its Runge–Kutta start, for steps of any size and as published."""
+"""PNDM with its Runge–Kutta start, for steps of any size."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import ClassVar, final
 
 from torch import Tensor
 
-from sde_diffusion.coefficients import Coefficients, Level
-from sde_diffusion.multistep import Multistep, Step
+from sde_diffusion.coefficients import Coefficients
 from sde_diffusion.noise import Noise
-from sde_diffusion.reverse import CountedScore, ProbabilityFlow, linear
+from sde_diffusion.reverse import CountedScore, ProbabilityFlow
 from sde_diffusion.solvers._adams_in_rho import adams_in_rho
 from sde_diffusion.solvers.edm_heun import euler_in_rho, middle_in_rho
-from sde_diffusion.solvers.ipndm import fixed_step
 
 
-def _pseudo_runge_kutta(
+def pseudo_runge_kutta(
     known: Coefficients,
     score: CountedScore,
     x: Tensor,
@@ -39,7 +37,7 @@ def _runge_kutta_in_rho(
     known: Coefficients, score: CountedScore, x: Tensor, eps: Tensor, t: Tensor, s: Tensor
 ) -> Tensor:
     middle = middle_in_rho(known, t, s)
-    return _pseudo_runge_kutta(known, score, x, eps, t, middle, s)
+    return pseudo_runge_kutta(known, score, x, eps, t, middle, s)
 
 
 @final
@@ -71,46 +69,3 @@ class PLMS:
         """Yield the states of all steps along the grid."""
         return adams_in_rho("PLMS", dynamics, x, grid, noise, order=4, variable="rho",
                             first=(_runge_kutta_in_rho,) * 3)  # fmt: skip
-
-
-@final
-@dataclass(frozen=True)
-class PLMSPublished(Multistep[ProbabilityFlow]):
-    """PNDM as published: the weights 55/24, −59/24, 37/24, −9/24 of equal steps, on any steps.
-
-    The first three steps are pseudo Runge–Kutta steps: DDIM steps from t with (e₁ + 2e₂ + 2e₃ +
-    e₄)/6, of which e₂ and e₃ are taken at ½(t + s).
-
-    Order: 2; on a grid of equal steps in ρ = σ/α, such as a uniform one for EDM, nearly that of
-    `PLMS` (certified apart, since no one number holds). NFE: that of `PLMS`.
-    Errors: TypeError for an SDE that is not linear.
-    Source: Liu et al. 2022, equations 9 to 13 and algorithm 2 (F-PNDM).
-
-    >>> PLMSPublished.order
-    2
-    """
-
-    dynamics: ClassVar[type[Any]] = ProbabilityFlow
-    form: ClassVar[str] = "eps"
-    order: ClassVar[float] = 2
-    memory: ClassVar[int] = 4
-    certified: ClassVar[tuple[Mapping[str, Any], ...]] = ()
-
-    def starters(self, at: Sequence[Level]) -> int:  # noqa: ARG002
-        """Return the number of first steps that are pseudo Runge–Kutta ones."""
-        return 3
-
-    def predictor(self, at: Sequence[Level], i: int, noise_scale: float) -> Step:  # noqa: ARG002
-        return fixed_step(at[i], at[i + 1], 3)
-
-    def start(
-        self,
-        dynamics: ProbabilityFlow,
-        x: Tensor,
-        m: Tensor,
-        t: Tensor,
-        s: Tensor,
-        noise: Noise,  # noqa: ARG002
-    ) -> Tensor:
-        known = linear("PLMSPublished", dynamics)
-        return _pseudo_runge_kutta(known, dynamics.score, x, m, t, 0.5 * (t + s), s)

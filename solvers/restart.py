@@ -3,30 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple, final
+from typing import Any, ClassVar, final
 
-import torch
 from torch import Tensor
 
 from sde_diffusion._check import positive_integer, wrong_type, wrong_value
-from sde_diffusion.grids import karras
 from sde_diffusion.integration import Solver
 from sde_diffusion.noise import Noise
 from sde_diffusion.reverse import ProbabilityFlow, ReverseSDE, linear
-from sde_diffusion.sde import LinearSDE
 from sde_diffusion.solvers._checks import backward, own_noise
+from sde_diffusion.solvers._restart import Interval, Intervals, ways_down
 from sde_diffusion.solvers.edm_heun import EDMHeun
-
-
-class Interval(NamedTuple):
-    """Where to go back and how often; the way down has the grid's own times if steps is None."""
-
-    s_min: float
-    s_max: float
-    repeats: int = 1
-    steps: int | None = None
 
 
 @final
@@ -58,9 +47,7 @@ class Restart:
     """
 
     solver: Solver[Any] = field(default_factory=EDMHeun)
-    intervals: Sequence[tuple[float, float, int] | tuple[float, float, int, int]] = (
-        (0.1, 0.4, 1), (0.4, 1.6, 1)
-    )
+    intervals: Intervals = ((0.1, 0.4, 1), (0.4, 1.6, 1))
     dynamics = ReverseSDE
     certified: ClassVar[tuple[dict[str, Any], ...]] = (
         {}, {"intervals": ((0.9, 1.2, 2),)}, {"intervals": ((0.9, 1.2, 2, 3),)}
@@ -94,7 +81,7 @@ class Restart:
         sde = linear("Restart", dynamics).sde
         own_noise("Restart", dynamics.noise_scale, "set the noise by Restart(intervals=…)")
         backward("Restart", grid[0], grid[-1])
-        flow, plan, start = dynamics.flow(), self._plan(sde, grid), 0
+        flow, plan, start = dynamics.flow(), ways_down(sde, grid, self.intervals), 0
         for i in sorted(plan):
             y = x
             for j, x in enumerate(self.solver.steps(flow, y, grid[start : i + 1], noise)):
@@ -109,18 +96,3 @@ class Restart:
             start = i
         if start < len(grid) - 1:
             yield from self.solver.steps(flow, x, grid[start:], noise)
-
-    def _plan(self, sde: LinearSDE, grid: Tensor) -> dict[int, list[tuple[Tensor, int]]]:
-        """Return the ways down to each place of the grid where there are restarts."""
-        lambda_, plan = sde.lambda_(grid), dict[int, list[tuple[Tensor, int]]]()
-        for s_min, s_max, repeats, steps in (Interval(*i) for i in self.intervals):
-            ends = -torch.tensor([s_min, s_max], dtype=torch.float64).log()
-            low, high = (lambda_ - ends[:, None]).abs().argmin(1).tolist()
-            way = grid[high : low + 1]
-            if steps is not None:
-                top = min(float(sde.time(ends[1])), sde.horizon)
-                rises = float(grid[low]) < top
-                way = karras(sde, steps, start=top, end=float(grid[low])) if rises else grid[:1]
-            if low > 0 and repeats and len(way) > 1:
-                plan.setdefault(low, []).append((way, repeats))
-        return plan

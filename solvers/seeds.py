@@ -2,88 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final, NamedTuple, final
+from typing import Any, ClassVar, final
 
 from torch import Tensor
 
-from sde_diffusion._check import wrong_value
-from sde_diffusion.coefficients import Level
 from sde_diffusion.integration import OneStep
 from sde_diffusion.noise import Noise
 from sde_diffusion.reverse import ReverseSDE, linear
-
-# Row i: the place r of stage i between λ_t and λ_s, and the two predictions through which the line
-# goes that leads there from λ_t; the same one twice stands for a constant.
-_ROWS: Final = {
-    1: ((1, 0, 0),),
-    2: ((1 / 2, 0, 0), (1, 1, 1)),
-    3: ((1 / 3, 0, 0), (2 / 3, 0, 1), (1, 0, 2)),
-}
-
-
-class Kernel(NamedTuple):
-    """The numbers of x_s = a x_t + b ∫ c e^{−c(1−r)} m(r) dr + d z, r from 0 at t to 1 at s."""
-
-    a: float
-    b: float
-    c: float
-    d: float
-
-
-def kernel(form: str, t: Level, s: Level, tau: float) -> Kernel:
-    """Return the exact step, m being x0 or eps as a function of r = (λ − λ_t)/(λ_s − λ_t)."""
-    h = s.lambda_ - t.lambda_
-    if form == "x0":
-        decay, spread = math.exp(-(tau**2) * h), math.sqrt(-math.expm1(-2 * tau**2 * h))
-        return Kernel(s.sigma / t.sigma * decay, s.alpha, (1 + tau**2) * h, s.sigma * spread)
-    spread = tau * math.sqrt(math.expm1(2 * h)) if tau else 0.0  # a flow may have h < 0
-    return Kernel(s.alpha / t.alpha, (1 + tau**2) * s.sigma, -h, s.sigma * spread)
-
-
-def phis(c: float) -> tuple[float, float, float]:
-    """Return φ_k = ∫₀¹ c e^{−c(1−r)} r^{k−1}/(k−1)! dr for k = 1, 2, 3."""
-    one = -math.expm1(-c)
-    two = 1 - one / c
-    return one, two, 0.5 - two / c
-
-
-def staged(
-    form: str,
-    stages: int,
-    dynamics: ReverseSDE,
-    x: Tensor,
-    m: Tensor,
-    t: Tensor,
-    s: Tensor,
-    noise: Noise,
-) -> Tensor:
-    """Return the state at s of a step with so many stages; m is the prediction at t."""
-    known, tau = linear("SEEDS", dynamics), dynamics.noise_scale
-    at, to = known.level(t), known.level(s)
-    found, places, y, drawn = [m], [0.0], x, None
-    before, here = t, at
-    for r, j, k in _ROWS[stages]:
-        if len(found) <= k:
-            found.append(dynamics.score.predict(form, y, before, here))
-        u = s if r == 1 else known.time(at.lambda_ + r * (to.lambda_ - at.lambda_))
-        level = known.level(u)
-        a, b, c, _ = kernel(form, at, level, tau)
-        one, two, _ = phis(c)
-        slope = two * r / (places[k] - places[j]) if j != k else 0.0
-        y = (x * a).add_(found[j], alpha=b * (one - slope))
-        if slope:
-            y.add_(found[k], alpha=b * slope)
-        if tau:  # the integral up to u of one noise, not a draw of its own for each stage
-            a, _, _, d = kernel(form, here, level, tau)
-            z = noise.unit(x, before, u) * d
-            drawn = z if drawn is None else z.add_(drawn, alpha=a)
-            y.add_(drawn)
-        places.append(r)
-        before, here = u, level
-    return y
+from sde_diffusion.solvers._checks import choice
+from sde_diffusion.solvers._singlestep_sde import staged
 
 
 @final
@@ -125,10 +54,8 @@ class SEEDS(OneStep[ReverseSDE]):
     )
 
     def __post_init__(self) -> None:
-        if self.stages not in (1, 2, 3):
-            raise wrong_value("SEEDS", "stages", "be 1, 2 or 3", self.stages, "pass stages=3")
-        if self.form not in ("x0", "eps"):
-            raise wrong_value("SEEDS", "form", "be x0 or eps", self.form, "pass form='x0'")
+        choice("SEEDS", "stages", (1, 2, 3), self.stages)
+        choice("SEEDS", "form", ("eps", "x0"), self.form)
 
     @property
     def order(self) -> int:  # type: ignore[override]  # depends on the stages

@@ -315,7 +315,7 @@ MISTAKES = [
             lambda _: sample(RING, Heun(), (2, 2), seed=-1), ValueError, "seed must be at leas"),
     Mistake("no probes", LIKELIHOOD + "--probes 0", ("'--probes'", "0 is not in the range"),
             lambda _: Hutchinson(0), ValueError, "probes must be at least 1, got 0"),
-    Mistake("no chunk", call=lambda _: Exact(chunk=0), match="chunk must be at least 1, got 0"),
+    Mistake("no memory", call=lambda _: Exact(memory=0), match="memory must be at least 1, got 0"),
     Mistake("no limit", LIKELIHOOD + "--limit 0", ("'--limit'", "0 is not in the range"),
             lambda _: load_data("digits", limit=0), ValueError, "limit must be at least 1, got 0"),
     Mistake("negative learning rate", TRAIN + "--learning-rate -1",

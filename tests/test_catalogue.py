@@ -11,8 +11,14 @@ from sde_diffusion.cli import menu
 from sde_diffusion.cli._solvers import solver_class
 from sde_diffusion.integration import Solver
 from sde_diffusion.reverse import ODE
-from sde_diffusion.solvers import Ancestral, Heun, Langevin, PredictorCorrector, catalogue
-from sde_diffusion.solvers.predictor_corrector import Corrector
+from sde_diffusion.solvers import (
+    Ancestral,
+    Corrector,
+    Heun,
+    Langevin,
+    PredictorCorrector,
+    catalogue,
+)
 
 INSTANCES = catalogue.instances()
 CLASSES = {type(solver) for solver in INSTANCES.values()}

@@ -83,7 +83,7 @@ def test_all_ways_to_a_prediction_agree(sde, form) -> None:
     a, s = sde.alpha(T), sde.sigma(T)
     truth = {"eps": model.eps(x, T), "x0": model.denoise(x, T)}
     truth["v"] = a * truth["eps"] - s * truth["x0"]
-    networks = [ScoreModel(Told(model, p), sde, p) for p in FORMS if p != "edm"]
+    networks = [ScoreModel(Told(model, p), sde, p) for p in FORMS]
     at = Coefficients(sde).level(T)
     for score in (model, model.score, *networks):  # by denoise, by the score alone, by predict
         counted = CountedScore(score, sde=sde)
@@ -95,7 +95,7 @@ def test_all_ways_to_a_prediction_agree(sde, form) -> None:
 @pytest.mark.parametrize("kind", [ReverseSDE, ProbabilityFlow], ids=lambda kind: kind.__name__)
 def test_velocity_and_drift_along_a_grid_are_those_elsewhere(sde, kind) -> None:
     model, x = exact(sde), states(sde)
-    networks = [ScoreModel(Told(model, p), sde, p) for p in FORMS if p != "edm"]
+    networks = [ScoreModel(Told(model, p), sde, p) for p in FORMS]
     for score in (model, *networks):
         dynamics = kind(sde, score)
         push = dynamics.velocity if kind is ProbabilityFlow else dynamics.drift

@@ -51,7 +51,7 @@ def test_correlated_gaussian_to_1e_6_nats(sde) -> None:
     model, x = data.diffused(sde), draw(data)
     found = log_prob(
         x, ProbabilityFlow(sde, model), DormandPrince(1e-9, 1e-9), grid=whole(sde),
-        divergence=Exact(chunk=5), prior=model.marginal(whole(sde)[1]),
+        divergence=Exact(memory=4096), prior=model.marginal(whole(sde)[1]),
     )  # fmt: skip
     assert torch.allclose(found.nats, data.log_prob(x), rtol=0, atol=1e-6)
     assert torch.equal(found.standard_error, torch.zeros(6, dtype=torch.float64))
@@ -283,7 +283,7 @@ X = torch.zeros(1, 2, dtype=torch.float64)
             "levels must be at least 2",
         ),
         (lambda: Hutchinson(probes=0), ValueError, "probes must be at least 1, got 0"),
-        (lambda: Exact(chunk=-1), ValueError, "chunk must be at least 1, got -1"),
+        (lambda: Exact(memory=-1), ValueError, "memory must be at least 1, got -1"),
         (lambda: log_prob(X.long(), FLOW, DormandPrince()), TypeError, "floating-point dtype"),
     ],
 )  # fmt: skip

@@ -17,7 +17,7 @@ from sde_diffusion import (
     SubVPSDE,
 )
 from sde_diffusion.coefficients import Level
-from sde_diffusion.score import FORMS, converted
+from sde_diffusion.score import PREDICTIONS, converted
 
 FAMILY = [VPSDE(), SubVPSDE(), VESDE(0.01, 5.0), EDMSDE(5.0), RectifiedFlow()]
 
@@ -54,7 +54,7 @@ def exact(sde):
     ("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 2e-4)], ids=["f64", "f32"]
 )
 @pytest.mark.parametrize("sde", FAMILY, ids=lambda sde: type(sde).__name__)
-@pytest.mark.parametrize("prediction", FORMS)
+@pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_every_prediction_gives_the_exact_score(prediction, sde, dtype, tolerance) -> None:
     truth = exact(sde)
     model = ScoreModel(Oracle(truth, prediction), sde, prediction)
@@ -68,7 +68,7 @@ def test_every_prediction_gives_the_exact_score(prediction, sde, dtype, toleranc
         assert ours.dtype == dtype
 
 
-@pytest.mark.parametrize("prediction", FORMS)
+@pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_eps_and_x0_recompose_the_state(prediction) -> None:
     """α x0 + σ eps = x_t whatever the network says, for any output at all."""
     generator = torch.Generator().manual_seed(0)

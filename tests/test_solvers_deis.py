@@ -30,13 +30,16 @@ from sde_diffusion import (
 from sde_diffusion.grids import karras
 from sde_diffusion.orders import ode_convergence
 from sde_diffusion.solvers import AdamsBashforth, Ancestral, Euler, Heun, RungeKutta4, TorchDiffEq
-from sde_diffusion.solvers._adams_in_rho import VARIABLES
+from sde_diffusion.solvers._weights_in_rho import VARIABLES
 from sde_diffusion.solvers.ddim import DDIM
-from sde_diffusion.solvers.deis import DEIS, DEISPublished
+from sde_diffusion.solvers.deis import DEIS
+from sde_diffusion.solvers.deis_published import DEISPublished
 from sde_diffusion.solvers.edm_heun import EDMHeun
-from sde_diffusion.solvers.ipndm import IPNDM, IPNDMPublished
-from sde_diffusion.solvers.plms import PLMS, PLMSPublished
-from sde_diffusion.solvers.runge_kutta import Midpoint
+from sde_diffusion.solvers.ipndm import IPNDM
+from sde_diffusion.solvers.ipndm_published import IPNDMPublished
+from sde_diffusion.solvers.midpoint import Midpoint
+from sde_diffusion.solvers.plms import PLMS
+from sde_diffusion.solvers.plms_published import PLMSPublished
 
 SMOOTH = [VPSDE(), VPSDE(CosineBeta()), SubVPSDE(), VESDE(0.01, 5.0), EDMSDE(5.0), RectifiedFlow()]
 FAMILY = [*SMOOTH, VPSDE(DiscreteBeta(linear_betas(100, 1e-3, 0.2)))]
@@ -348,11 +351,11 @@ def test_ipndm_is_diffusers(n) -> None:
 @pytest.mark.parametrize(
     ("make", "text"),
     [
-        (lambda: DEIS(5), "DEIS: order must be one of 1, 2, 3, 4, got 5; pass order=4"),
-        (lambda: DEIS(variable="s"), "DEIS: variable must be one of t, rho, lambda, got s; pass"),
-        (lambda: DEISPublished(4), "DEISPublished: degree must be one of 0, 1, 2, 3, got 4"),
-        (lambda: IPNDM(0), "IPNDM: order must be one of 1, 2, 3, 4, got 0; pass order=4"),
-        (lambda: IPNDMPublished(-1), "IPNDMPublished: degree must be one of 0, 1, 2, 3, got -1"),
+        (lambda: DEIS(5), "DEIS: order must be 1, 2, 3 or 4, got 5; pass order=4"),
+        (lambda: DEIS(variable="s"), "DEIS: variable must be t, rho or lambda, got s; pass"),
+        (lambda: DEISPublished(4), "DEISPublished: degree must be 0, 1, 2 or 3, got 4"),
+        (lambda: IPNDM(0), "IPNDM: order must be 1, 2, 3 or 4, got 0; pass order=4"),
+        (lambda: IPNDMPublished(-1), "IPNDMPublished: degree must be 0, 1, 2 or 3, got -1"),
     ],
 )
 def test_impossible_settings_are_refused(make, text) -> None:

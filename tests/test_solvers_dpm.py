@@ -26,12 +26,10 @@ from sde_diffusion.orders import ends, ode_convergence
 from sde_diffusion.solvers import Ancestral
 from sde_diffusion.solvers.adaptive_dpm_solver import AdaptiveDPMSolver
 from sde_diffusion.solvers.dpm_solver import DPMSolver, DPMSolverMultistep
-from sde_diffusion.solvers.dpm_solver_pp import (
-    DPMSolverPP,
-    DPMSolverPPPublished,
-    DPMSolverPPSinglestep,
-)
-from sde_diffusion.solvers.unipc import UniPC, UniPCPublished
+from sde_diffusion.solvers.dpm_solver_pp import DPMSolverPP, DPMSolverPPSinglestep
+from sde_diffusion.solvers.dpm_solver_pp_published import DPMSolverPPPublished
+from sde_diffusion.solvers.unipc import UniPC
+from sde_diffusion.solvers.unipc_published import UniPCPublished
 
 SDE = VPSDE()
 ALL = [

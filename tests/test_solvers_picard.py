@@ -25,8 +25,8 @@ from sde_diffusion.solvers import Ancestral, Euler, Heun, RungeKutta4
 from sde_diffusion.solvers.ddim import DDIM
 from sde_diffusion.solvers.deis import DEIS
 from sde_diffusion.solvers.edm_heun import EDMHeun
+from sde_diffusion.solvers.midpoint import Midpoint
 from sde_diffusion.solvers.picard import Picard
-from sde_diffusion.solvers.runge_kutta import Midpoint
 
 FAMILY = [VPSDE(), VPSDE(CosineBeta()), SubVPSDE(), VESDE(), EDMSDE(), RectifiedFlow()]
 every_sde = pytest.mark.parametrize("sde", FAMILY, ids=lambda sde: repr(sde)[:24])

@@ -29,10 +29,12 @@ from sde_diffusion.solvers.adaptive_sde import AdaptiveSDE
 from sde_diffusion.solvers.dormand_prince import DormandPrince
 from sde_diffusion.solvers.edm_heun import EDMHeun
 from sde_diffusion.solvers.edm_stochastic import EDMStochastic
+from sde_diffusion.solvers.euler import Euler
 from sde_diffusion.solvers.euler_maruyama import EulerMaruyama
+from sde_diffusion.solvers.heun import Heun
 from sde_diffusion.solvers.milstein import Milstein
 from sde_diffusion.solvers.restart import Restart
-from sde_diffusion.solvers.runge_kutta import Euler, Heun, RungeKutta4
+from sde_diffusion.solvers.runge_kutta import RungeKutta4
 from sde_diffusion.solvers.sra import SRA
 
 MIXTURE = GaussianMixture([0.4, 0.6], torch.tensor([[-1.5], [1.5]]), stds=[0.3, 0.3])

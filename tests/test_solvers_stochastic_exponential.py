@@ -29,16 +29,14 @@ from sde_diffusion.reverse import ODE
 from sde_diffusion.solvers.ancestral import Ancestral
 from sde_diffusion.solvers.dormand_prince import DormandPrince
 from sde_diffusion.solvers.dpm_solver import DPMSolver
-from sde_diffusion.solvers.dpm_solver_pp import (
-    DPMSolverPP,
-    DPMSolverPPPublished,
-    DPMSolverPPSinglestep,
-)
+from sde_diffusion.solvers.dpm_solver_pp import DPMSolverPP, DPMSolverPPSinglestep
+from sde_diffusion.solvers.dpm_solver_pp_published import DPMSolverPPPublished
 from sde_diffusion.solvers.er_sde import ERSDE
 from sde_diffusion.solvers.sa_solver import SASolver
-from sde_diffusion.solvers.sde_dpm_solver_pp import SDEDPMSolverPP, SDEDPMSolverPPPublished
+from sde_diffusion.solvers.sde_dpm_solver_pp import SDEDPMSolverPP
+from sde_diffusion.solvers.sde_dpm_solver_pp_published import SDEDPMSolverPPPublished
 from sde_diffusion.solvers.seeds import SEEDS
-from sde_diffusion.solvers.unipc import UniPCPublished
+from sde_diffusion.solvers.unipc_published import UniPCPublished
 
 SDE = VPSDE()
 SDES = [SDE, VPSDE(CosineBeta()), SubVPSDE(), EDMSDE(), RectifiedFlow()]
@@ -394,7 +392,7 @@ def test_strong_order_1_on_one_brownian_path(solver) -> None:
         (lambda: SASolver(2, 5), "SASolver: corrector_points must be one of 0, …, 4, got 5"),
         (lambda: ERSDE(0), "ERSDE: memory must be 1, 2 or 3, got 0"),
         (lambda: SEEDS(4), "SEEDS: stages must be 1, 2 or 3, got 4"),
-        (lambda: SEEDS(form="v"), "SEEDS: form must be x0 or eps, got v"),
+        (lambda: SEEDS(form="v"), "SEEDS: form must be eps or x0, got v"),
         (lambda: solved(ERSDE(), quadratic(3), 0.5), "dynamics.noise_scale must be 1, got 0.5"),
         (
             lambda: solved(ERSDE(phi=math.sqrt), quadratic(3)),

@@ -1,0 +1,162 @@
+"""The probability flow in the variables in which it may be solved: time, log-SNR or angle.
+
+With y = x/r, r = √(alpha² + sigma²) and the angle φ = atan(sigma/alpha), the marginals are
+y = cos φ x0 + sin φ eps, and along the flow dy/dφ = cos φ eps − sin φ x0 = v/r. In any other
+variable u that follows φ, dy/du = (v/r) dφ/du.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Protocol, final
+
+import torch
+from torch import Tensor
+
+from sde_diffusion._check import wrong_type
+from sde_diffusion._tensors import expand
+from sde_diffusion.coefficients import Levels
+from sde_diffusion.reverse import ODE, ProbabilityFlow
+from sde_diffusion.sde import LinearSDE
+
+
+class Variable(ODE, ABC):
+    """A flow solved in u instead of t, its state y = x/scale."""
+
+    flow: ProbabilityFlow
+
+    @abstractmethod
+    def rows(self, index: Tensor) -> Variable:
+        """Return the same equation for the samples ``index`` of the batch."""
+
+    @abstractmethod
+    def grid(self, times: Tensor) -> Tensor:
+        """Return u at the times of a grid, rising with them, float64."""
+
+    @abstractmethod
+    def scale(self, t: Tensor) -> Tensor:
+        """Return x/y at the times t, in their shape."""
+
+
+class Kind(Protocol):
+    """A class of variables: it makes one of a flow and the times of a solve."""
+
+    def __call__(self, flow: ProbabilityFlow, times: Tensor) -> Variable:
+        """Return the flow in this variable."""
+
+
+@final
+class Time(Variable):
+    """The flow as it is: u = t and y = x.
+
+    >>> from sde_diffusion import VPSDE
+    >>> times = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    >>> Time(ProbabilityFlow(VPSDE(), lambda x, t: -x), times).grid(times).tolist()
+    [0.0, 1.0]
+    """
+
+    def __init__(self, flow: ProbabilityFlow, times: Tensor) -> None:  # noqa: ARG002  (a Kind)
+        self.flow, self.horizon = flow, flow.horizon
+
+    def velocity(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.flow.velocity(x, t)
+
+    def rows(self, index: Tensor) -> Time:
+        flow = self.flow.rows(index)
+        return self if flow is self.flow else Time(flow, index)
+
+    def grid(self, times: Tensor) -> Tensor:
+        return times
+
+    def scale(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+
+@final
+class Angle(Variable):
+    """u = φ = atan(sigma/alpha): the flow turns x0 into eps at a steady pace.
+
+    Errors: TypeError for an SDE that is not linear.
+
+    >>> from sde_diffusion import VPSDE
+    >>> times = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    >>> Angle(ProbabilityFlow(VPSDE(), lambda x, t: -x), times).grid(times).tolist()
+    [0.0, 1.564223735757397]
+    """
+
+    def __init__(self, flow: ProbabilityFlow, times: Tensor) -> None:  # noqa: ARG002  (a Kind)
+        self.flow, self.sde = flow, _linear("Angle", flow)
+        self.horizon = 0.5 * torch.pi
+
+    def velocity(self, x: Tensor, t: Tensor) -> Tensor:
+        return turned(self.flow, x, self.sde.time(-t.tan().log()))
+
+    def rows(self, index: Tensor) -> Angle:
+        flow = self.flow.rows(index)
+        return self if flow is self.flow else Angle(flow, index)
+
+    def grid(self, times: Tensor) -> Tensor:
+        return torch.atan2(self.sde.sigma(times), self.sde.alpha(times))
+
+    def scale(self, t: Tensor) -> Tensor:
+        return torch.hypot(self.sde.alpha(t), self.sde.sigma(t))
+
+
+@final
+class LogSNR(Variable):
+    """u = lambda(first time) − lambda: the flow at a steady pace of the log-SNR.
+
+    Errors: TypeError for an SDE that is not linear.
+
+    >>> from sde_diffusion import EDMSDE
+    >>> times = torch.tensor([0.1, 1.0], dtype=torch.float64)
+    >>> u = LogSNR(ProbabilityFlow(EDMSDE(), lambda x, t: -x), times).grid(times)
+    >>> [round(value, 6) for value in u.tolist()]  # sigma grows tenfold
+    [0.0, 2.302585]
+    """
+
+    def __init__(self, flow: ProbabilityFlow, times: Tensor) -> None:
+        self.flow, self.sde = flow, _linear("LogSNR", flow)
+        first, last = self.sde.lambda_(times[[0, -1]])
+        self.first, self.horizon = first, float(first - last)
+
+    def velocity(self, x: Tensor, t: Tensor) -> Tensor:
+        lambda_ = self.first - t
+        pace = 0.5 / lambda_.cosh()  # dφ/du = sin φ cos φ
+        return expand(pace, x) * turned(self.flow, x, self.sde.time(lambda_))
+
+    def rows(self, index: Tensor) -> LogSNR:
+        flow = self.flow.rows(index)
+        if flow is self.flow:
+            return self
+        part = object.__new__(LogSNR)
+        part.flow, part.sde, part.first, part.horizon = flow, self.sde, self.first, self.horizon
+        return part
+
+    def grid(self, times: Tensor) -> Tensor:
+        return self.first - self.sde.lambda_(times)
+
+    def scale(self, t: Tensor) -> Tensor:
+        return torch.hypot(self.sde.alpha(t), self.sde.sigma(t))
+
+
+def turned(flow: ProbabilityFlow, y: Tensor, t: Tensor) -> Tensor:
+    """Return dy/dφ = v/r at y = x/r and the time t."""
+    sde = _linear("Angle", flow)
+    t = t.clamp(max=sde.horizon)  # which rounding may pass
+    at = Levels(sde.alpha(t), sde.sigma(t))
+    r = expand(torch.hypot(*at), y)
+    if flow.score.predicts:
+        v = flow.score.predict("v", y * r, t, at)
+        turned_by: Tensor = v / r
+        return turned_by
+    # v/r = −(sigma/alpha)(y + r s), which is finite at t = 0 too.
+    push = y + r * flow.score(y * r, t)
+    return expand(-at.sigma / at.alpha, y) * push
+
+
+def _linear(what: str, flow: ProbabilityFlow) -> LinearSDE:
+    if not isinstance(flow.sde, LinearSDE):
+        raise wrong_type(what, "flow", "come from a LinearSDE, for alpha and sigma",
+                         type(flow.sde).__name__, "use Time")  # fmt: skip
+    return flow.sde

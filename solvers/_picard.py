@@ -1,0 +1,69 @@
+"""A Picard sweep, and what it asks of the SDE and of the solver."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sde_diffusion._check import wrong_type
+from sde_diffusion._tensors import expand
+from sde_diffusion.integration import OneStep
+from sde_diffusion.noise import Noise, NoNoise
+from sde_diffusion.reverse import ODE, ProbabilityFlow
+from sde_diffusion.sde import VPSDE
+
+
+def radius(dynamics: ODE, grid: Tensor) -> Tensor:
+    """Return √(α² + σ²), by which states of a linear SDE are measured; else ones."""
+    known = getattr(dynamics, "coefficients", None)
+    if known is None:
+        return torch.ones_like(grid)
+    return torch.hypot(known.sde.alpha(grid), known.sde.sigma(grid))
+
+
+def sweep(
+    solver: OneStep[Any],
+    dynamics: ODE,
+    z: Tensor,
+    grid: Tensor,
+    scale: Tensor,
+    noise: Noise,
+    k: Tensor,
+    row: Tensor,
+    b: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Return the window after a sweep, and by how much every state but the first moved.
+
+    Step k of sample b starts from the state of that sample in the given row of the window.
+
+    Shapes: z (window + 1, B, *event); k, row, b (steps,); moved (window, B).
+    """
+    old = z[row, b]
+    x = old * expand(scale[k], old)
+    x_s = solver.step(dynamics.rows(b), x, grid[k], grid[k + 1], noise)
+    step = torch.zeros_like(z[1:])
+    step[row, b] = x_s / expand(scale[k + 1], old) - old
+    z_s = torch.cat([z[:1], z[0] + step.cumsum(0)])
+    change = (z_s[1:] - z[1:]).detach().flatten(2)
+    return z_s, torch.linalg.vector_norm(change, dim=2) / math.sqrt(change.shape[2])
+
+
+def check_solver(solver: object) -> None:
+    """Refuse what does not step every sample from its own t to its own s, tried on an example."""
+    rule, remedy = "be a one-step ODE solver", "pass for example DDIM() or Euler()"
+    if not isinstance(solver, OneStep) or not issubclass(ProbabilityFlow, solver.dynamics):
+        raise wrong_type("Picard", "solver", rule, type(solver).__name__, remedy)
+    flow = ProbabilityFlow(VPSDE(), lambda x, t: -x * expand(1 + t, x))
+    t, s = torch.tensor([[0.9, 0.8, 0.7], [0.8, 0.6, 0.5]], dtype=torch.float64)
+    x, draws = t.outer(s), NoNoise()
+    alone = [solver.step(flow, x[i : i + 1], t[i], s[i], draws) for i in range(3)]
+    try:
+        same = torch.allclose(solver.step(flow, x, t, s, draws), torch.cat(alone), rtol=1e-9)
+    except (RuntimeError, TypeError, ValueError):  # of shapes, or of float(t)
+        same = False
+    if not same:
+        raise wrong_type("Picard", "solver", f"{rule} that takes one time for each sample",
+                         type(solver).__name__, remedy)  # fmt: skip

@@ -1,0 +1,73 @@
+"""What torchdiffeq's methods are: their orders, the options and grids they need, and a solve."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, Final, final
+
+from torch import Tensor, nn
+
+from sde_diffusion._check import diverged, wrong_value
+from sde_diffusion.reverse import ODE
+
+# The orders of the methods; scipy_solver has that of the scipy method it is given.
+ORDERS: Final[Mapping[str, float]] = {
+    "euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4, "explicit_adams": 4,
+    "implicit_adams": 4, "fixed_adams": 4, "adaptive_heun": 2, "fehlberg2": 2, "bosh3": 3,
+    "dopri5": 5, "dopri8": 8, "scipy_solver": float("nan"),
+}  # fmt: skip
+ADAPTIVE: Final = ("adaptive_heun", "fehlberg2", "bosh3", "dopri5", "dopri8")
+# torchdiffeq's Adams methods climb to order 12 by default, where they are unstable and their
+# Runge–Kutta start is too coarse; these give Adams–Bashforth 4 and Adams–Moulton 4.
+DEFAULTS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "explicit_adams": {"max_order": 5},
+    "implicit_adams": {"max_order": 4},
+    "fixed_adams": {"max_order": 4},
+    "scipy_solver": {"solver": "LSODA"},
+}
+
+
+def check_uniform(method: str, grid: Tensor) -> None:
+    """Refuse a grid on which the coefficients of an Adams method would be wrong."""
+    dt = grid.diff()
+    if float(dt.max() - dt.min()) > 1e-9 * float(dt.abs().max()):
+        got = f"steps from {float(dt.abs().min()):.3g} to {float(dt.abs().max()):.3g}"
+        raise wrong_value("TorchDiffEq", "grid", f"be uniform for {method}", got,
+                          "use AdamsBashforth, which takes any grid")  # fmt: skip
+
+
+@final
+class Module(nn.Module):
+    """An ODE as torchdiffeq calls one, with what it is made of for the adjoint."""
+
+    def __init__(self, ode: ODE) -> None:
+        super().__init__()
+        self.ode = ode
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        """Return dy/dt."""
+        return self.ode.velocity(y, t)
+
+
+def states(
+    odeint: Callable[..., Tensor], ode: Module, x: Tensor, grid: Tensor,
+    settings: Mapping[str, Any], options: Mapping[str, Any],
+) -> Tensor:  # fmt: skip
+    """Return the states at grid[1], grid[2], … by one of torchdiffeq's two functions."""
+    method = settings["method"]
+    if "adams" in method:
+        check_uniform(method, grid)
+    if method in ADAPTIVE:
+        # Left alone they step past the end and interpolate back: to t < 0, where sigma is not
+        # defined, and with an error that no tolerance sees.
+        options = {"step_t": grid[1:], **options}
+    try:
+        with warnings.catch_warnings():
+            # An implicit method that did not converge only warns that it may be wrong.
+            warnings.filterwarnings("error", "Functional iteration did not converge")
+            return odeint(ode, x, grid.to(x.device), options=dict(options), **settings)[1:]
+    except (AssertionError, UserWarning) as error:  # steps without end, or no convergence
+        remedy = "use more steps, move the ends of the grid, or raise rtol and atol"
+        rule = "be finite and smooth"
+        raise diverged("TorchDiffEq", "velocity", rule, str(error), remedy) from error

@@ -1,0 +1,69 @@
+"""torchdiffeq's adjoint: gradients of a solve by a second solve, in constant memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+from torch import Tensor, nn
+
+from sde_diffusion._check import wrong_value
+from sde_diffusion.noise import Noise
+from sde_diffusion.reverse import ODE
+from sde_diffusion.solvers._checks import above_zero
+from sde_diffusion.solvers._torchdiffeq import ADAPTIVE, ORDERS, Module, states
+
+
+@final
+@dataclass(frozen=True)
+class TorchDiffEqAdjoint:
+    """A method of torchdiffeq whose graph is the adjoint equation, solved backwards when needed.
+
+    Gradients reach the first state and the ``parameters``, which are to be those of the score.
+    They are those of the exact solution up to the tolerance, not those of the steps taken, and
+    cost one solve more; memory does not grow with the steps.
+
+    Order: the method's. NFE: counted, in the backward solve too.
+    Errors: ValueError for an unknown method or a tolerance that is not positive.
+    Source: Chen et al. 2018, "Neural ordinary differential equations", algorithm 1.
+
+    >>> TorchDiffEqAdjoint("dopri5").order
+    5
+    """
+
+    method: str = "dopri5"
+    rtol: float = 1e-5
+    atol: float = 1e-5
+    parameters: tuple[nn.Parameter, ...] = ()
+    dynamics = ODE
+    certified: ClassVar[tuple[Mapping[str, Any], ...]] = ({"method": "rk4"},)
+
+    def __post_init__(self) -> None:
+        known = [name for name in ORDERS if "adams" not in name and name != "scipy_solver"]
+        if self.method not in known:
+            raise wrong_value("TorchDiffEqAdjoint", "method", f"be one of {', '.join(known)}",
+                              self.method, "pass 'dopri5'")  # fmt: skip
+        above_zero("TorchDiffEqAdjoint", "1e-5", rtol=self.rtol, atol=self.atol)
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether the method chooses its own steps."""
+        return self.method in ADAPTIVE
+
+    @property
+    def order(self) -> float:
+        """The order of the method."""
+        return ORDERS[self.method]
+
+    def steps(self, dynamics: ODE, x: Tensor, grid: Tensor, noise: Noise) -> Iterator[Tensor]:  # noqa: ARG002
+        """Yield the states at the times of the grid, once torchdiffeq has found them all."""
+        from torchdiffeq import odeint_adjoint  # imports scipy, which takes its time
+
+        settings = {
+            "rtol": self.rtol, "atol": self.atol, "method": self.method,
+            "adjoint_params": self.parameters,
+            # The grid's own times are the forward solve's, not the adjoint's.
+            "adjoint_options": {"norm": "seminorm"} if self.adaptive else {},
+        }  # fmt: skip
+        yield from states(odeint_adjoint, Module(dynamics), x, grid, settings, {})
