@@ -11,16 +11,38 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from sde_diffusion.auditing import audit
+    from sde_diffusion.bounds import (
+        BinDecoder,
+        Bound,
+        GaussianDecoder,
+        LevelDecoder,
+        elbo,
+        score_form,
+    )
     from sde_diffusion.brownian import BrownianPath
+    from sde_diffusion.chain import (
+        AnalyticVariance,
+        Chain,
+        ForwardVariance,
+        LearnedVariance,
+        PosteriorVariance,
+    )
     from sde_diffusion.checkpoint import describe, load, save_model
     from sde_diffusion.data import Dataset, DataSpec, load_data
-    from sde_diffusion.divergence import (
-        Exact,
-        HutchPlusPlus,
-        Hutchinson,
-        fastest,
-        fit_gaussian,
+    from sde_diffusion.ddpm import DiscreteBound, vlb
+    from sde_diffusion.dequantization import (
+        DiscreteLogLikelihood,
+        TruncatedNormal,
+        Uniform,
+        discrete_log_prob,
+        importance_weighted,
     )
+    from sde_diffusion.divergence import Exact, Hutchinson, HutchPlusPlus, fastest, fit_gaussian
+    from sde_diffusion.encoding import Reconstruction, decode, encode, interpolate, reconstruct
+    from sde_diffusion.evaluation import Evaluation, evaluate
+    from sde_diffusion.evaluation_settings import EvaluationSettings
+    from sde_diffusion.evaluator import Evaluator
     from sde_diffusion.grid_fitting import optimised
     from sde_diffusion.grids import (
         Denoised,
@@ -40,13 +62,23 @@ if TYPE_CHECKING:
         uniform,
     )
     from sde_diffusion.integration import OneStep, Solution, Solver, integrate, sample
+    from sde_diffusion.inversion import FixedPoint, Inverse, Newton, sampler_inverse
+    from sde_diffusion.ledger import Ledger
     from sde_diffusion.likelihood import LogLikelihood, log_prob
+    from sde_diffusion.log_det import ArnoldiLogDet, ExactLogDet
     from sde_diffusion.losses import denoising_loss
     from sde_diffusion.multistep import Multistep, Step
     from sde_diffusion.nets import MLP, UNet
     from sde_diffusion.noise import Noise, PerSampleNoise, WhiteNoise
     from sde_diffusion.oracles import Gaussian, GaussianMixture
     from sde_diffusion.reverse import ODE, ProbabilityFlow, ReverseSDE
+    from sde_diffusion.sampler_density import (
+        SamplerDensity,
+        check_injective,
+        first_fold,
+        sampler_log_prob,
+    )
+    from sde_diffusion.scaling import Affine, Logit
     from sde_diffusion.schedules import (
         Beta,
         CosineBeta,
@@ -54,60 +86,83 @@ if TYPE_CHECKING:
         LinearBeta,
         cosine_betas,
         linear_betas,
+        scaled_linear_betas,
+        sigmoid_betas,
+        zero_terminal_snr,
     )
     from sde_diffusion.score import ScoreModel
-    from sde_diffusion.sde import (
-        EDMSDE,
-        SDE,
-        VESDE,
-        VPSDE,
-        LinearSDE,
-        RectifiedFlow,
-        SubVPSDE,
-    )
+    from sde_diffusion.sde import EDMSDE, SDE, VESDE, VPSDE, LinearSDE, RectifiedFlow, SubVPSDE
     from sde_diffusion.thresholding import DynamicThreshold, StaticThreshold
     from sde_diffusion.training import TrainingConfig, train
+    from sde_diffusion.tuning import audited, tuned
     from sde_diffusion.variables import Angle, LogSNR, Time
+    from sde_diffusion.variational import Variational, fit_dequantizer
 
 _HOME = {
+    "auditing": ("audit",),
+    "bounds": ("BinDecoder", "Bound", "GaussianDecoder", "LevelDecoder", "elbo", "score_form"),
     "brownian": ("BrownianPath",),
+    "chain": ("AnalyticVariance", "Chain", "ForwardVariance", "LearnedVariance",
+              "PosteriorVariance"),
     "checkpoint": ("describe", "load", "save_model"),
     "data": ("DataSpec", "Dataset", "load_data"),
+    "ddpm": ("DiscreteBound", "vlb"),
+    "dequantization": ("DiscreteLogLikelihood", "TruncatedNormal", "Uniform", "discrete_log_prob",
+                       "importance_weighted"),
     "divergence": ("Exact", "HutchPlusPlus", "Hutchinson", "fastest", "fit_gaussian"),
+    "encoding": ("Reconstruction", "decode", "encode", "interpolate", "reconstruct"),
+    "evaluation": ("Evaluation", "evaluate"),
+    "evaluation_settings": ("EvaluationSettings",),
+    "evaluator": ("Evaluator",),
     "grid_fitting": ("optimised",),
     "grids": ("Denoised", "angular", "cosine", "exponential", "karras", "lattice", "leading",
               "linspace", "log_snr", "polynomial", "quadratic", "recommended", "sigmoid",
               "trailing", "uniform"),
     "integration": ("OneStep", "Solution", "Solver", "integrate", "sample"),
+    "inversion": ("FixedPoint", "Inverse", "Newton", "sampler_inverse"),
+    "ledger": ("Ledger",),
     "likelihood": ("LogLikelihood", "log_prob"),
+    "log_det": ("ArnoldiLogDet", "ExactLogDet"),
     "losses": ("denoising_loss",),
     "multistep": ("Multistep", "Step"),
     "nets": ("MLP", "UNet"),
     "noise": ("Noise", "PerSampleNoise", "WhiteNoise"),
     "oracles": ("Gaussian", "GaussianMixture"),
     "reverse": ("ODE", "ProbabilityFlow", "ReverseSDE"),
+    "sampler_density": ("SamplerDensity", "check_injective", "first_fold", "sampler_log_prob"),
+    "scaling": ("Affine", "Logit"),
     "schedules": ("Beta", "CosineBeta", "DiscreteBeta", "LinearBeta", "cosine_betas",
-                  "linear_betas"),
+                  "linear_betas", "scaled_linear_betas", "sigmoid_betas", "zero_terminal_snr"),
     "score": ("ScoreModel",),
     "sde": ("EDMSDE", "SDE", "VESDE", "VPSDE", "LinearSDE", "RectifiedFlow", "SubVPSDE"),
     "thresholding": ("DynamicThreshold", "StaticThreshold"),
     "training": ("TrainingConfig", "train"),
+    "tuning": ("audited", "tuned"),
     "variables": ("Angle", "LogSNR", "Time"),
+    "variational": ("Variational", "fit_dequantizer"),
 }  # fmt: skip
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 
 __version__ = "0.1.0"
 __all__ = [
-    "EDMSDE", "MLP", "ODE", "SDE", "VESDE", "VPSDE", "Angle", "Beta", "BrownianPath", "CosineBeta",
-    "DataSpec", "Dataset", "Denoised", "DiscreteBeta", "DynamicThreshold", "Exact", "Gaussian",
-    "GaussianMixture", "HutchPlusPlus", "Hutchinson", "LinearBeta", "LinearSDE", "LogLikelihood",
-    "LogSNR", "Multistep", "Noise", "OneStep", "PerSampleNoise", "ProbabilityFlow",
-    "RectifiedFlow", "ReverseSDE", "ScoreModel", "Solution", "Solver", "StaticThreshold", "Step",
-    "SubVPSDE", "Time", "TrainingConfig", "UNet", "WhiteNoise", "angular", "cosine",
-    "cosine_betas", "denoising_loss", "describe", "exponential", "fastest", "fit_gaussian",
-    "integrate", "karras", "lattice", "leading", "linear_betas", "linspace", "load", "load_data",
-    "log_prob", "log_snr", "optimised", "polynomial", "quadratic", "recommended", "sample",
-    "save_model", "sigmoid", "trailing", "train", "uniform",
+    "EDMSDE", "MLP", "ODE", "SDE", "VESDE", "VPSDE", "Affine", "AnalyticVariance", "Angle",
+    "ArnoldiLogDet", "Beta", "BinDecoder", "Bound", "BrownianPath", "Chain", "CosineBeta",
+    "DataSpec", "Dataset", "Denoised", "DiscreteBeta", "DiscreteBound", "DiscreteLogLikelihood",
+    "DynamicThreshold", "Evaluation", "EvaluationSettings", "Evaluator", "Exact", "ExactLogDet",
+    "FixedPoint", "ForwardVariance", "Gaussian", "GaussianDecoder", "GaussianMixture",
+    "HutchPlusPlus", "Hutchinson", "Inverse", "LearnedVariance", "Ledger", "LevelDecoder",
+    "LinearBeta", "LinearSDE", "LogLikelihood", "LogSNR", "Logit", "Multistep", "Newton", "Noise",
+    "OneStep", "PerSampleNoise", "PosteriorVariance", "ProbabilityFlow", "Reconstruction",
+    "RectifiedFlow", "ReverseSDE", "SamplerDensity", "ScoreModel", "Solution", "Solver",
+    "StaticThreshold", "Step", "SubVPSDE", "Time", "TrainingConfig", "TruncatedNormal", "UNet",
+    "Uniform", "Variational", "WhiteNoise", "angular", "audit", "audited", "check_injective",
+    "cosine", "cosine_betas", "decode", "denoising_loss", "describe", "discrete_log_prob", "elbo",
+    "encode", "evaluate", "exponential", "fastest", "first_fold", "fit_dequantizer",
+    "fit_gaussian", "importance_weighted", "integrate", "interpolate", "karras", "lattice",
+    "leading", "linear_betas", "linspace", "load", "load_data", "log_prob", "log_snr", "optimised",
+    "polynomial", "quadratic", "recommended", "reconstruct", "sample", "sampler_inverse",
+    "sampler_log_prob", "save_model", "scaled_linear_betas", "score_form", "sigmoid",
+    "sigmoid_betas", "trailing", "train", "tuned", "uniform", "vlb", "zero_terminal_snr",
 ]  # fmt: skip
 
 

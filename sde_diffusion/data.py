@@ -1,15 +1,15 @@
-"""Data sets that know their grey levels and their scaling to [−1, 1).
+"""Data sets that know their grey levels and their scaling.
 
 A likelihood of images is only a number when the scale of the pixels is known, so every data set
 carries a `DataSpec`: integer data of L levels becomes x = 2(k + u)/L − 1 with u in [0, 1), real
-data stays as it is.
+data stays as it is, unless another `Scaling` is asked for.
 """
 
 from __future__ import annotations
 
 import importlib.resources
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self, final
 
@@ -20,10 +20,10 @@ from torch import Tensor
 
 from sde_diffusion._check import positive_integer, wrong_type, wrong_value
 from sde_diffusion._readers import SPLITS, Rows, checked, read_file, read_folder
+from sde_diffusion.scaling import Affine, Scaling, scaling_from_json
 
 _MOST_LEVELS: Final = 2**16
-# Wider than the rounding of float32 below 1 and narrower than 1/256 of the thinnest bin.
-_NUDGE: Final = 2.0**-23
+_BLUR: Final = 1 / 8  # of the thinnest bin: the most that float32 may round by
 _DIGITS_TRAIN: Final = 1437
 _CHUNK: Final = 4096  # rows
 _NUMPY: Final = {torch.uint8: np.uint8, torch.int32: np.int32, torch.float32: np.float32}
@@ -36,12 +36,13 @@ _ACCEPTED: Final = (
 @final
 @dataclass(frozen=True)
 class DataSpec:
-    """The shape of a sample and the grey levels behind its numbers.
+    """The shape of a sample, the grey levels behind its numbers and their scaling.
 
-    x = 2(k + u)/levels − 1 for the integer k in 0 … levels − 1 and u in [0, 1); u = ½ is the
-    centre of the bin. ``levels`` is None for real data, which is used as it is.
+    x = scaling(k + u) for the integer k in 0 … levels − 1 and u in [0, 1); u = ½ is the centre of
+    the bin. ``levels`` is None for real data, which is x = scaling(k). ``scaling`` not given is
+    `Affine`(−1, 1) of levels, x = 2(k + u)/levels − 1, and of real data none, `Affine`(0, 1).
 
-    Errors: TypeError or ValueError for a wrong name, shape or number of levels.
+    Errors: TypeError or ValueError for a wrong name, shape, number of levels or scaling.
 
     >>> spec = DataSpec("digits", (1, 8, 8), 17)
     >>> x = spec.encode(torch.tensor([0, 8, 16]), 0.5)
@@ -52,6 +53,7 @@ class DataSpec:
     name: str
     shape: tuple[int, ...]
     levels: int | None
+    scaling: Scaling = None  # type: ignore[assignment]  # never None once made
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
@@ -63,6 +65,22 @@ class DataSpec:
             rule = f"be None or an integer from 2 to {_MOST_LEVELS}"
             raise wrong_value("DataSpec", "levels", rule, self.levels,
                               "pass levels=256 for 8-bit images, None for real data")  # fmt: skip
+        if self.scaling is None:
+            object.__setattr__(self, "scaling", _natural(self.levels))
+        self._check_scaling()
+
+    def _check_scaling(self) -> None:
+        if not isinstance(self.scaling, Scaling):
+            raise wrong_type("DataSpec", "scaling", "be a Scaling", self.scaling,
+                             "pass for example Affine(-1, 1)")  # fmt: skip
+        if self.levels is None and not isinstance(self.scaling, Affine):
+            raise wrong_value("DataSpec", "scaling", "be affine for real data", self.scaling,
+                              "pass levels, or for example Affine(-1, 1)")  # fmt: skip
+        blur = self.scaling.rounding * self.scaling.slope(self.levels or 1)
+        if self.levels is not None and blur > _BLUR:
+            rule = f"have bins that float32 can tell apart for {self.levels} levels"
+            raise wrong_value("DataSpec", "scaling", rule, self.scaling,
+                              "pass a range around 0")  # fmt: skip
 
     @property
     def storage(self) -> torch.dtype:
@@ -73,17 +91,35 @@ class DataSpec:
 
     @property
     def offset_bits(self) -> float:
-        """What the scaling adds to bits per dimension: log2(levels/2), and 0 for real data."""
-        return 0.0 if self.levels is None else math.log2(self.levels / 2)
+        """What an affine scaling adds to bits per dimension: log2(levels/(high − low)).
+
+        7 for 256 levels on [−1, 1], 0 for real data as it is.
+        Errors: ValueError for another scaling, where it is another number for every sample.
+        """
+        if not isinstance(self.scaling, Affine):
+            raise wrong_value("DataSpec.offset_bits", "scaling", "be affine", self.scaling,
+                              "use log_volume(x), of every sample")  # fmt: skip
+        return math.log2(self.scaling.slope(self.levels or 1))
+
+    def log_volume(self, x: Tensor) -> Tensor:
+        """Return Σ log|dx/d(k + u)| of every sample, in nats: log p(k + u) = log p(x) + this.
+
+        With p(k + u) the density in units of levels, −log p(k + u)/(D ln 2) is in bits per
+        dimension, whatever the scaling. Real data: the density in its own units.
+
+        Shapes: x (B, *event), scaled → (B,), float64.
+        """
+        return self.scaling.log_det(x, self.levels or 1)
 
     def encode(self, k: Tensor, u: Tensor | float) -> Tensor:
-        """Return x = 2(k + u)/levels − 1, which `decode` takes back to k whatever u is.
+        """Return x = scaling(k + u), which `decode` takes back to k whatever u is.
 
-        Shapes: k and u broadcast. float64 for a float64 u, else float32. Real data: k itself.
+        Shapes: k and u broadcast. float64 for a float64 u, else float32. Real data: scaling(k),
+        in k's dtype.
         Errors: ValueError for a k outside 0 … levels − 1 or a u outside [0, 1).
         """
         if self.levels is None:
-            return k
+            return self.scaling.forward(k).to(k.dtype)
         if not _is_integer(k):
             raise wrong_type("DataSpec.encode", "k", "be an integer tensor", k.dtype,
                              "pass the levels, not x")  # fmt: skip
@@ -94,28 +130,31 @@ class DataSpec:
                               "pass 0.5 or torch.rand(k.shape, generator=generator)")  # fmt: skip
         double = isinstance(u, Tensor) and u.dtype == torch.float64
         dtype = torch.float64 if double else torch.float32
-        x = (2 * (k.double() + noise) / self.levels - 1).to(dtype)
+        x = self.scaling.forward(k.double() + noise, self.levels).to(dtype)
         # Rounding may push x over the edge of its bin (u = 1 − 2⁻²⁴ does), into the next level.
-        centre = (2 * k.double() + 1) / self.levels - 1
-        inward = (x.double() + _NUDGE * (centre - x).sign()).to(dtype)
+        centre = self.scaling.forward(k.double() + 0.5, self.levels)
+        inward = (x.double() + self.scaling.rounding * (centre - x).sign()).to(dtype)
         return torch.where(self.decode(x) == k, x, inward)
 
     def decode(self, x: Tensor) -> Tensor:
-        """Return the level ⌊(x + 1)·levels/2⌋, clamped to 0 … levels − 1; real data: x itself.
+        """Return the level of x, clamped to 0 … levels − 1; real data: its own units.
 
         Errors: ValueError for NaN, which has no level.
         """
         if self.levels is None:
-            return x
+            return self.scaling.inverse(x).to(x.dtype)
         if bool(x.isnan().any()):
             raise wrong_value("DataSpec.decode", "x", "be numbers", "nan",
                               "look for the step that diverged")  # fmt: skip
-        k = ((x.double() + 1) * (self.levels / 2)).floor()
+        k = self.scaling.inverse(x, self.levels).floor()
         return k.clamp(0, self.levels - 1).to(self.storage)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the specification as JSON values."""
-        return asdict(self) | {"shape": list(self.shape)}
+        """Return the specification as JSON values, without a scaling that is not to be stated."""
+        values = {"name": self.name, "shape": list(self.shape), "levels": self.levels}
+        if self.scaling == _natural(self.levels):
+            return values
+        return values | {"scaling": self.scaling.to_json()}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
@@ -123,10 +162,12 @@ class DataSpec:
 
         Errors: ValueError for missing or unknown entries.
         """
-        if set(values) != {"name", "shape", "levels"}:
+        if set(values) - {"scaling"} != {"name", "shape", "levels"}:
             raise wrong_value("DataSpec.from_json", "values", "hold name, shape and levels",
                               sorted(values), "pass what to_json returned")  # fmt: skip
-        return cls(values["name"], tuple(values["shape"]), values["levels"])
+        name, shape, levels = values["name"], tuple(values["shape"]), values["levels"]
+        scaling = values.get("scaling")
+        return cls(name, shape, levels, *([] if scaling is None else [scaling_from_json(scaling)]))
 
 
 @final
@@ -175,7 +216,7 @@ class Dataset:
         """Return all rows at the centres of their bins, float32."""
         levels = self.spec.levels
         if levels is None:
-            return self.values.clone()
+            return self.spec.encode(self.values, 0.5)
         centres = self.spec.encode(torch.arange(levels, device=self.values.device), 0.5)
         return centres[self.values.long()]
 
@@ -194,7 +235,7 @@ class Dataset:
             raise wrong_type("Dataset", "generator", "be a torch.Generator", generator,
                              "pass torch.Generator().manual_seed(0)")  # fmt: skip
         if self.spec.levels is None:
-            return k.clone()
+            return self.spec.encode(k, 0.5)
         u = torch.rand(k.shape, generator=generator, device=generator.device)
         return self.spec.encode(k, u.to(k.device))
 
@@ -218,7 +259,7 @@ def load_data(
 
     >>> data = load_data("digits", "test")
     >>> len(data), data.spec
-    (360, DataSpec(name='digits', shape=(1, 8, 8), levels=17))
+    (360, DataSpec(name='digits', shape=(1, 8, 8), levels=17, scaling=Affine(low=-1, high=1)))
     """
     if split not in SPLITS:
         raise wrong_value("load_data", "split", "be train, test or all", split,
@@ -289,6 +330,10 @@ def _check_span(
 
 def _span(values: Tensor | NDArray[Any]) -> str:
     return f"{values.min().item()} … {values.max().item()}"
+
+
+def _natural(levels: int | None) -> Affine:
+    return Affine(0, 1) if levels is None else Affine(-1, 1)
 
 
 def _is_shape(value: object) -> bool:

@@ -189,9 +189,8 @@ class Hutchinson(Divergence):
             raise wrong_type("Hutchinson", "control", "be a Gaussian", type(control).__name__,
                              "pass fit_gaussian(samples)")  # fmt: skip
         values = {"number": probes, "seed": seed, "first": first, "law": law, "mode": mode}
-        for name, value in values.items():
+        for name, value in (values | {"control": control}).items():
             object.__setattr__(self, name, value)
-        object.__setattr__(self, "control", control)
 
     @property
     def columns(self) -> int:
@@ -235,8 +234,9 @@ class HutchPlusPlus(Divergence):
     """Hutch++: tr J ≈ tr(QᵀJQ) + gᵀ(I − QQᵀ)J(I − QQᵀ)g, with Q an orthonormal basis of JᵀS.
 
     S has ``sketch`` probes and g runs over ``probes`` others, in 2 ``sketch`` + ``probes``
-    products with one graph (reverse mode). Exact where J has no more than ``sketch`` dimensions.
-    A graph to the parameters takes Q as given, which leaves the gradient unbiased.
+    products with one graph, hence in reverse mode. Exact where J has rank ``sketch`` or less;
+    where much of J is a multiple of I, as in the flow of images, `Hutchinson`'s signs do better
+    for the same work. ``create_graph`` takes Q as given, which leaves gradients unbiased.
 
     Source: Meyer et al. 2021.
 
@@ -403,7 +403,7 @@ def _forward(
 
     _load_forward_mode()
     leaf = _leaf(x, create_graph)
-    with _tracking() if create_graph else _plain():
+    with _tracking() if create_graph else torch.no_grad():
 
         def product(u: Tensor) -> tuple[Tensor, Tensor]:
             found = torch.func.jvp(checked, (leaf,), (u,))
@@ -428,12 +428,6 @@ def _load_forward_mode() -> None:
 @contextmanager
 def _tracking() -> Iterator[None]:
     with torch.inference_mode(mode=False), torch.enable_grad():
-        yield
-
-
-@contextmanager
-def _plain() -> Iterator[None]:
-    with torch.inference_mode(mode=False), torch.no_grad():
         yield
 
 

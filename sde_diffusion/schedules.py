@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import final
 
@@ -200,12 +201,65 @@ def linear_betas(n: int, first: float = 1e-4, last: float = 0.02) -> Tensor:
     return torch.linspace(first, last, n, dtype=torch.float64)
 
 
+def scaled_linear_betas(n: int, first: float = 0.00085, last: float = 0.012) -> Tensor:
+    """Return β_1 … β_n with equally spaced square roots.
+
+    Source: Rombach et al. 2022 (latent diffusion), in its program.
+    """
+    return linear_betas(n, math.sqrt(first), math.sqrt(last)).square()
+
+
+def betas_of(alpha_bar: Callable[[Tensor], Tensor], n: int, clip: float = 0.999) -> Tensor:
+    """Return β_k = min(1 − ᾱ(k/n)/ᾱ((k−1)/n), clip) of a falling ᾱ(t) on [0, 1].
+
+    >>> betas_of(lambda t: 1 - t, 2).tolist()
+    [0.5, 0.999]
+    """
+    positive_integer("betas_of", "n", n)
+    f = alpha_bar(torch.arange(n + 1, dtype=torch.float64) / n)
+    return (1 - f[1:] / f[:-1]).clamp(max=clip)
+
+
 def cosine_betas(n: int, s: float = 0.008, clip: float = 0.999) -> Tensor:
-    """Return β_k = min(1 − ᾱ(k/n)/ᾱ((k−1)/n), clip) of the cosine schedule on ᾱ.
+    """Return the betas of ᾱ(t) ∝ cos²(π/2 · (t+s)/(1+s)).
 
     Source: Nichol & Dhariwal 2021, equation 17.
     """
-    positive_integer("cosine_betas", "n", n)
-    t = torch.arange(n + 1, dtype=torch.float64) / n
-    f = torch.cos(math.pi / 2 * (t + s) / (1 + s)) ** 2
-    return (1 - f[1:] / f[:-1]).clamp(max=clip)
+    return betas_of(lambda t: torch.cos(math.pi / 2 * (t + s) / (1 + s)) ** 2, n, clip)
+
+
+def sigmoid_betas(
+    n: int, start: float = -3.0, end: float = 3.0, tau: float = 1.0, clip: float = 0.999
+) -> Tensor:
+    """Return the betas of ᾱ(t), a falling sigmoid of (start + (end − start) t)/τ from 1 to 0.
+
+    Source: Jabri et al. 2023, algorithm 1; Chen 2023.
+    """
+
+    def alpha_bar(t: Tensor) -> Tensor:
+        u = torch.sigmoid(torch.cat([t, t.new_tensor([0.0, 1.0])]) * (end - start) / tau
+                          + start / tau)  # fmt: skip
+        return (u[-1] - u[:-2]) / (u[-1] - u[-2])
+
+    return betas_of(alpha_bar, n, clip)
+
+
+def zero_terminal_snr(betas: Tensor, terminal: float = 0.0) -> Tensor:
+    """Return the betas of √ᾱ shifted and scaled so that √ᾱ_N = ``terminal`` and ᾱ_1 stays.
+
+    At 0, as published, β_N is 1 and x_N pure noise, from which eps says nothing of x0: no SDE has
+    a finite drift there. `DiscreteBeta` takes the betas of a small terminal such as 1e-3.
+
+    Shapes: betas (N,). Errors: ValueError unless 0 ≤ terminal < √ᾱ_1 and N > 1.
+    Source: Lin et al. 2024 (Common diffusion noise schedules), algorithm 1.
+
+    >>> zero_terminal_snr(linear_betas(1000))[-1].item()
+    1.0
+    """
+    root = torch.cumprod(1 - DiscreteBeta(betas).betas, 0).sqrt()
+    if not (0 <= terminal < float(root[0]) and len(root) > 1):
+        rule = f"be at least 0 and below √ᾱ_1 = {float(root[0]):.4g}, with two betas or more"
+        raise wrong_value("zero_terminal_snr", "terminal", rule, terminal, "pass 0.0 or 1e-3")
+    first, last = root[0], root[-1]
+    moved = first + (root - first) / (first - last) * (first - terminal)
+    return 1 - (moved / torch.cat([moved.new_ones(1), moved[:-1]])).square()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sde_diffusion.solvers.adams_bashforth import AdamsBashforth
+from sde_diffusion.solvers.adaptive_adams import AdaptiveAdams
 from sde_diffusion.solvers.adaptive_dpm_solver import AdaptiveDPMSolver
 from sde_diffusion.solvers.adaptive_sde import AdaptiveSDE
 from sde_diffusion.solvers.ancestral import Ancestral
@@ -55,6 +56,7 @@ __all__ = [
     "SEEDS",
     "SRA",
     "AdamsBashforth",
+    "AdaptiveAdams",
     "AdaptiveDPMSolver",
     "AdaptiveSDE",
     "Ancestral",

@@ -40,7 +40,7 @@ def carry(
         raise too_many(what, max_steps, p.t[active])
 
 
-def growth(error: Tensor, power: float) -> Tensor:
+def growth(error: Tensor, power: float | Tensor) -> Tensor:
     """Return the next step size in units of this one, .9 E^{−power}; .2 where E is no number."""
     return torch.where(error.isfinite(), 0.9 * error.clamp(min=1e-10) ** -power, 0.2)
 

@@ -19,9 +19,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from sde_diffusion import Dataset, DataSpec, load_data
+from sde_diffusion import MLP, VPSDE, Dataset, DataSpec, ScoreModel, load, load_data, save_model
+from sde_diffusion.scaling import Affine, Logit, Scaling
 
 LEVELS = (2, 3, 10, 17, 200, 255, 256, 257, 65536)
+SCALINGS = [Affine(), Affine(0, 1), Affine(-300, 12.5), Logit(), Logit(1e-6)]
+every_scaling = pytest.mark.parametrize("scaling", SCALINGS, ids=repr)
 LAST = math.nextafter(1, 0)
 
 
@@ -43,23 +46,30 @@ def idx(values: NDArray[np.uint8]) -> bytes:
 # --- scaling ----------------------------------------------------------------------------------
 
 
-@given(levels=st.sampled_from(LEVELS), u=st.floats(0, LAST), data=st.data())
-def test_decoding_takes_back_what_encoding_did(levels: int, u: float, data: st.DataObject) -> None:
+@given(
+    levels=st.sampled_from(LEVELS), scaling=st.sampled_from(SCALINGS), u=st.floats(0, LAST),
+    data=st.data(),
+)  # fmt: skip
+def test_decoding_takes_back_what_encoding_did(
+    levels: int, scaling: Scaling, u: float, data: st.DataObject
+) -> None:
     k = torch.tensor([0, data.draw(st.integers(0, levels - 1)), levels - 1])
-    spec = DataSpec("law", (1,), levels)
+    spec = DataSpec("law", (1,), levels, scaling)
     for noise in (u, torch.tensor(u, dtype=torch.float64)):
         x = spec.encode(k, noise)
         assert spec.decode(x).tolist() == k.tolist()
-        assert torch.allclose(x.double(), 2 * (k.double() + u) / levels - 1, rtol=0, atol=2**-22)
+        exact = scaling.forward(k.double() + u, levels)
+        assert torch.allclose(x.double(), exact, rtol=0, atol=2 * scaling.rounding)
 
 
+@every_scaling
 @pytest.mark.parametrize("levels", LEVELS)
 @pytest.mark.parametrize("u", [0.0, 2.0**-30, 0.5, 1 - 2.0**-24, LAST])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_every_level_survives_the_edges_of_its_bin(
-    levels: int, u: float, dtype: torch.dtype
+    levels: int, u: float, dtype: torch.dtype, scaling: Scaling
 ) -> None:
-    spec = DataSpec("law", (1,), levels)
+    spec = DataSpec("law", (1,), levels, scaling)
     k = torch.arange(levels).to(spec.storage)  # uint8 must not wrap around in the formula
     noise: Any = torch.tensor(u, dtype=dtype) if dtype == torch.float64 else u
     x = spec.encode(k, noise)
@@ -76,11 +86,43 @@ def test_the_scaling_in_numbers_worked_out_by_hand() -> None:
     assert spec.decode(x).tolist() == [0, 0, 0, 1, 2, 3, 3, 3]
 
 
+def test_the_scaling_not_given_is_the_published_formula_bit_for_bit() -> None:
+    spec, k = DataSpec("bytes", (1,), 256), torch.arange(256).repeat(400)
+    u = torch.rand(len(k), generator=seeded())
+    u[::7] = 1 - 2.0**-24
+    x = (2 * (k.double() + u.double()) / 256 - 1).float()
+    over = ((x.double() + 1) * 128).floor().clamp(max=255) != k
+    assert bool(over.any())  # rounded into the next bin, and moved back
+    expected = torch.where(over, (x.double() - 2.0**-23).float(), x)
+    assert torch.equal(spec.encode(k, u), expected)
+    assert DataSpec("bytes", (1,), 256, Affine(-1, 1)) == spec
+
+
 def test_the_offset_is_the_bits_of_the_scaling() -> None:
     # Scaling by 2/L makes densities L/2 times higher: 7 bits for 256 levels.
     assert DataSpec("bytes", (1,), 256).offset_bits == 7.0
     assert DataSpec("digits", (1,), 17).offset_bits == pytest.approx(3.0874628, abs=1e-7)
     assert DataSpec("points", (2,), None).offset_bits == 0.0
+    assert DataSpec("bytes", (1,), 256, Affine(0, 255)).offset_bits == pytest.approx(
+        math.log2(256 / 255), rel=1e-12
+    )
+    assert DataSpec("celsius", (1,), None, Affine(32, 212)).offset_bits == -math.log2(180)
+
+
+@every_scaling
+def test_a_uniform_law_of_levels_has_log2_of_their_number_in_bits(scaling: Scaling) -> None:
+    """The density 1/256 of y = k + u is that over dx/dy in x: 8 bits, whatever the scaling."""
+    spec = DataSpec("bytes", (1, 3, 2), 256, scaling)
+    y = 256 * torch.rand(5, 1, 3, 2, generator=seeded(), dtype=torch.float64)
+    y.requires_grad_()
+    x = scaling.forward(y, 256)
+    (slope,) = torch.autograd.grad(x.sum(), y)
+    nats = (1 / 256 / slope).log().flatten(1).sum(1)
+    bits = -(nats + spec.log_volume(x.detach())) / (6 * math.log(2))
+    assert torch.allclose(bits, torch.full((5,), 8.0).double(), rtol=1e-12)
+    if isinstance(scaling, Affine):
+        by_offset = -nats / (6 * math.log(2)) + spec.offset_bits
+        assert torch.allclose(bits, by_offset, rtol=1e-12)
 
 
 def test_real_data_is_used_as_it_is() -> None:
@@ -92,10 +134,35 @@ def test_real_data_is_used_as_it_is() -> None:
     assert torch.equal(data.batch(torch.tensor([1, 0]), seeded()), x[[1, 0]])
 
 
-@pytest.mark.parametrize("levels", [17, None])
-def test_a_specification_survives_json(levels: int | None) -> None:
-    spec = DataSpec("digits", (1, 8, 8), levels)
+def test_real_data_in_units_of_its_own() -> None:
+    """Fahrenheit from Celsius: x = 32 + 180 y of y in hundreds of degrees."""
+    spec = DataSpec("celsius", (1,), None, Affine(32, 212))
+    data = Dataset(spec, torch.tensor([[0.0], [0.37], [1.0]]), None)
+    fahrenheit = torch.tensor([[32.0], [98.6], [212.0]])
+    index = torch.arange(3)
+    for x in (data.centred(), data.dequantized(seeded()), data.batch(index, seeded())):
+        assert torch.allclose(x, fahrenheit)
+        assert x.dtype == torch.float32
+    assert torch.allclose(spec.decode(fahrenheit), data.values)
+    assert torch.allclose(spec.log_volume(fahrenheit), torch.full((3,), math.log(180)).double())
+
+
+@pytest.mark.parametrize(("levels", "scaling"), [
+    (17, Affine()), (None, Affine(0, 1)), (17, Affine(0, 1)), (None, Affine()), (256, Logit(0.1)),
+])  # fmt: skip
+def test_a_specification_survives_json(levels: int | None, scaling: Scaling) -> None:
+    spec = DataSpec("digits", (1, 8, 8), levels, scaling)
     assert DataSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+    # What earlier versions wrote, and read, has no scaling.
+    stated = (levels, scaling) not in [(17, Affine(-1, 1)), (None, Affine(0, 1))]
+    assert ("scaling" in spec.to_json()) == stated
+
+
+def test_a_checkpoint_keeps_the_scaling_and_earlier_ones_have_the_first(tmp_path: Path) -> None:
+    spec = DataSpec("points", (2,), 17, Logit(0.01))
+    save_model(tmp_path / "m.safetensors", ScoreModel(MLP(2, width=8), VPSDE(), data=spec))
+    assert load(tmp_path / "m.safetensors").data == spec
+    assert load("digits").data == DataSpec("digits", (1, 8, 8), 17, Affine(-1, 1))
 
 
 # --- data sets --------------------------------------------------------------------------------
@@ -133,6 +200,17 @@ def test_dequantization_depends_on_the_generator_alone(pixels: Dataset) -> None:
     assert torch.equal(pixels.spec.decode(batch), pixels.values[rows])
     assert not torch.equal(batch[0], batch[1])
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_batches_come_in_the_scaling_of_the_specification(pixels: Dataset) -> None:
+    data = Dataset(DataSpec("pixels", (2,), 17, Logit(0.02)), pixels.values, None)
+    rows = torch.tensor([4, 0, 2])
+    u = torch.rand((3, 2), generator=seeded(5))
+    p = 0.02 + 0.96 * (data.values[rows] + u.double()) / 17
+    assert torch.allclose(data.batch(rows, seeded(5)).double(), torch.logit(p), atol=1e-6)
+    for x in (data.dequantized(seeded()), data.centred()):
+        assert x.dtype == torch.float32
+        assert torch.equal(data.spec.decode(x), data.values)
 
 
 # --- digits -----------------------------------------------------------------------------------
@@ -533,6 +611,16 @@ CALLS: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: DataSpec("a", (1,), 1), ValueError, "DataSpec: levels must be None or an integer"),
     (lambda: DataSpec("a", (1,), True), ValueError, "DataSpec: levels must be None or an integer"),
     (lambda: DataSpec("a", (1,), 2**17), ValueError, "integer from 2 to 65536, got 131072"),
+    (lambda: DataSpec("a", (1,), 4, (-1, 1)), TypeError,  # type: ignore[arg-type]
+     "DataSpec: scaling must be a Scaling, got (-1, 1); pass for example Affine(-1, 1)"),
+    (lambda: DataSpec("a", (1,), None, Logit()), ValueError,
+     "scaling must be affine for real data, got Logit(margin=0.05); pass levels, or for"),
+    (lambda: DataSpec("a", (1,), 65536, Affine(1000, 1001)), ValueError,
+     "scaling must have bins that float32 can tell apart for 65536 levels, got Affine(low=1000"),
+    (lambda: DataSpec("a", (1,), 4, Logit()).offset_bits, ValueError,
+     "DataSpec.offset_bits: scaling must be affine, got Logit(margin=0.05); use log_volume(x)"),
+    (lambda: DataSpec.from_json({"name": "a", "scaling": None}), ValueError,
+     "hold name, shape and levels"),
     (lambda: DataSpec.from_json({"name": "a"}), ValueError, "hold name, shape and levels"),
     (lambda: SPEC.encode(torch.tensor([4]), 0.5), ValueError, "k must hold integers from 0 to 3"),
     (lambda: SPEC.encode(torch.tensor([-1]), 0.5), ValueError, "got -1 … -1; shift them to 0"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import re
 
 import pytest
@@ -72,3 +73,10 @@ right, wrong = Wrapped(euler, order=1), Wrapped(euler, order=2)
     failed = verify("theirs:wrong", monkeypatch, tmp_path)
     assert failed.exit_code == 1
     assert "not certified: theirs:wrong" in failed.output
+
+
+def test_the_examples_on_the_density_of_a_sampler_print_what_they_say(root) -> None:
+    page = str(root / "docs" / "sampler_density.md")
+    done = doctest.testfile(page, module_relative=False, encoding="utf-8")
+    assert done.failed == 0
+    assert done.attempted > 30

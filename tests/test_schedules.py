@@ -10,6 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sde_diffusion import VPSDE, CosineBeta, DiscreteBeta, LinearBeta, cosine_betas, linear_betas
+from sde_diffusion.schedules import (
+    betas_of,
+    scaled_linear_betas,
+    sigmoid_betas,
+    zero_terminal_snr,
+)
 from sde_diffusion.sde import derivative
 
 SCHEDULES = [
@@ -105,6 +111,55 @@ def test_continuous_cosine_follows_the_published_alpha_bar() -> None:
     assert torch.allclose(torch.exp(-CosineBeta().integral(t)), f / f[0], rtol=1e-10)
 
 
+def test_scaled_linear_betas_have_equally_spaced_roots() -> None:
+    betas = scaled_linear_betas(1000)
+    assert betas[[0, -1]].tolist() == pytest.approx([0.00085, 0.012], rel=1e-12)
+    assert torch.allclose(betas.sqrt().diff(), betas.sqrt().diff()[:1], rtol=1e-9)
+
+
+@pytest.mark.parametrize(("start", "end", "tau"), [(-3.0, 3.0, 1.0), (-2.0, 3.0, 0.7)])
+def test_sigmoid_betas_are_those_of_the_published_alpha_bar(start, end, tau) -> None:
+    """Jabri et al.'s algorithm in Python: (s(end) − s(u))/(s(end) − s(start)), u at t."""
+
+    def s(y: float) -> float:
+        return 1 / (1 + math.exp(-y / tau))
+
+    betas = sigmoid_betas(100, start, end, tau)
+    bars = torch.cumprod(1 - betas, 0).tolist()
+    for k in range(1, 100):  # the last is clipped
+        expected = (s(end) - s(k / 100 * (end - start) + start)) / (s(end) - s(start))
+        assert bars[k - 1] == pytest.approx(expected, rel=1e-10)
+    assert betas[-1].item() == 0.999
+
+
+def test_betas_of_an_alpha_bar_give_it_back() -> None:
+    betas = betas_of(lambda t: torch.exp(-3 * t**2), 50)
+    t = torch.arange(1, 51, dtype=torch.float64) / 50
+    assert torch.allclose(torch.cumprod(1 - betas, 0), torch.exp(-3 * t**2), rtol=1e-12)
+
+
+def test_zero_terminal_snr_is_that_of_lin_et_al() -> None:
+    """Algorithm 1: √ᾱ − √ᾱ_N, scaled back to the first; and what a small terminal leaves."""
+    betas = scaled_linear_betas(1000)
+    root = torch.cumprod(1 - betas, 0).sqrt()
+    shifted = (root - root[-1]) * root[0] / (root[0] - root[-1])
+    bar = shifted**2
+    alphas = torch.cat([bar[:1], bar[1:] / bar[:-1]])
+    assert torch.allclose(zero_terminal_snr(betas), 1 - alphas, rtol=1e-9)
+    assert zero_terminal_snr(betas)[-1].item() == 1
+    near = DiscreteBeta(zero_terminal_snr(betas, 1e-3))
+    assert float(VPSDE(near).alpha(time(1.0))) == pytest.approx(1e-3, rel=1e-9)
+    assert float(VPSDE(near).alpha(time(0.001))) == pytest.approx(float(root[0]), rel=1e-12)
+
+
+def test_zero_terminal_snr_is_that_of_diffusers() -> None:
+    pytest.importorskip("diffusers", reason="diffusers is not installed")
+    from diffusers.schedulers.scheduling_ddpm import rescale_zero_terminal_snr
+
+    betas = linear_betas(1000)
+    assert torch.allclose(zero_terminal_snr(betas), rescale_zero_terminal_snr(betas), rtol=1e-9)
+
+
 @pytest.mark.parametrize(
     ("make", "error", "text"),
     [
@@ -116,6 +171,8 @@ def test_continuous_cosine_follows_the_published_alpha_bar() -> None:
         (lambda: DiscreteBeta(torch.ones(2, 2) / 2), ValueError, r"one non-empty row"),
         (lambda: DiscreteBeta(time(0.1, 1.0)), ValueError, r"k = 2\) must lie in \(0, 1\), got 1"),
         (lambda: linear_betas(0), ValueError, r"n must be at least 1, got 0"),
+        (lambda: betas_of(torch.cos, 0), ValueError, r"n must be at least 1, got 0"),
+        (lambda: zero_terminal_snr(linear_betas(9), 1.0), ValueError, r"terminal must be at leas"),
     ],
 )
 def test_bad_schedules_are_refused(make, error, text) -> None:

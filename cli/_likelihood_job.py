@@ -1,0 +1,258 @@
+"""What a run of `sde-diffusion likelihood` computes: its options, model, data and manifest.
+
+The batches are kept in ``out/unfinished`` until all are done.
+"""
+
+from __future__ import annotations
+
+import platform
+import shlex
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from sde_diffusion._check import wrong_value
+from sde_diffusion.cli import _common, menu
+
+if TYPE_CHECKING:
+    import torch
+
+    from sde_diffusion._ranks import Ranks
+    from sde_diffusion.data import Dataset
+    from sde_diffusion.evaluation_settings import EvaluationSettings
+    from sde_diffusion.evaluator import Evaluator
+    from sde_diffusion.sample_log import SampleLog
+
+_ALL: Final = "all"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a run computes; ``pending`` are the first samples of the batches that are left."""
+
+    options: Mapping[str, Any]
+    evaluator: Evaluator
+    manifest: Mapping[str, Any]
+    pending: list[int]
+
+    def shared(self) -> dict[str, Any]:
+        """Return what other processes need in order to take part, as JSON."""
+        return {"options": dict(self.options), "settings": self.evaluator.settings.to_json(),
+                "pending": self.pending}  # fmt: skip
+
+
+def log_of(out: Path, rank: int = 0) -> SampleLog:
+    """Return the log of the unfinished run in a folder."""
+    from sde_diffusion.sample_log import SampleLog
+
+    return SampleLog(out / "unfinished", rank)
+
+
+def prepared(
+    options: Mapping[str, Any], given: set[str], out: Path, where: torch.device, *, resume: bool
+) -> Job:
+    """Return the job of the options, or of the run that is resumed, with its manifest written.
+
+    ``given`` are the options that stand on the command line.
+
+    Errors: FileExistsError or FileNotFoundError for a folder that does not go with --resume;
+    ValueError for another run's options, model or data.
+    """
+    log = log_of(out)
+    _check_folder(out, log, resume=resume)
+    if resume:
+        manifest = _saved(out, log)
+        evaluator = _resumed({flag: options[flag] for flag in given}, manifest, where)
+    else:
+        evaluator, why = evaluator_of(options, where).decided()
+        evaluator, ledger = _audited(evaluator, options, given)
+        settings = evaluator.settings.to_json()
+        manifest = {"options": dict(options), "settings": settings, "mode": why, **ledger,
+                    **_content(evaluator, options), "sessions": []}  # fmt: skip
+        _common.output_folder(out)
+        log.remove()  # what a crash may have left without a manifest
+    done = log.batches()
+    pending = [batch.start for batch in evaluator.batches() if batch.start not in done]
+    if "result" in manifest:
+        return Job(manifest["options"], evaluator, manifest, [])
+    session = _session(evaluator, sum(batch.count for batch in done.values()))
+    manifest = {**manifest, "sessions": [*manifest["sessions"], session]}
+    log.write(manifest)
+    return Job(manifest["options"], evaluator, manifest, pending)
+
+
+def _audited(
+    evaluator: Evaluator, options: Mapping[str, Any], given: set[str]
+) -> tuple[Evaluator, dict[str, Any]]:
+    """Return the evaluator, tuned if --error asks for it, and its ledger for the manifest.
+
+    Errors: ValueError where --error stands beside what it decides.
+    """
+    error, rows, samples = options["--error"], options["--ledger"], len(evaluator.dataset)
+    if error is None and rows is None:
+        return evaluator, {}
+    from sde_diffusion import tuning
+
+    rows = 4 if rows is None else rows
+    if error is None:
+        return evaluator, {"ledger": tuning.summary(tuning.audited(evaluator, rows), samples)}
+    for flag in ("--tolerance", "--probes", "--t-min"):
+        if flag in given:
+            raise wrong_value("--error", flag, "be left to --error", options[flag], "drop one")
+    found = tuning.tuned(evaluator, error, rows)
+    ledgers = [tuning.summary(ledger, samples) for ledger in found.ledgers]
+    return found.evaluator, {"ledger": ledgers[-1], "tuning": ledgers[:-1]}
+
+
+def _resumed(given: Mapping[str, Any], saved: Mapping[str, Any], where: torch.device) -> Evaluator:
+    """Return the evaluator of a run, whose options, model and data must be those of now."""
+    from sde_diffusion.sample_log import check_same
+
+    known = {flag: saved["options"].get(flag) for flag in given}
+    check_same("--resume", known, given, "leave it out, or start a new run in another --out")
+    evaluator = evaluator_of(saved["options"], where, saved["settings"])
+    content = _content(evaluator, saved["options"])
+    for part in ("model", "data"):
+        remedy = f"go on with the {part} that the run was started with"
+        check_same("--resume", {part: saved[part]}, {part: content[part]}, remedy)
+    return evaluator
+
+
+def agreed(ranks: Ranks, prepare: Callable[[], Job], where: torch.device) -> Job:
+    """Return the job, which process 0 prepares and the others follow."""
+    own = list[Job]()
+
+    def make() -> dict[str, Any]:
+        own.append(prepare())
+        return own[0].shared()
+
+    shared = ranks.agree(make)
+    if own:
+        return own[0]
+    evaluator = evaluator_of(shared["options"], where, shared["settings"])
+    return Job(shared["options"], evaluator, {}, shared["pending"])
+
+
+def evaluator_of(
+    options: Mapping[str, Any], where: torch.device, settings: Mapping[str, Any] | None = None
+) -> Evaluator:
+    """Return what computes the likelihoods, by ``settings`` where they are decided already.
+
+    Errors: ValueError or TypeError for options, data or a model that do not go together.
+    """
+    from sde_diffusion.evaluation_settings import EvaluationSettings
+    from sde_diffusion.evaluator import Evaluator
+
+    chosen = _settings(options) if settings is None else EvaluationSettings.from_json(settings)
+    solver = _ode_solver(options["--solver"], chosen.tolerance)
+    model = menu.model(options["--model"], where)
+    times = menu.times(options["--grid"], model.sde, solver, options["--steps"], chosen.t_min)
+    dataset = _dataset(options, model)
+    return Evaluator(model, dataset, solver, chosen, times.flip(0))
+
+
+def _check_folder(out: Path, log: SampleLog, *, resume: bool) -> None:
+    """Refuse, in the words of the command line, a folder that does not go with --resume."""
+    if resume and not (log.exists() or (out / "manifest.json").is_file()):
+        error = wrong_value("--resume", "out", "be the folder of a run", str(out),
+                            "leave out --resume to start one")  # fmt: skip
+        raise FileNotFoundError(str(error))
+    if log.exists() and not resume:
+        error = wrong_value("--out", "out", "be a folder without an unfinished run", str(out),
+                            "pass --resume to go on with it, or another --out")  # fmt: skip
+        raise FileExistsError(str(error))
+
+
+def _saved(out: Path, log: SampleLog) -> dict[str, Any]:
+    from sde_diffusion.sample_log import read_manifest
+
+    saved = log.read() if log.exists() else read_manifest(out / "manifest.json")
+    if not {"options", "settings", "model", "data", "sessions"} <= saved.keys():
+        raise wrong_value("--resume", "manifest.json", "be that of a run of this command",
+                          sorted(saved), "leave out --resume to start one")  # fmt: skip
+    return saved
+
+
+def _settings(options: Mapping[str, Any]) -> EvaluationSettings:
+    from sde_diffusion.evaluation_settings import BOUNDS, EvaluationSettings
+
+    bound = options["--bound"]
+    return EvaluationSettings(
+        bounds=BOUNDS if bound == _ALL else (bound,),
+        tolerance=options["--tolerance"], t_min=options["--t-min"], variable=options["--variable"],
+        divergence=options["--divergence"], probes=options["--probes"], mode=options["--mode"],
+        dequantization=options["--dequantization"], draws=options["--draws"],
+        times=options["--times"], steps=options["--vlb-steps"],
+        batch_size=options["--batch-size"], seed=options["--seed"],
+    )  # fmt: skip
+
+
+def _ode_solver(name: str, tolerance: float | None) -> Any:  # noqa: ANN401
+    from sde_diffusion import ODE
+
+    made = menu.solver(name, tolerance)
+    if not issubclass(made.dynamics, ODE):
+        rule = "be a solver of ODEs, for the probability flow"
+        remedy = f"choose one of {', '.join(menu.ODE_SOLVER_NAMES)}"
+        raise wrong_value("likelihood", "--solver", rule, name, remedy)
+    return made
+
+
+def _dataset(options: Mapping[str, Any], model: Any) -> Dataset:  # noqa: ANN401
+    """Return the data, scaled as for the model.
+
+    Errors: ValueError for data of another shape or levels, whose likelihood would mean nothing.
+    """
+    from sde_diffusion import Dataset, load_data
+    from sde_diffusion.scaling import check_fits
+
+    path, split = options["--data"], options["--split"]
+    split = split or ("all" if Path(path).is_file() else "test")
+    dataset = load_data(path, split, options["--limit"], levels=options["--levels"])
+    shape, known = menu.event_shape(model), getattr(model, "data", None)
+    if dataset.spec.shape != shape:
+        raise wrong_value("--data", "data", f"have samples of the model's shape {shape}",
+                          dataset.spec.shape, "name the data it was trained on")  # fmt: skip
+    if known is None:
+        return dataset
+    scaled = dataset.spec
+    if scaled.levels == known.levels:
+        scaled = replace(scaled, scaling=known.scaling)
+    check_fits(known, scaled)
+    return Dataset(scaled, dataset.values, dataset.labels)
+
+
+def _content(evaluator: Evaluator, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what tells the model and the data from others."""
+    from sde_diffusion._fingerprint import fingerprint
+
+    data = evaluator.dataset
+    return {
+        "model": {"name": options["--model"], "content": fingerprint(evaluator.model)},
+        "data": {**data.spec.to_json(), "rows": len(data), "content": fingerprint(data.values)},
+    }
+
+
+def _session(evaluator: Evaluator, done: int) -> dict[str, Any]:
+    """Return who computes what is left after some samples, which a resumed run may change."""
+    import numpy as np
+    import torch
+
+    import sde_diffusion
+    from sde_diffusion._ranks import place
+
+    return {
+        "command": shlex.join(["sde-diffusion", *sys.argv[1:]]),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "done": done,
+        "host": platform.node(),
+        "processes": place()[1],
+        "device": str(evaluator.model.device),
+        "versions": {
+            "sde_diffusion": sde_diffusion.__version__, "torch": str(torch.__version__),
+            "numpy": np.__version__, "python": platform.python_version(),
+        },
+    }  # fmt: skip

@@ -1,0 +1,140 @@
+"""The batches of `sde-diffusion likelihood`: computed, kept, and made into results at the end."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sde_diffusion.cli import _common
+from sde_diffusion.cli._likelihood_job import log_of
+
+if TYPE_CHECKING:
+    from sde_diffusion._ranks import Ranks
+    from sde_diffusion.cli._likelihood_job import Job
+    from sde_diffusion.evaluator import Evaluator
+    from sde_diffusion.sample_log import Batch, SampleLog
+
+
+class TerminatedError(KeyboardInterrupt):
+    """Stopped from outside, as by torchrun when another process has ended."""
+
+
+def computed(job: Job, log: SampleLog, ranks: Ranks) -> None:
+    """Compute this process's share of the job, with a progress bar in process 0.
+
+    Errors: ChildProcessError where another process ended early, KeyboardInterrupt; both say how
+    far the job has come.
+    """
+    try:
+        with _terminations():
+            _compute(job, log, ranks)
+    except (KeyboardInterrupt, ChildProcessError) as error:
+        culprit = ranks.culprit() if isinstance(error, TerminatedError) else ""
+        kept = sum(batch.count for batch in log.batches().values())
+        saved = f"{kept} of {len(job.evaluator.dataset)} samples"
+        if culprit or isinstance(error, ChildProcessError):
+            message = f"{culprit or error}: {saved}; go on with --resume"
+            raise ChildProcessError(message) from error
+        message = f"Interrupted; {saved} are saved, go on with --resume."
+        raise KeyboardInterrupt(message) from error
+    except Exception:
+        if ranks.world == 1 and not log.batches():
+            log.remove()  # a mistake that shows at once leaves nothing behind
+        raise
+
+
+def _compute(job: Job, log: SampleLog, ranks: Ranks) -> None:
+    from sde_diffusion.evaluation import logged
+
+    if "result" in job.manifest:
+        return
+    mean, own = _Mean(job.evaluator, log.batches().values()), 0
+    left = sum(len(b) for b in job.evaluator.batches() if b.start in set(job.pending))
+    total = len(job.evaluator.dataset)
+    start = total - left
+    with _bar(total, ranks) as bar:
+
+        def tick() -> None:
+            bar.update(start + own + ranks.told("done") - bar.n)
+
+        for batch in logged(job.evaluator, log, job.pending, ranks):
+            mean.see(batch)
+            own += batch.count
+            bar.set_postfix_str(str(mean), refresh=False)
+            tick()
+        ranks.tell(state="done")
+        ranks.wait(tick)
+
+
+def finished(job: Job, out: Path) -> Mapping[str, Any]:
+    """Return the manifest with the results, which are written unless they are there already."""
+    from sde_diffusion.cli._likelihood_results import write_results
+    from sde_diffusion.evaluation import Evaluation
+
+    if "result" in job.manifest:
+        return job.manifest
+    log = log_of(out)
+    found = Evaluation.of(log.batches().values(), job.evaluator)
+    manifest = write_results(out, job, found)
+    log.remove()
+    return manifest
+
+
+class _Mean:
+    """The running means of the bounds with their standard errors, as text."""
+
+    def __init__(self, evaluator: Evaluator, batches: Iterable[Batch]) -> None:
+        self.scale = evaluator.dimension * math.log(2)
+        self.sums = {bound: [0.0, 0.0] for bound in evaluator.settings.bounds}
+        self.count = 0
+        for batch in batches:
+            self.see(batch)
+
+    def see(self, batch: Batch) -> None:
+        self.count += batch.count
+        for bound, sums in self.sums.items():
+            bits = [-nats / self.scale for nats in batch.values[f"{bound}_nats"]]
+            sums[0] += math.fsum(bits)
+            sums[1] += math.fsum(b * b for b in bits)
+
+    def __str__(self) -> str:
+        texts = []
+        for bound, (first, second) in self.sums.items():
+            mean = first / self.count
+            spread = max(second / self.count - mean**2, 0) / max(self.count - 1, 1)
+            texts.append(f"{bound} {mean:.4f} ± {math.sqrt(spread):.4f}")
+        return ", ".join(texts) + " bits/dim"
+
+
+@contextmanager
+def _bar(total: int, ranks: Ranks) -> Iterator[Any]:
+    if ranks.rank:
+        from tqdm import tqdm
+
+        with tqdm(disable=True) as bar:
+            yield bar
+        return
+    with _common.progress(total, "sample") as bar:
+        yield bar
+
+
+@contextmanager
+def _terminations() -> Iterator[None]:
+    """Take SIGTERM as a reason to stop in good order, like Ctrl-C."""
+
+    def stop(_number: int, _frame: object) -> None:
+        raise TerminatedError
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before: Callable[..., Any] | int | None = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

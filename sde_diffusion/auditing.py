@@ -1,0 +1,223 @@
+"""The audit of a log-likelihood: what every source of error adds, each by itself.
+
+A source is measured by taking it away: the prior is replaced by a better law of x_1, t_ε by a
+hundredth of it, the solver by one of smaller error, float32 by float64, the score by a reference.
+What that changes is its line's ``shift``, what of it is uncertain its ``error``.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, Final, final
+
+import torch
+from torch import Tensor, nn
+
+from sde_diffusion._check import wrong_value
+from sde_diffusion.bounds import prior_kl
+from sde_diffusion.dequantization import DiscreteLogLikelihood
+from sde_diffusion.divergence import Divergence, Hutchinson, Velocity
+from sde_diffusion.integration import Solver
+from sde_diffusion.ledger import LINES, Ledger, Line
+from sde_diffusion.likelihood import Density, LogLikelihood, log_prob
+from sde_diffusion.reverse import ProbabilityFlow, Score
+from sde_diffusion.sde import LinearSDE
+from sde_diffusion.variables import Kind
+
+# A tolerance smaller by so much leaves a hundredth of the error or less, though not in proportion.
+_TIGHTER: Final = 1000.0
+# sigma falls as √t or faster: at most a tenth of what t_ε costs is left at a hundredth of it.
+_NEARER: Final = 100.0
+
+
+def audit(
+    x: Tensor,
+    flow: ProbabilityFlow,
+    solver: Solver[Any],
+    *,
+    grid: Tensor | None = None,
+    variable: Kind | None = None,
+    divergence: Divergence | None = None,
+    prior: Density | None = None,
+    end: Density | None = None,
+    reference: Score | None = None,
+    levels: int | None = None,
+    discrete: DiscreteLogLikelihood | None = None,
+) -> Ledger:
+    """Return the ledger of `log_prob` with the same arguments.
+
+    ``end`` is a law of x_1 nearer to the truth than the prior: a Gaussian of the data's mean and
+    covariance is, `fit_gaussian(samples).diffused(sde).marginal(t)`; its own error is taken to be
+    alpha/√(alpha² + sigma²) of what it mends, the size of the next cumulant's part. ``reference``
+    is the exact score, where there is one. ``discrete`` are bounds of the same rows by draws of
+    their dequantization.
+
+    NFE: of the solve itself, of that in float64 where x is not, of one with a thousandth of the
+    tolerance, or 1e-7 (or of two steps for each), from t_ε/100, and with the reference.
+    Errors: those of `log_prob`; ValueError for a divergence that tells no error.
+
+    >>> from sde_diffusion import Gaussian, VPSDE
+    >>> from sde_diffusion.solvers import DormandPrince
+    >>> model = Gaussian(torch.zeros(2), torch.eye(2)).diffused(VPSDE())
+    >>> x = torch.zeros(1, 2, dtype=torch.float64)
+    >>> ledger = audit(x, ProbabilityFlow(model.sde, model), DormandPrince())
+    >>> abs(ledger.corrected + 1.837877) <= ledger.half_width() + 1e-6
+    True
+    """
+    divergence = Hutchinson(probes=4) if divergence is None else divergence
+    same, spent = _SameProbes(divergence, divergence.probes(x)), list[int]()
+
+    def solve(x: Tensor, score: Score, solver: Solver[Any], grid: Tensor | None) -> LogLikelihood:
+        found = log_prob(x, ProbabilityFlow(flow.sde, score), solver, grid=grid, levels=levels,
+                         variable=variable, divergence=same, prior=prior)  # fmt: skip
+        spent.append(found.nfe)
+        return found
+
+    score, at, lines = flow.score.function, x, list[Line]()
+    found = best = solve(x, score, solver, grid)
+    if x.dtype != torch.float64:  # whose rounding a small tolerance would not get below
+        at, score = x.double(), _in_double(score)
+        best = solve(at, score, solver, grid)
+        lines.append(_difference("rounding", found, best, 0.1, "by a solve in float64"))
+    finer, finer_grid, left = _finer(solver, grid)
+    loose, best = best, solve(at, score, finer, finer_grid)
+    lines.append(_tolerance(loose, best, left))
+    if reference is not None:
+        other = solve(at, _in_double(reference), finer, finer_grid)
+        lines.append(_difference("score", best, other, 0.0, "by the reference score"))
+    start, last = _ends(flow, grid)
+    lines.append(_prior_line(x, best, flow, prior, end, last))
+    if float(start) > 0:
+        nearer = solve(at, score, finer, _from(start / _NEARER, finer_grid, last))
+        how = f"by a solve from t = {float(start) / _NEARER:g}"
+        lines.append(_difference("truncation", best, nearer, _NEARER**-0.5, how))
+    lines += [_probes(found, divergence), *_of_levels(x, levels, discrete)]
+    lines.sort(key=lambda line: LINES.index(line.name))
+    return Ledger(found.nats.double(), x[0].numel(), tuple(lines), divergence.columns - 1,
+                  sum(spent))  # fmt: skip
+
+
+def _difference(
+    name: str, one: LogLikelihood, other: LogLikelihood, left: float, how: str
+) -> Line:
+    shift = other.nats.double() - one.nats.double()
+    return Line(name, shift, left * shift.abs(), how)
+
+
+def _tolerance(found: LogLikelihood, tight: LogLikelihood, left: float) -> Line:
+    shift = tight.nats.double() - found.nats.double()
+    embedded = float(found.tolerance_error.mean())
+    how = "by a solve of smaller error"
+    if not math.isnan(embedded):
+        how += f"; the embedded errors of the integral add up to {embedded:.1e} nats"
+    # What a smaller tolerance leaves is of either sign, and no less than rounding.
+    floor = 1e-9 * (1 + found.nats.double().abs())
+    return Line("tolerance", shift, left * shift.abs() + floor, how)
+
+
+def _prior_line(
+    x: Tensor, found: LogLikelihood, flow: ProbabilityFlow, prior: Density | None,
+    end: Density | None, last: Tensor,
+) -> Line:  # fmt: skip
+    """Return log p_1(x_1) − log π(x_1) by a better law, or a bound of its mean."""
+    zero, at = torch.zeros(len(found.nats), dtype=torch.float64), found.latent
+    if end is not None:
+        used = found.terms["prior"].double()
+        shift = end.log_prob(at.double()).double() - used
+        share = 0.0
+        if isinstance(flow.sde, LinearSDE):
+            alpha, sigma = float(flow.sde.alpha(last)), float(flow.sde.sigma(last))
+            share = alpha / math.hypot(alpha, sigma)
+        return Line("prior", shift, share * shift.abs() + share**3, "by the law of x_1 given")
+    if not isinstance(flow.sde, LinearSDE) or prior is not None:
+        return Line("prior", zero, zero, "the prior given is taken to be the law of x_1")
+    kl = prior_kl(x, flow.sde)  # of mean E log(p_1/π) or more, and so of the size of that ratio
+    how = "of the size of KL(q(x_1|x_0)‖π); give end for an estimate"
+    return Line("prior", zero, kl + (2 * kl).sqrt(), how, random=True)
+
+
+def _probes(found: LogLikelihood, divergence: Divergence) -> Line:
+    error = found.standard_error.double()
+    if bool(error.isnan().any()):
+        raise wrong_value("audit", "divergence", "have two probes or more, to tell their error",
+                          f"{divergence.columns}", "pass Hutchinson(probes=4)")  # fmt: skip
+    how = f"by the spread of {divergence.columns} probes" if divergence.columns > 1 else "exact"
+    return Line("probes", torch.zeros_like(error), error, how, random=True)
+
+
+def _of_levels(
+    x: Tensor, levels: int | None, discrete: DiscreteLogLikelihood | None
+) -> list[Line]:
+    zero, lines = torch.zeros(len(x), dtype=torch.float64), list[Line]()
+    if discrete is not None:
+        lines.append(Line("dequantization", discrete.gap.double(),
+                          discrete.standard_error.double() + 0.5 * discrete.gap.double(),
+                          f"by the spread of {len(discrete.log_weights)} draws"))  # fmt: skip
+    if levels is not None:
+        offset = x[0].numel() * math.log(levels / 2)
+        lines.append(Line("offset", zero - offset, zero, f"log2({levels}/2) bits/dim, exactly"))
+    return lines
+
+
+def _finer(solver: Any, grid: Tensor | None) -> tuple[Any, Tensor | None, float]:  # noqa: ANN401
+    """Return a solver and grid of smaller error, and what part of the difference may be left."""
+    if getattr(solver, "adaptive", False):
+        small = {name: _smaller(getattr(solver, name)) for name in ("rtol", "atol")}
+        return dataclasses.replace(solver, **small), grid, 0.1
+    if grid is None:
+        return solver, grid, 1.0
+    halves = torch.stack([grid[:-1], 0.5 * (grid[:-1] + grid[1:])], 1).flatten()
+    order = max(1.0, float(getattr(solver, "order", 1)))
+    return solver, torch.cat([halves, grid[-1:]]), 2 / (2**order - 1)
+
+
+def _smaller(tolerance: float) -> float:
+    """Return a thousandth of a tolerance, down to 1e-7, and from there on a tenth."""
+    return max(tolerance / _TIGHTER, min(tolerance / 10, 1e-7), 1e-13)
+
+
+def _from(start: Tensor, grid: Tensor | None, last: Tensor) -> Tensor:
+    rest = last[None] if grid is None else grid
+    return torch.cat([start[None], rest])
+
+
+def _ends(flow: ProbabilityFlow, grid: Tensor | None) -> tuple[Tensor, Tensor]:
+    if grid is None:
+        grid = torch.tensor([1e-5, flow.horizon], dtype=torch.float64)
+    return grid[0], grid[-1]
+
+
+def _in_double(score: Score) -> Score:
+    """Return the score with float64 weights, where it has weights."""
+    if not isinstance(score, nn.Module):
+        return score
+    return copy.deepcopy(score).double()
+
+
+@final
+class _SameProbes(Divergence):
+    """A divergence whose probes are drawn already, in any dtype."""
+
+    def __init__(self, inner: Divergence, z: Tensor) -> None:
+        self.inner, self.z = inner, z
+
+    @property
+    def columns(self) -> int:
+        return self.inner.columns
+
+    def probes(self, x: Tensor) -> Tensor:
+        return self.z.to(x.dtype)
+
+    def evaluate(
+        self, velocity: Velocity, x: Tensor, z: Tensor, create_graph: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        return self.inner.evaluate(velocity, x, z, create_graph)
+
+    def error(self, integral: Tensor) -> Tensor:
+        return self.inner.error(integral)
+
+    def correction(self, z: Tensor, growth: Callable[[Tensor], Tensor]) -> Tensor | None:
+        return self.inner.correction(z, growth)

@@ -1,0 +1,283 @@
+"""The discrete DDPM as the Markov chain of any linear SDE on a grid of times.
+
+With `VPSDE(DiscreteBeta(betas))` on the lattice k/N this is the model of Ho et al.; on a part of
+the lattice it is the respaced one. x_k is the state at the k-th time, counted from the data up:
+
+    q(x_k|x_{k−1}) = N(√(1−β_k) x_{k−1}, β_k I),   q(x_k|x0) = N(√ᾱ_k x0, (1−ᾱ_k) I)
+
+for VP, and a x_{k−1}, b² in place of √(1−β_k), β_k for any linear SDE (`LinearSDE.kernel`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple, Self, final
+
+import torch
+from torch import Tensor
+
+from sde_diffusion._check import wrong_type, wrong_value
+from sde_diffusion._tensors import expand
+from sde_diffusion.bounds import check_model, squares
+from sde_diffusion.grids import check_grid, lattice
+from sde_diffusion.losses import NoisePredictor
+from sde_diffusion.noise import PerSampleNoise, mix
+from sde_diffusion.schedules import DiscreteBeta
+from sde_diffusion.sde import VPSDE, LinearSDE
+
+_PURPOSE: Final = 15
+
+
+class Gap(NamedTuple):
+    """The largest differences of two SDEs' alpha, sigma and λ over the times of a chain."""
+
+    alpha: float
+    sigma: float
+    lambda_: float
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Chain:
+    """The chain x_0 → x_1 → … → x_N of a linear SDE at the times of a falling grid that ends at 0.
+
+    Tables of the steps are (N,), step k at index k − 1; ``k`` is an integer or one per sample.
+    r_k = 1 − SNR_k/SNR_{k−1} = b²/sigma_k² is the share of the noise in x_k that step k adds.
+
+    Errors: ValueError for a grid that rises, leaves [0, horizon] or does not end at 0.
+    Source: Ho et al. 2020; the parts in alpha, sigma and SNR: Kingma et al. 2021.
+
+    >>> chain = Chain.ddpm(torch.tensor([0.1, 0.2], dtype=torch.float64))
+    >>> [round(b, 12) for b in chain.betas.tolist()], round(chain.alpha_bars[1].item(), 12)
+    ([0.1, 0.2], 0.72)
+    """
+
+    sde: LinearSDE
+    grid: Tensor
+    times: Tensor = field(init=False, repr=False)  # 0 = t_0 < … < t_N, (N + 1,)
+    alpha: Tensor = field(init=False, repr=False)  # (N + 1,)
+    sigma: Tensor = field(init=False, repr=False)  # (N + 1,)
+    share: Tensor = field(init=False, repr=False)  # r_1 … r_N
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.sde, LinearSDE):
+            raise wrong_type("Chain", "sde", "be a LinearSDE", type(self.sde).__name__,
+                             "pass for example VPSDE()")  # fmt: skip
+        check_grid(self.grid, self.sde.horizon)
+        if float(self.grid[-1]) != 0:
+            raise wrong_value("Chain", "grid", "fall to 0, where the data are",
+                              f"{float(self.grid[0]):.4g} … {float(self.grid[-1]):.4g}",
+                              "pass for example lattice(1000)")  # fmt: skip
+        times = self.grid.flip(0)
+        lambda_ = self.sde.lambda_(times).detach()
+        object.__setattr__(self, "times", times)
+        object.__setattr__(self, "alpha", self.sde.alpha(times).detach())
+        object.__setattr__(self, "sigma", self.sde.sigma(times).detach())
+        object.__setattr__(self, "share", -torch.expm1(2 * lambda_.diff()))
+
+    @classmethod
+    def ddpm(cls, betas: Tensor) -> Self:
+        """Return the DDPM of β_1 … β_N; ``chain.betas`` leads back, from any VP-SDE."""
+        return cls(VPSDE(DiscreteBeta(betas)), lattice(len(betas)))
+
+    def __len__(self) -> int:
+        return len(self.share)
+
+    @property
+    def alpha_bars(self) -> Tensor:
+        """ᾱ_k = alpha_k² for k = 1 … N."""
+        return self.alpha[1:].square()
+
+    @property
+    def betas(self) -> Tensor:
+        """β_k, the variance b² of x_k given x_{k−1}; between any two times of a respaced grid."""
+        return self.sigma[1:].square() * self.share
+
+    @property
+    def posterior_variances(self) -> Tensor:
+        """β̃_k = (1−ᾱ_{k−1})/(1−ᾱ_k) β_k, the variance of x_{k−1} given x_k and x0; β̃_1 = 0."""
+        return self.sigma[:-1].square() * self.share
+
+    @property
+    def data_weights(self) -> Tensor:
+        """The factor √ᾱ_{k−1} β_k/(1−ᾱ_k) = alpha_{k−1} r_k of x0 in the posterior mean."""
+        return self.alpha[:-1] * self.share
+
+    def step(self, x: Tensor, k: int | Tensor, z: Tensor) -> Tensor:
+        """Return x_k = √(1−β_k) x_{k−1} + √β_k z of x = x_{k−1}."""
+        a = self.alpha[k] / self.alpha[_before(k)]
+        return expand(a, x) * x + expand(self.betas[_before(k)].sqrt(), x) * z
+
+    def perturb(self, x0: Tensor, k: int | Tensor, eps: Tensor) -> Tensor:
+        """Return x_k = √ᾱ_k x0 + √(1−ᾱ_k) eps."""
+        return expand(self.alpha[k], x0) * x0 + expand(self.sigma[k], x0) * eps
+
+    def posterior(self, x: Tensor, x0: Tensor, k: int | Tensor) -> tuple[Tensor, Tensor]:
+        """Return the mean and variance of x_{k−1} given x = x_k and x0.
+
+        √ᾱ_{k−1} β_k/(1−ᾱ_k) x0 + √(1−β_k) (1−ᾱ_{k−1})/(1−ᾱ_k) x_k, and β̃_k.
+        """
+        i = _before(k)
+        keep = (1 - self.share[i]) * self.alpha[i] / self.alpha[k]
+        mean = expand(self.data_weights[i], x) * x0 + expand(keep, x) * x
+        return mean, self.posterior_variances[i]
+
+    def posterior_mean(self, x: Tensor, eps: Tensor, k: int | Tensor) -> Tensor:
+        """Return the same mean by the noise in x_k: (x_k − β_k/√(1−ᾱ_k) eps)/√(1−β_k)."""
+        i = _before(k)
+        noise = self.share[i] * self.sigma[k]
+        return expand(self.alpha[i] / self.alpha[k], x) * (x - expand(noise, x) * eps)
+
+    def gap(self, sde: LinearSDE) -> Gap:
+        """Return how far ``sde`` is from this chain at its times t_1 … t_N."""
+        t = self.times[1:]
+        return Gap(
+            *(
+                float((own(t) - other(t)).abs().max())
+                for own, other in (
+                    (self.sde.alpha, sde.alpha),
+                    (self.sde.sigma, sde.sigma),
+                    (self.sde.lambda_, sde.lambda_),
+                )
+            )
+        )
+
+
+def _before(k: int | Tensor) -> int | Tensor:
+    """Return k − 1, refusing a k below 1, which would be read from a table's end."""
+    if int(torch.as_tensor(k).min()) < 1:
+        raise wrong_value("Chain", "k", "count steps from 1", k, "pass k = 1 … N")
+    return k - 1
+
+
+def column(c: Tensor, x: Tensor) -> Tensor:
+    """Return (B,) float64 coefficients in a shape that multiplies the state x, on its device."""
+    return c.to(x.device).reshape(-1, *(1 for _ in x.shape[1:]))
+
+
+class Variance(ABC):
+    """The model's variance σ_k² of x_{k−1} given x_k."""
+
+    @abstractmethod
+    def table(self, chain: Chain) -> Tensor:
+        """Return σ_1² … σ_N², or what they are about where they depend on the state."""
+
+    def at(self, chain: Chain, x: Tensor, k: Tensor) -> Tensor:
+        """Return σ_k² at x = x_k in float64, in a shape that multiplies x.
+
+        Shapes: x (B, *event), k (B,).
+        """
+        return column(self.table(chain)[k - 1], x)
+
+
+@final
+@dataclass(frozen=True)
+class ForwardVariance(Variance):
+    """σ_k² = β_k, what it is for x0 ~ N(0, I), and near the data for every smooth density.
+
+    >>> round(ForwardVariance().table(Chain.ddpm(torch.tensor([0.5])))[0].item(), 12)
+    0.5
+    """
+
+    def table(self, chain: Chain) -> Tensor:
+        return chain.betas
+
+
+@final
+@dataclass(frozen=True)
+class PosteriorVariance(Variance):
+    """σ_k² = β̃_k, what it is for x0 known; for k = 1, where that is 0, σ_1² = β_1.
+
+    On a smooth density it costs the bound ½γ = .289 nats a dimension in the limit of many steps,
+    γ being Euler's constant: near the data x0 is not known, and β_k/β̃_k is k/(k − 1).
+
+    >>> round(PosteriorVariance().table(Chain.ddpm(torch.tensor([0.5, 0.5])))[1].item(), 12)
+    0.333333333333
+    """
+
+    def table(self, chain: Chain) -> Tensor:
+        return torch.cat([chain.betas[:1], chain.posterior_variances[1:]])
+
+
+@final
+@dataclass(frozen=True)
+class LearnedVariance(Variance):
+    """σ_k² = exp(v log β_k + (1−v) log β̃_k), v = v(x_k, t) in [0, 1] for every number of x.
+
+    v = (output + 1)/2 for a network's output in [−1, 1].
+
+    Source: Nichol & Dhariwal 2021, equation 15.
+
+    >>> half = LearnedVariance(lambda x, t: torch.full_like(x, 0.5))
+    >>> x, k = torch.zeros(1, 1), torch.tensor([2])
+    >>> round(half.at(Chain.ddpm(torch.tensor([0.5, 0.5])), x, k).item() ** 2, 9)
+    0.166666667
+    """
+
+    v: Callable[[Tensor, Tensor], Tensor]
+
+    def table(self, chain: Chain) -> Tensor:
+        return PosteriorVariance().table(chain)
+
+    def at(self, chain: Chain, x: Tensor, k: Tensor) -> Tensor:
+        low, high = PosteriorVariance().at(chain, x, k), ForwardVariance().at(chain, x, k)
+        return torch.lerp(low.log(), high.log(), self.v(x, chain.times[k]).double()).exp()
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class AnalyticVariance(Variance):
+    """The best σ_k² for all numbers and states at once: β̃_k + (alpha_{k−1} r_k)² E Var[x0|x_k].
+
+    By the score, E Var[x0|x_k] = (sigma/alpha)² (1 − power), power = sigma² E‖∇log q‖²/D, which is
+    E‖eps_θ‖²/D. Exact where the score is and the posterior's variances are equal, as on N(0, v I).
+
+    Shapes: power (N,), in [0, 1] at t_1 … t_N.
+    Source: Bao et al. 2022 (Analytic-DPM), theorem 1.
+
+    >>> chain = Chain.ddpm(torch.tensor([0.5]))
+    >>> AnalyticVariance(torch.zeros(1)).table(chain).tolist()  # x1 says nothing of x0
+    [1.0]
+    """
+
+    power: Tensor
+
+    @classmethod
+    def estimated(cls, model: NoisePredictor, x0: Tensor, chain: Chain, *, seed: int = 0) -> Self:
+        """Return the variances by E‖eps_θ‖² over data x0 and one noise for each and every k.
+
+        Shapes: x0 (B, *event). NFE: N.
+        """
+        check_model("AnalyticVariance", x0, model, "eps")
+        noise = PerSampleNoise.numbered(mix(seed, _PURPOSE), 0, len(x0))
+        with torch.no_grad():
+            rows = [
+                squares(model.eps(chain.perturb(x0, k, noise.normal(x0)), chain.times[k])).mean()
+                for k in range(1, len(chain) + 1)
+            ]
+        return cls(torch.stack(rows).cpu() / x0[0].numel())
+
+    def table(self, chain: Chain) -> Tensor:
+        if self.power.shape != chain.share.shape:
+            raise wrong_value("AnalyticVariance", "power", f"have {len(chain)} numbers",
+                              tuple(self.power.shape),
+                              "estimate it on this chain")  # fmt: skip
+        spread = (chain.sigma[1:] / chain.alpha[1:]).square() * (1 - self.power.double())
+        # An imperfect score may have a power above 1.
+        return chain.posterior_variances + chain.data_weights.square() * spread.clamp(min=0)
+
+
+def reverse_step(
+    x: Tensor, x0_hat: Tensor, chain: Chain, k: Tensor, variance: Variance, z: Tensor
+) -> Tensor:
+    """Return a draw of p_θ(x_{k−1}|x_k) = N(μ̃(x_k, x̂0), σ_k²): Ho et al.'s algorithm 2.
+
+    The last step, k = 1, adds no noise and is x̂0.
+
+    Shapes: x = x_k, x̂0 and z (B, *event); k (B,).
+    """
+    mean, _ = chain.posterior(x, x0_hat, k)
+    std = variance.at(chain, x, k).sqrt() * column((k > 1).double(), x)
+    return mean + std.to(x.dtype) * z

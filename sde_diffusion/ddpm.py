@@ -1,0 +1,225 @@
+"""The bound of a discrete DDPM, −log p(x0) ≤ L_T + L_{N−1} + … + L_1 + L_0, term by term."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final, final
+
+import torch
+from torch import Tensor
+
+from sde_diffusion._check import wrong_value
+from sde_diffusion._tensors import flat_sum
+from sde_diffusion.bounds import (
+    Control,
+    Decoder,
+    Pairs,
+    check_decoder,
+    check_draws,
+    check_model,
+    prior_kl,
+    squares,
+    totals,
+    uniforms,
+)
+from sde_diffusion.chain import Chain, ForwardVariance, PosteriorVariance, Variance, column
+from sde_diffusion.noise import PerSampleNoise, mix
+from sde_diffusion.reverse import CountedScore
+from sde_diffusion.thresholding import Denoiser
+
+_PURPOSE: Final = 12
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class StepTable:
+    """L_0, L_1 … L_{N−1} (step k is L_{k−1}) over the samples and draws that fell on each.
+
+    Tables of several batches add up.
+
+    Shapes: all (N,), float64: how many, their sum and the sum of their squares, in nats.
+    """
+
+    number: Tensor
+    total: Tensor
+    squares: Tensor
+    dimension: int
+
+    def __add__(self, other: StepTable) -> StepTable:
+        return StepTable(self.number + other.number, self.total + other.total,
+                         self.squares + other.squares, self.dimension)  # fmt: skip
+
+    @property
+    def nats(self) -> Tensor:
+        """The mean of each step, NaN where there is none."""
+        return self.total / self.number
+
+    @property
+    def bits_per_dim(self) -> Tensor:
+        """The mean of each step in bits per dimension."""
+        return self.nats / (self.dimension * math.log(2))
+
+    @property
+    def standard_error(self) -> Tensor:
+        """The standard error of `nats` over samples and draws, NaN below two."""
+        spread = (self.squares / self.number - self.nats.square()).clamp(min=0)
+        return torch.where(self.number > 1, (spread / (self.number - 1)).sqrt(), math.nan)
+
+
+@final
+@dataclass(frozen=True)
+class DiscreteBound:
+    """Lower bounds on the log-likelihoods of a batch under a DDPM; fields as in `Bound`.
+
+    `terms` are "prior" L_T, "diffusion" Σ L_{k−1} over k ≥ 2 and "reconstruction" L_0; `per_step`
+    has the mean over the batch of each.
+    """
+
+    nats: Tensor
+    bits_per_dim: Tensor
+    standard_error: Tensor
+    terms: Mapping[str, Tensor]
+    nfe: int
+    per_step: StepTable
+
+
+def step_bound(
+    x0: Tensor, x0_hat: Tensor, x: Tensor, chain: Chain, k: Tensor, variance: Variance,
+    decoder: Decoder,
+) -> Tensor:  # fmt: skip
+    """Return L_{k−1} = KL(q(x_{k−1}|x_k, x0) ‖ p_θ(x_{k−1}|x_k)), and L_0 = −log p_θ(x0|x_1).
+
+    p_θ is N(μ̃(x_k, x̂0), σ_k²), so that L_{k−1} is the sum over the numbers of a sample of
+    ½(q − log(1 + q)) + (alpha_{k−1} r_k)² (x0 − x̂0)²/(2σ_k²), q = β̃_k/σ_k² − 1.
+
+    Shapes: x0, x̂0 and x = x_k (B, *event); k (B,) from 1; result (B,), float64.
+    """
+    v, last = variance.at(chain, x, k), (k == 1).to(x.device)
+    if bool((k == 1).all()):
+        return -decoder.log_prob(x0, x0_hat.double(), v)
+    # β̃_1 = 0 would leave an infinity, and NaN in its gradient, where the step is not asked for.
+    q = PosteriorVariance().at(chain, x, k) / v - 1
+    pull = column(chain.data_weights[k - 1], x).square() / (2 * v)
+    square = (x0.double() - x0_hat.double()).square()
+    kl = flat_sum(0.5 * (q - q.log1p()) + pull * square)
+    if not bool((k == 1).any()):
+        return kl
+    return torch.where(last, -decoder.log_prob(x0, x0_hat.double(), v), kl)
+
+
+def vlb(
+    x: Tensor,
+    model: Denoiser,
+    grid: Tensor,
+    *,
+    variance: Variance | None = None,
+    decoder: Decoder | None = None,
+    draws: int | None = None,
+    seed: int = 0,
+    first: int = 0,
+    levels: int | None = None,
+) -> DiscreteBound:
+    """Return the DDPM's bound L_T + Σ L_{k−1} + L_0 on log p(x) of every sample.
+
+    The chain has the times of ``grid``, for example lattice(1000) or a part of it; its variance
+    is `ForwardVariance` if not given. Without ``draws`` every step is evaluated, at two
+    independent noises; ``draws`` takes two of L_0 and the rest at random k, two in each of equal
+    strata of λ, so that p_k ∝ λ_{k−1} − λ_k. Decoder, ``levels``, draws and errors are those of
+    `elbo`: x0 is N(x̂0(x_1), σ_1²), or one of the levels by a `BinDecoder`.
+
+    Shapes: x (B, *event).
+    NFE: 2N, or ``draws``, of B rows each.
+    Errors: as `elbo`, and ValueError for a grid that does not fall to 0.
+    Source: Ho et al. 2020, equation 5; Nichol & Dhariwal 2021, section 3.3.
+
+    >>> from sde_diffusion import VPSDE, Gaussian, lattice
+    >>> model = Gaussian(torch.zeros(1), torch.eye(1)).diffused(VPSDE())
+    >>> bound = vlb(torch.zeros(1, 1, dtype=torch.float64), model, lattice(50))
+    >>> abs(bound.nats.item() + 0.918939) < 4 * bound.standard_error.item()
+    True
+    """
+    check_model("vlb", x, model, "denoise")
+    decoder = check_decoder("vlb", x, decoder, levels)
+    chain = Chain(model.sde, grid)
+    if draws is not None:
+        check_draws("vlb", draws, least=4)
+        if len(chain) == 1:
+            raise wrong_value("vlb", "draws", "be left out for a chain of one step", draws,
+                              "drop it")  # fmt: skip
+    variance = ForwardVariance() if variance is None else variance
+    denoise = CountedScore(model.denoise)
+    noise = PerSampleNoise.numbered(mix(seed, _PURPOSE), first, len(x))
+    # What ‖eps‖² weighs in each step while the noise is not found: its control variate.
+    pull = (chain.data_weights * chain.sigma[1:] / chain.alpha[1:]).square()
+    pull = pull / (2 * variance.table(chain))
+    pull[0] *= decoder.control
+    tally = _Tally(len(chain), x[0].numel())
+
+    def draw(k: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        eps = noise.normal(x)
+        x_k = chain.perturb(x, k, eps)
+        x0_hat = denoise(x_k, chain.times[k])
+        value = step_bound(x, x0_hat, x_k, chain, k, variance, decoder)
+        snr = (chain.alpha[k] / chain.sigma[k]).square().to(x.device)
+        excess = squares(eps) - x[0].numel()
+        return value - c * pull.to(x.device)[k - 1] * excess, snr * squares(x - x0_hat)
+
+    with torch.no_grad():
+        control, pairs = Control(x), Pairs(2, x)
+        for ks, weights in _steps(chain, draws, noise, x):
+            (one, e1), (other, e2) = (draw(k, control.c) for k in ks)
+            tally.add(ks, (one, other))
+            row = 1 if int(ks[0][0]) == 1 else 0
+            halves = x.new_zeros(2, 2, len(x), dtype=torch.float64)
+            halves[:, row] = torch.stack([one, other]) * weights.to(x.device)
+            pairs.add(*halves)
+            control.see(e1, e2)
+        terms = {"prior": prior_kl(x, model.sde), "diffusion": pairs.total[0],
+                 "reconstruction": pairs.total[1]}  # fmt: skip
+    nats, bits = totals("vlb", terms, x, levels)
+    return DiscreteBound(nats, bits, pairs.standard_error, terms, denoise.calls, tally.table())
+
+
+def _steps(
+    chain: Chain, draws: int | None, noise: PerSampleNoise, x: Tensor
+) -> Iterator[tuple[tuple[Tensor, Tensor], Tensor]]:
+    """Yield two k of each stratum, (B,), and the weights of their terms in the sum, (2, B)."""
+    n, half = len(chain), torch.full((2, len(x)), 0.5, dtype=torch.float64)
+    for k in range(1, n + 1 if draws is None else 2):
+        ks = torch.full((len(x),), k)
+        yield (ks, ks), half
+    if draws is None:
+        return
+    strata = draws // 2 - 1
+    widths = -torch.log1p(-chain.share[1:])  # 2(λ_{k−1} − λ_k) for k = 2 … N
+    p = widths / widths.sum()
+    edges = p.cumsum(0)[:-1]
+    for stratum in range(strata):
+        one, other = (
+            torch.searchsorted(edges, (stratum + uniforms(noise, x)) / strata) for _ in range(2)
+        )
+        yield (one + 2, other + 2), 0.5 / (strata * p[torch.stack([one, other])])
+
+
+class _Tally:
+    """The sums of a `StepTable` as they grow."""
+
+    def __init__(self, n: int, dimension: int) -> None:
+        self._sums = torch.zeros(3, n, dtype=torch.float64)
+        self._dimension = dimension
+
+    def add(self, ks: tuple[Tensor, Tensor], values: tuple[Tensor, Tensor]) -> None:
+        """Add the terms of two draws; those of one sample at one k count once, by their mean."""
+        (k1, k2), (one, other) = ks, (value.cpu() for value in values)
+        same = k1 == k2
+        one = torch.where(same, 0.5 * (one + other), one)
+        for k, value in ((k1, one), (k2[~same], other[~same])):
+            rows = torch.stack([torch.ones_like(value), value, value.square()])
+            self._sums.index_add_(1, k - 1, rows)
+
+    def table(self) -> StepTable:
+        """Return the sums so far."""
+        number, total, square = self._sums
+        return StepTable(number, total, square, self._dimension)

@@ -1,0 +1,158 @@
+"""Latents of data: to the prior along the flow, back again, and between two of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from sde_diffusion._check import wrong_value
+from sde_diffusion._tensors import check_state, rms
+from sde_diffusion.grids import Grid, check_grid, times_of
+from sde_diffusion.integration import Solution, Solver, _check_falling, integrate
+from sde_diffusion.reverse import ProbabilityFlow
+from sde_diffusion.sampler_map import check_flow
+
+
+def encode(
+    x: Tensor, flow: ProbabilityFlow, solver: Solver[Any], grid: Tensor | None = None
+) -> Solution:
+    """Return the latents of data, the end of the flow from the data to the prior.
+
+    Without a grid an adaptive solver runs from t = 1e-5 to the horizon; one of fixed steps must be
+    given its grid.
+
+    Shapes: x (B, *event); grid rising.
+    Errors: TypeError for another flow; ValueError for a grid that falls, or none for a solver of
+    fixed steps; those of `integrate`.
+
+    >>> from sde_diffusion import Gaussian, VPSDE
+    >>> from sde_diffusion.solvers import DormandPrince
+    >>> model = Gaussian(torch.zeros(1), torch.eye(1)).diffused(VPSDE())
+    >>> x, flow = torch.ones(1, 1, dtype=torch.float64), ProbabilityFlow(VPSDE(), model)
+    >>> round(encode(x, flow, DormandPrince()).x.item(), 6)
+    1.0
+    """
+    check_flow("encode", flow)
+    grid = _whole_way("encode", flow, solver) if grid is None else grid
+    check_grid(grid, flow.horizon)
+    _check_rising("encode", grid)
+    with torch.no_grad():
+        return integrate(flow, solver, x, grid)
+
+
+def decode(
+    z: Tensor, flow: ProbabilityFlow, solver: Solver[Any], grid: Grid | None = None
+) -> Solution:
+    """Return the data of latents, the end of the flow from the prior to the data.
+
+    Shapes: z (B, *event); grid falling. Without one, as `encode`.
+    Errors: those of `encode`, for a grid that rises.
+    """
+    check_flow("decode", flow)
+    grid = _whole_way("decode", flow, solver).flip(0) if grid is None else grid
+    check_grid(times_of(grid), flow.horizon)
+    _check_falling("decode", times_of(grid))
+    with torch.no_grad():
+        return integrate(flow, solver, z, grid)
+
+
+@final
+@dataclass(frozen=True)
+class Reconstruction:
+    """Data encoded and decoded again: latents, end states and what was lost.
+
+    Shapes: latent, x (B, *event); error (B,), the root mean square of x less the data, float64.
+    """
+
+    latent: Tensor
+    x: Tensor
+    error: Tensor
+    nfe: int
+
+
+def reconstruct(
+    x: Tensor, flow: ProbabilityFlow, solver: Solver[Any], grid: Tensor | None = None
+) -> Reconstruction:
+    """Return the round trip of data along the grid to the prior and back.
+
+    Shapes, errors: those of `encode`.
+    """
+    there = encode(x, flow, solver, grid)
+    back = decode(there.x, flow, solver, None if grid is None else grid.flip(0))
+    return Reconstruction(there.x, back.x, rms(back.x - x), there.nfe + back.nfe)
+
+
+def interpolate(z0: Tensor, z1: Tensor, weights: Tensor | Sequence[float]) -> Tensor:
+    """Return latents on the way from ``z0``, at weight 0, to ``z1``, at weight 1.
+
+    The direction turns at a constant rate on the great circle through both, and the length
+    changes in proportion: (1 − w)|z0| + w|z1|. So all have a length that the prior expects, at any
+    scale: VE and EDM need nothing else. Opposite latents, which many circles join, turn through
+    the coordinate axis nearest to a right angle (in one dimension, which has none, they pass 0).
+    From or to zero the way is straight.
+
+    Shapes: z0, z1 (B, *event); weights (W,); result (W, B, *event).
+    Errors: ValueError for latents of two shapes, or weights that are no row.
+    Source: Shoemake 1985 (slerp).
+
+    >>> z0, z1 = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 2.0]])
+    >>> [round(number, 6) for number in interpolate(z0, z1, [0.5])[0, 0].tolist()]
+    [1.414214, 1.414214]
+    """
+    check_state("interpolate", z0)
+    check_state("interpolate", z1)
+    if z0.shape != z1.shape:
+        raise wrong_value("interpolate", "z1", f"have the shape {tuple(z0.shape)} of z0",
+                          tuple(z1.shape), "expand the one that is alone")  # fmt: skip
+    w = torch.as_tensor(weights, dtype=torch.float64, device=z0.device)
+    if w.ndim != 1:
+        raise wrong_value("interpolate", "weights", "be one row of numbers", tuple(w.shape),
+                          "pass for example [0.0, 0.5, 1.0]")  # fmt: skip
+    w = w[:, None, None]
+    flat0, flat1 = z0.flatten(1).double(), z1.flatten(1).double()
+    length0, length1 = _length(flat0), _length(flat1)
+    u0 = torch.where(length0 > 0, flat0, flat1) / torch.where(length0 > 0, length0, length1)
+    u1 = torch.where(length1 > 0, flat1 / length1, u0)
+    # Kahan's form: acos(u0·u1) loses half the digits of small angles.
+    angle = 2 * torch.atan2(_length(u1 - u0), _length(u1 + u0))
+    direction = (w * angle).cos() * u0 + (w * angle).sin() * _across(u0, u1)
+    found = ((1 - w) * length0 + w * length1) * direction.nan_to_num()  # NaN for 0 to 0
+    return found.reshape(-1, *z0.shape).to(z0.dtype)
+
+
+def _across(u: Tensor, to: Tensor) -> Tensor:
+    """Return the unit vector at a right angle to ``u`` towards ``to``: (B, D).
+
+    Where they are parallel it is towards an axis, and 0 in one dimension.
+    """
+    p = _rejected(to, u)
+    axis = torch.nn.functional.one_hot(u.abs().argmin(1), u.shape[1]).to(u)
+    p = torch.where(_length(p) > 1e-12, p, _rejected(axis, u))
+    p = _rejected(p / _length(p), u)  # again: the first left rounding errors of a short p
+    return (p / _length(p)).nan_to_num()
+
+
+def _rejected(v: Tensor, u: Tensor) -> Tensor:
+    return v - (v * u).sum(1, keepdim=True) * u
+
+
+def _length(v: Tensor) -> Tensor:
+    return v.square().sum(1, keepdim=True).sqrt()
+
+
+def _whole_way(what: str, flow: ProbabilityFlow, solver: object) -> Tensor:
+    if not getattr(solver, "adaptive", False):
+        raise wrong_value(what, "grid", "be given for a solver with fixed steps", "none",
+                          "pass for example uniform(100, 1e-5, 1.0)")  # fmt: skip
+    return torch.tensor([1e-5, flow.horizon], dtype=torch.float64)
+
+
+def _check_rising(what: str, grid: Tensor) -> None:
+    if grid[0] > grid[-1]:
+        raise wrong_value(what, "grid", "run from the data (t near 0) to the prior",
+                          f"{float(grid[0]):.4g} … {float(grid[-1]):.4g}",
+                          "reverse it with grid.flip(0)")  # fmt: skip

@@ -1,0 +1,272 @@
+"""The log-likelihoods of one batch of a data set: by the flow and by both variational bounds."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, is_dataclass, replace
+from typing import Any, Final, Protocol, final
+
+import torch
+from torch import Tensor
+
+from sde_diffusion._check import wrong_value
+from sde_diffusion.bounds import BinDecoder, Decoder, GaussianDecoder, LevelDecoder, elbo
+from sde_diffusion.data import Dataset
+from sde_diffusion.ddpm import vlb
+from sde_diffusion.dequantization import Dequantizer, TruncatedNormal, Uniform, discrete_log_prob
+from sde_diffusion.divergence import Divergence, Exact, Hutchinson, HutchPlusPlus, fastest
+from sde_diffusion.evaluation_settings import EvaluationSettings
+from sde_diffusion.grids import lattice
+from sde_diffusion.integration import Model, Solver
+from sde_diffusion.likelihood import frozen, log_prob
+from sde_diffusion.losses import NoisePredictor
+from sde_diffusion.reverse import ProbabilityFlow
+from sde_diffusion.sample_log import Batch
+from sde_diffusion.schedules import DiscreteBeta
+from sde_diffusion.sde import VPSDE, LinearSDE
+from sde_diffusion.thresholding import Denoiser
+from sde_diffusion.variables import Angle, LogSNR, Time
+
+_FEW: Final = 16  # dimensions or samples that cost little
+VARIABLES: Final = {"angle": Angle, "time": Time, "log-snr": LogSNR}
+
+
+class ScoreLike(Model, NoisePredictor, Denoiser, Protocol):
+    """What the three bounds need of a model: score, eps and denoise, as `ScoreModel` has them."""
+
+
+@dataclass
+class _Found:
+    """One bound of a batch: all (B,), float64."""
+
+    nats: Tensor
+    error: Tensor
+    terms: dict[str, Tensor]
+    nfe: int
+    sums: dict[str, Tensor] = field(default_factory=dict)
+
+    def moved(self, volume: Tensor) -> _Found:
+        """Return the same where the log-density is larger by ``volume``, as in other units."""
+        terms = {name: term.cpu().double() for name, term in self.terms.items()}
+        if "reconstruction" in terms:  # whose terms are of −log p
+            terms["reconstruction"] = terms["reconstruction"] - volume
+        else:
+            terms["volume"] = volume
+        nats = self.nats.cpu().double() + volume
+        return _Found(nats, self.error.cpu().double(), terms, self.nfe, self.sums)
+
+
+@final
+class Evaluator:
+    """Log-likelihoods of any samples of one data set under one model, by number.
+
+    Sample i depends on the seed and on i alone; on networks its batch-mates show in the rounding.
+    Integers give log P(k), or rather a lower bound of it, real data a log-density in their units.
+
+    Without a grid an adaptive solver runs from t_min to the horizon.
+
+    Errors: those of `log_prob`, `elbo` and `vlb`.
+
+    >>> from sde_diffusion import Dataset, DataSpec, Gaussian, VPSDE
+    >>> from sde_diffusion.solvers import DormandPrince
+    >>> data = Dataset(DataSpec("zeros", (1,), None), torch.zeros(8, 1), None)
+    >>> model = Gaussian(torch.zeros(1), torch.eye(1)).diffused(VPSDE())
+    >>> found = Evaluator(model, data, DormandPrince()).batch(range(2, 4))
+    >>> [round(nats, 3) for nats in found.values["flow_nats"]]
+    [-0.919, -0.919]
+    """
+
+    def __init__(
+        self, model: ScoreLike, dataset: Dataset, solver: Solver[Any],
+        settings: EvaluationSettings | None = None, grid: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        settings = EvaluationSettings() if settings is None else settings
+        if settings.tolerance is not None:
+            solver = _with_tolerance(solver, settings.tolerance)
+        self.model, self.dataset, self.solver, self.settings = model, dataset, solver, settings
+        self.dimension = math.prod(dataset.spec.shape)
+        ends = torch.tensor([settings.t_min, model.sde.horizon], dtype=torch.float64)
+        adaptive = getattr(solver, "adaptive", False)
+        self.grid = ends if grid is None and adaptive else grid
+
+    def changed(self, **settings: Any) -> Evaluator:  # noqa: ANN401
+        """Return the evaluator with other settings; another t_min moves a grid's start there."""
+        chosen, grid = replace(self.settings, **settings), self.grid
+        if grid is not None and "t_min" in settings:
+            start = torch.tensor([chosen.t_min], dtype=torch.float64)
+            grid = torch.cat([start, grid[grid > start]])
+        return Evaluator(self.model, self.dataset, self.solver, chosen, grid)
+
+    def halved(self) -> Evaluator:
+        """Return the evaluator with two steps for each of its grid."""
+        if self.grid is None:
+            return self
+        middle = 0.5 * (self.grid[:-1] + self.grid[1:])
+        grid = torch.stack([self.grid[:-1], middle], 1).flatten()
+        grid = torch.cat([grid, self.grid[-1:]])
+        return Evaluator(self.model, self.dataset, self.solver, self.settings, grid)
+
+    def batches(self) -> list[range]:
+        """Return the numbers of the samples of every batch."""
+        n, size = len(self.dataset), self.settings.batch_size
+        return [range(first, min(first + size, n)) for first in range(0, n, size)]
+
+    def batch(self, indices: range) -> Batch:
+        """Return what is found of a batch: of each bound its nats, their error, and its terms."""
+        began = time.perf_counter()
+        values, sums, nfe = dict[str, list[float]](), dict[str, list[float]](), dict[str, int]()
+        for name in self.settings.bounds:
+            found = self._found(name, indices)
+            columns = {"nats": found.nats, "standard_error": found.error, **found.terms}
+            values |= {f"{name}_{key}": _numbers(column) for key, column in columns.items()}
+            sums |= {f"{name}_{key}": _numbers(row) for key, row in found.sums.items()}
+            nfe[name] = found.nfe
+        seconds = time.perf_counter() - began
+        return Batch(indices.start, len(indices), values, sums, nfe, seconds)
+
+    def decided(self) -> tuple[Evaluator, str]:
+        """Return the evaluator with the faster mode in place of "auto", and why it is that.
+
+        To be measured once for a whole run: the modes' results differ by rounding.
+        """
+        settings = self.settings
+        if settings.mode != "auto" or "flow" not in settings.bounds:
+            return self, f"{settings.mode} mode as asked"
+        mode, why = "reverse", "reverse mode, in which the memory for all dimensions is bounded"
+        if settings.divergence != "exact" or self.dimension <= _FEW:
+            flow = ProbabilityFlow(self.model.sde, self.model)
+            x = self.inputs(self.batches()[0])[:_FEW]
+            t = torch.tensor(0.5 * flow.horizon, dtype=torch.float64)
+            with frozen(self.model):
+                found, why = fastest(self.divergence(0), lambda x: flow.velocity(x, t), x)
+            mode = getattr(found, "mode", mode)
+        decided = replace(settings, mode=mode)
+        return Evaluator(self.model, self.dataset, self.solver, decided, self.grid), why
+
+    def inputs(self, indices: range) -> Tensor:
+        """Return the samples as the model takes them, integers with a draw of their noise."""
+        spec, rows = self.dataset.spec, self.dataset.values[indices.start : indices.stop]
+        if spec.levels is None or self.settings.dequantization == "none":
+            return self.to_model(spec.encode(rows, 0.5))
+        u, _ = next(self.dequantizer().draws(rows, 1, indices.start))
+        return self.to_model(spec.encode(rows, u))
+
+    def chain(self) -> Tensor:
+        """Return the times of the vlb: the DDPM's own lattice, or equal steps to the horizon."""
+        sde, steps = self.model.sde, self.settings.steps
+        if isinstance(sde, VPSDE) and isinstance(sde.beta, DiscreteBeta):
+            return lattice(len(sde.beta.betas), steps)
+        return lattice(1000 if steps is None else steps) * sde.horizon
+
+    def _flow(self, x: Tensor, first: int, decoder: Decoder) -> _Found:  # noqa: ARG002  (a density)
+        found = log_prob(
+            x, ProbabilityFlow(self.model.sde, self.model), self.solver, grid=self.grid,
+            divergence=self.divergence(first), variable=VARIABLES[self.settings.variable],
+        )  # fmt: skip
+        terms = dict(found.terms) | {"tolerance_error": found.tolerance_error}
+        return _Found(found.nats, found.standard_error, terms, found.nfe)
+
+    def _elbo(self, x: Tensor, first: int, decoder: Decoder) -> _Found:
+        settings = self.settings
+        found = elbo(x, self.model, decoder=decoder, draws=settings.times, seed=settings.seed,
+                     first=first, t_min=settings.t_min)  # fmt: skip
+        return _Found(found.nats, found.standard_error, dict(found.terms), found.nfe)
+
+    def _vlb(self, x: Tensor, first: int, decoder: Decoder) -> _Found:
+        settings, grid = self.settings, self.chain()
+        every = settings.times >= 2 * (len(grid) - 1)
+        found = vlb(x, self.model, grid, decoder=decoder, draws=None if every else settings.times,
+                    seed=settings.seed, first=first)  # fmt: skip
+        table = found.per_step
+        sums = {"number": table.number, "total": table.total, "squares": table.squares}
+        return _Found(found.nats, found.standard_error, dict(found.terms), found.nfe, sums)
+
+    def _found(self, bound: str, indices: range) -> _Found:
+        """Return one bound of the log-density of real data or the log-probability of integers."""
+        spec, first = self.dataset.spec, indices.start
+        rows = self.dataset.values[first : indices.stop]
+        law: Callable[[Tensor, int, Decoder], _Found] = getattr(self, f"_{bound}")
+        if spec.levels is None:
+            x = spec.encode(rows, 0.5)
+            found = law(self.to_model(x), first, GaussianDecoder())
+            return found.moved(spec.log_volume(x))
+        if self.settings.dequantization == "none":
+            kind = LevelDecoder if bound == "elbo" else BinDecoder
+            decoder = kind(spec.encode(torch.arange(spec.levels), 0.5))
+            return law(self.to_model(spec.encode(rows, 0.5)), first, decoder)
+        return self._dequantized(lambda x: law(x, first, GaussianDecoder()), rows, first)
+
+    def _dequantized(
+        self, density: Callable[[Tensor], _Found], rows: Tensor, first: int
+    ) -> _Found:
+        """Return a bound of the log-probability of integers from draws of their noise.
+
+        The probes of all draws are the same, and so their errors add up by the draws' weights.
+        """
+        draws, spec, parts = self.settings.draws, self.dataset.spec, list[_Found]()
+
+        def log_p(x: Tensor, first: int) -> Tensor:  # noqa: ARG001  (density knows it)
+            parts.append(density(self.to_model(x)))
+            return parts[-1].nats
+
+        found = discrete_log_prob(rows, spec, log_p, self.dequantizer(), draws=draws, first=first)
+        log_w = found.log_weights
+        parts = [p.moved(w - p.nats.to(w)) for w, p in zip(log_w, parts, strict=True)]
+        error = _sum(w * p.error for w, p in zip(log_w.softmax(0), parts, strict=True))
+        if draws > 1:
+            error = torch.hypot(error, found.standard_error)
+        terms = {name: _sum(part.terms[name] for part in parts) / draws for name in parts[0].terms}
+        sums = {name: _sum(part.sums[name] for part in parts) for name in parts[0].sums}
+        return _Found(found.nats, error, terms, sum(part.nfe for part in parts), sums)
+
+    def divergence(self, first: int) -> Divergence:
+        """Return the divergence for a batch that begins with sample ``first``."""
+        settings = self.settings
+        mode: Any = "reverse" if settings.mode == "auto" else settings.mode
+        if settings.divergence == "exact":
+            return Exact(mode=mode)
+        if settings.divergence == "hutch++":
+            return HutchPlusPlus(probes=settings.probes, seed=settings.seed, first=first)
+        return Hutchinson(settings.probes, settings.seed, first, mode=mode)
+
+    def dequantizer(self) -> Dequantizer:
+        """Return the noise of integer data."""
+        settings, sde = self.settings, self.model.sde
+        if settings.dequantization == "uniform":
+            return Uniform(settings.seed)
+        spec = self.dataset.spec
+        return TruncatedNormal(_noise(sde, settings.t_min) * spec.scaling.slope(spec.levels or 1),
+                               settings.seed)  # fmt: skip
+
+    def to_model(self, x: Tensor) -> Tensor:
+        """Return x where and as the model computes: float32, or the dtype of its parameters."""
+        parameters: Iterator[Tensor] = getattr(self.model, "parameters", lambda: iter(()))()
+        like = next(parameters, torch.zeros(()))
+        return x.to(self.model.device, like.dtype)
+
+
+def _with_tolerance(solver: Any, tolerance: float) -> Any:  # noqa: ANN401  (a solver)
+    if not (is_dataclass(solver) and hasattr(solver, "rtol")):
+        raise wrong_value("Evaluator", "tolerance", "be left out for a solver with fixed steps",
+                          tolerance, "pass a grid of more steps")  # fmt: skip
+    made: Any = solver
+    return replace(made, rtol=tolerance, atol=tolerance)
+
+
+def _noise(sde: LinearSDE, t: float) -> float:
+    """Return sigma/alpha."""
+    return math.exp(-float(sde.lambda_(torch.tensor(t, dtype=torch.float64))))
+
+
+def _numbers(column: Tensor) -> list[float]:
+    found: list[float] = column.detach().double().cpu().tolist()
+    return found
+
+
+def _sum(tensors: Iterator[Tensor]) -> Tensor:
+    total = next(tensors)
+    for tensor in tensors:
+        total = total + tensor
+    return total

@@ -1,0 +1,170 @@
+"""The latents from which a sampler's own steps end at given data."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, Final, final
+
+import torch
+from torch import Tensor
+
+from sde_diffusion._check import diverged, positive_integer, positive_number
+from sde_diffusion._tensors import check_state, rms
+from sde_diffusion.grids import Grid, times_of
+from sde_diffusion.integration import Solver, integrate
+from sde_diffusion.reverse import ProbabilityFlow
+from sde_diffusion.sampler_map import SamplerMap
+from sde_diffusion.sde import LinearSDE
+
+_LOW: Final = 64  # the largest dimension in which Newton's method is the default
+_HALVINGS: Final = 30
+
+
+class Iteration(ABC):
+    """A way to solve F(z) = x for z."""
+
+    iterations: int
+
+    @abstractmethod
+    def improved(self, map_: SamplerMap, x: Tensor, z: Tensor, end: Tensor) -> Tensor:
+        """Return a better z, given ``end`` = F(z)."""
+
+
+@final
+@dataclass(frozen=True)
+class Newton(Iteration):
+    """Damped Newton: z + τ J⁻¹(x − F(z)), τ = 1, ½, … until the residual falls.
+
+    One Jacobian of the whole solve an iteration, D columns: for low dimension.
+
+    >>> Newton().iterations
+    50
+    """
+
+    iterations: int = 50
+
+    def __post_init__(self) -> None:
+        positive_integer("Newton", "iterations", self.iterations)
+
+    def improved(self, map_: SamplerMap, x: Tensor, z: Tensor, end: Tensor) -> Tensor:
+        j = map_.jacobian(z)[1]
+        gap = (x - end).flatten(1).double()
+        # No inverse, no step: the residual stays and is reported.
+        way = torch.linalg.solve_ex(j, gap)[0].nan_to_num(0, 0, 0).reshape(z.shape).to(z.dtype)
+        best, least = z, rms(x - end)
+        left = torch.arange(len(z), device=z.device)
+        for halvings in range(_HALVINGS):
+            trial = z[left] + 0.5**halvings * way[left]
+            residual = rms(x[left] - map_.rows(left)(trial))
+            better = residual < (1 - 0.25 * 0.5**halvings) * least[left]
+            best = best.index_copy(0, left[better], trial[better])
+            left = left[~better]
+            if not len(left):
+                break
+        return best
+
+
+@final
+@dataclass(frozen=True)
+class FixedPoint(Iteration):
+    """Fixed point: z + G(x) − G(F(z)), G the same steps taken backwards.
+
+    Two solves an iteration, in any dimension. The error shrinks by I − (∂G/∂x) J each time, which
+    is small where the steps are; where they are coarse it may not shrink.
+
+    >>> FixedPoint().iterations
+    100
+    """
+
+    iterations: int = 100
+
+    def __post_init__(self) -> None:
+        positive_integer("FixedPoint", "iterations", self.iterations)
+
+    def improved(self, map_: SamplerMap, x: Tensor, z: Tensor, end: Tensor) -> Tensor:
+        return z + _backwards(map_, x) - _backwards(map_, end)
+
+
+def _backwards(map_: SamplerMap, x: Tensor) -> Tensor:
+    """Return the end of the solver's steps along the reversed grid."""
+    times, sde = times_of(map_.grid), map_.flow.sde
+    if isinstance(sde, LinearSDE) and float(sde.sigma(times[-1])) == 0:
+        times = times[:-1]  # no score there
+    if len(times) < 2:
+        return x
+    with torch.no_grad():
+        return integrate(map_.flow, map_.solver, x, times.flip(0)).x
+
+
+@final
+@dataclass(frozen=True)
+class Inverse:
+    """Latents whose samples are given data, with what is left of the difference.
+
+    Shapes: latent (B, *event); residual (B,), the root mean square of F(z) − x, float64;
+    iterations (B,).
+    """
+
+    latent: Tensor
+    residual: Tensor
+    iterations: Tensor
+    nfe: int
+
+
+def sampler_inverse(
+    x: Tensor,
+    flow: ProbabilityFlow,
+    solver: Solver[Any],
+    grid: Grid,
+    *,
+    method: Iteration | None = None,
+    tolerance: float | None = None,
+) -> Inverse:
+    """Return the latents z = F⁻¹(x) from which the sampler's own steps end at ``x``.
+
+    The start is the solver's own way back along the grid, what `encode` finds. Not given, the
+    method is `Newton` up to 64 dimensions, then `FixedPoint`. A sample is done when its residual
+    is at most ``tolerance`` (1e-10 in float64, else 1e-5), relative to the root mean square of x
+    where that is above 1. Where F is not one-to-one it is one z of several.
+
+    Shapes: x (B, *event); grid falling, as for sampling.
+    Errors: those of `SamplerMap`; FloatingPointError, naming sample and residual, where the
+    iteration ends before.
+
+    >>> from sde_diffusion import Gaussian, VPSDE, uniform
+    >>> from sde_diffusion.encoding import decode
+    >>> from sde_diffusion.solvers import DDIM
+    >>> model = Gaussian(torch.zeros(1), torch.eye(1)).diffused(VPSDE())
+    >>> x, flow = torch.ones(1, 1, dtype=torch.float64), ProbabilityFlow(VPSDE(), model)
+    >>> found = sampler_inverse(x, flow, DDIM(), uniform(5))
+    >>> round(decode(found.latent, flow, DDIM(), uniform(5)).x.item(), 9)
+    1.0
+    """
+    check_state("sampler_inverse", x)
+    map_ = SamplerMap("sampler_inverse", flow, solver, grid)
+    if tolerance is None:
+        tolerance = 1e-10 if x.dtype == torch.float64 else 1e-5
+    positive_number("sampler_inverse", "tolerance", tolerance)
+    if method is None:
+        method = Newton() if x[0].numel() <= _LOW else FixedPoint()
+    before, x = flow.nfe, x.detach()
+    z, bound = _backwards(map_, x), tolerance * rms(x).clamp(min=1)
+    residual = torch.full_like(bound, torch.inf)
+    iterations = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    active = torch.arange(len(x), device=x.device)
+    for _ in range(method.iterations + 1):
+        part = map_.rows(active)
+        end = part(z[active])
+        residual[active] = rms(end - x[active])
+        left = residual[active] > bound[active]
+        end, active = end[left], active[left]
+        if not len(active):
+            return Inverse(z, residual, iterations, flow.nfe - before)
+        z = z.index_copy(0, active, method.improved(map_.rows(active), x[active], z[active], end))
+        iterations[active] += 1
+    i = int(active[0])
+    got = f"a residual of {float(residual[i]):.3g} for sample {i} after {method.iterations}"
+    raise diverged("sampler_inverse", "x", "be reached from a latent that the iteration finds",
+                   got + " iterations",
+                   "use more steps, another method, or a larger tolerance")  # fmt: skip

@@ -1,0 +1,142 @@
+"""Results of a run over numbered samples, kept batch by batch so that no work is lost.
+
+``folder`` holds manifest.json, which says what is computed, and batches-R.jsonl of every process
+R with a line for each batch, on the disk before the next one starts. A line that was cut short
+is no JSON, and its batch counts as not done.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, final
+
+from sde_diffusion._check import wrong_value
+from sde_diffusion.checkpoint import write_atomically
+from sde_diffusion.runs import _flat
+
+
+@final
+@dataclass(frozen=True)
+class Batch:
+    """What was found of the samples first … first + count − 1, in numbers that JSON keeps exactly.
+
+    ``values`` holds a number for each sample, ``sums`` rows of numbers summed over them, ``nfe``
+    the evaluations of each part.
+
+    >>> Batch(6, 2, {"nats": [0.1, 0.2]}, {}, {"flow": 8}, 0.5).indices
+    range(6, 8)
+    """
+
+    first: int
+    count: int
+    values: Mapping[str, list[float]]
+    sums: Mapping[str, list[float]]
+    nfe: Mapping[str, int]
+    seconds: float
+
+    @property
+    def indices(self) -> range:
+        """The numbers of the samples."""
+        return range(self.first, self.first + self.count)
+
+
+@final
+class SampleLog:
+    """The batches of one run, appended by any number of processes, one file for each.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     log = SampleLog(folder)
+    ...     log.append(Batch(0, 1, {"nats": [-1.5]}, {}, {}, 0.1))
+    ...     log.batches()[0].values
+    {'nats': [-1.5]}
+    """
+
+    def __init__(self, folder: str | Path, rank: int = 0) -> None:
+        self.folder = Path(folder)
+        self.manifest = self.folder / "manifest.json"
+        self.file = self.folder / f"batches-{rank}.jsonl"
+
+    def exists(self) -> bool:
+        """Return whether there is a run."""
+        return self.manifest.is_file()
+
+    def write(self, manifest: Mapping[str, Any]) -> None:
+        """Say what the run computes, atomically; the folder is made if need be."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(manifest, indent=2) + "\n"
+        write_atomically(self.manifest, lambda file: file.write_text(text, encoding="utf-8"))
+
+    def read(self) -> dict[str, Any]:
+        """Return what `write` was given.
+
+        Errors: ValueError for a file that is none of its.
+        """
+        return read_manifest(self.manifest)
+
+    def append(self, batch: Batch) -> None:
+        """Add a batch; it is on the disk when this returns."""
+        # The line break before it ends what a killed process may have left unfinished.
+        line = b"\n" + json.dumps(asdict(batch)).encode() + b"\n"
+        with self.file.open("ab", buffering=0) as file:
+            file.write(line)
+            os.fsync(file.fileno())
+
+    def batches(self) -> dict[int, Batch]:
+        """Return the batches of all processes by their first sample, in order."""
+        found: dict[int, Batch] = {}
+        for file in sorted(self.folder.glob("batches-*.jsonl")):
+            for line in file.read_bytes().splitlines():
+                if (batch := _batch(line)) is not None:
+                    found.setdefault(batch.first, batch)
+        return dict(sorted(found.items()))
+
+    def remove(self) -> None:
+        """Delete the run; what a crash leaves of it counts as none."""
+        self.manifest.unlink(missing_ok=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Return what a manifest holds.
+
+    Errors: ValueError for a file that is no JSON object.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise _no_manifest(path) from error
+    if not isinstance(found, dict):
+        raise _no_manifest(path)
+    return found
+
+
+def check_same(
+    what: str, saved: Mapping[str, Any], now: Mapping[str, Any], remedy: str
+) -> None:
+    """Refuse to go on with a run that was started otherwise.
+
+    Errors: ValueError that names the first difference.
+    """
+    have, want = _flat(dict(saved)), _flat(dict(now))
+    for name in sorted(have.keys() | want.keys()):
+        if have.get(name) != want.get(name):
+            rule = f"be {have.get(name)!r} as in the run that is resumed"
+            raise wrong_value(what, name, rule, want.get(name), remedy)
+
+
+def _batch(line: bytes) -> Batch | None:
+    try:
+        return Batch(**json.loads(line))
+    except (ValueError, TypeError):
+        return None
+
+
+def _no_manifest(path: Path) -> ValueError:
+    return wrong_value("SampleLog", str(path), "be the manifest of a run", "another file",
+                       "start again in another folder")  # fmt: skip

@@ -1,0 +1,155 @@
+"""The map that the steps of a deterministic solver make, and its Jacobian."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any, Final, final
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from sde_diffusion._check import diverged, wrong_type, wrong_value
+from sde_diffusion.grids import Denoised, Grid, check_grid, times_of
+from sde_diffusion.integration import OneStep, Solver, _check_falling, integrate
+from sde_diffusion.reverse import ProbabilityFlow
+
+_STATES: Final = 1024  # solved at once, or the columns of one sample if they are more
+
+Seen = Callable[[Tensor, int, Tensor], object]  # (samples, step from 1, their matrices)
+
+
+@final
+class SamplerMap:
+    """The map F of a solver along a grid, with products of its Jacobian.
+
+    They are taken in forward mode, which keeps no graph of the solve and passes through every
+    solver of the flow; the columns of one sample are rows of one batch.
+
+    Errors: TypeError for another flow; ValueError for a solver that chooses its steps by the
+    state, or a grid from data to noise; those of `integrate`.
+
+    >>> from sde_diffusion import Gaussian, VPSDE, uniform
+    >>> from sde_diffusion.solvers import DDIM
+    >>> model = Gaussian(torch.zeros(1), torch.eye(1)).diffused(VPSDE())
+    >>> map_ = SamplerMap("example", ProbabilityFlow(VPSDE(), model), DDIM(), uniform(10))
+    >>> x, j = map_.jacobian(torch.tensor([[2.0]]))  # linear, for Gaussian data
+    >>> torch.allclose(x, 2 * j[0].float())
+    True
+    """
+
+    def __init__(
+        self, what: str, flow: ProbabilityFlow, solver: Solver[Any], grid: Grid
+    ) -> None:
+        check_flow(what, flow)
+        if getattr(solver, "adaptive", False):
+            raise wrong_value(what, "solver", "have fixed steps", type(solver).__name__,
+                              "pass for example DDIM(), or take log_prob")  # fmt: skip
+        check_grid(times_of(grid), flow.horizon)
+        _check_falling(what, times_of(grid))
+        self.what, self.flow, self.solver, self.grid = what, flow, solver, grid
+
+    @property
+    def steps(self) -> int:
+        """The number of steps, the last of a `Denoised` grid included."""
+        return len(times_of(self.grid)) - 1 + isinstance(self.grid, Denoised)
+
+    def rows(self, index: Tensor) -> SamplerMap:
+        """Return the map for the samples ``index`` of the batch, as `ODE.rows`."""
+        return SamplerMap(self.what, self.flow.rows(index), self.solver, self.grid)
+
+    @property
+    def composed(self) -> bool:
+        """Whether F is a composition of maps of single steps, as no multistep method is."""
+        return isinstance(self.solver, OneStep) and type(self.solver).steps is OneStep.steps
+
+    def pieces(self) -> list[SamplerMap]:
+        """Return the maps that F is composed of: those of the steps, or itself alone."""
+        if not self.composed:
+            return [self]
+        grids: list[Grid] = [torch.stack(ends) for ends in pairwise(times_of(self.grid))]
+        if isinstance(self.grid, Denoised):
+            grids[-1] = Denoised(times_of(grids[-1]))
+        return [SamplerMap(self.what, self.flow, self.solver, grid) for grid in grids]
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """Return F(z)."""
+        with torch.no_grad():
+            return integrate(self.flow, self.solver, z, self.grid).x
+
+    def product(
+        self, z: Tensor, u: Tensor, seen: Callable[[int, Tensor], object] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return F(z) and J u; ``seen`` is shown every step k and its J_k u, J_k = ∂x_k/∂z.
+
+        Errors: TypeError for a score or a solver without a derivative in x in forward mode;
+        FloatingPointError where it is not finite.
+        """
+
+        def show(k: int, t: Tensor, x: Tensor) -> None:  # noqa: ARG001  (a Callback)
+            tangent = _parts(x)[1]
+            if not bool(torch.isfinite(tangent).all()):
+                raise diverged(self.what, "∂x/∂z", "stay finite", f"NaN or infinity at step {k}",
+                               "use more steps, or move the ends of the grid")  # fmt: skip
+            if seen is not None:
+                seen(k, tangent)
+
+        with torch.inference_mode(mode=False), torch.no_grad(), forward_ad.dual_level():
+            dual = _dual(z, u)
+            try:
+                end = integrate(self.flow, self.solver, dual, self.grid, callback=show).x
+            except NotImplementedError as error:
+                raise self._opaque(str(error).splitlines()[0]) from error
+            if not self.flow.score.tracked:  # its part of J would be missing
+                raise self._opaque(got="a detached tensor")
+            return _parts(end)
+
+    def jacobian(self, z: Tensor, seen: Seen | None = None) -> tuple[Tensor, Tensor]:
+        """Return F(z) and J; ``seen`` is shown every J_k.
+
+        Shapes: z (B, *event); x the same, J (B, D, D) in float64.
+        """
+        d, parts = z[0].numel(), []
+        for index in torch.split(torch.arange(len(z)), max(1, _STATES // d)):
+            b = len(index)
+            basis = torch.eye(d, dtype=z.dtype, device=z.device).repeat(b, 1)
+
+            def matrices(columns: Tensor, b: int = b) -> Tensor:
+                return columns.reshape(b, d, d).mT.double()
+
+            def show(k: int, columns: Tensor, index: Tensor = index) -> None:
+                if seen is not None:
+                    seen(index, k, matrices(columns, len(index)))
+
+            each = index.repeat_interleave(d)
+            x, columns = self.rows(each).product(z[each], basis.reshape(-1, *z.shape[1:]), show)
+            parts.append((x[::d], matrices(columns)))
+        states, jacobians = zip(*parts, strict=True)
+        return torch.cat(states), torch.cat(jacobians)
+
+    def _opaque(self, got: str) -> TypeError:
+        rule = "be differentiable in x, in forward mode"
+        return wrong_type(self.what, "score and solver", rule, got,
+                          "remove detach or NumPy; attention needs SDPBackend.MATH")  # fmt: skip
+
+
+def check_flow(what: str, flow: object) -> None:
+    """Refuse anything but a probability flow."""
+    if not isinstance(flow, ProbabilityFlow):
+        raise wrong_type(what, "flow", "be a ProbabilityFlow", type(flow).__name__,
+                         "pass ProbabilityFlow(sde, score)")  # fmt: skip
+
+
+def _dual(value: Tensor, tangent: Tensor) -> Tensor:
+    with warnings.catch_warnings():
+        # Its first use loads a module of torch's that warns of another one.
+        warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", DeprecationWarning)
+        dual: Tensor = forward_ad.make_dual(value.clone(), tangent.clone())  # type: ignore[no-untyped-call]
+    return dual
+
+
+def _parts(dual: Tensor) -> tuple[Tensor, Tensor]:
+    value, tangent = forward_ad.unpack_dual(dual)  # type: ignore[no-untyped-call]
+    return value, torch.zeros_like(value) if tangent is None else tangent

@@ -1,0 +1,100 @@
+"""Adams predictor–corrector with a step size for every sample and one evaluation a step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, Final, final
+
+import torch
+from torch import Tensor
+
+from sde_diffusion._check import positive_integer
+from sde_diffusion._tensors import expand, rms
+from sde_diffusion.noise import Noise
+from sde_diffusion.reverse import ODE
+from sde_diffusion.solvers._adams_history import History, adams_weights, begun, moved
+from sde_diffusion.solvers._adaptive import carry, check_steps, growth, kept, settle
+from sde_diffusion.solvers._checks import above_zero, choice
+
+# What part of Adams–Bashforth's error Adams–Moulton's has, at the same order 1, 2 … 6.
+_RATIO: Final = torch.tensor([1, 1 / 5, 1 / 9, 19 / 251, 27 / 475, 863 / 19087]).double()
+
+
+@final
+@dataclass(frozen=True)
+class AdaptiveAdams:
+    """Adams–Bashforth predicts, Adams–Moulton corrects, on every sample's own uneven steps.
+
+    P-E-C: the velocity at the predicted state corrects the step that led there and predicts the
+    next. The predictor has order − 1 nodes, the corrector one more; a step is taken where the
+    error of the corrector of one order less, a known part of the difference of the two, passes
+    as in `DormandPrince`. The order grows from 1 with the steps.
+
+    Six to seven tenths of the evaluations of `DormandPrince` at equal error where the velocity is
+    smooth in t, and no fewer where it is not.
+
+    Order: at most ``order``, of steps chosen by tolerance. NFE: 1 a step tried, and 2 at first.
+    Errors: as `DormandPrince`; ValueError for an order that is not 2 … 7.
+    Source: Shampine & Gordon 1975; step control of Hairer, Nørsett & Wanner 1993, section III.7.
+
+    >>> from sde_diffusion import ODE, integrate, uniform
+    >>> class Growth(ODE):
+    ...     def velocity(self, x, t):
+    ...         return x
+    >>> x, solver = torch.ones(1, 1, dtype=torch.float64), AdaptiveAdams(rtol=1e-9, atol=1e-9)
+    >>> round(integrate(Growth(), solver, x, uniform(1, 0.0, 1.0)).x.item(), 7)
+    2.7182818
+    """
+
+    order: int = 5
+    rtol: float = 1e-5
+    atol: float = 1e-5
+    max_steps: int = 10_000
+    dynamics = ODE
+    adaptive: ClassVar[bool] = True
+    # Along a grid, with no tolerance, its first step of order 2 lets no more than 3 pass.
+    certified: ClassVar[tuple[Mapping[str, Any], ...]] = tuple(
+        {"order": order, "rtol": math.inf, "atol": math.inf} for order in (2, 3)
+    )
+
+    def __post_init__(self) -> None:
+        choice("AdaptiveAdams", "order", range(2, 8), self.order)
+        above_zero("AdaptiveAdams", "1e-5", rtol=self.rtol, atol=self.atol)
+        positive_integer("AdaptiveAdams", "max_steps", self.max_steps)
+
+    def steps(
+        self, dynamics: ODE, x: Tensor, grid: Tensor, noise: Noise  # noqa: ARG002
+    ) -> Generator[Tensor, None, Tensor]:
+        """Yield the states at the times of the grid and return the sum of |estimated errors|."""
+        past = begun(dynamics, x, grid, self.order - 1, self.atol + self.rtol * x.abs())
+        for stop in grid[1:].tolist():
+            carry("AdaptiveAdams", past, stop, self.max_steps,
+                  partial(self._try, dynamics, past, stop))  # fmt: skip
+            yield past.x
+        return past.lost
+
+    def _try(self, ode: ODE, p: History, stop: float, i: Tensor) -> None:
+        """Try one step of the samples ``i`` and keep it where its error is small enough."""
+        ode = ode.rows(i) if len(i) < len(p.t) else ode
+        x, t, known, left = p.x[i], p.t[i], p.known[i], stop - p.t[i]
+        last = p.h[i] >= left.abs()
+        dt = torch.where(last, left, p.h[i].copysign(left))
+        s = torch.where(last, stop, t + dt)
+        nodes, past = (p.times[i] - t[:, None]) / dt[:, None], p.velocities[:, i]
+        predicted = x + moved(adams_weights(nodes, known), past, dt)
+        v = ode.velocity(predicted, s)
+        nodes = torch.cat([torch.ones_like(nodes[:, :1]), nodes], 1)
+        x_s = x + moved(adams_weights(nodes, known + 1), torch.cat([v[None], past]), dt)
+        error = expand(_RATIO.to(dt.device)[known - 1], x) * (x_s - predicted)
+        norm = rms(error / (self.atol + self.rtol * torch.maximum(x.abs(), x_s.abs())))
+        good = norm <= 1  # false for NaN
+        h = growth(norm, 1 / (known + 1.0)).clamp(0.2, 2.0) * dt.abs()
+        p.h[i] = torch.where(good & last, torch.maximum(p.h[i], h), h)
+        p.x = kept(p.x, i, good, x_s)
+        p.lost = kept(p.lost, i, good, p.lost[i] + error.detach().abs())
+        p.push(i, good, s, v)
+        settle(p, i, good, s)
+        check_steps("AdaptiveAdams", "velocity", p.h[i], t, 1e-14)

@@ -1,0 +1,433 @@
+"""Evaluations of a data set: what each bound is, and that batches neither matter nor are lost.
+
+Also the processes that share one: whoever ends early is named, and nobody waits for the dead.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sde_diffusion import (
+    MLP,
+    VESDE,
+    VPSDE,
+    Dataset,
+    DataSpec,
+    DiscreteBeta,
+    Gaussian,
+    GaussianMixture,
+    Hutchinson,
+    ProbabilityFlow,
+    ScoreModel,
+    lattice,
+    linear_betas,
+    log_prob,
+)
+from sde_diffusion import _ranks as ranks_module
+from sde_diffusion._fingerprint import fingerprint
+from sde_diffusion._ranks import Ranks, place
+from sde_diffusion.bounds import BinDecoder, LevelDecoder, bin_centres, elbo
+from sde_diffusion.ddpm import vlb
+from sde_diffusion.dequantization import TruncatedNormal, Uniform, discrete_log_prob
+from sde_diffusion.evaluation import Evaluation, evaluate, share_of
+from sde_diffusion.evaluation_settings import EvaluationSettings
+from sde_diffusion.evaluator import Evaluator
+from sde_diffusion.sample_log import Batch, SampleLog, check_same
+from sde_diffusion.scaling import Affine, Logit
+from sde_diffusion.solvers import DormandPrince, Heun
+
+RING = GaussianMixture.ring(8).diffused(VPSDE())
+SOLVER = DormandPrince(1e-4, 1e-4)
+LEVELS = 5
+
+
+def points(n: int = 7) -> Dataset:
+    x = GaussianMixture.ring(8).sample(n, torch.Generator().manual_seed(1))
+    return Dataset(DataSpec("points", (2,), None), x.float(), None)
+
+
+def grey(n: int = 4, scaling: Affine | Logit | None = None) -> Dataset:
+    k = torch.randint(0, LEVELS, (n, 2), generator=torch.Generator().manual_seed(2))
+    spec = DataSpec("grey", (2,), LEVELS, *([] if scaling is None else [scaling]))
+    return Dataset(spec, k.to(torch.uint8), None)
+
+
+def close(found: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-5) -> None:
+    torch.testing.assert_close(found, expected.double(), rtol=0, atol=tolerance)
+
+
+# --- what the numbers are ---
+
+
+def test_the_flow_of_real_data_is_the_log_density_and_the_bounds_are_below_it() -> None:
+    data = points(40)
+    settings = EvaluationSettings(("flow", "elbo", "vlb"), divergence="exact", times=64)
+    found = evaluate(RING, data, DormandPrince(1e-6, 1e-6), settings)
+    exact = RING.oracle.log_prob(data.values.double())
+    close(found.nats("flow"), exact, 2e-3)
+    for bound in ("elbo", "vlb"):
+        error = found.summary(bound).estimator_error * 2 * math.log(2)
+        assert found.summary(bound).nats < float(exact.mean()) + 4 * error
+    # With the exact score the elbo is tight but for t < t_min.
+    elbo_error = found.summary("elbo").estimator_error * 2 * math.log(2)
+    assert abs(found.summary("elbo").nats - float(exact.mean())) < 4 * elbo_error
+
+
+@pytest.mark.parametrize("scaling", [None, Logit(0.05)])
+def test_the_terms_of_every_bound_sum_to_its_nats(scaling: Logit | None) -> None:
+    for data in (points(3), grey(3, scaling)):
+        settings = EvaluationSettings(("flow", "elbo", "vlb"), times=4, steps=20)
+        found = evaluate(RING, data, SOLVER, settings)
+        v = found.values
+        close(v["flow_prior"] + v["flow_divergence"] + v["flow_volume"], found.nats("flow"))
+        for bound in ("elbo", "vlb"):
+            terms = (v[f"{bound}_{name}"] for name in ("prior", "diffusion", "reconstruction"))
+            close(-sum(terms, torch.zeros(3)), found.nats(bound))
+
+
+def test_real_data_in_other_units_have_a_density_in_these() -> None:
+    plain = evaluate(RING, points(3), SOLVER, EvaluationSettings(divergence="exact"))
+    spec = DataSpec("doubled", (2,), None, Affine(0, 0.5))  # x = y/2
+    doubled = Dataset(spec, 2 * points(3).values, None)
+    found = evaluate(RING, doubled, SOLVER, EvaluationSettings(divergence="exact"))
+    close(found.nats("flow"), plain.nats("flow") - 2 * math.log(2))
+
+
+def test_integers_get_bounds_of_their_log_probability_by_draws_of_noise() -> None:
+    data, n = grey(), 4
+    settings = EvaluationSettings(("flow", "elbo"), draws=3, seed=5, mode="reverse", times=8)
+    found = evaluate(RING, data, SOLVER, settings)
+
+    def flow(x: torch.Tensor, first: int) -> torch.Tensor:
+        return log_prob(x.float(), ProbabilityFlow(VPSDE(), RING), SOLVER,
+                        divergence=Hutchinson(2, 5, first)).nats  # fmt: skip
+
+    def bound(x: torch.Tensor, first: int) -> torch.Tensor:
+        return elbo(x.float(), RING, draws=8, seed=5, first=first).nats
+
+    for name, density in (("flow", flow), ("elbo", bound)):
+        expected = discrete_log_prob(data.values, data.spec, density, Uniform(5), draws=3)
+        close(found.nats(name), expected.nats)
+        assert bool((found.standard_error(name) >= expected.standard_error - 1e-9).all())
+        close(found.bits_per_dim(name), expected.bits_per_dim)
+    scale = float(VPSDE().sigma(torch.tensor(1e-3)) / VPSDE().alpha(torch.tensor(1e-3)))
+    noise = TruncatedNormal(scale * LEVELS / 2, 5)
+    other = replace(settings, bounds=("flow",), dequantization="truncated-normal", t_min=1e-3)
+    [(u, log_q)] = noise.draws(data.values)
+    x = data.spec.encode(data.values, u)
+    grid = torch.tensor([1e-3, 1.0], dtype=torch.float64)
+    nats = log_prob(x.float(), ProbabilityFlow(VPSDE(), RING), SOLVER, grid=grid,
+                    divergence=Hutchinson(2, 5)).nats  # fmt: skip
+    found = evaluate(RING, data, SOLVER, replace(other, draws=1))
+    close(found.nats("flow"), nats.double() + data.spec.log_volume(x) - log_q)
+    assert len(found.index) == n
+
+
+def test_without_noise_elbo_and_vlb_are_of_the_levels_themselves() -> None:
+    data = grey()
+    settings = EvaluationSettings(("elbo", "vlb"), dequantization="none", times=6, t_min=1e-2)
+    found = evaluate(RING, data, SOLVER, settings)
+    x, centres = data.centred(), bin_centres(LEVELS)
+    expected = elbo(x, RING, decoder=LevelDecoder(centres), draws=6, t_min=1e-2)
+    close(found.nats("elbo"), expected.nats)
+    close(found.nats("vlb"), vlb(x, RING, lattice(1000), decoder=BinDecoder(centres),
+                                 draws=6).nats)  # fmt: skip
+    with pytest.raises(ValueError, match="dequantization must be some for the flow"):
+        replace(settings, bounds=("flow", "vlb"))
+
+
+def test_the_vlb_has_the_steps_of_its_own_ddpm_and_a_table_of_them() -> None:
+    model = Gaussian(torch.zeros(2), torch.eye(2)).diffused(VPSDE(DiscreteBeta(linear_betas(30))))
+    settings = EvaluationSettings(("vlb",), times=60, batch_size=3)
+    found = evaluate(model, points(), SOLVER, settings)
+    table = found.per_step()
+    assert table is not None
+    assert table.number.tolist() == [7.0] * 30
+    total = table.nats.sum() + found.values["vlb_prior"].mean()
+    assert float(total) == pytest.approx(-found.summary("vlb").nats, abs=1e-6)
+    assert found.nfe == {"vlb": 60}
+    ve = Evaluator(GaussianMixture.ring(8).diffused(VESDE()), points(), SOLVER, settings)
+    assert torch.equal(ve.chain(), lattice(1000))
+    flow = replace(settings, bounds=("flow",))
+    assert evaluate(RING, points(2), SOLVER, flow).per_step() is None
+
+
+def test_samples_do_not_depend_on_the_batch_size() -> None:
+    settings = EvaluationSettings(("flow", "elbo", "vlb"), mode="reverse", times=4, draws=2)
+    for data in (points(5), grey(5)):
+        one, *others = (
+            evaluate(RING, data, SOLVER, replace(settings, batch_size=size)) for size in (5, 3, 1)
+        )
+        for other in others:
+            assert one.values.keys() == other.values.keys()
+            assert all(torch.equal(one.values[key], other.values[key]) for key in one.values)
+
+
+def test_the_summary_is_mean_and_standard_errors() -> None:
+    found = evaluate(RING, points(), SOLVER, EvaluationSettings(probes=3))
+    bits, own = found.bits_per_dim("flow").tolist(), found.standard_error("flow").tolist()
+    summary = found.summary("flow")
+    assert summary.bits_per_dim == pytest.approx(statistics.fmean(bits))
+    assert summary.standard_error == pytest.approx(statistics.stdev(bits) / math.sqrt(7))
+    root = math.sqrt(sum(e * e for e in own)) / 7
+    assert summary.estimator_error == pytest.approx(root / (2 * math.log(2)))
+    assert summary.nats == pytest.approx(-2 * math.log(2) * summary.bits_per_dim)
+    assert summary.nats_error == pytest.approx(2 * math.log(2) * summary.standard_error)
+    one = evaluate(RING, points(1), SOLVER, EvaluationSettings(probes=1)).summary("flow")
+    assert math.isnan(one.standard_error)
+    assert math.isnan(one.estimator_error)
+
+
+def test_the_mode_is_measured_once_and_not_where_memory_has_no_bound(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = []
+
+    def fastest(divergence: Hutchinson, _velocity: object, x: torch.Tensor) -> tuple[Any, str]:
+        seen.append(len(x))
+        return replace_mode(divergence), "forward, as this test has it"
+
+    def replace_mode(divergence: Hutchinson) -> Hutchinson:
+        return Hutchinson(divergence.number, divergence.seed, divergence.first, mode="forward")
+
+    monkeypatch.setattr("sde_diffusion.evaluator.fastest", fastest)
+    evaluator, why = Evaluator(RING, points(), SOLVER).decided()
+    assert (evaluator.settings.mode, why) == ("forward", "forward, as this test has it")
+    assert getattr(evaluator.divergence(0), "mode", None) == "forward"
+    assert evaluator.decided()[0] is evaluator
+    wide = Gaussian(torch.zeros(20), torch.eye(20)).diffused(VPSDE())
+    data = Dataset(DataSpec("wide", (20,), None), torch.zeros(3, 20), None)
+    exact = EvaluationSettings(divergence="exact")
+    assert Evaluator(wide, data, SOLVER, exact).decided()[0].settings.mode == "reverse"
+    assert seen == [7]
+
+
+def test_settings_survive_json_and_wrong_ones_are_refused() -> None:
+    settings = EvaluationSettings(("elbo", "vlb"), tolerance=1e-3, steps=10, dequantization="none")
+    assert EvaluationSettings.from_json(json.loads(json.dumps(settings.to_json()))) == settings
+    for wrong, says in (
+        ({"bounds": ()}, "be of flow, elbo, vlb"), ({"bounds": ("iwae",)}, "be of flow"),
+        ({"mode": "both"}, "be one of auto"), ({"variable": "sigma"}, "be one of angle"),
+        ({"times": 3}, "be even"), ({"draws": 0}, "at least 1"), ({"t_min": 0.0}, "above 0"),
+        ({"tolerance": -1.0}, "above 0"), ({"steps": 0}, "at least 1"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=says):
+            EvaluationSettings(**wrong)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="tolerance must be left out for a solver with fixed"):
+        Evaluator(RING, points(), Heun(), EvaluationSettings(tolerance=1e-3))
+
+
+# --- the log ---
+
+
+def test_batches_come_back_exactly_whatever_was_cut_short(tmp_path: Path) -> None:
+    log, numbers = SampleLog(tmp_path / "run"), [0.1, math.pi * 1e-30, math.nan, -math.inf]
+    assert not log.exists()
+    log.write({"what": "test"})
+    first = Batch(0, 4, {"nats": numbers}, {"total": [1 / 3]}, {"flow": 3}, 0.5)
+    log.append(first)
+    whole = log.file.read_bytes()
+    for cut in (1, 10, len(whole) - 3):  # as a killed process leaves its next line
+        log.file.write_bytes(whole + whole[:cut])
+        log.append(Batch(4, 1, {"nats": [2.0]}, {}, {}, 0.1))
+        found = log.batches()
+        assert list(found) == [0, 4]
+        assert repr(found[0]) == repr(first)
+    other = SampleLog(tmp_path / "run", rank=1)
+    other.append(Batch(0, 4, {"nats": [9.0] * 4}, {}, {}, 0.1))  # done twice: the first counts
+    other.append(Batch(8, 1, {"nats": [5.0]}, {}, {}, 0.1))
+    assert repr(other.batches()[0]) == repr(first)
+    assert list(log.batches()) == [0, 4, 8]
+    assert log.read() == {"what": "test"}
+    log.manifest.write_text("[]")
+    with pytest.raises(ValueError, match="be the manifest of a run"):
+        log.read()
+    log.remove()
+    assert not (tmp_path / "run").exists()
+
+
+def test_batches_in_any_order_are_one_evaluation(tmp_path: Path) -> None:
+    evaluator = Evaluator(RING, grey(7), SOLVER, EvaluationSettings(batch_size=2, mode="reverse"))
+    log = SampleLog(tmp_path)
+    batches = [evaluator.batch(indices) for indices in evaluator.batches()]
+    for i in (3, 0, 2, 1):
+        log.append(batches[i])
+    found = Evaluation.of([*log.batches().values()][::-1], evaluator)
+    expected = evaluate(RING, grey(7), SOLVER, evaluator.settings)
+    assert found.index.tolist() == list(range(7))
+    numbers = [value for batch in batches for value in batch.values["flow_nats"]]
+    assert found.nats("flow").tolist() == numbers
+    assert all(torch.equal(found.values[key], expected.values[key]) for key in found.values)
+
+
+@given(st.lists(st.integers(0, 1000), unique=True), st.integers(1, 6))
+def test_every_batch_is_the_share_of_one_process(pending: list[int], world: int) -> None:
+    shares = [share_of(sorted(pending), rank, world) for rank in range(world)]
+    assert sorted(first for share in shares for first in share) == sorted(pending)
+    sizes = [len(share) for share in shares]
+    assert max(sizes) - min(sizes) <= 1
+    for one, other in pairwise(shares):
+        assert not one or not other or max(one) < min(other)
+
+
+def test_a_difference_to_the_run_before_is_named() -> None:
+    check_same("test", {"a": {"b": 1}}, {"a": {"b": 1}}, "stop")
+    with pytest.raises(ValueError, match=r"test: a\.b must be 1 as in .*, got 2; stop"):
+        check_same("test", {"a": {"b": 1}}, {"a": {"b": 2}}, "stop")
+
+
+def test_a_fingerprint_tells_contents_apart() -> None:
+    def model(width: int = 8, seed: int = 0, sde: Any = None, **options: Any) -> ScoreModel:
+        return ScoreModel(MLP(2, width=width, seed=seed), sde or VPSDE(), **options)
+
+    same = model()
+    nudged = model()
+    with torch.no_grad():
+        next(nudged.parameters()).flatten()[0] += 1e-6
+    others = [model(seed=1), model(sde=VESDE()), model(prediction="v"), model(sigma_data=0.4),
+              nudged, model().double(), GaussianMixture.ring(8).diffused(VPSDE()),
+              GaussianMixture.ring(8, std=0.11).diffused(VPSDE())]  # fmt: skip
+    names = [fingerprint(other) for other in (same, *others)]
+    assert len(set(names)) == len(names)
+    assert fingerprint(model().eval()) == names[0]  # a mode, not a content
+    same(torch.ones(1, 2), torch.tensor(0.5, dtype=torch.float64))
+    assert fingerprint(same) == names[0]
+    code = ("from sde_diffusion import *; from sde_diffusion._fingerprint import fingerprint\n"
+            "print(fingerprint(ScoreModel(MLP(2, width=8, seed=0), VPSDE())))")  # fmt: skip
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == names[0]
+
+
+# --- processes ---
+
+
+def sign(folder: Path, rank: int, **values: object) -> None:
+    """Write what another process would."""
+    folder.mkdir(exist_ok=True)
+    body = {"name": "other", "host": platform.node(), "pid": os.getpid(), "state": "working",
+            "beat": 1, "error": ""} | values  # fmt: skip
+    (folder / f"rank-{rank}.json").write_text(json.dumps(body))
+
+
+def ended() -> int:
+    """Return the number of a process that is no more."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    return process.pid
+
+
+def raised(call: Callable[[], object]) -> BaseException | None:
+    """Return what the call raises within some seconds: a test of hanging must not hang."""
+    found = list[BaseException]()
+
+    def run() -> None:
+        try:
+            call()
+        except ChildProcessError as error:
+            found.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(20)
+    return found[0] if found else None
+
+
+def test_processes_agree_on_what_the_first_one_makes_and_wait_for_each_other(
+    tmp_path: Path,
+) -> None:
+    folder, order, told = tmp_path / "ranks", list[str](), list[int]()
+    sign(folder, 0, agreed={"names": {"1": "of an earlier launch"}, "made": {"answer": 0}})
+
+    def other() -> None:
+        with Ranks(folder, 1, 2) as ranks:
+            order.append(str(ranks.agree(lambda: {})["answer"]))
+            ranks.tell(done=7)
+            order.append("worked")
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    with Ranks(folder, 0, 2) as ranks:
+        assert ranks.agree(lambda: {"answer": 42}) == {"answer": 42}
+        ranks.wait(lambda: told.append(ranks.told("done")))
+        order.append("waited")
+        assert ranks.told("done") == 7
+    thread.join()
+    assert order == ["42", "worked", "waited"]
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [({"state": "failed", "error": "no more memory"}, "rank 1 must finish its share, got no more"),
+     ({"pid": None}, "got no sign of life from process"),
+     ({"host": "elsewhere"}, "got no sign of life in 0 s"),
+     ({"state": "stopped"}, "got stopped")],
+)  # fmt: skip
+def test_a_process_that_ended_early_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: dict[str, object], says: str
+) -> None:
+    monkeypatch.setattr(ranks_module, "_SILENCE", 0.3)
+    ranks = Ranks(tmp_path, 0, 3)
+    sign(tmp_path, 2, state="done")
+    sign(tmp_path, 1)
+    ranks.check()  # alive so far
+    sign(tmp_path, 1, **(values if values != {"pid": None} else {"pid": ended()}))
+    error = raised(lambda: ranks.wait(lambda: None))
+    assert isinstance(error, ChildProcessError)
+    assert says in str(error)
+
+
+def test_the_one_that_ended_by_itself_is_to_blame_not_those_who_were_stopped(
+    tmp_path: Path,
+) -> None:
+    ranks = Ranks(tmp_path, 0, 4)
+    sign(tmp_path, 1, state="stopped", error="Interrupted")
+    sign(tmp_path, 2, pid=ended())
+    sign(tmp_path, 3)
+    assert "rank 2 must finish its share" in ranks.culprit()
+    sign(tmp_path, 2, state="stopped")
+    assert ranks.culprit(seconds=0.3) == ""
+
+
+def test_nobody_waits_for_a_process_that_never_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranks_module, "_START", 0.3)
+    for rank, missing in ((0, 1), (1, 0)):
+
+        def agree(rank: int = rank) -> None:
+            with Ranks(tmp_path / "ranks", rank, 2) as ranks:
+                ranks.agree(dict)
+
+        error = raised(agree)
+        assert isinstance(error, ChildProcessError)
+        assert f"rank {missing} must finish" in str(error)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_place_is_torchruns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert place() == (0, 1)
+    monkeypatch.setenv("RANK", "2")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert place() == (2, 4)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="RANK must be one of 0 … WORLD_SIZE − 1, got RANK=2"):
+        place()
