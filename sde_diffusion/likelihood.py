@@ -18,10 +18,12 @@ from torch import Tensor, nn
 
 from sde_diffusion._check import positive_integer, wrong_type, wrong_value
 from sde_diffusion._tensors import check_state
+from sde_diffusion.data import DataSpec
 from sde_diffusion.divergence import Divergence, Hutchinson
 from sde_diffusion.grids import check_grid
 from sde_diffusion.integration import Solver, check_evaluation, integrate
 from sde_diffusion.reverse import ODE, ProbabilityFlow
+from sde_diffusion.scaling import check_dequantized
 from sde_diffusion.sde import LinearSDE
 from sde_diffusion.variables import Angle, Kind, Time, Variable
 
@@ -123,7 +125,9 @@ def log_prob(
     """
     check_state("log_prob", x)
     _check_parts(flow, solver)
-    _check_dequantized(x, levels)
+    if levels is not None:
+        positive_integer("log_prob", "levels", levels, least=2)
+        check_dequantized("log_prob", x, DataSpec("x", tuple(x.shape[1:]), levels))
     grid = _whole_way(flow, solver) if grid is None else grid
     check_grid(grid, flow.horizon)
     _check_ascending(grid)
@@ -240,27 +244,3 @@ def _check_ascending(grid: object) -> None:
         raise wrong_value("log_prob", "grid", "run from the data (t near 0) to the prior",
                           f"{float(grid[0]):.4g} … {float(grid[-1]):.4g}",
                           "reverse it with grid.flip(0)")  # fmt: skip
-
-
-def _check_dequantized(x: Tensor, levels: int | None) -> None:
-    """Refuse data that sits on the grey levels themselves: bin centres or edges."""
-    if levels is None:
-        return
-    positive_integer("log_prob", "levels", levels, least=2)
-    if float(x.abs().max()) > 1:
-        raise wrong_value("log_prob", "x", "lie in [−1, 1], as levels are scaled",
-                          f"{float(x.min()):.4g} … {float(x.max()):.4g}",
-                          "scale it with dataset.spec.encode")  # fmt: skip
-    # Twice the level, so that centres and edges are integers, and k of x = 2k/(levels − 1) − 1.
-    for scale in (levels, (levels - 1) / 2):
-        place = (x.double() + 1) * scale
-        _refuse_lattice(place, levels)
-
-
-def _refuse_lattice(place: Tensor, levels: int) -> None:
-    rows = ((place - place.round()).abs() < 1e-3).flatten(1).all(1)
-    # A row of few numbers may lie on levels by chance; all rows of a batch will not.
-    few = place[0].numel() < 8
-    if bool(rows.all() if few else rows.any()):
-        raise wrong_value("log_prob", "x", "be dequantized", f"values on the {levels} levels only",
-                          "add uniform noise: dataset.dequantized(generator)")  # fmt: skip

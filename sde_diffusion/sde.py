@@ -14,6 +14,7 @@ from typing import final
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from sde_diffusion._check import positive_number, wrong_type, wrong_value
 from sde_diffusion._tensors import check_state, expand, flat_sum
@@ -233,8 +234,8 @@ class VPSDE(LinearSDE):
         return -0.5 * (b + torch.expm1(-b).neg().log())  # log(expm1(B)) would overflow
 
     def time(self, lambda_: Tensor) -> Tensor:
-        zero = torch.zeros_like(lambda_)
-        return self.beta.inverse(torch.logaddexp(zero, -2 * lambda_))
+        # log(1 + e^{−2λ}). Unlike logaddexp, logsigmoid rounds a number alike in any batch.
+        return self.beta.inverse(-F.logsigmoid(2 * lambda_))
 
     def prior(self) -> IsotropicNormal:
         return IsotropicNormal(1.0)
@@ -398,4 +399,4 @@ class RectifiedFlow(LinearSDE):
         return (2 * t / (1 - t)).sqrt()
 
     def time(self, lambda_: Tensor) -> Tensor:
-        return torch.sigmoid(-lambda_)
+        return 1 / (1 + lambda_.exp())  # sigmoid(−λ), which rounds otherwise in a batch

@@ -100,7 +100,7 @@ class Angle(Variable):
         return torch.atan2(self.sde.sigma(times), self.sde.alpha(times))
 
     def scale(self, t: Tensor) -> Tensor:
-        return torch.hypot(self.sde.alpha(t), self.sde.sigma(t))
+        return radius(self.sde.alpha(t), self.sde.sigma(t))
 
 
 @final
@@ -123,7 +123,7 @@ class LogSNR(Variable):
 
     def velocity(self, x: Tensor, t: Tensor) -> Tensor:
         lambda_ = self.first - t
-        pace = 0.5 / lambda_.cosh()  # dφ/du = sin φ cos φ
+        pace = 1 / (lambda_.exp() + (-lambda_).exp())  # dφ/du = sin φ cos φ
         return expand(pace, x) * turned(self.flow, x, self.sde.time(lambda_))
 
     def rows(self, index: Tensor) -> LogSNR:
@@ -138,7 +138,12 @@ class LogSNR(Variable):
         return self.first - self.sde.lambda_(times)
 
     def scale(self, t: Tensor) -> Tensor:
-        return torch.hypot(self.sde.alpha(t), self.sde.sigma(t))
+        return radius(self.sde.alpha(t), self.sde.sigma(t))
+
+
+def radius(alpha: Tensor, sigma: Tensor) -> Tensor:
+    """Return √(alpha² + sigma²), which hypot rounds otherwise in a batch than alone."""
+    return (alpha.square() + sigma.square()).sqrt()
 
 
 def turned(flow: ProbabilityFlow, y: Tensor, t: Tensor) -> Tensor:
@@ -146,7 +151,7 @@ def turned(flow: ProbabilityFlow, y: Tensor, t: Tensor) -> Tensor:
     sde = _linear("Angle", flow)
     t = t.clamp(max=sde.horizon)  # which rounding may pass
     at = Levels(sde.alpha(t), sde.sigma(t))
-    r = expand(torch.hypot(*at), y)
+    r = expand(radius(*at), y)
     if flow.score.predicts:
         v = flow.score.predict("v", y * r, t, at)
         return v / r

@@ -42,7 +42,9 @@ def carry(
 
 def growth(error: Tensor, power: float | Tensor) -> Tensor:
     """Return the next step size in units of this one, .9 E^{−power}; .2 where E is no number."""
-    return torch.where(error.isfinite(), 0.9 * error.clamp(min=1e-10) ** -power, 0.2)
+    # Not E ** −power, which rounds otherwise in a batch than alone.
+    factor = 0.9 * torch.exp(-power * error.clamp(min=1e-10).log())
+    return torch.where(error.isfinite(), factor, 0.2)
 
 
 def settle(p: Moving, i: Tensor, good: Tensor, s: Tensor) -> None:

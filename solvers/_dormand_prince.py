@@ -68,5 +68,7 @@ def first_sizes(
     later = float(t) + signed
     d2 = rms((ode.velocity(x + expand(signed, x) * k1, later) - k1) / scale) / guess
     most = torch.maximum(d1, d2)
-    refined = torch.where(most < 1e-15, (guess * 1e-3).clamp(min=1e-6), (0.01 / most) ** 0.2)
+    # Not ** 0.2, which rounds otherwise in a batch than alone.
+    sharp = torch.exp(0.2 * (0.01 / most.clamp(min=1e-15)).log())
+    refined = torch.where(most < 1e-15, (guess * 1e-3).clamp(min=1e-6), sharp)
     return torch.where(still, rows + span, torch.minimum(100 * guess, refined).clamp(max=span))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import doctest
 import re
+import shlex
 
+import click
 import pytest
 import torch
 from click.testing import CliRunner
@@ -80,3 +82,53 @@ def test_the_examples_on_the_density_of_a_sampler_print_what_they_say(root) -> N
     done = doctest.testfile(page, module_relative=False, encoding="utf-8")
     assert done.failed == 0
     assert done.attempted > 30
+
+
+@pytest.fixture(scope="module")
+def likelihood(root) -> str:
+    return (root / "docs" / "likelihood.md").read_text(encoding="utf-8")
+
+
+_NUMBER = r"[-−+]?\d+\.?\d*"
+
+
+def agree(printed: str, promised: str) -> bool:
+    """Return whether texts differ in numbers alone, by two in the last place at most."""
+    if re.sub(_NUMBER, "#", printed) != re.sub(_NUMBER, "#", promised):
+        return False
+    pairs = zip(re.findall(_NUMBER, printed), re.findall(_NUMBER, promised), strict=True)
+    return all(
+        abs(float(found) - float(said)) < 2.5 * 10.0 ** -len(said.partition(".")[2])
+        for found, said in pairs
+    )
+
+
+def test_texts_agree_where_their_numbers_do() -> None:
+    assert agree("t = -4.0, 0.013 bits", "t = -4.1, 0.011 bits")
+    assert not agree("t = 4.1", "t = -4.1")
+    assert not agree("0.014 bits", "0.011 bits")
+    assert not agree("0.011 nats", "0.011 bits")
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_a_script_on_likelihoods_prints_what_the_guide_says(likelihood, number, capsys) -> None:
+    found = re.findall(
+        r"^```python\n(.*?)^```\n\n```text\n(.*?)^```", likelihood, re.MULTILINE | re.DOTALL
+    )
+    assert len(found) == 6 == likelihood.count("```python")
+    code, promised = found[number]
+    exec(compile(code, "likelihood.md", "exec"), {})
+    assert agree(capsys.readouterr().out, promised)
+
+
+def test_the_commands_on_likelihoods_are_the_command_lines(likelihood) -> None:
+    """Their options and choices are checked; what they do is run elsewhere."""
+    shell = "".join(re.findall(r"^```sh\n(.*?)^```", likelihood, re.MULTILINE | re.DOTALL))
+    lines = [re.sub(r".*(sde-diffusion|sde_diffusion\.cli) ", "", line).strip()
+             for line in shell.splitlines()]  # fmt: skip
+    assert len(lines) >= 6
+    for line in lines:
+        name, *options = shlex.split(line)
+        command = main.get_command(click.Context(main), name)
+        assert command is not None
+        command.make_context(name, options)

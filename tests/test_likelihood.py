@@ -71,6 +71,22 @@ def test_mixture_and_image_shape() -> None:
     assert torch.allclose(found.nats, data.log_prob(x), rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("event", [(2,), (16,), (64,), (1, 8, 8)], ids=str)
+@pytest.mark.parametrize("components", [1, 3])
+def test_correlated_gaussians_and_mixtures_to_1e_6_nats(event, components) -> None:
+    d, g = math.prod(event), torch.Generator().manual_seed(7)
+    roots = torch.randn(components, d, d, generator=g, dtype=torch.float64) / d**0.5
+    covariances = roots @ roots.mT + 0.1 * torch.eye(d, dtype=torch.float64)
+    means = torch.randn(components, *event, generator=g, dtype=torch.float64)
+    data = GaussianMixture([1.0 + k for k in range(components)], means, covariances=covariances)
+    model, x = data.diffused(VPSDE()), draw(data, 3)
+    found = log_prob(
+        x, ProbabilityFlow(model.sde, model), DormandPrince(1e-8, 1e-8), grid=whole(model.sde),
+        divergence=Exact(), prior=model.marginal(torch.tensor(1.0, dtype=torch.float64)),
+    )  # fmt: skip
+    assert torch.allclose(found.nats, data.log_prob(x), rtol=0, atol=1e-6)
+
+
 def test_prior_mismatch_of_vp_is_what_mixes_in() -> None:
     """The SDE's own N(0, I) instead of the true p_1 costs KL(p_1‖N) on average, in closed form."""
     data = correlated(2)
@@ -117,6 +133,17 @@ def test_rademacher_probes_are_exact_on_a_diagonal_jacobian() -> None:
     one = log_prob(x, flow, DormandPrince(1e-9, 1e-9), divergence=Hutchinson(), **arguments)
     assert torch.allclose(one.nats, data.log_prob(x), atol=1e-6)
     assert bool(one.standard_error.isnan().all())  # one probe knows nothing of its error
+
+
+def test_batches_of_1_and_of_64_differ_by_exactly_0() -> None:
+    data = GaussianMixture([1, 2], torch.tensor([[0.5, -0.4], [-0.6, 0.3]]), stds=[0.2, 0.3])
+    model, x = data.diffused(VPSDE()), draw(data, 64)
+    flow, solver = ProbabilityFlow(model.sde, model), DormandPrince(1e-3, 1e-3)
+    whole_batch = log_prob(x, flow, solver, divergence=Exact())
+    for i in range(64):
+        alone = log_prob(x[i : i + 1], flow, solver, divergence=Exact())
+        assert float((alone.nats - whole_batch.nats[i]).abs()) == 0
+        assert torch.equal(alone.latent, whole_batch.latent[i : i + 1])
 
 
 def test_a_value_is_the_same_alone_and_in_a_batch_bit_for_bit() -> None:

@@ -236,3 +236,16 @@ def test_beta_is_a_schedule_object(kind, beta) -> None:
 def test_bad_values_are_refused(make, text) -> None:
     with pytest.raises(ValueError, match=text):
         make()
+
+
+@every_sde
+def test_times_of_a_batch_are_those_of_its_samples_bit_for_bit(sde) -> None:
+    """Some functions of torch round a number by its place in the tensor: hypot, sigmoid, pow."""
+    ends = sde.lambda_(torch.tensor([1e-3, 0.99 * sde.horizon], dtype=torch.float64))
+    lambda_ = torch.linspace(float(ends[0]), float(ends[1]), 201, dtype=torch.float64)
+    together = sde.time(lambda_)
+    for i in range(0, 201, 3):
+        alone = sde.time(lambda_[i : i + 1])
+        assert torch.equal(alone, together[i : i + 1])
+        for at in (sde.alpha, sde.sigma, sde.rate, sde.g, sde.lambda_):
+            assert torch.equal(at(alone), at(together)[i : i + 1])
