@@ -104,7 +104,7 @@ class Ledger:
 
     def bits(self, nats: float) -> float:
         """Return −nats/(D ln 2), as bits per dimension without an offset."""
-        return -nats / (self.dimension * math.log(2))
+        return 0.0 - nats / (self.dimension * math.log(2))  # 0, not −0
 
     def table(self) -> list[tuple[str, float, float, str]]:
         """Return name, shift and error in bits per dimension, means over the batch, and how."""

@@ -44,14 +44,14 @@ class AdaptiveAdams:
     >>> class Growth(ODE):
     ...     def velocity(self, x, t):
     ...         return x
-    >>> x, solver = torch.ones(1, 1, dtype=torch.float64), AdaptiveAdams(rtol=1e-9, atol=1e-9)
+    >>> x, solver = torch.ones(1, 1, dtype=torch.float64), AdaptiveAdams(1e-9, 1e-9)
     >>> round(integrate(Growth(), solver, x, uniform(1, 0.0, 1.0)).x.item(), 7)
     2.7182818
     """
 
-    order: int = 5
     rtol: float = 1e-5
     atol: float = 1e-5
+    order: int = 5
     max_steps: int = 10_000
     dynamics = ODE
     adaptive: ClassVar[bool] = True

@@ -60,10 +60,10 @@ class TorchDiffEqAdjoint:
         """Yield the states at the times of the grid, once torchdiffeq has found them all."""
         from torchdiffeq import odeint_adjoint  # imports scipy, which takes its time
 
+        # Without the times of the grid the backward solve would step past them, to t < 0.
+        backward = {"norm": "seminorm", "step_t": grid[:-1]} if self.adaptive else {}
         settings = {
             "rtol": self.rtol, "atol": self.atol, "method": self.method,
-            "adjoint_params": self.parameters,
-            # The grid's own times are the forward solve's, not the adjoint's.
-            "adjoint_options": {"norm": "seminorm"} if self.adaptive else {},
+            "adjoint_params": self.parameters, "adjoint_options": backward,
         }  # fmt: skip
         yield from states(odeint_adjoint, Module(dynamics), x, grid, settings, {})

@@ -14,9 +14,10 @@ from torch import nn
 from sde_diffusion import VPSDE, ScoreModel, uniform
 from sde_diffusion.integration import Solver, dynamics_for
 from sde_diffusion.noise import Noise
-from sde_diffusion.solvers import Milstein, Picard, TorchDiffEq, catalogue
+from sde_diffusion.solvers import Milstein, Picard, TorchDiffEq, TorchDiffEqAdjoint, catalogue
 
-READERS = (Milstein, Picard, TorchDiffEq)  # a check of g, convergence, a program of others
+# A check of g, convergence, a program of others.
+READERS = (Milstein, Picard, TorchDiffEq, TorchDiffEqAdjoint)
 SOLVERS = {
     name: solver
     for name, solver in catalogue.instances().items()

@@ -42,6 +42,7 @@ from sde_diffusion.solvers import (
     ReverseDiffusion,
     SongLangevin,
     TorchDiffEq,
+    TorchDiffEqAdjoint,
     catalogue,
 )
 from sde_diffusion.solvers._torchdiffeq import ORDERS
@@ -51,7 +52,7 @@ CERTIFIED = catalogue.instances()
 ADAPTIVE = {
     f"{kind.__name__}()": kind()
     for kind in dict.fromkeys(map(type, CERTIFIED.values()))
-    if getattr(kind(), "adaptive", False) and kind is not TorchDiffEq
+    if getattr(kind(), "adaptive", False) and kind not in (TorchDiffEq, TorchDiffEqAdjoint)
 }
 SOLVERS = {
     **{k: s for k, s in CERTIFIED.items() if not isinstance(s, TorchDiffEq)},

@@ -17,7 +17,7 @@ from sde_diffusion import (
     SubVPSDE,
 )
 from sde_diffusion.coefficients import Level
-from sde_diffusion.score import PREDICTIONS, converted
+from sde_diffusion.score import PREDICTIONS, converted, edm_form, joined
 
 FAMILY = [VPSDE(), SubVPSDE(), VESDE(0.01, 5.0), EDMSDE(5.0), RectifiedFlow()]
 
@@ -74,7 +74,13 @@ def test_eps_and_x0_recompose_the_state(prediction) -> None:
     generator = torch.Generator().manual_seed(0)
     out, x = torch.randn(2, 5, 3, generator=generator, dtype=torch.float64)
     a, s = 0.8, 1.7
-    eps, x0, v = (converted(f, prediction, out, x, Level(a, s, 0.0)) for f in ("eps", "x0", "v"))
+
+    def form(name: str) -> torch.Tensor:
+        if prediction == "edm":
+            return joined(edm_form(name, a, s, 0.5), out, x)
+        return converted(name, prediction, out, x, Level(a, s, 0.0))
+
+    eps, x0, v = (form(name) for name in ("eps", "x0", "v"))
     assert torch.allclose(a * x0 + s * eps, x, rtol=1e-13, atol=1e-13)
     assert torch.allclose(a * eps - s * x0, v, rtol=1e-13, atol=1e-12)
 

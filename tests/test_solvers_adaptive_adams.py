@@ -67,7 +67,7 @@ class Counted(ODE):
 
 def error_and_calls(order: int, tolerance: float) -> tuple[float, int]:
     ode, x = Counted(Oscillator()), torch.tensor([[1.0, 0.0]], dtype=torch.float64)
-    end = integrate(ode, AdaptiveAdams(order, tolerance, tolerance), x, ENDS).x
+    end = integrate(ode, AdaptiveAdams(tolerance, tolerance, order), x, ENDS).x
     exact = torch.tensor([[math.cos(7.0), math.sin(7.0)]], dtype=torch.float64)
     return float((end - exact).norm()), ode.calls
 
@@ -96,7 +96,7 @@ def test_fewer_evaluations_than_dormand_prince_at_no_larger_error() -> None:
                          prior=model.marginal(ENDS[1]))  # fmt: skip
         return float((found.nats - data.log_prob(x)).square().mean().sqrt()), found
 
-    rms, ours = solved(AdaptiveAdams(5, 1e-6, 1e-6))
+    rms, ours = solved(AdaptiveAdams(1e-6, 1e-6, 5))
     theirs_rms, theirs = solved(DormandPrince(1e-5, 1e-5))
     assert rms < theirs_rms
     assert ours.nfe < theirs.nfe
@@ -107,7 +107,7 @@ def test_fewer_evaluations_than_dormand_prince_at_no_larger_error() -> None:
 def test_a_sample_is_the_same_alone_and_in_any_batch() -> None:
     data = mixture()
     model, x = data.diffused(VPSDE()), data.sample(9, torch.Generator().manual_seed(1))
-    flow, solver = ProbabilityFlow(model.sde, model), AdaptiveAdams(5, 1e-4, 1e-4)
+    flow, solver = ProbabilityFlow(model.sde, model), AdaptiveAdams(1e-4, 1e-4, 5)
     whole = log_prob(x, flow, solver, divergence=Exact()).nats
     for i in range(9):
         alone = log_prob(x[i : i + 1], flow, solver, divergence=Exact()).nats
@@ -119,14 +119,14 @@ def test_one_evaluation_a_step_tried() -> None:
     flow = ProbabilityFlow(data.sde, data)
     x = torch.ones(1, 1, dtype=torch.float64)
     grid = torch.linspace(0, 1, 11, dtype=torch.float64)
-    solver = AdaptiveAdams(3, math.inf, math.inf)
+    solver = AdaptiveAdams(math.inf, math.inf, 3)
     assert integrate(flow, solver, x, grid).nfe == 2 + 10
 
 
 @pytest.mark.parametrize(
     ("make", "text"),
     [
-        (lambda: AdaptiveAdams(1), "order must be 2, 3, 4, 5, 6 or 7, got 1"),
+        (lambda: AdaptiveAdams(order=1), "order must be 2, 3, 4, 5, 6 or 7, got 1"),
         (lambda: AdaptiveAdams(rtol=0.0), "rtol must be above 0, got 0.0"),
         (lambda: AdaptiveAdams(max_steps=0), "max_steps must be at least 1, got 0"),
     ],
@@ -144,4 +144,4 @@ class Jump(ODE):
 def test_steps_without_end_are_refused() -> None:
     x = torch.ones(1, 1, dtype=torch.float64)
     with pytest.raises(FloatingPointError, match="AdaptiveAdams"):
-        integrate(Jump(), AdaptiveAdams(5, 1e-8, 1e-8, max_steps=300), x, ENDS)
+        integrate(Jump(), AdaptiveAdams(1e-8, 1e-8, 5, max_steps=300), x, ENDS)
