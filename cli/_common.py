@@ -104,7 +104,7 @@ def model_option(function: FunctionT) -> FunctionT:
     """Add --model, which arrives as ``model_name``."""
     return click.option(
         "--model", "model_name", default="digits", show_default=True,
-        help="digits, ring, ring:SDE, a checkpoint or run folder, or package.module:attr.",
+        help="digits, mnist, ring, ring:SDE, a checkpoint or run folder, or package.module:attr.",
     )(function)  # fmt: skip
 
 

@@ -38,7 +38,8 @@ _HELD_OUT: Final = 4  # draws of a closed form per sample, a quarter for the noi
 
 @click.command(epilog=EXAMPLES)
 @click.option("--model", "models", multiple=True, default=_MODELS, show_default=True,
-              help="digits, ring, ring:SDE, a checkpoint, or package.module:attr; repeatable.")
+              help="digits, mnist, ring, ring:SDE, a checkpoint, or package.module:attr; "
+                   "repeatable.")
 @click.option("--data", default=None,
               help="Held-out data of the one --model; its own test data if not given.")
 @click.option("--solver", "solvers", multiple=True, default=_SOLVERS,

@@ -22,7 +22,7 @@ Examples:
 def command(model: str, as_json: bool) -> None:
     """Show what is in a checkpoint.
 
-    MODEL is digits (the default), the path of a checkpoint or run folder, ring, or
+    MODEL is digits (the default), mnist, the path of a checkpoint or run folder, ring, or
     package.module:attr.
     """
     configuration = _configuration(model)

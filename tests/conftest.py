@@ -23,6 +23,16 @@ def root() -> Path:
     return Path(__file__).resolve().parents[1]
 
 
+@pytest.fixture(scope="session")
+def mnist(root: Path) -> Path:
+    """The folder of the MNIST files; a test that asks for it is skipped where there is none."""
+    beside = root.parent / "shared" / "data" / "mnist"
+    folder = Path(os.environ.get("SDE_DIFFUSION_MNIST", beside))
+    if not folder.is_dir():
+        pytest.skip("no MNIST: name its folder in the variable SDE_DIFFUSION_MNIST")
+    return folder
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what is marked `gpu` where there is none."""
     marked = [item for item in items if item.get_closest_marker("gpu")]

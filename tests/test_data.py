@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import math
-import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -264,15 +263,6 @@ def test_the_first_rows_of_the_digits_hold_all_classes() -> None:
 
 
 # --- MNIST ------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def mnist(root: Path) -> Path:
-    beside = root.parent / "shared" / "data" / "mnist"
-    folder = Path(os.environ.get("SDE_DIFFUSION_MNIST", beside))
-    if not folder.is_dir():
-        pytest.skip("no MNIST: name its folder in the variable SDE_DIFFUSION_MNIST")
-    return folder
 
 
 @pytest.mark.parametrize(
