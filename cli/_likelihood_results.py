@@ -55,7 +55,8 @@ def lines_of(manifest: Mapping[str, Any]) -> list[str]:
     if levels is None:
         kind = "log-densities of real numbers"
     else:
-        kind = f"log-probabilities of {levels} levels, {settings['dequantization']} dequantization"
+        noise = settings["dequantization"].replace("none", "no")
+        kind = f"log-probabilities of {levels} levels, {noise} dequantization"
     return [
         *("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows),
         f"{spread}; in brackets the estimator's part",
