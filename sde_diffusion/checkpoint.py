@@ -78,7 +78,7 @@ def load(
     """Return the model of a checkpoint, in evaluation mode.
 
     ``name_or_path`` is a file, a run folder of `train`, or the name of a shipped model
-    ("digits"). A ``network`` or ``sde`` of a class of your own is passed in: it is not rebuilt.
+    ("digits" or "mnist"). A ``network`` or ``sde`` of a class of your own is passed in: it is not rebuilt.
 
     Errors: FileNotFoundError; ValueError for files that are damaged, foreign, newer than this
     version or of another network.
@@ -86,7 +86,7 @@ def load(
     >>> load("no-such-model")
     Traceback (most recent call last):
     FileNotFoundError: load: name_or_path must be a file, a run folder or the name of a shipped \
-model (digits), got 'no-such-model'; check the spelling
+model (digits, mnist), got 'no-such-model'; check the spelling
     """
     path = _locate(name_or_path)
     configuration, tensors = _read(path, weights=True)

@@ -247,4 +247,4 @@ def test_the_shipped_digits_beat_the_best_gaussian_on_images_they_never_saw():
         )
     assert labelled < plain < 0.8 * linear
     assert model.data == held.spec
-    assert [shipped(), model.prediction] == [["digits"], "v"]
+    assert [shipped(), model.prediction] == [["digits", "mnist"], "v"]
