@@ -78,7 +78,8 @@ def load(
     """Return the model of a checkpoint, in evaluation mode.
 
     ``name_or_path`` is a file, a run folder of `train`, or the name of a shipped model
-    ("digits" or "mnist"). A ``network`` or ``sde`` of a class of your own is passed in: it is not rebuilt.
+    ("digits" or "mnist"). A ``network`` or ``sde`` of a class of your own is passed in: it is not
+    rebuilt.
 
     Errors: FileNotFoundError; ValueError for files that are damaged, foreign, newer than this
     version or of another network.
