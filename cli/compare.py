@@ -144,6 +144,9 @@ def _held_out(
     if name is None:
         raise wrong_value("--data", "data", "be given for a model that names none", "none",
                           "pass for example --data digits")  # fmt: skip
+    if data is None and name != "digits" and not Path(name).exists():
+        raise wrong_value("--data", "data", f"be given for a model of {name!r}", "none",
+                          "pass the path of that data set")  # fmt: skip
     split = "all" if Path(name).is_file() else "test"  # a file has no parts
     values = load_data(name, split).dequantized(generator)
     event = menu.event_shape(model)
