@@ -186,7 +186,7 @@ MISTAKES = [
     Mistake("a command like no other", "draw", ("choose train, sample, likelihood",)),
     Mistake("unknown option", SAMPLE + "--step 3", ("No such option", "--steps")),
     Mistake("no data of a shipped model", "compare --model mnist --out {there}/out",
-            match="data must be given for a model of 'mnist', got none; pass the path"),
+            ("data must be given for a model of 'mnist', got none; pass the path",)),
     Mistake("a model named twice", "compare --model ring --model ring --out {there}/out",
             ("--model: name must be given once, got ring, ring",)),
     # --- objects of your own ---
