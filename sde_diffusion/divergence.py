@@ -24,7 +24,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from sde_diffusion._check import positive_integer, wrong_type, wrong_value
 from sde_diffusion.noise import PerSampleNoise, mix
-from sde_diffusion.oracles import Gaussian, _turn_rows
+from sde_diffusion.oracles import Gaussian, turn_rows
 
 _CHANGED: Final = "a tensor that the derivative needs was changed in place"
 
@@ -198,7 +198,7 @@ class Hutchinson(Divergence):
 
     def probes(self, x: Tensor) -> Tensor:
         normals = _normals(x, self.number, self.seed, self.first)
-        return normals if self.law == "gaussian" else _signs(normals)
+        return normals if self.law == "gaussian" else signs(normals)
 
     def evaluate(
         self, velocity: Velocity, x: Tensor, z: Tensor, create_graph: bool = False
@@ -212,7 +212,7 @@ class Hutchinson(Divergence):
         return _result(v, _dot(products, vectors).T, create_graph)
 
     def error(self, integral: Tensor) -> Tensor:
-        return _error_of_mean(integral)
+        return error_of_mean(integral)
 
     def correction(self, z: Tensor, growth: Callable[[Tensor], Tensor]) -> Tensor | None:
         if self.control is None:
@@ -223,7 +223,7 @@ class Hutchinson(Divergence):
                               self.control.event, "fit it to this data")  # fmt: skip
         flat = z.flatten(2).flatten(0, 1).double()
         bases = cast("Tensor", self.control.bases).to(z.device)  # which every Gaussian has
-        squares = _turn_rows(flat[:, None], bases)[:, 0].square()
+        squares = turn_rows(flat[:, None], bases)[:, 0].square()
         grown = growth(self.control.variances[0].to(z.device))
         return ((squares - 1) * grown).sum(1).reshape(z.shape[:2])
 
@@ -263,7 +263,7 @@ class HutchPlusPlus(Divergence):
         return self.number
 
     def probes(self, x: Tensor) -> Tensor:
-        return _signs(_normals(x, self.sketch + self.number, self.seed, self.first))
+        return signs(_normals(x, self.sketch + self.number, self.seed, self.first))
 
     def evaluate(
         self, velocity: Velocity, x: Tensor, z: Tensor, create_graph: bool = False
@@ -281,7 +281,7 @@ class HutchPlusPlus(Divergence):
         return _result(graph.v, (forms[:k].sum(0) + forms[k:]).T, create_graph)
 
     def error(self, integral: Tensor) -> Tensor:
-        return _error_of_mean(integral)
+        return error_of_mean(integral)
 
 
 def fit_gaussian(samples: Tensor, shrinkage: float = 0.1) -> Gaussian:
@@ -488,11 +488,13 @@ def _normals(x: Tensor, number: int, seed: int, first: int) -> Tensor:
     return noise.normal(torch.empty(shape, dtype=x.dtype, device=x.device))
 
 
-def _signs(normals: Tensor) -> Tensor:
+def signs(normals: Tensor) -> Tensor:
+    """Return −1 where a normal is below 0, else 1."""
     return torch.where(normals < 0, -torch.ones_like(normals), torch.ones_like(normals))
 
 
-def _error_of_mean(integral: Tensor) -> Tensor:
+def error_of_mean(integral: Tensor) -> Tensor:
+    """Return the standard error of the mean over columns: (B, columns) → (B,)."""
     k = integral.shape[1]
     if k == 1:  # one probe says nothing of its own error
         return integral.new_full((len(integral),), math.nan)

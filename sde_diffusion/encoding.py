@@ -12,7 +12,8 @@ from torch import Tensor
 from sde_diffusion._check import wrong_value
 from sde_diffusion._tensors import check_state, rms
 from sde_diffusion.grids import Grid, check_grid, times_of
-from sde_diffusion.integration import Solution, Solver, _check_falling, integrate
+from sde_diffusion.integration import Solution, Solver, check_falling, integrate
+from sde_diffusion.likelihood import check_rising, whole_way
 from sde_diffusion.reverse import ProbabilityFlow
 from sde_diffusion.sampler_map import check_flow
 
@@ -37,9 +38,9 @@ def encode(
     1.0
     """
     check_flow("encode", flow)
-    grid = _whole_way("encode", flow, solver) if grid is None else grid
+    grid = whole_way("encode", flow, solver) if grid is None else grid
     check_grid(grid, flow.horizon)
-    _check_rising("encode", grid)
+    check_rising("encode", grid)
     with torch.no_grad():
         return integrate(flow, solver, x, grid)
 
@@ -53,9 +54,9 @@ def decode(
     Errors: those of `encode`, for a grid that rises.
     """
     check_flow("decode", flow)
-    grid = _whole_way("decode", flow, solver).flip(0) if grid is None else grid
+    grid = whole_way("decode", flow, solver).flip(0) if grid is None else grid
     check_grid(times_of(grid), flow.horizon)
-    _check_falling("decode", times_of(grid))
+    check_falling("decode", times_of(grid))
     with torch.no_grad():
         return integrate(flow, solver, z, grid)
 
@@ -142,17 +143,3 @@ def _rejected(v: Tensor, u: Tensor) -> Tensor:
 
 def _length(v: Tensor) -> Tensor:
     return v.square().sum(1, keepdim=True).sqrt()
-
-
-def _whole_way(what: str, flow: ProbabilityFlow, solver: object) -> Tensor:
-    if not getattr(solver, "adaptive", False):
-        raise wrong_value(what, "grid", "be given for a solver with fixed steps", "none",
-                          "pass for example uniform(100, 1e-5, 1.0)")  # fmt: skip
-    return torch.tensor([1e-5, flow.horizon], dtype=torch.float64)
-
-
-def _check_rising(what: str, grid: Tensor) -> None:
-    if grid[0] > grid[-1]:
-        raise wrong_value(what, "grid", "run from the data (t near 0) to the prior",
-                          f"{float(grid[0]):.4g} … {float(grid[-1]):.4g}",
-                          "reverse it with grid.flip(0)")  # fmt: skip

@@ -208,7 +208,7 @@ def sample(
     if grid is None:
         grid = recommended(model.sde, 20 if steps is None else steps, solver=solver)
     check_grid(times_of(grid), model.sde.horizon)
-    _check_falling("sample", times_of(grid))
+    check_falling("sample", times_of(grid))
     noise = PerSampleNoise.numbered(seed, first, shape[0])
     with torch.no_grad():
         x = model.sde.prior().sample(noise, shape, dtype=dtype, device=model.device)
@@ -250,7 +250,8 @@ def _check_dynamics(dynamics: object, solver: object) -> None:
                      type(dynamics).__name__, remedy)  # fmt: skip
 
 
-def _check_falling(what: str, grid: Tensor) -> None:
+def check_falling(what: str, grid: Tensor) -> None:
+    """Refuse a grid from the data to the prior."""
     if grid[0] < grid[-1]:
         raise wrong_value(what, "grid", "run from noise (t near 1) to data",
                           f"{float(grid[0]):.4g} … {float(grid[-1]):.4g}",
@@ -260,7 +261,7 @@ def _check_falling(what: str, grid: Tensor) -> None:
 def _check_direction(dynamics: object, grid: Tensor) -> None:
     """Refuse what runs silently to nonsense: drawing noise against the direction of time."""
     if isinstance(dynamics, ReverseSDE) and dynamics.noise_scale > 0:
-        _check_falling("integrate", grid)
+        check_falling("integrate", grid)
     elif isinstance(dynamics, LinearSDE) and grid[0] > grid[-1]:
         raise wrong_value("integrate", "grid", "run forward for a forward SDE",
                           f"{float(grid[0]):.4g} … {float(grid[-1]):.4g}",

@@ -128,11 +128,11 @@ def log_prob(
     if levels is not None:
         positive_integer("log_prob", "levels", levels, least=2)
         check_dequantized("log_prob", x, DataSpec("x", tuple(x.shape[1:]), levels))
-    grid = _whole_way(flow, solver) if grid is None else grid
+    grid = whole_way("log_prob", flow, solver) if grid is None else grid
     check_grid(grid, flow.horizon)
-    _check_ascending(grid)
+    check_rising("log_prob", grid)
     divergence = Hutchinson(probes=2) if divergence is None else divergence
-    prior = _prior(flow, keep_graph=keep_graph) if prior is None else prior
+    prior = prior_of("log_prob", flow, keep_graph=keep_graph) if prior is None else prior
     base = (_best_variable(flow, grid) if variable is None else variable)(flow, grid)
     before = flow.nfe
     with nullcontext() if keep_graph else _without_graph(flow.score.function):
@@ -221,26 +221,29 @@ def _check_parts(flow: object, solver: object) -> None:
     check_evaluation("log_prob", flow.score.function)
 
 
-def _whole_way(flow: ProbabilityFlow, solver: object) -> Tensor:
+def whole_way(what: str, flow: ProbabilityFlow, solver: object) -> Tensor:
+    """Return the ends 1e-5 and the horizon, between which an adaptive solver finds its way."""
     if not getattr(solver, "adaptive", False):
-        raise wrong_value("log_prob", "grid", "be given for a solver with fixed steps", "none",
+        raise wrong_value(what, "grid", "be given for a solver with fixed steps", "none",
                           "pass for example uniform(100, 1e-5, 1.0)")  # fmt: skip
     return torch.tensor([1e-5, flow.horizon], dtype=torch.float64)
 
 
-def _prior(flow: ProbabilityFlow, *, keep_graph: bool) -> Density:
+def prior_of(what: str, flow: ProbabilityFlow, *, keep_graph: bool = False) -> Density:
+    """Return the SDE's own prior."""
     if not isinstance(flow.sde, LinearSDE):
-        raise wrong_value("log_prob", "prior", "be given for an SDE that is not linear", "none",
+        raise wrong_value(what, "prior", "be given for an SDE that is not linear", "none",
                           "pass an object with log_prob(x)")  # fmt: skip
     if keep_graph and flow.sde.sigma(torch.ones((), dtype=torch.float64)).requires_grad:
-        raise wrong_value("log_prob", "prior", "be given for an SDE that learns", "none",
+        raise wrong_value(what, "prior", "be given for an SDE that learns", "none",
                           "pass one that keeps the graph to sigma")  # fmt: skip
     with torch.no_grad():
         return flow.sde.prior()
 
 
-def _check_ascending(grid: object) -> None:
-    if isinstance(grid, Tensor) and grid.ndim == 1 and len(grid) > 1 and grid[0] > grid[-1]:
-        raise wrong_value("log_prob", "grid", "run from the data (t near 0) to the prior",
+def check_rising(what: str, grid: Tensor) -> None:
+    """Refuse a grid from the prior to the data."""
+    if grid[0] > grid[-1]:
+        raise wrong_value(what, "grid", "run from the data (t near 0) to the prior",
                           f"{float(grid[0]):.4g} … {float(grid[-1]):.4g}",
                           "reverse it with grid.flip(0)")  # fmt: skip

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._check import positive_integer
-from sde_diffusion.divergence import _error_of_mean, _signs
+from sde_diffusion.divergence import error_of_mean, signs
 from sde_diffusion.noise import PerSampleNoise, check_seed, mix
 from sde_diffusion.sampler_map import SamplerMap
 
@@ -161,7 +161,7 @@ class ArnoldiLogDet(LogDet):
         fold = torch.zeros(b, dtype=torch.int64, device=z.device)
         total, shorter = torch.zeros(2, b, k, dtype=torch.float64, device=z.device)
         for step, piece in enumerate(map_.pieces(), 1):
-            u = _signs(noise.normal(torch.empty(b, k, d, device=z.device))).flatten(0, 1)
+            u = signs(noise.normal(torch.empty(b, k, d, device=z.device))).flatten(0, 1)
             x, h = _arnoldi(piece, x, u / math.sqrt(d), min(self.products, d))
             form, ritz = _log_form(h)
             total = total + d * form.reshape(b, k)
@@ -173,7 +173,7 @@ class ArnoldiLogDet(LogDet):
         return Volume(x[::k], total, remainder, fold)
 
     def error(self, columns: Tensor) -> Tensor:
-        return _error_of_mean(columns)
+        return error_of_mean(columns)
 
 
 def _arnoldi(map_: SamplerMap, x: Tensor, u: Tensor, m: int) -> tuple[Tensor, Tensor]:

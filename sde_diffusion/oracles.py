@@ -93,7 +93,7 @@ class Oracle:
         """Return Q rows for each component: (B, K, D)."""
         if self.bases is None:
             return rows
-        return _turn_rows(rows, self.bases.mT)
+        return turn_rows(rows, self.bases.mT)
 
 
 @final
@@ -299,10 +299,10 @@ def _turn(rows: Tensor, bases: Tensor) -> Tensor:
 
 def _turn_tiles(flat: Tensor, bases: Tensor) -> Tensor:
     """Return x Q_k for every component: (B, D), (K, D, D) → (B, K, D)."""
-    return _turn_rows(flat[:, None].expand(-1, len(bases), -1), bases)
+    return turn_rows(flat[:, None].expand(-1, len(bases), -1), bases)
 
 
-def _turn_rows(rows: Tensor, matrices: Tensor) -> Tensor:
+def turn_rows(rows: Tensor, matrices: Tensor) -> Tensor:
     """Return rows_k M_k: (B, K, D), (K, D, D) → (B, K, D).
 
     Matrix products of another number of rows may round otherwise, so they are all of one shape.

@@ -78,7 +78,7 @@ class RunFolder:
             rule, got = "be the state of a run", type(error).__name__
             remedy = "start again in another folder"
             raise wrong_value("train", str(self.state), rule, got, remedy) from error
-        _check_same(_flat(saved), _flat(configuration), state["step"], steps)
+        _check_same(flattened(saved), flattened(configuration), state["step"], steps)
         self.truncate(state["step"])
         return state
 
@@ -96,12 +96,12 @@ class RunFolder:
             write_atomically(self.metrics, lambda file: file.write_text(kept, encoding="utf-8"))
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flattened(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return {"training.seed": …} for {"training": {"seed": …}}."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         name = f"{prefix}{key}"
-        flat |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
+        flat |= flattened(value, f"{name}.") if isinstance(value, dict) else {name: value}
     return flat
 
 

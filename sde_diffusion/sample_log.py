@@ -17,7 +17,7 @@ from typing import Any, final
 
 from sde_diffusion._check import wrong_value
 from sde_diffusion.checkpoint import write_atomically
-from sde_diffusion.runs import _flat
+from sde_diffusion.runs import flattened
 
 
 @final
@@ -123,7 +123,7 @@ def check_same(
 
     Errors: ValueError that names the first difference.
     """
-    have, want = _flat(dict(saved)), _flat(dict(now))
+    have, want = flattened(dict(saved)), flattened(dict(now))
     for name in sorted(have.keys() | want.keys()):
         if have.get(name) != want.get(name):
             rule = f"be {have.get(name)!r} as in the run that is resumed"

@@ -19,11 +19,10 @@ from sde_diffusion._check import wrong_value
 from sde_diffusion._tensors import check_state
 from sde_diffusion.grids import Grid, times_of
 from sde_diffusion.integration import Solver
-from sde_diffusion.likelihood import Density
+from sde_diffusion.likelihood import Density, prior_of
 from sde_diffusion.log_det import ArnoldiLogDet, ExactLogDet, LogDet
 from sde_diffusion.reverse import ProbabilityFlow
 from sde_diffusion.sampler_map import SamplerMap
-from sde_diffusion.sde import LinearSDE
 
 _EXACT: Final = 256  # the largest dimension in which the determinant is exact by default
 
@@ -83,7 +82,7 @@ def sampler_log_prob(
     check_state("sampler_log_prob", z)
     map_ = SamplerMap("sampler_log_prob", flow, solver, grid)
     log_det = _default(z) if log_det is None else log_det
-    prior = _prior(flow) if prior is None else prior
+    prior = prior_of("sampler_log_prob", flow) if prior is None else prior
     before = flow.nfe
     found = log_det.evaluate(map_, z)
     _check_folds(found.fold, times_of(grid))
@@ -142,13 +141,6 @@ def check_injective(
 
 def _default(z: Tensor) -> LogDet:
     return ExactLogDet() if z[0].numel() <= _EXACT else ArnoldiLogDet()
-
-
-def _prior(flow: ProbabilityFlow) -> Density:
-    if not isinstance(flow.sde, LinearSDE):
-        raise wrong_value("sampler_log_prob", "prior", "be given for an SDE that is not linear",
-                          "none", "pass an object with log_prob(x)")  # fmt: skip
-    return flow.sde.prior()
 
 
 def _check_folds(fold: Tensor, times: Tensor) -> None:

@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 
 from sde_diffusion._check import diverged, wrong_type, wrong_value
 from sde_diffusion.grids import Denoised, Grid, check_grid, times_of
-from sde_diffusion.integration import OneStep, Solver, _check_falling, integrate
+from sde_diffusion.integration import OneStep, Solver, check_falling, integrate
 from sde_diffusion.reverse import ProbabilityFlow
 
 _STATES: Final = 1024  # solved at once, or the columns of one sample if they are more
@@ -48,7 +48,7 @@ class SamplerMap:
             raise wrong_value(what, "solver", "have fixed steps", type(solver).__name__,
                               "pass for example DDIM(), or take log_prob")  # fmt: skip
         check_grid(times_of(grid), flow.horizon)
-        _check_falling(what, times_of(grid))
+        check_falling(what, times_of(grid))
         self.what, self.flow, self.solver, self.grid = what, flow, solver, grid
 
     @property
