@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,6 +20,7 @@ from sde_diffusion import (
 )
 from sde_diffusion.solvers import AdaptiveAdams, DormandPrince
 from sde_diffusion.solvers._adams_history import adams_weights
+from sde_diffusion.solvers.adaptive_adams import _RATIO
 
 ENDS = torch.tensor([0.0, 1.0], dtype=torch.float64)
 
@@ -47,6 +49,14 @@ def test_weights_are_exact_for_polynomials_on_uneven_steps() -> None:
         assert torch.allclose((w * nodes**k).sum(1), torch.full((2,), 1 / (k + 1)).double())
     assert float((w[0] * nodes[0] ** 3).sum()) == pytest.approx(1 / 4)
     assert float(w[1, 3]) == 0
+
+
+def test_the_part_of_the_error_is_that_of_the_textbook() -> None:
+    """γ_k = ∫_0^1 s(s + 1)…(s + k − 1)/k! ds of Adams–Bashforth, over [−1, 0] Adams–Moulton's."""
+    for k in range(1, 7):
+        product = np.poly1d(np.poly([-float(j) for j in range(k)])).integ()
+        bashforth, moulton = product(1.0) - product(0.0), product(0.0) - product(-1.0)
+        assert float(_RATIO[k - 1]) == pytest.approx(abs(moulton / bashforth), rel=1e-6)
 
 
 class Oscillator(ODE):
