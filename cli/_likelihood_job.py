@@ -109,16 +109,20 @@ def _audited(
 
 def _resumed(given: Mapping[str, Any], saved: Mapping[str, Any], where: torch.device) -> Evaluator:
     """Return the evaluator of a run, whose options, model and data must be those of now."""
-    from sde_diffusion.sample_log import check_same
+    from sde_diffusion.runs import check_same
 
     known = {flag: saved["options"].get(flag) for flag in given}
-    check_same("--resume", known, given, "leave it out, or start a new run in another --out")
+    elsewhere = "leave it out, or start a new run in another --out"
+    check_same("--resume", known, given, lambda _: elsewhere)
     evaluator = evaluator_of(saved["options"], where, saved["settings"])
     content = _content(evaluator, saved["options"])
-    for part in ("model", "data"):
-        remedy = f"go on with the {part} that the run was started with"
-        check_same("--resume", {part: saved[part]}, {part: content[part]}, remedy)
+    before = {part: saved[part] for part in content}
+    check_same("--resume", before, content, _same_part)
     return evaluator
+
+
+def _same_part(name: str) -> str:
+    return f"go on with the {name.partition('.')[0]} that the run was started with"
 
 
 def agreed(ranks: Ranks, prepare: Callable[[], Job], where: torch.device) -> Job:

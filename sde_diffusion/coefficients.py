@@ -43,6 +43,11 @@ class Levels(NamedTuple):
     alpha: Tensor
     sigma: Tensor
 
+    @property
+    def radius(self) -> Tensor:
+        """√(alpha² + sigma²), which hypot rounds otherwise in a batch than alone."""
+        return (self.alpha.square() + self.sigma.square()).sqrt()
+
 
 def kernel(s: Level, t: Level) -> tuple[float, float]:
     """Return (a, b²) of x_t | x_s ~ N(a x_s, b² I) for s ≤ t, `LinearSDE.kernel` in numbers."""

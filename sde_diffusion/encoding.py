@@ -14,8 +14,7 @@ from sde_diffusion._tensors import check_state, rms
 from sde_diffusion.grids import Grid, check_grid, times_of
 from sde_diffusion.integration import Solution, Solver, check_falling, integrate
 from sde_diffusion.likelihood import check_rising, whole_way
-from sde_diffusion.reverse import ProbabilityFlow
-from sde_diffusion.sampler_map import check_flow
+from sde_diffusion.reverse import ProbabilityFlow, check_flow
 
 
 def encode(

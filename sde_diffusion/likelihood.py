@@ -22,7 +22,7 @@ from sde_diffusion.data import DataSpec
 from sde_diffusion.divergence import Divergence, Hutchinson
 from sde_diffusion.grids import check_grid
 from sde_diffusion.integration import Solver, check_evaluation, integrate
-from sde_diffusion.reverse import ODE, ProbabilityFlow
+from sde_diffusion.reverse import ODE, ProbabilityFlow, check_flow
 from sde_diffusion.scaling import check_dequantized
 from sde_diffusion.sde import LinearSDE
 from sde_diffusion.variables import Angle, Kind, Time, Variable
@@ -210,10 +210,8 @@ def frozen(score: object) -> Iterator[None]:
             p.requires_grad_(True)
 
 
-def _check_parts(flow: object, solver: object) -> None:
-    if not isinstance(flow, ProbabilityFlow):
-        raise wrong_type("log_prob", "flow", "be a ProbabilityFlow", type(flow).__name__,
-                         "pass ProbabilityFlow(sde, score)")  # fmt: skip
+def _check_parts(flow: ProbabilityFlow, solver: object) -> None:
+    check_flow("log_prob", flow)
     kind = getattr(solver, "dynamics", ODE)
     if isinstance(kind, type) and not issubclass(kind, ODE):
         raise wrong_type("log_prob", "solver", "solve ODEs", type(solver).__name__,

@@ -205,6 +205,13 @@ class ProbabilityFlow(ODE):
         return flow
 
 
+def check_flow(what: str, flow: object) -> None:
+    """Refuse anything but a probability flow."""
+    if not isinstance(flow, ProbabilityFlow):
+        raise wrong_type(what, "flow", "be a ProbabilityFlow", type(flow).__name__,
+                         "pass ProbabilityFlow(sde, score)")  # fmt: skip
+
+
 def _pushed(dynamics: ReverseSDE | ProbabilityFlow, x: Tensor, t: Tensor, c: float) -> Tensor:
     """Return f − c (g² s + ∇·(g gᵀ))."""
     sde, score, known = dynamics.sde, dynamics.score, dynamics.coefficients

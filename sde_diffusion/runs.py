@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from sde_diffusion._check import wrong_value
 from sde_diffusion.checkpoint import save_model, write_atomically
 from sde_diffusion.score import ScoreModel
 
+_ELSEWHERE = "start a new run in another folder"
 # What may differ between a run and its resumption without changing the mathematics.
 _FREE = ("versions", "training.checkpoint_every", "training.log_every")
 
@@ -111,11 +113,26 @@ def _check_same(
     free = [*_FREE]
     if configuration["training.schedule"] == "constant" and steps >= step:
         free.append("training.steps")  # a constant rate does not know where it ends
-    for name in sorted(saved.keys() | configuration.keys()):
-        have, got = saved.get(name), configuration.get(name)
-        if have != got and not name.startswith(tuple(free)):
-            rule = f"be {have!r} as in the run that is resumed"
-            remedy = "start a new run in another folder"
-            if name.startswith("dataset."):
-                remedy = "pass the same data, limit and levels"
-            raise wrong_value("train", name, rule, got, remedy)
+
+    def bound(values: dict[str, Any]) -> dict[str, Any]:
+        return {k: v for k, v in values.items() if not k.startswith(tuple(free))}
+
+    def remedy(name: str) -> str:
+        same = name.startswith("dataset.")
+        return "pass the same data, limit and levels" if same else _ELSEWHERE
+
+    check_same("train", bound(saved), bound(configuration), remedy)
+
+
+def check_same(
+    what: str, saved: Mapping[str, Any], now: Mapping[str, Any], remedy: Callable[[str], str]
+) -> None:
+    """Refuse to go on with a run that was started otherwise; ``remedy`` is by the setting's name.
+
+    Errors: ValueError that names the first difference.
+    """
+    have, got = flattened(dict(saved)), flattened(dict(now))
+    for name in sorted(have.keys() | got.keys()):
+        if have.get(name) != got.get(name):
+            rule = f"be {have.get(name)!r} as in the run that is resumed"
+            raise wrong_value(what, name, rule, got.get(name), remedy(name))

@@ -17,7 +17,6 @@ from typing import Any, final
 
 from sde_diffusion._check import wrong_value
 from sde_diffusion.checkpoint import write_atomically
-from sde_diffusion.runs import flattened
 
 
 @final
@@ -114,20 +113,6 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise _no_manifest(path)
     return found
-
-
-def check_same(
-    what: str, saved: Mapping[str, Any], now: Mapping[str, Any], remedy: str
-) -> None:
-    """Refuse to go on with a run that was started otherwise.
-
-    Errors: ValueError that names the first difference.
-    """
-    have, want = flattened(dict(saved)), flattened(dict(now))
-    for name in sorted(have.keys() | want.keys()):
-        if have.get(name) != want.get(name):
-            rule = f"be {have.get(name)!r} as in the run that is resumed"
-            raise wrong_value(what, name, rule, want.get(name), remedy)
 
 
 def _batch(line: bytes) -> Batch | None:

@@ -14,7 +14,7 @@ from torch.autograd import forward_ad
 from sde_diffusion._check import diverged, wrong_type, wrong_value
 from sde_diffusion.grids import Denoised, Grid, check_grid, times_of
 from sde_diffusion.integration import OneStep, Solver, check_falling, integrate
-from sde_diffusion.reverse import ProbabilityFlow
+from sde_diffusion.reverse import ProbabilityFlow, check_flow
 
 _STATES: Final = 1024  # solved at once, or the columns of one sample if they are more
 
@@ -133,13 +133,6 @@ class SamplerMap:
         rule = "be differentiable in x, in forward mode"
         return wrong_type(self.what, "score and solver", rule, got,
                           "remove detach or NumPy; attention needs SDPBackend.MATH")  # fmt: skip
-
-
-def check_flow(what: str, flow: object) -> None:
-    """Refuse anything but a probability flow."""
-    if not isinstance(flow, ProbabilityFlow):
-        raise wrong_type(what, "flow", "be a ProbabilityFlow", type(flow).__name__,
-                         "pass ProbabilityFlow(sde, score)")  # fmt: skip
 
 
 def _dual(value: Tensor, tangent: Tensor) -> Tensor:

@@ -7,8 +7,9 @@ variable u that follows φ, dy/du = (v/r) dφ/du.
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
-from typing import Protocol, final
+from typing import Protocol, Self, final
 
 import torch
 from torch import Tensor
@@ -25,9 +26,14 @@ class Variable(ODE, ABC):
 
     flow: ProbabilityFlow
 
-    @abstractmethod
-    def rows(self, index: Tensor) -> Variable:
+    def rows(self, index: Tensor) -> Self:
         """Return the same equation for the samples ``index`` of the batch."""
+        flow = self.flow.rows(index)
+        if flow is self.flow:
+            return self
+        part = copy.copy(self)
+        part.flow = flow
+        return part
 
     @abstractmethod
     def grid(self, times: Tensor) -> Tensor:
@@ -61,10 +67,6 @@ class Time(Variable):
     def velocity(self, x: Tensor, t: Tensor) -> Tensor:
         return self.flow.velocity(x, t)
 
-    def rows(self, index: Tensor) -> Time:
-        flow = self.flow.rows(index)
-        return self if flow is self.flow else Time(flow, index)
-
     def grid(self, times: Tensor) -> Tensor:
         return times
 
@@ -92,15 +94,11 @@ class Angle(Variable):
     def velocity(self, x: Tensor, t: Tensor) -> Tensor:
         return turned(self.flow, x, self.sde.time(-t.tan().log()))
 
-    def rows(self, index: Tensor) -> Angle:
-        flow = self.flow.rows(index)
-        return self if flow is self.flow else Angle(flow, index)
-
     def grid(self, times: Tensor) -> Tensor:
         return torch.atan2(self.sde.sigma(times), self.sde.alpha(times))
 
     def scale(self, t: Tensor) -> Tensor:
-        return radius(self.sde.alpha(t), self.sde.sigma(t))
+        return Levels(self.sde.alpha(t), self.sde.sigma(t)).radius
 
 
 @final
@@ -126,24 +124,11 @@ class LogSNR(Variable):
         pace = 1 / (lambda_.exp() + (-lambda_).exp())  # dφ/du = sin φ cos φ
         return expand(pace, x) * turned(self.flow, x, self.sde.time(lambda_))
 
-    def rows(self, index: Tensor) -> LogSNR:
-        flow = self.flow.rows(index)
-        if flow is self.flow:
-            return self
-        part = object.__new__(LogSNR)
-        part.flow, part.sde, part.first, part.horizon = flow, self.sde, self.first, self.horizon
-        return part
-
     def grid(self, times: Tensor) -> Tensor:
         return self.first - self.sde.lambda_(times)
 
     def scale(self, t: Tensor) -> Tensor:
-        return radius(self.sde.alpha(t), self.sde.sigma(t))
-
-
-def radius(alpha: Tensor, sigma: Tensor) -> Tensor:
-    """Return √(alpha² + sigma²), which hypot rounds otherwise in a batch than alone."""
-    return (alpha.square() + sigma.square()).sqrt()
+        return Levels(self.sde.alpha(t), self.sde.sigma(t)).radius
 
 
 def turned(flow: ProbabilityFlow, y: Tensor, t: Tensor) -> Tensor:
@@ -151,7 +136,7 @@ def turned(flow: ProbabilityFlow, y: Tensor, t: Tensor) -> Tensor:
     sde = _linear("Angle", flow)
     t = t.clamp(max=sde.horizon)  # which rounding may pass
     at = Levels(sde.alpha(t), sde.sigma(t))
-    r = expand(radius(*at), y)
+    r = expand(at.radius, y)
     if flow.score.predicts:
         v = flow.score.predict("v", y * r, t, at)
         return v / r

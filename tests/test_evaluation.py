@@ -49,7 +49,8 @@ from sde_diffusion.dequantization import TruncatedNormal, Uniform, discrete_log_
 from sde_diffusion.evaluation import Evaluation, evaluate, share_of
 from sde_diffusion.evaluation_settings import EvaluationSettings
 from sde_diffusion.evaluator import Evaluator
-from sde_diffusion.sample_log import Batch, SampleLog, check_same
+from sde_diffusion.runs import check_same
+from sde_diffusion.sample_log import Batch, SampleLog
 from sde_diffusion.scaling import Affine, Logit
 from sde_diffusion.solvers import DormandPrince, Heun
 
@@ -287,9 +288,9 @@ def test_every_batch_is_the_share_of_one_process(pending: list[int], world: int)
 
 
 def test_a_difference_to_the_run_before_is_named() -> None:
-    check_same("test", {"a": {"b": 1}}, {"a": {"b": 1}}, "stop")
+    check_same("test", {"a": {"b": 1}}, {"a": {"b": 1}}, lambda _: "stop")
     with pytest.raises(ValueError, match=r"test: a\.b must be 1 as in .*, got 2; stop"):
-        check_same("test", {"a": {"b": 1}}, {"a": {"b": 2}}, "stop")
+        check_same("test", {"a": {"b": 1}}, {"a": {"b": 2}}, lambda _: "stop")
 
 
 def test_a_fingerprint_tells_contents_apart() -> None:
