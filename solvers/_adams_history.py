@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -11,6 +12,9 @@ from sde_diffusion._tensors import expand
 from sde_diffusion.reverse import ODE
 from sde_diffusion.solvers._adaptive import kept
 from sde_diffusion.solvers._dormand_prince import first_sizes
+
+# What part of Adams–Bashforth's error Adams–Moulton's has, at the same order 1, 2 … 6.
+RATIO: Final = torch.tensor([1, 1 / 5, 1 / 9, 19 / 251, 27 / 475, 863 / 19087]).double()
 
 
 @dataclass

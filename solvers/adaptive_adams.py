@@ -6,7 +6,7 @@ import math
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Final, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
@@ -15,12 +15,9 @@ from sde_diffusion._check import positive_integer
 from sde_diffusion._tensors import expand, rms
 from sde_diffusion.noise import Noise
 from sde_diffusion.reverse import ODE
-from sde_diffusion.solvers._adams_history import History, adams_weights, begun, moved
+from sde_diffusion.solvers._adams_history import RATIO, History, adams_weights, begun, moved
 from sde_diffusion.solvers._adaptive import carry, check_steps, growth, kept, settle
 from sde_diffusion.solvers._checks import above_zero, choice
-
-# What part of Adams–Bashforth's error Adams–Moulton's has, at the same order 1, 2 … 6.
-_RATIO: Final = torch.tensor([1, 1 / 5, 1 / 9, 19 / 251, 27 / 475, 863 / 19087]).double()
 
 
 @final
@@ -29,15 +26,14 @@ class AdaptiveAdams:
     """Adams–Bashforth predicts, Adams–Moulton corrects, on every sample's own uneven steps.
 
     P-E-C: the velocity at the predicted state corrects the step that led there and predicts the
-    next. The predictor has order − 1 nodes, the corrector one more; a step is taken where the
-    error of the corrector of one order less, a known part of the difference of the two, passes
-    as in `DormandPrince`. The order grows from 1 with the steps.
+    next. The predictor has up to highest − 1 nodes, the corrector one more; a step is taken where
+    the corrector's error at one order less, a known part of their difference, is small enough.
 
     Six to seven tenths of the evaluations of `DormandPrince` at equal error where the velocity is
     smooth in t, and no fewer where it is not.
 
-    Order: at most ``order``, of steps chosen by tolerance. NFE: 1 a step tried, and 2 at first.
-    Errors: as `DormandPrince`; ValueError for an order that is not 2 … 7.
+    Order: of steps by tolerance up to ``highest``. NFE: 1 a step tried, and 2 at first.
+    Errors: as `DormandPrince`; ValueError for a ``highest`` that is not 2 … 7.
     Source: Shampine & Gordon 1975; step control of Hairer, Nørsett & Wanner 1993, section III.7.
 
     >>> from sde_diffusion import ODE, integrate, uniform
@@ -51,17 +47,21 @@ class AdaptiveAdams:
 
     rtol: float = 1e-5
     atol: float = 1e-5
-    order: int = 5
+    highest: int = 5
     max_steps: int = 10_000
     dynamics = ODE
     adaptive: ClassVar[bool] = True
-    # Along a grid, with no tolerance, its first step of order 2 lets no more than 3 pass.
     certified: ClassVar[tuple[Mapping[str, Any], ...]] = tuple(
-        {"order": order, "rtol": math.inf, "atol": math.inf} for order in (2, 3)
+        {"highest": k, "rtol": math.inf, "atol": math.inf} for k in (2, 3)
     )
 
+    @property
+    def order(self) -> float:
+        """The order along a grid, where the first step lets no more than 3 pass."""
+        return min(self.highest, 3)
+
     def __post_init__(self) -> None:
-        choice("AdaptiveAdams", "order", range(2, 8), self.order)
+        choice("AdaptiveAdams", "highest", range(2, 8), self.highest)
         above_zero("AdaptiveAdams", "1e-5", rtol=self.rtol, atol=self.atol)
         positive_integer("AdaptiveAdams", "max_steps", self.max_steps)
 
@@ -69,10 +69,10 @@ class AdaptiveAdams:
         self, dynamics: ODE, x: Tensor, grid: Tensor, noise: Noise  # noqa: ARG002
     ) -> Generator[Tensor, None, Tensor]:
         """Yield the states at the times of the grid and return the sum of |estimated errors|."""
-        past = begun(dynamics, x, grid, self.order - 1, self.atol + self.rtol * x.abs())
+        past = begun(dynamics, x, grid, self.highest - 1, self.atol + self.rtol * x.abs())
         for stop in grid[1:].tolist():
-            carry("AdaptiveAdams", past, stop, self.max_steps,
-                  partial(self._try, dynamics, past, stop))  # fmt: skip
+            attempt = partial(self._try, dynamics, past, stop)
+            carry("AdaptiveAdams", past, stop, self.max_steps, attempt)
             yield past.x
         return past.lost
 
@@ -88,7 +88,7 @@ class AdaptiveAdams:
         v = ode.velocity(predicted, s)
         nodes = torch.cat([torch.ones_like(nodes[:, :1]), nodes], 1)
         x_s = x + moved(adams_weights(nodes, known + 1), torch.cat([v[None], past]), dt)
-        error = expand(_RATIO.to(dt.device)[known - 1], x) * (x_s - predicted)
+        error = expand(RATIO.to(dt.device)[known - 1], x) * (x_s - predicted)
         norm = rms(error / (self.atol + self.rtol * torch.maximum(x.abs(), x_s.abs())))
         good = norm <= 1  # false for NaN
         h = growth(norm, 1 / (known + 1.0)).clamp(0.2, 2.0) * dt.abs()

@@ -19,8 +19,7 @@ from sde_diffusion import (
     log_prob,
 )
 from sde_diffusion.solvers import AdaptiveAdams, DormandPrince
-from sde_diffusion.solvers._adams_history import adams_weights
-from sde_diffusion.solvers.adaptive_adams import _RATIO
+from sde_diffusion.solvers._adams_history import RATIO, adams_weights
 
 ENDS = torch.tensor([0.0, 1.0], dtype=torch.float64)
 
@@ -56,7 +55,7 @@ def test_the_part_of_the_error_is_that_of_the_textbook() -> None:
     for k in range(1, 7):
         product = np.poly1d(np.poly([-float(j) for j in range(k)])).integ()
         bashforth, moulton = product(1.0) - product(0.0), product(0.0) - product(-1.0)
-        assert float(_RATIO[k - 1]) == pytest.approx(abs(moulton / bashforth), rel=1e-6)
+        assert float(RATIO[k - 1]) == pytest.approx(abs(moulton / bashforth), rel=1e-6)
 
 
 class Oscillator(ODE):
@@ -136,7 +135,7 @@ def test_one_evaluation_a_step_tried() -> None:
 @pytest.mark.parametrize(
     ("make", "text"),
     [
-        (lambda: AdaptiveAdams(order=1), "order must be 2, 3, 4, 5, 6 or 7, got 1"),
+        (lambda: AdaptiveAdams(highest=1), "highest must be 2, 3, 4, 5, 6 or 7, got 1"),
         (lambda: AdaptiveAdams(rtol=0.0), "rtol must be above 0, got 0.0"),
         (lambda: AdaptiveAdams(max_steps=0), "max_steps must be at least 1, got 0"),
     ],
