@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from numbers import Integral
 
 
@@ -42,3 +43,11 @@ def positive_number(what: str, argument: str, got: object) -> None:
         raise wrong_type(what, argument, "be a number", got, f"pass {argument}=1.0")
     if not 0 < got < float("inf"):
         raise wrong_value(what, argument, "be finite and above 0", got, f"pass {argument}=1.0")
+
+
+def one_of(what: str, argument: str, got: object, names: Iterable[str]) -> None:
+    """Refuse a name that is not one of ``names``; the first is the one to suggest."""
+    known = list(names)
+    if got not in known:
+        raise wrong_value(what, argument, f"be one of {', '.join(known)}", got,
+                          f"pass {argument}={known[0]!r}")  # fmt: skip

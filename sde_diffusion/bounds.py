@@ -30,7 +30,7 @@ from sde_diffusion.noise import PerSampleNoise, mix
 from sde_diffusion.reverse import CountedScore
 from sde_diffusion.scaling import check_dequantized
 from sde_diffusion.sde import LinearSDE
-from sde_diffusion.weighting import likelihood_times, log_snr_range
+from sde_diffusion.times import LikelihoodTimes, log_snr_range
 
 _PURPOSE: Final = 11
 _TILE: Final = 16  # levels compared with every number at once
@@ -232,7 +232,7 @@ def elbo(
 
     def draw(stratum: int, control: Control) -> tuple[Tensor, Tensor]:
         u = (stratum + uniforms(noise, x)) / strata
-        t, eps = likelihood_times(sde, u, t_min), noise.normal(x)
+        t, eps = LikelihoodTimes().time(sde, u, t_min), noise.normal(x)
         error = squares(eps - predicted(sde.perturb(x, t, eps), t))
         excess = squares(eps) - x[0].numel()
         diffusion = width * (error - control.c * excess)

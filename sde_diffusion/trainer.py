@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
 import math
@@ -16,19 +15,19 @@ import torch
 from torch import Tensor, nn
 
 from sde_diffusion._check import wrong_value
+from sde_diffusion.averages import Averages
 from sde_diffusion.checkpoint import configuration_of
 from sde_diffusion.data import Dataset
-from sde_diffusion.losses import denoising_loss
-from sde_diffusion.noise import mix
+from sde_diffusion.noise import PerSampleNoise, mix
+from sde_diffusion.objectives import Batch, Objective, objective_of
 from sde_diffusion.runs import RunFolder
 from sde_diffusion.score import ScoreModel
-from sde_diffusion.weighting import OBJECTIVES, stratified
 
 if TYPE_CHECKING:
     from sde_diffusion.training import TrainingConfig
 
 # The purposes of a seed, so that no two draws share a stream.
-_DRAWS, _DROPOUT, _ORDER = 1, 2, 3
+_DRAWS, _DROPOUT, _ORDER, _LOSS = 1, 2, 3, 16
 
 
 @dataclass(frozen=True)
@@ -54,33 +53,21 @@ def learning_rate(config: TrainingConfig, step: int) -> float:
     return rate
 
 
-def ema_decay(config: TrainingConfig, step: int) -> float:
-    """Return the decay min(ema_decay, (1 + k)/(10 + k)) after k earlier steps.
-
-    The ramp keeps the random initial weights from weighing on the average for 1/(1 − decay) steps.
-    """
-    return min(config.ema_decay, step / (9 + step))
-
-
-@torch.no_grad()
-def update_average(average: nn.Module, module: nn.Module, decay: float) -> None:
-    """Move the average: decay · average + (1 − decay) · weights; buffers are copied."""
-    for mean, value in zip(average.parameters(), module.parameters(), strict=True):
-        mean.lerp_(value.to(mean.dtype), 1 - decay)
-    for kept, buffer in zip(average.buffers(), module.buffers(), strict=True):
-        kept.copy_(buffer)
-
-
 @final
 class Trainer:
     """The state of a run between two steps."""
 
-    def __init__(self, model: ScoreModel, dataset: Dataset, config: TrainingConfig) -> None:
+    def __init__(
+        self, model: ScoreModel, dataset: Dataset, config: TrainingConfig,
+        objective: Objective | None = None,
+    ) -> None:  # fmt: skip
         model.data = dataset.spec if model.data is None else model.data
         self.model, self.dataset, self.config = model, dataset, config
-        self.average = _averaged(model)
+        self.objective = objective_of(config) if objective is None else objective
+        self.objective.check(model)
+        self.averages = Averages(model, config)
         self.optimizer = torch.optim.AdamW(
-            model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+            self._trained(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
         self.step, self.seconds, self.losses = 0, 0.0, list[float]()
         self.labelled = bool(classes_of(model))
@@ -88,6 +75,9 @@ class Trainer:
         self.configuration: dict[str, Any] = json.loads(json.dumps(configuration_of(model) | {
             "training": dataclasses.asdict(config), "dataset": _fingerprint(dataset),
         }))  # fmt: skip
+
+    def _trained(self) -> list[nn.Parameter]:
+        return [*self.model.parameters(), *self.objective.parameters()]
 
     def advance(self) -> Progress:
         """Take one step.
@@ -100,13 +90,13 @@ class Trainer:
         loss = self._loss(step)
         self._check_finite("loss", loss, step)
         loss.backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        norm = nn.utils.clip_grad_norm_(self._trained(), self.config.clip)
         self._check_finite("gradient norm", norm, step)
         rate = learning_rate(self.config, step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
-        update_average(self.average, self.model, ema_decay(self.config, step))
+        self.averages.update(self.model, step)
         self.step = step
         self.seconds += time.perf_counter() - began
         self.losses.append(loss.item())
@@ -117,10 +107,12 @@ class Trainer:
         # Drawn on the CPU, so that every device sees the same batches, times and noise.
         generator = torch.Generator().manual_seed(mix(config.seed, _DRAWS, step))
         rows = batch_rows(len(self.dataset), config.batch_size, config.seed, step)
-        x0 = self.dataset.batch(rows, generator).to(device, _dtype(self.model))
-        draw, weighting = OBJECTIVES[config.weighting]
-        t = draw(self.model.sde, stratified(len(rows), generator), config.t_min)
-        eps = torch.randn(x0.shape, generator=generator, dtype=x0.dtype).to(device)
+        x0 = self.dataset.batch(rows, generator).to(dtype=_dtype(self.model))
+        drawn = self.objective.draw(self.model.sde, len(rows), generator)
+        eps = torch.randn(x0.shape, generator=generator, dtype=x0.dtype)
+        eps = self.objective.pair(x0, eps)
+        noise = PerSampleNoise.numbered(mix(config.seed, _LOSS, step), 0, len(rows))
+        batch = Batch(x0.to(device), drawn.t, eps.to(device), noise)
         model = self.model
         if self.labelled and self.dataset.labels is not None:
             kept = torch.rand(len(rows), generator=generator) >= config.label_dropout
@@ -128,7 +120,9 @@ class Trainer:
         # Dropout draws from the global generators: seeded here, put back afterwards.
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(mix(config.seed, _DROPOUT, step))
-            return denoising_loss(model, x0, t, eps, weighting).mean()
+            losses = self.objective(model, batch)
+        self.objective.spacing.observe(drawn.u, losses.detach())
+        return (drawn.weight.to(losses) * losses).mean()
 
     def _check_finite(self, name: str, value: Tensor, step: int) -> None:
         if not bool(torch.isfinite(value)):
@@ -150,10 +144,11 @@ class Trainer:
             "losses": list(self.losses),
             "configuration": json.dumps(self.configuration),
             "network": self.model.network.state_dict(),
-            "average": self.average.network.state_dict(),
+            "averages": self.averages.state_dict(),
+            "objective": self.objective.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
-        folder.save(state, self.average, self.configuration | {"step": self.step})
+        folder.save(state, self.averages.main, self.configuration | {"step": self.step})
 
     def restore(self, state: dict[str, Any]) -> None:
         """Become the run that was saved.
@@ -162,7 +157,8 @@ class Trainer:
         """
         try:
             self.model.network.load_state_dict(state["network"])
-            self.average.network.load_state_dict(state["average"])
+            self.averages.load_state_dict(state["averages"])
+            self.objective.load_state_dict(state["objective"])
             self.optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError) as error:
             got, remedy = str(error).replace("\n", " "), "start a new run in another folder"
@@ -172,7 +168,7 @@ class Trainer:
 
     def finish(self) -> None:
         """Give the averaged weights to the caller's model."""
-        self.model.network.load_state_dict(self.average.network.state_dict())
+        self.model.network.load_state_dict(self.averages.main.network.state_dict())
         self.model.eval()
 
 
@@ -192,17 +188,6 @@ def batch_rows(rows: int, batch_size: int, seed: int, step: int) -> Tensor:
 def _order(rows: int, seed: int, epoch: int) -> Tensor:
     generator = torch.Generator().manual_seed(mix(seed, _ORDER, epoch))
     return torch.randperm(rows, generator=generator)
-
-
-def _averaged(model: ScoreModel) -> ScoreModel:
-    """Return a copy of the model to hold the average, in float32 at least.
-
-    In bfloat16 a step of the average, (1 − decay) of a difference, would round to nothing.
-    """
-    average = copy.deepcopy(model).requires_grad_(requires_grad=False)
-    for parameter in average.parameters():
-        parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
-    return average.eval()
 
 
 def _dtype(model: ScoreModel) -> torch.dtype:

@@ -12,16 +12,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, final
 
-from sde_diffusion._check import positive_integer, positive_number, wrong_type, wrong_value
+from sde_diffusion._check import (
+    one_of,
+    positive_integer,
+    positive_number,
+    wrong_type,
+    wrong_value,
+)
 from sde_diffusion.data import Dataset
+from sde_diffusion.objectives import Objective
 from sde_diffusion.runs import RunFolder
 from sde_diffusion.score import ScoreModel
 from sde_diffusion.trainer import Progress, Trainer, classes_of
-from sde_diffusion.weighting import check_objective
+from sde_diffusion.weighting import WEIGHTINGS
 
 __all__ = ["Progress", "TrainingConfig", "train"]
 
-_SCHEDULES: Final = ("constant", "cosine")
+_CHOICES: Final = {"schedule": ("constant", "cosine"), "weighting": tuple(WEIGHTINGS)}
 
 
 @final
@@ -74,10 +81,8 @@ class TrainingConfig:
         if not 0 <= self.weight_decay < math.inf:
             raise wrong_value(what, "weight_decay", "be finite and at least 0",
                               self.weight_decay, "pass weight_decay=0.0")  # fmt: skip
-        if self.schedule not in _SCHEDULES:
-            rule = f"be one of {', '.join(_SCHEDULES)}"
-            raise wrong_value(what, "schedule", rule, self.schedule, "pass schedule='constant'")
-        check_objective(what, self.weighting)
+        for name, choices in _CHOICES.items():
+            one_of(what, name, getattr(self, name), choices)
 
 
 def train(
@@ -87,6 +92,7 @@ def train(
     *,
     out: str | Path | None = None,
     resume: bool = False,
+    objective: Objective | None = None,
 ) -> Iterator[Progress]:
     """Return an iterator that takes one optimizer step for every item asked of it.
 
@@ -107,7 +113,7 @@ def train(
     [1, 2, 3]
     """
     _check(model, dataset, config)
-    run = Trainer(model, dataset, config)
+    run = Trainer(model, dataset, config, objective)
     folder = None if out is None else RunFolder(out, resume=resume)
     if folder is not None and resume:
         run.restore(folder.load(run.configuration, config.steps))

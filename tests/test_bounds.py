@@ -30,7 +30,8 @@ from sde_diffusion.bounds import (
     score_form,
 )
 from sde_diffusion.noise import PerSampleNoise, mix
-from sde_diffusion.weighting import likelihood, likelihood_times, log_snr_range
+from sde_diffusion.times import LikelihoodTimes, log_snr_range
+from sde_diffusion.weighting import likelihood
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -228,7 +229,7 @@ def test_theorem_3_with_equal_draws_is_the_same_bound(sde) -> None:
         level = torch.zeros(6, dtype=torch.float64)
         for _ in range(2):
             u = torch.special.ndtr(noise.normal(torch.empty(6, 1, dtype=torch.float64))[:, 0])
-            t = likelihood_times(sde, (stratum + u) / (draws // 2), t_min)
+            t = LikelihoodTimes().time(sde, (stratum + u) / (draws // 2), t_min)
             eps = noise.normal(x)
             g2, sigma = sde.g(t) ** 2, sde.sigma(t)
             density = g2 / sigma**2 / (2 * (first - last))

@@ -33,7 +33,7 @@ from sde_diffusion import (
     save_model,
 )
 from sde_diffusion.checkpoint import shipped, write_atomically
-from sde_diffusion.weighting import stratified
+from sde_diffusion.times import Stratified
 
 SDES: list[LinearSDE] = [
     VPSDE(),
@@ -238,7 +238,7 @@ def test_the_shipped_digits_beat_the_best_gaussian_on_images_they_never_saw():
     gaussian = Gaussian(rows.mean(0), covariance).diffused(model.sde)
     x0 = held.dequantized(generator)
     eps = torch.randn(x0.shape, generator=generator)
-    t = stratified(len(x0), generator)[torch.randperm(len(x0), generator=generator)]
+    t = Stratified().draw(len(x0), generator).u[torch.randperm(len(x0), generator=generator)]
     assert held.labels is not None
     with torch.no_grad():
         labelled, plain, linear = (

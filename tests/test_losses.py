@@ -21,14 +21,11 @@ from sde_diffusion import (
     SubVPSDE,
     denoising_loss,
 )
+from sde_diffusion.times import LikelihoodTimes, Stratified, UniformTimes, log_snr_range
 from sde_diffusion.weighting import (
     likelihood,
-    likelihood_times,
-    log_snr_range,
     min_snr,
     perceptual,
-    stratified,
-    uniform_times,
 )
 
 SDES: list[LinearSDE] = [
@@ -79,7 +76,7 @@ def test_loss_on_a_correlated_gaussian_with_event_shape_and_one_time_each():
     root = torch.randn(6, 6, generator=generator, dtype=torch.float64)
     data = Gaussian(torch.zeros(1, 2, 3).double(), root @ root.T)
     n = 40_000
-    t = uniform_times(sde, stratified(n, generator), EPSILON)
+    t = UniformTimes().time(sde, Stratified().draw(n, generator).u, EPSILON)
     x0 = data.sample(n, generator)
     eps = torch.randn(x0.shape, generator=generator, dtype=torch.float64)
     loss = denoising_loss(data.diffused(sde), x0, t, eps)
@@ -157,10 +154,10 @@ def test_drawn_times_have_the_density_of_the_likelihood_weight(sde: LinearSDE):
     first, last = log_snr_range(sde, EPSILON)
     u = torch.linspace(0.02, 0.98, 97, dtype=torch.float64)
     h = 1e-6
-    t, up, down = (likelihood_times(sde, v, EPSILON) for v in (u, u + h, u - h))
+    t, up, down = (LikelihoodTimes().time(sde, v, EPSILON) for v in (u, u + h, u - h))
     density = likelihood(sde, t) / (2 * (first - last))
     assert torch.allclose((up - down) / (2 * h) * density, torch.ones_like(u), rtol=1e-5)
-    ends = likelihood_times(sde, torch.tensor([0.0, 1.0], dtype=torch.float64), EPSILON)
+    ends = LikelihoodTimes().time(sde, torch.tensor([0.0, 1.0], dtype=torch.float64), EPSILON)
     assert torch.allclose(ends, torch.tensor([EPSILON, sde.horizon]).double(), rtol=1e-7)
     assert ends[0] >= EPSILON
     assert ends[1] <= sde.horizon
@@ -174,7 +171,7 @@ def test_vp_draw_is_the_published_formula():
     first, last = log_snr_range(sde, EPSILON)
     assert torch.isclose(2 * (first - last), z, rtol=1e-12)
     expected = torch.log1p(torch.expm1(start) * torch.exp(u * z))
-    drawn = sde.beta.integral(likelihood_times(sde, u, EPSILON))
+    drawn = sde.beta.integral(LikelihoodTimes().time(sde, u, EPSILON))
     assert torch.allclose(drawn, expected, rtol=1e-9)
 
 
@@ -184,11 +181,11 @@ def test_importance_draw_keeps_the_integral_and_cuts_the_variance():
     generator = torch.Generator().manual_seed(1)
     x0 = data.sample(n, generator)
     eps = torch.randn(x0.shape, generator=generator, dtype=torch.float64)
-    u = stratified(n, generator)
+    u = Stratified().draw(n, generator).u
     first, last = log_snr_range(sde, EPSILON)
-    plain = uniform_times(sde, u, EPSILON)
+    plain = UniformTimes().time(sde, u, EPSILON)
     uniform = denoising_loss(exact, x0, plain, eps, likelihood) * (1 - EPSILON)
-    drawn = likelihood_times(sde, u, EPSILON)
+    drawn = LikelihoodTimes().time(sde, u, EPSILON)
     by_importance = 2 * (first - last) * denoising_loss(exact, x0, drawn, eps, perceptual)
     # ∫ −2λ' α²v/(α²v + σ²) dt = ln(1 + v e^{2λ}) between the ends of λ
     integral = torch.log1p(0.25 * torch.exp(2 * first)) - torch.log1p(0.25 * torch.exp(2 * last))
@@ -197,7 +194,7 @@ def test_importance_draw_keeps_the_integral_and_cuts_the_variance():
 
 
 def test_stratified_puts_one_number_in_every_part():
-    u = stratified(1000, torch.Generator().manual_seed(3))
+    u = Stratified().draw(1000, torch.Generator().manual_seed(3)).u
     assert torch.equal((u * 1000).floor(), torch.arange(1000).double())
     inside = u * 1000 - torch.arange(1000)
     assert 0.45 < inside.mean() < 0.55

@@ -30,7 +30,8 @@ from sde_diffusion import (
     load,
     train,
 )
-from sde_diffusion.trainer import batch_rows, ema_decay, learning_rate, update_average
+from sde_diffusion.averages import ema_decay, update_average
+from sde_diffusion.trainer import batch_rows, learning_rate
 
 CONFIG = TrainingConfig(
     steps=9, batch_size=16, learning_rate=0.01, warmup=4, schedule="cosine", ema_decay=0.5,
