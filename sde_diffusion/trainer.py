@@ -120,9 +120,9 @@ class Trainer:
         # Dropout draws from the global generators: seeded here, put back afterwards.
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(mix(config.seed, _DROPOUT, step))
-            losses = self.objective(model, batch)
+            losses: Tensor = self.objective(model, batch)
         self.objective.spacing.observe(drawn.u, losses.detach())
-        return (drawn.weight.to(losses) * losses).mean()
+        return torch.mean(drawn.weight.to(losses) * losses)
 
     def _check_finite(self, name: str, value: Tensor, step: int) -> None:
         if not bool(torch.isfinite(value)):
