@@ -1,17 +1,27 @@
-"""Seconds of a training step and a forward pass of the U-Net, beside diffusers' and the ceilings.
+"""Seconds of a training step and a forward pass of the U-Net, beside peers of its size.
 
-Run it as `python benchmarks/training.py`. A step is `denoising_loss`, its gradients and AdamW; the
-peer is diffusers' UNet2DModel of about as many parameters on the same loss. The ceilings, a matrix
-product and 3×3 convolutions at the U-Net's sizes, are measured in the same turns.
+Run it as `python benchmarks/training.py`; with 2 cores it takes about eight minutes. A step is
+`denoising_loss`, its gradients and AdamW. All networks have the same multipliers of channels and
+attention at the lowest level only, and peers the width that comes nearest to our number of
+parameters: within 6 % and in multiples of 8, which their convolutions like, where there is one.
+They run with one and with two residual blocks a level (ours has two on the way down, two on the
+way up and two at the bottom; theirs have one more a level on the way up, and EDM's resamples in
+blocks), so that one of each is shallower than ours and one deeper.
+
+EDM's network has a licence of its own and no package: `--edm PATH` takes your clone of
+https://github.com/NVlabs/edm. `--bfloat16`, `--compile` and `--channels-last` add these to all.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from functools import partial
-from typing import Any, Final
+from pathlib import Path
+from typing import Any, Final, NamedTuple
 
 import torch
 from _common import Spread, interleaved, options, parsed, peer, ratio, table, write
@@ -20,62 +30,151 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from sde_diffusion import VPSDE, ScoreModel, UNet, denoising_loss
-from sde_diffusion.nets.unet import mnist_config
 
-OURS: Final = "sde_diffusion UNet"
-THEIRS: Final = "diffusers UNet2DModel"
+OURS: Final = "sde_diffusion"
+WIDTHS: Final = {"2.5": 44, "10": 88}  # millions of parameters -> our width
+Build = Callable[[int, tuple[int, int, int], list[int]], nn.Module]  # (width, image, multipliers)
 
 
-class Diffusers(nn.Module):
-    """UNet2DModel with the widths and blocks of `mnist_config()`, called as our networks are."""
+class Case(NamedTuple):
+    """An image, and our width."""
 
-    def __init__(self, module: Any) -> None:  # noqa: ANN401  (diffusers has no types)
+    image: tuple[int, int, int]
+    width: int
+    multipliers: list[int]
+    batch: int
+
+
+class Adapter(nn.Module):
+    """A peer's network, called as our networks are."""
+
+    def __init__(self, inner: nn.Module, call: Callable[[Any, Tensor, Tensor], Tensor]) -> None:
         super().__init__()
-        self.inner = module.UNet2DModel(
-            sample_size=28, in_channels=1, out_channels=1, layers_per_block=2,
-            block_out_channels=(48, 48, 96), norm_num_groups=16,
-            down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
-            up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
-        )  # fmt: skip
+        self.inner, self.call = inner, call
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        """Return the network's output; diffusers counts time in thousandths."""
-        out: Tensor = self.inner(x, 1000 * c).sample
-        return out
+        """Return the network's output; peers count time in thousandths."""
+        return self.call(self.inner, x, 1000 * c)
 
 
-def networks() -> tuple[dict[str, nn.Module], str | None]:
-    """Return ours and, where it is there, diffusers'; else why it is not."""
-    found: dict[str, nn.Module] = {OURS: UNet(**mnist_config())}
-    module = peer("diffusers")
-    if isinstance(module, str):
-        return found, module
-    found[THEIRS] = Diffusers(module)
-    return found, None
+def diffusers(
+    module: Any, blocks: int, width: int, image: tuple[int, int, int], multipliers: list[int]  # noqa: ANN401
+) -> nn.Module:
+    """Return UNet2DModel, with as many groups as ours and four heads."""
+    channels, lower = image[0], len(multipliers) - 1
+    network = module.UNet2DModel(
+        sample_size=image[1], in_channels=channels, out_channels=channels,
+        layers_per_block=blocks, block_out_channels=[width * m for m in multipliers],
+        norm_num_groups=max(n for n in range(1, 33) if width % n == 0 and width // n >= 4),
+        attention_head_dim=width * multipliers[-1] // 4,
+        down_block_types=["DownBlock2D"] * lower + ["AttnDownBlock2D"],
+        up_block_types=["AttnUpBlock2D"] + ["UpBlock2D"] * lower,
+    )  # fmt: skip
+    return Adapter(network, lambda inner, x, t: inner(x, t).sample)
 
 
-def training_step(network: nn.Module, batch: int) -> Callable[[], object]:
+def edm(
+    module: Any, blocks: int, width: int, image: tuple[int, int, int], multipliers: list[int]  # noqa: ANN401
+) -> nn.Module:
+    """Return SongUNet in its DDPM++ settings, without dropout."""
+    size = image[1]
+    network = module.SongUNet(
+        size, image[0], image[0], model_channels=width, channel_mult=multipliers,
+        num_blocks=blocks, attn_resolutions=[size >> (len(multipliers) - 1)], dropout=0.0,
+    )  # fmt: skip
+    for norm in network.modules():
+        if type(norm).__name__ == "GroupNorm":  # made for widths that 32 divides
+            groups = range(norm.num_groups, 0, -1)
+            norm.num_groups = next(n for n in groups if len(norm.weight) % n == 0)
+    return Adapter(network, lambda inner, x, t: inner(x, t, None))
+
+
+def lucidrains(
+    module: Any, width: int, image: tuple[int, int, int], multipliers: list[int]  # noqa: ANN401
+) -> nn.Module:
+    """Return Unet, whose two blocks and attention at every level are not to choose."""
+    network = module.Unet(width, dim_mults=tuple(multipliers), channels=image[0])
+    return Adapter(network, lambda inner, x, t: inner(x, t))
+
+
+def peers(clone: Path | None) -> Iterator[tuple[str, Build | str]]:
+    """Yield each peer's name with what builds it, or with the reason why nothing does."""
+    found = peer("diffusers")
+    for blocks in (1, 2):
+        build = found if isinstance(found, str) else partial(diffusers, found, blocks)
+        yield f"diffusers UNet2DModel, {blocks} a level", build
+    if clone is not None:
+        sys.path.insert(0, str(clone))
+    found = "give --edm PATH" if clone is None else peer("training.networks")
+    for blocks in (1, 2):
+        build = found if isinstance(found, str) else partial(edm, found, blocks)
+        yield f"EDM SongUNet, {blocks} a level", build
+    found = peer("denoising_diffusion_pytorch.denoising_diffusion_pytorch")
+    yield "lucidrains Unet", found if isinstance(found, str) else partial(lucidrains, found)
+
+
+def parameters(network: nn.Module) -> int:
+    """Return the number of weights."""
+    return sum(p.numel() for p in network.parameters())
+
+
+def fitted(build: Build, case: Case, number: int) -> nn.Module:
+    """Return the peer in the width that comes nearest to a number of parameters."""
+
+    def distance(width: int) -> tuple[bool, bool, float]:
+        try:
+            with torch.device("meta"):
+                count = parameters(build(width, case.image, case.multipliers))
+        except (AssertionError, ValueError, NotImplementedError, RuntimeError):
+            return True, True, float("inf")  # a width that the peer does not have
+        off = abs(count / number - 1)
+        return off > 0.06, width % 8 != 0, off
+
+    low, high = case.width // 2 & ~1, case.width * 5 // 4
+    return build(min(range(low, high, 2), key=distance), case.image, case.multipliers)
+
+
+def networks(case: Case, clone: Path | None) -> tuple[dict[str, nn.Module], dict[str, str]]:
+    """Return ours and the peers that are there, and why the others are not."""
+    ours = UNet(case.image[0], case.width, case.multipliers, attention=[len(case.multipliers) - 1])
+    found: dict[str, nn.Module] = {OURS: ours}
+    absent = {}
+    for name, build in peers(clone):
+        if isinstance(build, str):
+            absent[name] = build
+        else:
+            found[name] = fitted(build, case, parameters(ours))
+    return found, absent
+
+
+def training_step(
+    network: nn.Module, case: Case, precision: AbstractContextManager[object]
+) -> Callable[[], object]:
     """Return one step of training on a fixed batch."""
     model = ScoreModel(network, VPSDE()).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-4)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-4, fused=True)
     generator = torch.Generator().manual_seed(0)
-    x0, eps = torch.randn(2, batch, 1, 28, 28, generator=generator)
-    t = torch.rand(batch, generator=generator, dtype=torch.float64).clamp(min=1e-3)
+    x0, eps = torch.randn(2, case.batch, *case.image, generator=generator)
+    t = torch.rand(case.batch, generator=generator, dtype=torch.float64).clamp(min=1e-3)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        denoising_loss(model, x0, t, eps).mean().backward()  # type: ignore[no-untyped-call]
+        with precision:
+            loss = denoising_loss(model, x0, t, eps).mean()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
     return step
 
 
-def forward(network: nn.Module, batch: int) -> Callable[[], object]:
+def forward(
+    network: nn.Module, case: Case, precision: AbstractContextManager[object]
+) -> Callable[[], object]:
     """Return one pass without gradients."""
-    x, c = torch.randn(batch, 1, 28, 28), torch.rand(batch)
+    x, c = torch.randn(case.batch, *case.image), torch.rand(case.batch)
 
     def run() -> None:
-        with torch.no_grad():
+        with torch.no_grad(), precision:
             network(x, c)
 
     return run
@@ -88,13 +187,31 @@ def flops(program: Callable[[], object]) -> int:
     return int(counter.get_total_flops())
 
 
-def ceilings(batch: int, size: int) -> dict[str, Callable[[], object]]:
+def kept(network: nn.Module, case: Case) -> int:
+    """Return the bytes that a forward pass keeps for the gradients, without the weights."""
+    own = {p.untyped_storage().data_ptr() for p in network.parameters()}
+    found: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            found[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        out = network(torch.randn(case.batch, *case.image), torch.rand(case.batch))
+    del out
+    return sum(found.values())
+
+
+def ceilings(case: Case, size: int) -> dict[str, Callable[[], object]]:
     """Return a matrix product, and 3×3 convolutions at the sizes of the U-Net's outer levels."""
     a, b = torch.randn(2, size, size)
     found: dict[str, Callable[[], object]] = {f"sgemm {size}³": lambda: a @ b}
-    for channels, side in ((48, 28), (48, 14)):
+    for level, multiplier in enumerate(case.multipliers[:2]):
+        channels, side = case.width * multiplier, case.image[1] >> level
         w = torch.randn(channels, channels, 3, 3)
-        x = torch.randn(batch, channels, side, side)
+        x = torch.randn(case.batch, channels, side, side)
         last = x.to(memory_format=torch.channels_last)
         name = f"3×3 convolution, {channels} channels, {side}×{side}"
         found[name] = partial(F.conv2d, x, w, padding=1)
@@ -102,71 +219,139 @@ def ceilings(batch: int, size: int) -> dict[str, Callable[[], object]]:
     return found
 
 
-def measure(chosen: argparse.Namespace) -> dict[str, Any]:
+class LastChannels(nn.Module):
+    """A network whose weights and input have the channels last."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        """Return the network's output."""
+        out: Tensor = self.inner(x.to(memory_format=torch.channels_last), c)
+        return out
+
+
+def variants(
+    chosen: argparse.Namespace, case: Case
+) -> tuple[dict[str, tuple[nn.Module, AbstractContextManager[object]]], dict[str, str]]:
+    """Return every network by name, as it is and as the options ask."""
+    plain, absent = networks(case, chosen.edm)
+    found = {name: (net, nullcontext()) for name, net in plain.items()}
+    bfloat16 = torch.autocast("cpu", torch.bfloat16)
+    every: dict[str, tuple[nn.Module, AbstractContextManager[object]]] = dict(found)
+    if chosen.bfloat16:
+        every |= {f"{name}, bfloat16": (net, bfloat16) for name, net in plain.items()}
+    if chosen.compile:
+        every |= {f"{n}, compiled": (torch.compile(m), nullcontext()) for n, m in plain.items()}
+    if chosen.channels_last:
+        copies, _ = networks(case, chosen.edm)
+        last = {f"{name}, channels last": LastChannels(net) for name, net in copies.items()}
+        every |= {name: (net, nullcontext()) for name, net in last.items()}
+    return every, absent
+
+
+def measure(chosen: argparse.Namespace, case: Case) -> dict[str, Any]:
     """Return all seconds by program, with the work each of them does."""
-    batch = chosen.batch
-    nets, absent = networks()
-    steps = {f"step, {name}": training_step(net, batch) for name, net in nets.items()}
-    passes = {f"forward, {name}": forward(net, batch) for name, net in nets.items()}
-    limits = ceilings(batch, 256 if chosen.quick else 1024)
+    nets, absent = variants(chosen, case)
+    steps = {f"step, {name}": training_step(net, case, how) for name, (net, how) in nets.items()}
+    passes = {f"forward, {name}": forward(net, case, how) for name, (net, how) in nets.items()}
+    limits = ceilings(case, 256 if chosen.quick else 1024)
     programs = {**steps, **passes, **limits}
-    with torch.no_grad():
-        work = {name: flops(program) for name, program in (passes | limits).items()}
-    work |= {name: flops(program) for name, program in steps.items()}
+    work = {name: flops(run) for name, run in programs.items() if "compiled" not in name}
+    counts = {name: parameters(net) for name, (net, _) in nets.items()}
+    memory = {name: kept(net, case) for name, (net, _) in nets.items() if "compiled" not in name}
     taken = interleaved(programs, chosen.repeats)
-    parameters = {name: sum(p.numel() for p in net.parameters()) for name, net in nets.items()}
-    return {"absent": absent, "parameters": parameters, "flops": work, "seconds": taken,
-            "limits": list(limits)}  # fmt: skip
+    return {"absent": absent, "parameters": counts, "kept": memory, "flops": work,
+            "seconds": taken, "limits": list(limits)}  # fmt: skip
 
 
-def show(found: dict[str, Any], batch: int) -> list[dict[str, Any]]:
-    """Print the tables and return their rows."""
+def fastest(taken: dict[str, list[float]], kind: str) -> str | None:
+    """Return the peer whose median is the least."""
+    theirs = [name for name in taken if name.startswith(kind) and f", {OURS}" not in name]
+    return min(theirs, key=lambda name: Spread.of(taken[name]).median, default=None)
+
+
+def show(found: dict[str, Any], case: Case) -> list[dict[str, Any]]:
+    """Print the table of a case and return its rows."""
     taken, work, limits = found["seconds"], found["flops"], found["limits"]
     # The best convolution of a turn: what the network could reach if it were nothing else.
     turns = range(len(taken[limits[0]]))
     best = [max(work[n] / taken[n][i] for n in limits if "conv" in n) for i in turns]
     rows = []
     for name, seconds in taken.items():
-        kind = name.partition(",")[0]
-        base = taken[f"{kind}, {OURS}"] if name not in limits else None
-        rate = [work[name] / s for s in seconds]
+        kind, _, network = name.partition(", ")
+        base = None if name in limits else fastest(taken, kind)
+        rate = [work[name] / s for s in seconds] if name in work else None
         rows.append({
             "program": name, "seconds": asdict(Spread.of(seconds)),
-            "images_per_second": None if base is None else batch / Spread.of(seconds).median,
-            "ratio_to_ours": None if base is None else asdict(ratio(seconds, base)),
-            "gflops_per_second": Spread.of(rate).median / 1e9,
-            "of_the_convolutions": asdict(ratio(rate, best)),
+            "parameters": found["parameters"].get(network),
+            "images_per_second": case.batch / Spread.of(seconds).median,
+            "fastest_peer": base,
+            "ratio_to_fastest_peer": None if base is None else asdict(ratio(seconds, taken[base])),
+            "mebibytes_kept": found["kept"].get(network, 0) / 2**20 if kind == "step" else None,
+            "gflops_per_second": None if rate is None else Spread.of(rate).median / 1e9,
+            "of_the_convolutions": None if rate is None else asdict(ratio(rate, best)),
         })  # fmt: skip
-    table(", ".join(f"{name}: {n:,} parameters" for name, n in found["parameters"].items()),
-          ["program", "seconds", "images/s", "× ours", "GFLOP/s", "of the best convolution"],
+    image = "×".join(map(str, case.image))
+    count = found["parameters"][OURS] / 1e6
+    table(f"{count:.2f} M parameters, {image}, batch {case.batch}",
+          ["program", "M", "seconds", "images/s", "÷ fastest peer", "MiB kept", "GFLOP/s",
+           "of the best convolution"],
           [_cells(row) for row in rows]
-          + ([[THEIRS, found["absent"], "", "", "", ""]] if found["absent"] else []))  # fmt: skip
+          + [[name, "", why, *[""] * 5] for name, why in found["absent"].items()])  # fmt: skip
     return rows
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
-    images, ours = row["images_per_second"], row["ratio_to_ours"]
+    network, ratios = row["parameters"], row["ratio_to_fastest_peer"]
+    rates = row["of_the_convolutions"]
     return [
-        row["program"], Spread(**row["seconds"]).show(".4f"),
-        "" if images is None else f"{images:.1f}",
-        "" if ours is None else Spread(**ours).show(".2f"),
-        f"{row['gflops_per_second']:.1f}", Spread(**row["of_the_convolutions"]).show(".2f"),
+        row["program"], "" if network is None else f"{network / 1e6:.2f}",
+        Spread(**row["seconds"]).show(".4f"),
+        "" if network is None else f"{row['images_per_second']:.1f}",
+        "" if ratios is None else Spread(**ratios).show(".2f"),
+        f"{row['mebibytes_kept']:.0f}" if row["mebibytes_kept"] else "",
+        "" if rates is None else f"{row['gflops_per_second']:.1f}",
+        "" if rates is None else Spread(**rates).show(".2f"),
     ]  # fmt: skip
 
 
 def main() -> None:
-    """Measure, print the table and write the JSON."""
+    """Measure, print the tables and write the JSON."""
     parser = options(__doc__)
+    parser.add_argument("--sizes", nargs="+", choices=WIDTHS, default=list(WIDTHS),
+                        help="millions of parameters")  # fmt: skip
+    parser.add_argument("--images", nargs="+", default=["1x28x28", "3x32x32"],
+                        help="channels x height x width")  # fmt: skip
+    parser.add_argument("--multipliers", nargs="+", type=int, default=[1, 2, 2])
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--repeats", type=int, default=10, help="turns that count")
+    parser.add_argument("--repeats", type=int, default=7, help="turns that count")
+    parser.add_argument("--edm", type=Path, help="a clone of NVlabs/edm, to measure SongUNet")
+    parser.add_argument("--bfloat16", action="store_true", help="also under bfloat16 autocast")
+    parser.add_argument("--compile", action="store_true", help="also compiled (minutes more)")
+    parser.add_argument("--channels-last", action="store_true", help="also with channels last")
     chosen = parsed(parser)
+    widths = [WIDTHS[size] for size in chosen.sizes]
     if chosen.quick:
-        chosen.batch, chosen.repeats = 2, 2
-    torch.manual_seed(0)  # diffusers draws its weights from the global generator
-    found = measure(chosen)
-    rows = show(found, chosen.batch)
-    print("\nmedian (least–most) over the turns; ratios are taken within a turn")
-    write(chosen.out, batch=chosen.batch, parameters=found["parameters"], rows=rows)
+        chosen.batch, chosen.repeats, chosen.images, widths = 2, 2, ["1x8x8"], [16]
+    torch.manual_seed(0)  # peers draw their weights from the global generator
+    cases, ours = [], []
+    for width in widths:
+        for text in chosen.images:
+            channels, height, side = map(int, text.split("x"))
+            case = Case((channels, height, side), width, chosen.multipliers, chosen.batch)
+            found = measure(chosen, case)
+            rows = show(found, case)
+            cases.append({"image": text, "parameters": found["parameters"], "rows": rows})
+            plain = {row["program"]: row["ratio_to_fastest_peer"] for row in rows}
+            answers = [plain[f"{kind}, {OURS}"] for kind in ("step", "forward")]
+            shown = ("" if a is None else Spread(**a).show(".2f") for a in answers)
+            ours.append([f"{found['parameters'][OURS] / 1e6:.2f} M", text, *shown])
+    table("Ours over the fastest peer", ["parameters", "image", "step", "forward"], ours)
+    print("\nmedian (least–most) over the turns; ratios are taken within a turn; MiB kept: what a"
+          "\nforward pass keeps for the gradients")  # fmt: skip
+    write(chosen.out, batch=chosen.batch, cases=cases)
 
 
 if __name__ == "__main__":

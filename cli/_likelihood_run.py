@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import math
-import signal
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sde_diffusion.cli import _common
 from sde_diffusion.cli._likelihood_job import log_of
+from sde_diffusion.cli._together import TerminatedError, bar, terminations
 
 if TYPE_CHECKING:
     from sde_diffusion._ranks import Ranks
     from sde_diffusion.cli._likelihood_job import Job
     from sde_diffusion.evaluator import Evaluator
     from sde_diffusion.sample_log import Batch, SampleLog
-
-
-class TerminatedError(KeyboardInterrupt):
-    """Stopped from outside, as by torchrun when another process has ended."""
 
 
 def computed(job: Job, log: SampleLog, ranks: Ranks) -> None:
@@ -31,7 +24,7 @@ def computed(job: Job, log: SampleLog, ranks: Ranks) -> None:
     far the job has come.
     """
     try:
-        with _terminations():
+        with terminations():
             _compute(job, log, ranks)
     except (KeyboardInterrupt, ChildProcessError) as error:
         culprit = ranks.culprit() if isinstance(error, TerminatedError) else ""
@@ -57,15 +50,15 @@ def _compute(job: Job, log: SampleLog, ranks: Ranks) -> None:
     left = sum(len(b) for b in job.evaluator.batches() if b.start in set(job.pending))
     total = len(job.evaluator.dataset)
     start = total - left
-    with _bar(total, ranks) as bar:
+    with bar(total, ranks) as shown:
 
         def tick() -> None:
-            bar.update(start + own + ranks.told("done") - bar.n)
+            shown.update(start + own + ranks.told("done") - shown.n)
 
         for batch in logged(job.evaluator, log, job.pending, ranks):
             mean.see(batch)
             own += batch.count
-            bar.set_postfix_str(str(mean), refresh=False)
+            shown.set_postfix_str(str(mean), refresh=False)
             tick()
         ranks.tell(state="done")
         ranks.wait(tick)
@@ -109,32 +102,3 @@ class _Mean:
             spread = max(second / self.count - mean**2, 0) / max(self.count - 1, 1)
             texts.append(f"{bound} {mean:.4f} ± {math.sqrt(spread):.4f}")
         return ", ".join(texts) + " bits/dim"
-
-
-@contextmanager
-def _bar(total: int, ranks: Ranks) -> Iterator[Any]:
-    if ranks.rank:
-        from tqdm import tqdm
-
-        with tqdm(disable=True) as bar:
-            yield bar
-        return
-    with _common.progress(total, "sample") as bar:
-        yield bar
-
-
-@contextmanager
-def _terminations() -> Iterator[None]:
-    """Take SIGTERM as a reason to stop in good order, like Ctrl-C."""
-
-    def stop(_number: int, _frame: object) -> None:
-        raise TerminatedError
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before: Callable[..., Any] | int | None = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

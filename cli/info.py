@@ -37,7 +37,7 @@ def _configuration(name: str) -> dict[str, Any]:
     if name in shipped() or Path(name).exists():
         described = describe(name)
         # A network of the user's own class cannot be built here, and need not be.
-        return described | {"parameters": _parameters(name) if _known(described) else None}
+        return described | {"parameters": _parameters(name, described) if _known(described) else None}
     model = menu.model(name)
     if isinstance(model, ScoreModel):
         return configuration_of(model) | {"parameters": sum(p.numel() for p in model.parameters())}
@@ -55,10 +55,11 @@ def _known(configuration: dict[str, Any]) -> bool:
     return all("." not in part["class"] for part in parts)
 
 
-def _parameters(name: str) -> int:
-    from sde_diffusion.checkpoint import load
+def _parameters(name: str, configuration: dict[str, Any]) -> int:
+    from sde_diffusion.checkpoint import load, load_direct
 
-    return sum(parameter.numel() for parameter in load(name).parameters())
+    read = load_direct if configuration.get("model") == "DirectScore" else load
+    return sum(parameter.numel() for parameter in read(name).parameters())
 
 
 def _lines(name: str, configuration: dict[str, Any]) -> list[str]:

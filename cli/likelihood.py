@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import click
 from click.core import ParameterSource
 
 from sde_diffusion.cli import _common, menu
-
-if TYPE_CHECKING:
-    import torch
 
 EXAMPLES: Final = """\b
 Examples:
@@ -83,9 +79,10 @@ def command(
     from sde_diffusion.cli._likelihood_job import agreed, log_of, prepared
     from sde_diffusion.cli._likelihood_results import lines_of
     from sde_diffusion.cli._likelihood_run import computed, finished
+    from sde_diffusion.cli._together import device_of
 
     rank, world = place()
-    where = _device(device, world)
+    where = device_of(device, world)
     asked = {_flag(name): value for name, value in options.items()}
     given = {
         _flag(name) for name in options
@@ -102,13 +99,3 @@ def command(
 
 def _flag(name: str) -> str:
     return "--" + name.removesuffix("_name").replace("_", "-")
-
-
-def _device(name: str, world: int) -> torch.device:
-    """Return the device; of several processes on a machine with GPUs each has its own."""
-    where = _common.resolve_device(name)
-    if world == 1 or where.type != "cuda" or where.index is not None:
-        return where
-    import torch
-
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 _HEADERS = (
     "solver", "steps", "NFE", "seconds", "RMS to flow", "sliced W2", "above floor", "MMD^2",
+    "Frechet",
 )  # fmt: skip
 
 
@@ -42,9 +43,11 @@ def comparison_text(comparison: Comparison) -> str:
     c = comparison
     lines = [
         f"{c.problem}: {c.replicates} × {c.samples} samples; values are mean ± 95 % interval",
+        f"sliced W2, MMD^2 and Frechet are distances to {c.against}",
         table(_HEADERS, [_cells(row) for row in c.rows]),
-        f"noise floor, data against data: sliced W2 {_interval(c.floor_sliced_wasserstein)}, "
-        f"MMD^2 {_interval(c.floor_mmd)}",
+        f"noise floor, these against themselves: sliced W2 "
+        f"{_interval(c.floor_sliced_wasserstein)}, MMD^2 {_interval(c.floor_mmd)}, "
+        f"Frechet {_interval(c.floor_frechet)}",
         f"the flow: {c.reference} at {c.reference_nfe} evaluations, "
         f"{c.reference_error:.2g} from itself with half the steps",
     ]
@@ -71,10 +74,11 @@ def _cells(row: Row) -> tuple[str, ...]:
     steps = "own" if row.steps is None else str(row.steps)
     seconds = "-" if row.seconds is None else f"{row.seconds:.2g}"
     if row.failure is not None:
-        return (row.solver, steps, str(row.nfe), seconds, "diverged", "-", "-", "-")
+        return (row.solver, steps, str(row.nfe), seconds, "diverged", "-", "-", "-", "-")
     return (
         row.solver, steps, str(row.nfe), seconds, _interval(row.error),
         _interval(row.sliced_wasserstein), _interval(row.excess), _interval(row.mmd),
+        _interval(row.frechet),
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,19 +16,47 @@ from sde_diffusion.cli import _common, menu
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from sde_diffusion._ranks import Ranks
     from sde_diffusion.grids import Grid
 
 EXAMPLES: Final = """\b
 Examples:
   sde-diffusion sample --steps 10
+  sde-diffusion sample --model mnist --class 0-9 --guidance 0.5 -n 100
   sde-diffusion sample --solver heun --steps 18 --grid karras --denoise
   sde-diffusion sample --model runs/digits-vp --solver ancestral --steps 200 -n 100
+  torchrun --nproc-per-node 2 -m sde_diffusion.cli sample -n 1000
 """
 
 
 @dataclass(frozen=True)
+class Job:
+    """What is drawn: sample i has the class ``labels[i]``, if there are any."""
+
+    model: Any
+    solver: Any
+    grid: Grid
+    number: int
+    batch_size: int
+    seed: int
+    labels: Tensor | None
+    guidance: float | None
+
+    def given(self, first: int, count: int) -> Any:  # noqa: ANN401  (a score model)
+        """Return the model of samples first … first + count − 1."""
+        if self.labels is None:
+            return self.model
+        labels = self.labels[first : first + count]
+        if self.guidance is None:
+            return self.model.given(labels)
+        from sde_diffusion.guidance import guided
+
+        return guided(self.model, labels, self.guidance)
+
+
+@dataclass(frozen=True)
 class Draws:
-    """Samples on the CPU, and what they cost."""
+    """Samples on the CPU, and what they cost: of several processes that which needed most."""
 
     x: Tensor
     nfe: int
@@ -40,107 +69,240 @@ class Draws:
 @_common.grid_options
 @_common.denoise_option
 @_common.count_option("--number", "-n", default=64, help="How many samples.")
-@_common.count_option("--batch-size", default=64, help="Samples computed at once.")
-@_common.count_option("--class", "label", default=None, least=0,
-                      help="Class of the samples, for a model trained with --conditional.")
+@_common.count_option("--batch-size", default=32, help="Samples computed at once.")
+@click.option("--class", "classes", default=None, metavar="N",
+              help="Class of the samples, for a model trained with --conditional: 7, or 0-9 or "
+                   "1,4,7 to take turns.")
+@click.option("--guidance", type=float, default=None, metavar="W",
+              help="Weight of classifier-free guidance, (1+W) eps of the class − W eps of all "
+                   "data; two rows of the network for each sample.")
 @_common.common_options(out="samples")
 def command(
     model_name: str, solver: str, steps: int | None, grid: str, tolerance: float | None,
-    denoise: bool, number: int, batch_size: int, label: int | None, seed: int, device: str,
-    out: Path, as_json: bool,
+    denoise: bool, number: int, batch_size: int, classes: str | None, guidance: float | None,
+    seed: int, device: str, out: Path, as_json: bool,
 ) -> None:  # fmt: skip
     """Draw samples of a model with any solver.
 
     Writes samples.png, a picture, and samples.npz, with the samples as `x` (and as whole `levels`
-    where the data has them). Sample i depends on --seed and i alone, not on --batch-size.
+    where the data has them), their `labels` and the `guidance`. Sample i depends on --seed and i
+    alone, not on --batch-size nor on the number of processes; torchrun shares the batches among
+    several.
     """
+    from sde_diffusion._ranks import Ranks, place
+    from sde_diffusion.cli._together import device_of
     from sde_diffusion.grids import Denoised, times_of
 
+    rank, world = place()
+    where = device_of(device, world)
     last = Denoised if denoise else times_of
-    where = _common.resolve_device(device)
-    made = menu.solver(solver, tolerance)
-    model = menu.model(model_name, where)
-    times = menu.times(grid, model.sde, made, steps)
-    given = model if label is None else _given(model, label)
-    folder = _common.output_folder(out)
-    with _common.progress(number, "sample") as bar:
-        draws = _draw(given, made, last(times), number, batch_size, seed, bar.update)
-    files = _write(folder, model, draws.x, label)
+
+    def prepared() -> Job:
+        made = menu.solver(solver, tolerance)
+        model = menu.model(model_name, where)
+        times = last(menu.times(grid, model.sde, made, steps))
+        labels = _labels(model_name, model, classes, guidance, number)
+        job = Job(model, made, times, number, batch_size, seed, labels, guidance)
+        job.given(0, number)  # refuses a weight that is no number
+        return job
+
+    with Ranks(out / ".ranks", rank, world) as ranks:
+        job = _agreed(ranks, prepared, out)
+        draws = _shared(job, ranks, out)
+        if rank or draws is None:
+            return
+        files = _write(out, job, draws.x)
     result = {
-        "model": model_name, "solver": solver, "steps": len(times) - 1, "grid": grid,
-        "denoise": denoise,
-        "number": number, "seed": seed, "device": str(model.device), "nfe": draws.nfe,
+        "model": model_name, "solver": solver, "steps": len(times_of(job.grid)) - 1, "grid": grid,
+        "denoise": denoise, "class": classes, "guidance": guidance, "number": number,
+        "seed": seed, "processes": world, "device": str(job.model.device), "nfe": draws.nfe,
         "seconds": draws.seconds, "files": [str(file) for file in files],
     }  # fmt: skip
+    what = model_name if classes is None else f"{model_name}, class {classes}"
+    rows = ""
+    if guidance is not None:
+        what, rows = f"{what} with guidance {guidance:g}", " of two rows"
     lines = [
-        f"{number} samples of {model_name} by {solver}: {draws.nfe} network evaluations each, "
+        f"{number} samples of {what}, by {solver}: {draws.nfe} network evaluations each{rows}, "
         f"{draws.seconds:.1f} s",
         *(f"wrote {file}" for file in files),
     ]
     _common.show(result, lines, as_json=as_json)
 
 
-def _draw(
-    model: Any,  # noqa: ANN401
-    solver: Any,  # noqa: ANN401
-    grid: Grid,
-    number: int,
-    batch_size: int,
-    seed: int,
-    tick: Callable[[int], object],
-) -> Draws:
-    """Return samples 0 … number − 1; nfe is that of the batch that needed most."""
+def _agreed(ranks: Ranks, prepare: Callable[[], Job], out: Path) -> Job:
+    """Return the job once process 0 has found nothing wrong with it or with the folder."""
+    own = list[Job]()
+
+    def make() -> dict[str, Any]:
+        own.append(prepare())
+        _common.output_folder(out)
+        return {}
+
+    ranks.agree(make)
+    return own[0] if own else prepare()
+
+
+def _shared(job: Job, ranks: Ranks, out: Path) -> Draws | None:
+    """Return, in process 0, what all have drawn; the others leave theirs in files beside.
+
+    Errors: ChildProcessError where another process ended early, KeyboardInterrupt.
+    """
+    from sde_diffusion.cli._together import TerminatedError, bar, terminations
+
+    try:
+        with terminations(), bar(job.number, ranks) as shown:
+            done = [0]
+
+            def tick(count: int = 0) -> None:
+                done[0] += count
+                ranks.tell(done=done[0])
+                ranks.check()
+                shown.update(done[0] + ranks.told("done") - shown.n)
+
+            own = _draw(job, ranks, tick)
+            if ranks.rank:
+                _leave(own, out, ranks.rank)
+                return None
+            ranks.wait(tick)
+            return _joined([own, *(_left(out, rank) for rank in range(1, ranks.world))])
+    except (KeyboardInterrupt, ChildProcessError) as error:
+        culprit = ranks.culprit() if isinstance(error, TerminatedError) else ""
+        if culprit or isinstance(error, ChildProcessError):
+            found = (culprit or str(error)).rpartition("; ")[0]
+            message = f"{found}; nothing is written, start again"
+            raise ChildProcessError(message) from error
+        raise
+
+
+def _draw(job: Job, ranks: Ranks, tick: Callable[[int], object]) -> Draws:
+    """Return this process's share of the samples; nfe is that of the batch that needed most."""
     import torch
 
     from sde_diffusion import sample
+    from sde_diffusion.evaluation import share_of
 
-    parts: list[Tensor] = []
+    event = menu.event_shape(job.model)
+    parts = [torch.empty(0, *event)]
     nfe, seconds = 0, 0.0
-    for first in range(0, number, batch_size):
-        count = min(batch_size, number - first)
-        shape = (count, *menu.event_shape(model))
-        solution = sample(model, solver, shape, grid=grid, seed=seed, first=first)
+    # Whole batches, since a network's rounding may depend on who is in one.
+    starts = range(0, job.number, job.batch_size)
+    for first in sorted(share_of(starts, ranks.rank, ranks.world)):
+        count = min(job.batch_size, job.number - first)
+        model = job.given(first, count)
+        solution = sample(
+            model, job.solver, (count, *event), grid=job.grid, seed=job.seed, first=first
+        )
         parts.append(solution.x.float().cpu())
         nfe, seconds = max(nfe, solution.nfe), seconds + solution.seconds
         tick(count)
     return Draws(torch.cat(parts), nfe, seconds)
 
 
-def _given(model: Any, label: int) -> Any:  # noqa: ANN401
-    """Return the model conditioned on the class.
+def _leave(draws: Draws, out: Path, rank: int) -> None:
+    """Write a share where process 0 finds it, in the folder that it removes at the end."""
+    cost = {"nfe": draws.nfe, "seconds": draws.seconds}
+    _save(_part(out, rank), {"x": draws.x.numpy()} | cost)
 
-    Errors: ValueError for a model without classes, or without this one.
+
+def _left(out: Path, rank: int) -> Draws:
+    import numpy as np
+    import torch
+
+    with np.load(_part(out, rank), allow_pickle=False) as file:
+        return Draws(torch.from_numpy(file["x"]), int(file["nfe"]), float(file["seconds"]))
+
+
+def _part(out: Path, rank: int) -> Path:
+    return out / ".ranks" / f"samples-{rank}.npz"
+
+
+def _joined(parts: list[Draws]) -> Draws:
+    import torch
+
+    x = torch.cat([part.x for part in parts])
+    return Draws(x, max(part.nfe for part in parts), max(part.seconds for part in parts))
+
+
+def _labels(
+    name: str,
+    model: Any,  # noqa: ANN401
+    classes: str | None,
+    guidance: float | None,
+    number: int,
+) -> Tensor | None:
+    """Return the class of every sample, None for samples of no class.
+
+    Errors: ValueError for a model without classes, or without these; for guidance without a class,
+    or of a network that has learned nothing about no class.
     """
-    config = getattr(getattr(model, "network", None), "config", None)
-    classes = config.get("classes") if isinstance(config, dict) else None
-    if not classes:
-        raise wrong_value("--class", "class", "be left out for a model without classes", label,
+    import torch
+
+    if classes is None:
+        if guidance is not None:
+            raise wrong_value("--guidance", "guidance", "go with a class to guide to", guidance,
+                              "add for example --class 7")  # fmt: skip
+        return None
+    known = getattr(model, "classes", None)  # which an oracle has not
+    if not known:
+        raise wrong_value("--class", "class", "be left out for a model without classes", classes,
                           "train one with sde-diffusion train --conditional")  # fmt: skip
-    if label >= classes:
-        raise wrong_value("--class", "class", f"be one of 0 … {classes - 1}", label,
-                          "choose one of these")  # fmt: skip
-    return model.given(label)
+    if guidance is not None and _dropout(name) == 0:
+        raise wrong_value("--guidance", "guidance", "be left out for a model that was trained "
+                          "without label dropout", guidance,
+                          "train with --label-dropout .1")  # fmt: skip
+    turns = torch.tensor(_numbers(classes, known))
+    return turns[torch.arange(number) % len(turns)]
 
 
-def _write(folder: Path, model: Any, x: Tensor, label: int | None) -> list[Path]:  # noqa: ANN401
+def _numbers(classes: str, known: int) -> list[int]:
+    """Return the classes of a text like 7, 0-9 or 1,4,7-9."""
+    found = list[int]()
+    for part in classes.split(","):
+        ends = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
+        low, high = (int(ends[1]), int(ends[2] or ends[1])) if ends else (0, -1)
+        if not low <= high < known:
+            raise wrong_value("--class", "class", f"be of 0 … {known - 1}, such as 7 or 0-2 or "
+                              "1,2", classes, "choose of these")  # fmt: skip
+        found += range(low, high + 1)
+    return found
+
+
+def _dropout(name: str) -> float | None:
+    """Return the label dropout that a checkpoint was trained with, None if it does not say."""
+    from sde_diffusion.checkpoint import describe, shipped
+
+    training = describe(name).get("training") if name in shipped() or Path(name).exists() else None
+    return training.get("label_dropout") if isinstance(training, dict) else None
+
+
+def _write(folder: Path, job: Job, x: Tensor) -> list[Path]:
     """Write the picture, where the samples can be seen, and the arrays."""
     import numpy as np
 
-    from sde_diffusion.checkpoint import write_atomically
     from sde_diffusion.pictures import sample_picture
 
     arrays: dict[str, Any] = {"x": x.numpy()}
-    spec = getattr(model, "data", None)
+    spec = getattr(job.model, "data", None)
     if spec is not None and spec.levels is not None:
         arrays["levels"] = spec.decode(x).numpy().astype(np.uint8 if spec.levels <= 256 else int)
-    if label is not None:
-        arrays["labels"] = np.full(len(x), label)
-
-    def save(path: Path) -> None:
-        with path.open("wb") as file:  # savez would add .npz to the name of the temporary file
-            np.savez(file, **arrays)
-
+    if job.labels is not None:
+        arrays["labels"] = job.labels.numpy()
+    if job.guidance is not None:
+        arrays["guidance"] = job.guidance
     npz, png = folder / "samples.npz", folder / "samples.png"
-    write_atomically(npz, save)
+    _save(npz, arrays)
     sample_picture(x, png)
     return [png, npz]
+
+
+def _save(path: Path, arrays: dict[str, Any]) -> None:
+    import numpy as np
+
+    from sde_diffusion.checkpoint import write_atomically
+
+    def save(temporary: Path) -> None:
+        with temporary.open("wb") as file:  # savez would add .npz to the temporary file's name
+            np.savez(file, **arrays)
+
+    write_atomically(path, save)

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import math
-import signal
-import threading
-from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager
+import time
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import fields
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import click
-from click.core import ParameterSource
 
-from sde_diffusion._check import wrong_value
-from sde_diffusion.cli import _common, menu
+from sde_diffusion._check import one_of, wrong_value
+from sde_diffusion.cli import _common, _train_file, menu
+from sde_diffusion.cli._train_options import MODEL_OPTIONS, TrainCommand, train_options
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
+    from sde_diffusion._distributed import Processes
     from sde_diffusion.data import Dataset
+    from sde_diffusion.monitors import Monitor
     from sde_diffusion.score import ScoreModel
     from sde_diffusion.training import Progress, TrainingConfig
 
@@ -29,67 +31,137 @@ EXAMPLES: Final = """\b
 Examples:
   sde-diffusion train --steps 2000 --out runs/digits
   sde-diffusion train --out runs/digits --steps 4000 --resume
+  sde-diffusion train --config runs/digits/config.toml --seed 1 --out runs/other
+  sde-diffusion train --steps 20000 --evaluate-every 1000 --patience 5 --out runs/long
+  torchrun --nproc-per-node 2 -m sde_diffusion.cli train --out runs/digits
 """
-_MODEL_OPTIONS: Final = ("sde", "prediction", "width", "dropout", "conditional")
+_DRAWING: Final = 60.0  # seconds between two pictures of the curves, at least
+_HELD_OUT: Final = 1000
 
 
-@click.command(epilog=EXAMPLES)
-@_common.data_options
-@click.option("--sde", default="vp", show_default=True,
-              help=f"{', '.join(menu.SDE_NAMES)}, or package.module:attr.")
-@click.option("--prediction", type=click.Choice(["eps", "x0", "v", "score", "edm"]),
-              default="eps", show_default=True, help="What the network's output means.")
-@click.option("--weighting", type=click.Choice(["perceptual", "likelihood", "min-snr"]),
-              default="perceptual", show_default=True, help="Weight of the times in the loss.")
-@_common.count_option("--width", default=None, help="Channels of the network.")
-@click.option("--dropout", type=float, default=0.0, show_default=True,
-              help="Dropout in the network.")
-@click.option("--conditional", is_flag=True, help="Learn the classes of labelled data too.")
-@click.option("--label-dropout", type=float, default=0.1, show_default=True,
-              help="With --conditional: share of the samples learned without their class.")
-@_common.count_option("--steps", default=10_000, help="Optimizer steps in all.")
-@_common.count_option("--batch-size", default=128, help="Samples a step.")
-@click.option("--learning-rate", type=float, default=1e-3, show_default=True,
-              help="Of AdamW, after the warm-up.")
-@_common.count_option("--warmup", default=100, least=0,
-                      help="Steps over which the learning rate rises.")
-@click.option("--schedule", type=click.Choice(["constant", "cosine"]), default="constant",
-              show_default=True, help="Learning rate after the warm-up.")
-@click.option("--clip", type=float, default=1.0, show_default=True,
-              help="Largest norm of the gradient.")
-@click.option("--ema-decay", type=float, default=0.999, show_default=True,
-              help="Of the averaged weights, which are those that are kept.")
-@_common.count_option("--checkpoint-every", default=1000, help="Steps between checkpoints.")
-@click.option("--resume", is_flag=True, help="Go on with the run in --out, with its settings.")
-@_common.common_options(out=None, out_help="Run folder; runs/DATA-SDE if not given.")
+@click.command(cls=TrainCommand, epilog=EXAMPLES)
+@train_options
 @click.pass_context
-def command(
-    ctx: click.Context, /, data: str, levels: int | None, limit: int | None, resume: bool,
-    device: str, out: Path | None, as_json: bool, **options: Any,  # noqa: ANN401
-) -> None:  # fmt: skip
+def command(ctx: click.Context, /, **_options: Any) -> None:  # noqa: ANN401
     """Train a score model on a data set.
 
     Images get a U-Net, rows of numbers an MLP. The run folder holds model.safetensors, which the
-    other commands take, state.pt to resume from, and metrics.jsonl. Ctrl-C saves before it stops.
+    other commands take, state.pt to resume from, config.toml to repeat it with --config,
+    metrics.jsonl and its picture curves.png, and manifest.json. Ctrl-C saves before it stops.
     """
-    from sde_diffusion import load, load_data, train
+    from sde_diffusion._distributed import Processes
 
-    where = _common.resolve_device(device)
-    folder = _default_folder(data, options["sde"]) if out is None else out
-    _check_folder(folder, resume=resume)
-    dataset = load_data(data, "train", limit, levels=levels)
-    given = {name: value for name, value in options.items() if _given(ctx, name)}
-    config = _config(options, given, folder if resume else None)
-    if resume and not set(_MODEL_OPTIONS) & set(given):
+    options, given, folder = _settings(ctx)
+    with Processes(folder) as processes:
+        result = _run(options, given, folder, processes)
+    if not processes.leads:  # the first process has it all
+        ctx.exit(130 if processes.interrupted else 0)
+    if processes.interrupted and result["step"] < result["steps"]:
+        message = f"Interrupted after step {result['step']}, which is saved; go on with --resume."
+        raise KeyboardInterrupt(message)
+    _common.show(result, _lines(result), as_json=options["as_json"])
+
+
+def _settings(ctx: click.Context) -> tuple[dict[str, Any], set[str], Path]:
+    """Return all options, the names of those given, and the run's folder."""
+    config = ctx.params["config"]
+    file = {} if config is None else _train_file.read(config, ctx.command)
+    first, _ = _train_file.merged(ctx, file, {})
+    folder = _default_folder(first["data"], first["sde"]) if first["out"] is None else first["out"]
+    _check_folder(folder, resume=first["resume"])
+    own = _own(folder, ctx.command) if first["resume"] else {}
+    options, given = _train_file.merged(ctx, file, own)
+    return options, given, folder
+
+
+def _own(folder: Path, command: click.Command) -> dict[str, Any]:
+    """Return the settings with which a run was started."""
+    from sde_diffusion import describe
+
+    kept = {k: v for k, v in describe(folder).get("training", {}).items() if v is not None}
+    path = folder / _train_file.FILE
+    return kept | (_train_file.read(path, command) if path.exists() else {})
+
+
+def _run(
+    options: dict[str, Any], given: set[str], folder: Path, processes: Processes
+) -> dict[str, Any]:
+    from sde_diffusion import TrainingConfig, load, train
+
+    where = _common.resolve_device(options["device"])
+    config = TrainingConfig(**{f.name: options[f.name] for f in fields(TrainingConfig)})
+    dataset, held_out = _data(options, config)
+    if options["resume"] and not set(MODEL_OPTIONS) & given:
         model = load(folder)
     else:
         model = _model(options, dataset)
-    run = train(model.to(where), dataset, config, out=folder, resume=resume)
-    result = _follow(cast("Generator[Progress]", run), config.steps) | {
-        "checkpoint": str(folder / "model.safetensors"), "steps": config.steps, "data": data,
-        "parameters": sum(p.numel() for p in model.parameters()), "device": str(where),
+    monitors = [] if held_out is None else _monitors(held_out, config)
+    run = train(model.to(where), dataset, config, out=folder, resume=options["resume"],
+                monitors=monitors, processes=processes)  # fmt: skip
+    if processes.leads:
+        _write_settings(folder, options)
+    found = _follow(cast("Generator[Progress]", run), config, folder, processes)
+    return found | {
+        "checkpoint": str(folder / "model.safetensors"), "steps": config.steps,
+        "data": options["data"], "parameters": sum(p.numel() for p in model.parameters()),
+        "device": str(where),
     }  # fmt: skip
-    _common.show(result, _lines(result), as_json=as_json)
+
+
+def _write_settings(folder: Path, options: dict[str, Any]) -> None:
+    from sde_diffusion.checkpoint import write_atomically
+
+    text = _train_file.text(options, command)
+    write_atomically(folder / _train_file.FILE, lambda f: f.write_text(text, encoding="utf-8"))
+
+
+def _data(options: dict[str, Any], config: TrainingConfig) -> tuple[Dataset, Dataset | None]:
+    """Return what is trained on, and what is held out where there are evaluations."""
+    from sde_diffusion import Dataset, load_data
+
+    data, levels, number = options["data"], options["levels"], options["held_out"]
+    dataset = load_data(data, "train", options["limit"], levels=levels)
+    if number is not None:
+        if number >= len(dataset):
+            raise wrong_value("--held-out", "held_out", f"be below the {len(dataset)} samples",
+                              number, "hold fewer out")  # fmt: skip
+        parts = (slice(-number), slice(-number, None))
+        kept, held_out = (
+            Dataset(dataset.spec, dataset.values[part],
+                    None if dataset.labels is None else dataset.labels[part])
+            for part in parts
+        )  # fmt: skip
+        return kept, held_out if config.evaluate_every else None
+    if not config.evaluate_every:
+        return dataset, None
+    try:
+        return dataset, load_data(data, "test", _HELD_OUT, levels=levels)
+    except (ValueError, FileNotFoundError) as error:
+        raise wrong_value("--evaluate-every", "data", "have a test part", f"none in {data}",
+                          f"pass --held-out {max(2, len(dataset) // 10)}") from error  # fmt: skip
+
+
+def _monitors(held_out: Dataset, config: TrainingConfig) -> list[Monitor]:
+    """Return the loss by level, the bound, and a picture of samples where they can be seen."""
+    from sde_diffusion.monitors import HeldOutBound, LossByLevel, SamplePicture
+
+    shape, t_min = tuple(held_out.spec.shape), config.t_min
+    monitors: list[Monitor] = []
+    if config.coupling == "independent":  # else eps is no score
+        monitors += [LossByLevel(held_out, t_min=t_min), HeldOutBound(held_out, t_min=t_min)]
+    elif config.patience:
+        raise wrong_value("--patience", "coupling", "be independent, to have a bound",
+                          config.coupling, "drop --patience")  # fmt: skip
+    if len(shape) < 3 or shape[0] in (1, 3):
+
+        def draw(trained: ScoreModel) -> Tensor:
+            from sde_diffusion import sample
+            from sde_diffusion.solvers import AngularAdams
+
+            return sample(trained, AngularAdams(), (64, *shape), steps=12, seed=0).x
+
+        monitors.append(SamplePicture(draw))
+    return monitors
 
 
 def _default_folder(data: str, sde: str) -> Path:
@@ -109,51 +181,55 @@ def _check_folder(folder: Path, *, resume: bool) -> None:
         raise FileExistsError(str(error))
 
 
-def _given(ctx: click.Context, name: str) -> bool:
-    """Return whether the option stands on the command line."""
-    return ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
-
-
-def _config(
-    options: dict[str, Any], given: dict[str, Any], resumed: Path | None
-) -> TrainingConfig:
-    """Return the settings: of the command line, or of the run that is resumed where not given."""
-    from sde_diffusion import TrainingConfig, describe
-
-    known = {field.name for field in fields(TrainingConfig)}
-    settings = options if resumed is None else describe(resumed).get("training", {}) | given
-    return TrainingConfig(**{name: settings[name] for name in settings.keys() & known})
-
-
 def _model(options: dict[str, Any], dataset: Dataset) -> ScoreModel:
     """Return a fresh model for the data: a U-Net for images, an MLP for rows of numbers."""
     from sde_diffusion import ScoreModel
 
+    shape = tuple(dataset.spec.shape)
+    variance = options["variance"] or ("learned" if options["objective"] == "hybrid" else "fixed")
     settings = {
         "dropout": options["dropout"], "classes": _classes(options, dataset),
         "seed": options["seed"],
     }  # fmt: skip
     if options["width"] is not None:
         settings["width"] = options["width"]
-    network = _network(tuple(dataset.spec.shape), settings)
-    return ScoreModel(network, menu.sde(options["sde"]), options["prediction"], data=dataset.spec)
+    if variance == "learned":
+        settings["outputs"] = 2 * shape[0]
+    network = _network(shape, settings, dict(options["network"]))
+    return ScoreModel(network, menu.sde(options["sde"]), options["prediction"], data=dataset.spec,
+                      variance=variance)  # fmt: skip
 
 
-def _network(shape: tuple[int, ...], settings: dict[str, Any]) -> nn.Module:
+def _network(
+    shape: tuple[int, ...], settings: dict[str, Any], others: dict[str, Any]
+) -> nn.Module:
     from sde_diffusion.nets import MLP, UNet
     from sde_diffusion.nets.unet import digits_config, mnist_config
 
-    if len(shape) == 1:
-        return MLP(shape[0], **settings)
-    if len(shape) != 3:
+    if len(shape) not in (1, 3):
         raise wrong_value("train", "--data", "hold images (C, H, W) or rows of numbers", shape,
                           "train a network of your own in Python")  # fmt: skip
+    kind = MLP if len(shape) == 1 else UNet
+    _check_arguments(kind, settings, others)
+    if kind is MLP:
+        return MLP(shape[0], **settings | others)
     small = max(shape[1:]) <= 16
     config = (digits_config() if small else mnist_config()) | {"channels": shape[0]} | settings
+    config |= others
     if config["width"] % 2:  # the four heads of attention share twice the width
         raise wrong_value("--width", "width", "be even for images", config["width"],
                           "pass for example --width 32")  # fmt: skip
     return UNet(**config)
+
+
+def _check_arguments(
+    kind: type[nn.Module], settings: dict[str, Any], others: dict[str, Any]
+) -> None:
+    """Refuse, by name, what is no argument of the network or has an option of its own."""
+    first, *known = (name for name in inspect.signature(kind).parameters)
+    free = [name for name in known if name not in {*settings, "width", "outputs", first}]
+    for name in others:
+        one_of("--network", "network", name, free)
 
 
 def _classes(options: dict[str, Any], dataset: Dataset) -> int | None:
@@ -165,53 +241,72 @@ def _classes(options: dict[str, Any], dataset: Dataset) -> int | None:
     return int(dataset.labels.max()) + 1
 
 
-def _follow(run: Generator[Progress], total: int) -> dict[str, Any]:
+def _follow(
+    run: Generator[Progress], config: TrainingConfig, folder: Path, processes: Processes
+) -> dict[str, Any]:
     """Take every step of the run and return where it ended, with a running mean of the loss.
 
-    Errors: KeyboardInterrupt after Ctrl-C, once the step is done and saved.
+    Ctrl-C ends it too, once the step is done and saved.
     """
-    step, mean, seconds = total, math.nan, 0.0
-    with _common.progress(total, "step") as bar, _interrupts() as seen, closing(run):
+    from sde_diffusion import describe
+
+    step, mean, seconds, drawn = 0, math.nan, 0.0, time.monotonic()
+    with _progress(config.steps, processes) as bar, closing(run):
         for item in run:
             step, seconds = item.step, item.seconds
             mean = item.loss if math.isnan(mean) else 0.98 * mean + 0.02 * item.loss
             bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
             bar.update(step - bar.n)
-            if seen:
+            if processes.interrupted:
                 break
-    if seen and step < total:
-        message = f"Interrupted after step {step}, which is saved; go on with --resume."
-        raise KeyboardInterrupt(message)
-    return {"step": step, "loss": mean, "seconds": seconds}
+            due = step % config.checkpoint_every == 0 and time.monotonic() - drawn > _DRAWING
+            if due and processes.leads:
+                _draw_curves(folder)
+                drawn = time.monotonic()
+    lines = _draw_curves(folder) if processes.leads else []
+    best = [line["best"] for line in lines if "best" in line][-1:]
+    return {
+        "step": step or describe(folder)["step"], "loss": mean, "seconds": seconds,
+        "best": best[0] if best else None,
+    }  # fmt: skip
 
 
-@contextmanager
-def _interrupts() -> Iterator[list[int]]:
-    """Collect Ctrl-C, so that a step is never cut in two; a second one stops at once."""
-    seen = list[int]()
+def _progress(total: int, processes: Processes) -> Any:  # noqa: ANN401  (tqdm has no types)
+    from tqdm import tqdm
 
-    def note(number: int, _frame: FrameType | None) -> None:
-        if seen:
-            raise KeyboardInterrupt
-        seen.append(number)
+    return _common.progress(total, "step") if processes.leads else tqdm(disable=True)
 
-    if threading.current_thread() is not threading.main_thread():
-        yield seen  # only the main thread hears signals
-        return
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield seen
-    finally:
-        signal.signal(signal.SIGINT, before)
+
+def _draw_curves(folder: Path) -> list[dict[str, Any]]:
+    """Draw the metrics of the run, and return them."""
+    from sde_diffusion.pictures import curves_picture
+
+    path = folder / "metrics.jsonl"
+    text = path.read_text(encoding="utf-8") if path.exists() else ""  # none before the first line
+    lines = [json.loads(line) for line in text.splitlines()]
+    if lines:
+        curves_picture(lines, folder / "curves.png")
+    return lines
 
 
 def _lines(result: dict[str, Any]) -> list[str]:
+    best, folder = result["best"], Path(result["checkpoint"]).parent
+    stopped = result["step"] < result["steps"]
     if math.isnan(result["loss"]):
+        more = "--patience" if stopped else "--steps"
         return [f"{result['checkpoint']} is complete at step {result['step']}; "
-                "pass a larger --steps to go on"]  # fmt: skip
-    return [
+                f"pass a larger {more} to go on"]  # fmt: skip
+    lines = [
         f"step {result['step']}: loss {result['loss']:.4f}, {result['parameters']:,} parameters, "
-        f"{result['seconds']:.1f} s",
+        f"{result['seconds']:.1f} s"
+    ]
+    if best is not None:
+        lines.append(f"best bound {best['bits_per_dim']:.4f} bits/dim at step {best['step']}, "
+                     f"kept as {folder / 'best.safetensors'}")  # fmt: skip
+    if stopped:
+        lines.append(f"stopped early: {best['since']} evaluations without a better one")
+    return [
+        *lines,
         f"wrote {result['checkpoint']}",
-        f"next: sde-diffusion sample --model {Path(result['checkpoint']).parent}",
+        f"next: sde-diffusion sample --model {folder}",
     ]

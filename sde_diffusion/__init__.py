@@ -11,6 +11,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from sde_diffusion._distributed import Processes
     from sde_diffusion.auditing import audit
     from sde_diffusion.bounds import (
         BinDecoder,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
         LearnedVariance,
         PosteriorVariance,
     )
-    from sde_diffusion.checkpoint import describe, load, save_model
+    from sde_diffusion.checkpoint import describe, load, load_direct, save_model
     from sde_diffusion.data import Dataset, DataSpec, load_data
     from sde_diffusion.ddpm import DiscreteBound, vlb
     from sde_diffusion.dequantization import (
@@ -61,16 +62,20 @@ if TYPE_CHECKING:
         trailing,
         uniform,
     )
+    from sde_diffusion.guidance import GuidanceInterval, Guided, guided
     from sde_diffusion.integration import OneStep, Solution, Solver, integrate, sample
     from sde_diffusion.inversion import FixedPoint, Inverse, Newton, sampler_inverse
     from sde_diffusion.ledger import Ledger
     from sde_diffusion.likelihood import LogLikelihood, log_prob
     from sde_diffusion.log_det import ArnoldiLogDet, ExactLogDet
-    from sde_diffusion.losses import denoising_loss
+    from sde_diffusion.losses import denoising_loss, explicit_loss
+    from sde_diffusion.monitors import HeldOutBound, LossByLevel, Monitor, SamplePicture
     from sde_diffusion.multistep import Multistep, Step
     from sde_diffusion.nets import MLP, UNet
     from sde_diffusion.noise import Noise, PerSampleNoise, WhiteNoise
+    from sde_diffusion.objectives import Denoising, Explicit, Objective, objective_of
     from sde_diffusion.oracles import Gaussian, GaussianMixture
+    from sde_diffusion.post_hoc import reconstruct_average
     from sde_diffusion.reverse import ODE, ProbabilityFlow, ReverseSDE
     from sde_diffusion.sampler_density import (
         SamplerDensity,
@@ -90,21 +95,31 @@ if TYPE_CHECKING:
         sigmoid_betas,
         zero_terminal_snr,
     )
-    from sde_diffusion.score import ScoreModel
+    from sde_diffusion.score import DirectScore, ScoreModel
+    from sde_diffusion.score_matching import (
+        Implicit,
+        Paths,
+        Sliced,
+        implicit_loss,
+        sliced_loss,
+    )
     from sde_diffusion.sde import EDMSDE, SDE, VESDE, VPSDE, LinearSDE, RectifiedFlow, SubVPSDE
     from sde_diffusion.thresholding import DynamicThreshold, StaticThreshold
+    from sde_diffusion.tilting import Tilted, sample_tilted
     from sde_diffusion.training import TrainingConfig, train
     from sde_diffusion.tuning import audited, tuned
     from sde_diffusion.variables import Angle, LogSNR, Time
     from sde_diffusion.variational import Variational, fit_dequantizer
+    from sde_diffusion.variational_loss import Hybrid, Vlb
 
 _HOME = {
+    "_distributed": ("Processes",),
     "auditing": ("audit",),
     "bounds": ("BinDecoder", "Bound", "GaussianDecoder", "LevelDecoder", "elbo", "score_form"),
     "brownian": ("BrownianPath",),
     "chain": ("AnalyticVariance", "Chain", "ForwardVariance", "LearnedVariance",
               "PosteriorVariance"),
-    "checkpoint": ("describe", "load", "save_model"),
+    "checkpoint": ("describe", "load", "load_direct", "save_model"),
     "data": ("DataSpec", "Dataset", "load_data"),
     "ddpm": ("DiscreteBound", "vlb"),
     "dequantization": ("DiscreteLogLikelihood", "TruncatedNormal", "Uniform", "discrete_log_prob",
@@ -118,28 +133,35 @@ _HOME = {
     "grids": ("Denoised", "angular", "cosine", "exponential", "karras", "lattice", "leading",
               "linspace", "log_snr", "polynomial", "quadratic", "recommended", "sigmoid",
               "trailing", "uniform"),
+    "guidance": ("GuidanceInterval", "Guided", "guided"),
     "integration": ("OneStep", "Solution", "Solver", "integrate", "sample"),
     "inversion": ("FixedPoint", "Inverse", "Newton", "sampler_inverse"),
     "ledger": ("Ledger",),
     "likelihood": ("LogLikelihood", "log_prob"),
     "log_det": ("ArnoldiLogDet", "ExactLogDet"),
-    "losses": ("denoising_loss",),
+    "losses": ("denoising_loss", "explicit_loss"),
+    "monitors": ("HeldOutBound", "LossByLevel", "Monitor", "SamplePicture"),
     "multistep": ("Multistep", "Step"),
     "nets": ("MLP", "UNet"),
     "noise": ("Noise", "PerSampleNoise", "WhiteNoise"),
+    "objectives": ("Denoising", "Explicit", "Objective", "objective_of"),
     "oracles": ("Gaussian", "GaussianMixture"),
+    "post_hoc": ("reconstruct_average",),
     "reverse": ("ODE", "ProbabilityFlow", "ReverseSDE"),
     "sampler_density": ("SamplerDensity", "check_injective", "first_fold", "sampler_log_prob"),
     "scaling": ("Affine", "Logit"),
     "schedules": ("Beta", "CosineBeta", "DiscreteBeta", "LinearBeta", "cosine_betas",
                   "linear_betas", "scaled_linear_betas", "sigmoid_betas", "zero_terminal_snr"),
-    "score": ("ScoreModel",),
+    "score": ("DirectScore", "ScoreModel"),
+    "score_matching": ("Implicit", "Paths", "Sliced", "implicit_loss", "sliced_loss"),
     "sde": ("EDMSDE", "SDE", "VESDE", "VPSDE", "LinearSDE", "RectifiedFlow", "SubVPSDE"),
     "thresholding": ("DynamicThreshold", "StaticThreshold"),
+    "tilting": ("Tilted", "sample_tilted"),
     "training": ("TrainingConfig", "train"),
     "tuning": ("audited", "tuned"),
     "variables": ("Angle", "LogSNR", "Time"),
     "variational": ("Variational", "fit_dequantizer"),
+    "variational_loss": ("Hybrid", "Vlb"),
 }  # fmt: skip
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 
@@ -147,22 +169,26 @@ __version__ = "0.1.0"
 __all__ = [
     "EDMSDE", "MLP", "ODE", "SDE", "VESDE", "VPSDE", "Affine", "AnalyticVariance", "Angle",
     "ArnoldiLogDet", "Beta", "BinDecoder", "Bound", "BrownianPath", "Chain", "CosineBeta",
-    "DataSpec", "Dataset", "Denoised", "DiscreteBeta", "DiscreteBound", "DiscreteLogLikelihood",
-    "DynamicThreshold", "Evaluation", "EvaluationSettings", "Evaluator", "Exact", "ExactLogDet",
-    "FixedPoint", "ForwardVariance", "Gaussian", "GaussianDecoder", "GaussianMixture",
-    "HutchPlusPlus", "Hutchinson", "Inverse", "LearnedVariance", "Ledger", "LevelDecoder",
-    "LinearBeta", "LinearSDE", "LogLikelihood", "LogSNR", "Logit", "Multistep", "Newton", "Noise",
-    "OneStep", "PerSampleNoise", "PosteriorVariance", "ProbabilityFlow", "Reconstruction",
-    "RectifiedFlow", "ReverseSDE", "SamplerDensity", "ScoreModel", "Solution", "Solver",
-    "StaticThreshold", "Step", "SubVPSDE", "Time", "TrainingConfig", "TruncatedNormal", "UNet",
-    "Uniform", "Variational", "WhiteNoise", "angular", "audit", "audited", "check_injective",
-    "cosine", "cosine_betas", "decode", "denoising_loss", "describe", "discrete_log_prob", "elbo",
-    "encode", "evaluate", "exponential", "fastest", "first_fold", "fit_dequantizer",
-    "fit_gaussian", "importance_weighted", "integrate", "interpolate", "karras", "lattice",
-    "leading", "linear_betas", "linspace", "load", "load_data", "log_prob", "log_snr", "optimised",
-    "polynomial", "quadratic", "recommended", "reconstruct", "sample", "sampler_inverse",
-    "sampler_log_prob", "save_model", "scaled_linear_betas", "score_form", "sigmoid",
-    "sigmoid_betas", "trailing", "train", "tuned", "uniform", "vlb", "zero_terminal_snr",
+    "DataSpec", "Dataset", "Denoised", "Denoising", "DirectScore", "DiscreteBeta", "DiscreteBound",
+    "DiscreteLogLikelihood", "DynamicThreshold", "Evaluation", "EvaluationSettings", "Evaluator",
+    "Exact", "ExactLogDet", "Explicit", "FixedPoint", "ForwardVariance", "Gaussian",
+    "GaussianDecoder", "GaussianMixture", "GuidanceInterval", "Guided", "HeldOutBound",
+    "HutchPlusPlus", "Hutchinson", "Hybrid", "Implicit", "Inverse", "LearnedVariance", "Ledger",
+    "LevelDecoder", "LinearBeta", "LinearSDE", "LogLikelihood", "LogSNR", "Logit", "LossByLevel",
+    "Monitor", "Multistep", "Newton", "Noise", "Objective", "OneStep", "Paths", "PerSampleNoise",
+    "PosteriorVariance", "ProbabilityFlow", "Processes", "Reconstruction", "RectifiedFlow",
+    "ReverseSDE", "SamplePicture", "SamplerDensity", "ScoreModel", "Sliced", "Solution", "Solver",
+    "StaticThreshold", "Step", "SubVPSDE", "Tilted", "Time", "TrainingConfig", "TruncatedNormal",
+    "UNet", "Uniform", "Variational", "Vlb", "WhiteNoise", "angular", "audit", "audited",
+    "check_injective", "cosine", "cosine_betas", "decode", "denoising_loss", "describe",
+    "discrete_log_prob", "elbo", "encode", "evaluate", "explicit_loss", "exponential", "fastest",
+    "first_fold", "fit_dequantizer", "fit_gaussian", "guided", "implicit_loss",
+    "importance_weighted", "integrate", "interpolate", "karras", "lattice", "leading",
+    "linear_betas", "linspace", "load", "load_data", "load_direct", "log_prob", "log_snr", "objective_of",
+    "optimised", "polynomial", "quadratic", "recommended", "reconstruct", "reconstruct_average",
+    "sample", "sample_tilted", "sampler_inverse", "sampler_log_prob", "save_model",
+    "scaled_linear_betas", "score_form", "sigmoid", "sigmoid_betas", "sliced_loss", "trailing",
+    "train", "tuned", "uniform", "vlb", "zero_terminal_snr",
 ]  # fmt: skip
 
 

@@ -143,19 +143,30 @@ class Ranks:
         """
         end = time.monotonic() + seconds
         while self.rank == 0 and self.world > 1 and time.monotonic() < end:
-            for rank in self._others():
-                try:
-                    if self._state(rank) not in ("stopped", "done"):
-                        self._check(rank)
-                except ChildProcessError as error:
-                    return str(error)
+            if lost := self.lost():
+                return next(iter(lost.values()))
             time.sleep(_LOOK)
         return ""
+
+    def lost(self, silence: float | None = None) -> dict[int, str]:
+        """Return the other processes that have ended by themselves and early, and how, by rank."""
+        found = dict[int, str]()
+        for rank in self._others():
+            try:
+                if self._state(rank) not in ("stopped", "done"):
+                    self._check(rank, silence)
+            except ChildProcessError as error:
+                found[rank] = str(error)
+        return found
+
+    def is_over(self) -> bool:
+        """Return whether process 0 has ended, and said how: it takes the folder along."""
+        return self._read(0) is None
 
     def _others(self) -> list[int]:
         return [rank for rank in range(self.world) if rank != self.rank]
 
-    def _check(self, rank: int) -> None:
+    def _check(self, rank: int, silence: float | None = None) -> None:
         body = self._read(rank)
         if body is not None and _is_dead(body):
             time.sleep(_LOOK)  # it may have said how it ended since
@@ -165,7 +176,7 @@ class Ranks:
         if body is not None and body["state"] in ("failed", "stopped"):
             raise _gone(rank, body["error"] or body["state"])
         if body is None or body["state"] != "done":
-            self._fresh(rank, body, _SILENCE)
+            self._fresh(rank, body, _SILENCE if silence is None else silence)
 
     def _awaited(self, rank: int) -> str:
         """Return the name of a process once it has appeared."""

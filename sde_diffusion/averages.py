@@ -3,56 +3,116 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any, final
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, final
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from sde_diffusion.score import ScoreModel
+from sde_diffusion._check import positive_number, wrong_value
+from sde_diffusion.checkpoint import save_model
+from sde_diffusion.score import LearnedScore
+from sde_diffusion.training_config import WIDEST
 
 if TYPE_CHECKING:
-    from sde_diffusion.training import TrainingConfig
+    from sde_diffusion.training_config import TrainingConfig
+
+SNAPSHOTS: Final = "snapshots"
 
 
-def ema_decay(config: TrainingConfig, step: int) -> float:
-    """Return the decay min(ema_decay, (1 + k)/(10 + k)) after k earlier steps.
+def ema_decay(limit: float, step: int) -> float:
+    """Return the decay min(limit, (1 + k)/(10 + k)) after k earlier steps.
 
-    The ramp keeps the random initial weights from weighing on the average for 1/(1 − decay) steps.
+    The ramp keeps the random initial weights from weighing on the average for 1/(1 − limit) steps.
     """
-    return min(config.ema_decay, step / (9 + step))
+    return min(limit, step / (9 + step))
+
+
+@lru_cache
+def gamma_of(width: float) -> float:
+    """Return γ of the average whose weights θ(t) count as (γ+1) t^γ on [0, 1].
+
+    Its relative width, the standard deviation of that profile, is
+    σ_rel = (γ+1)^{1/2} (γ+2)^{−1} (γ+3)^{−1/2}: at most 12^{−1/2}, at γ = 0, for the plain mean.
+
+    Source: Karras et al. 2024 (EDM2), section 3.1.
+
+    >>> round(gamma_of(0.05), 2), round(gamma_of(0.1), 2)
+    (16.97, 6.94)
+    """
+    if width > WIDEST:
+        raise wrong_value("gamma_of", "width", f"be at most {WIDEST}, the plain mean's", width,
+                          "pass width=0.1")  # fmt: skip
+    positive_number("gamma_of", "width", width)
+    inverse = width**-2  # (γ+2)² (γ+3) = (γ+1) σ_rel⁻², which has one root γ ≥ 0
+    roots = np.roots([1, 7, 16 - inverse, 12 - inverse])
+    return max(0.0, float(roots.real.max()))
 
 
 @torch.no_grad()
 def update_average(average: nn.Module, module: nn.Module, decay: float) -> None:
     """Move the average: decay · average + (1 − decay) · weights; buffers are copied."""
-    for mean, value in zip(average.parameters(), module.parameters(), strict=True):
-        mean.lerp_(value.to(mean.dtype), 1 - decay)
+    means: list[Tensor] = [*average.parameters()]
+    values = [v.to(m.dtype) for m, v in zip(means, module.parameters(), strict=True)]
+    torch._foreach_lerp_(means, values, 1 - decay)
     for kept, buffer in zip(average.buffers(), module.buffers(), strict=True):
         kept.copy_(buffer)
 
 
 @final
 class Averages:
-    """The averages of a run's weights; ``main`` is the one that is kept as the model."""
+    """The averages of a run's weights; ``main`` is the one that is kept as the model.
 
-    def __init__(self, model: ScoreModel, config: TrainingConfig) -> None:
+    ``half_lives`` forget one half in so many steps; ``powers`` weigh the weights of step i as
+    (γ+1) i^γ does, by relative width σ_rel (EDM2).
+    """
+
+    def __init__(self, model: LearnedScore, config: TrainingConfig) -> None:
         self.config = config
         self.main = _averaged(model)
+        self.half_lives = {half_life: _averaged(model) for half_life in config.ema_half_lives}
+        self.powers = {width: _averaged(model) for width in config.ema_widths}
 
-    def update(self, model: ScoreModel, step: int) -> None:
+    def update(self, model: LearnedScore, step: int) -> None:
         """Take the weights after ``step`` into the averages."""
-        update_average(self.main, model, ema_decay(self.config, step))
+        update_average(self.main, model, ema_decay(self.config.ema_decay, step))
+        for half_life, average in self.half_lives.items():
+            update_average(average, model, ema_decay(0.5 ** (1 / half_life), step))
+        for width, average in self.powers.items():
+            update_average(average, model, (1 - 1 / step) ** (gamma_of(width) + 1))
+
+    def write(self, folder: Path, extra: dict[str, Any]) -> None:
+        """Write each average of a half-life as ``ema-HALFLIFE.safetensors``."""
+        for half_life, average in self.half_lives.items():
+            save_model(folder / f"ema-{half_life:.15g}.safetensors", average,
+                       extra | {"half_life": half_life})  # fmt: skip
+
+    def snapshot(self, folder: Path, extra: dict[str, Any], step: int) -> None:
+        """Write the averages of all widths as ``snapshots/STEP-WIDTH.safetensors``."""
+        for width, average in self.powers.items():
+            (folder / SNAPSHOTS).mkdir(exist_ok=True)
+            save_model(folder / SNAPSHOTS / f"{step:08}-{width:.15g}.safetensors", average,
+                       extra | {"width": width})  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
         """Return what `load_state_dict` takes."""
-        return {"main": self.main.network.state_dict()}
+        return {name: average.network.state_dict() for name, average in self._named()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Become the averages that were saved."""
-        self.main.network.load_state_dict(state["main"])
+        for name, average in self._named():
+            average.network.load_state_dict(state[name])
+
+    def _named(self) -> Iterator[tuple[str, LearnedScore]]:
+        yield "main", self.main
+        yield from ((f"half-life {number!r}", a) for number, a in self.half_lives.items())
+        yield from ((f"width {number!r}", a) for number, a in self.powers.items())
 
 
-def _averaged(model: ScoreModel) -> ScoreModel:
+def _averaged(model: LearnedScore) -> LearnedScore:
     """Return a copy of the model to hold the average, in float32 at least.
 
     In bfloat16 a step of the average, (1 − decay) of a difference, would round to nothing.

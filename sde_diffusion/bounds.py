@@ -27,7 +27,7 @@ from sde_diffusion.data import DataSpec
 from sde_diffusion.integration import check_evaluation
 from sde_diffusion.losses import NoisePredictor
 from sde_diffusion.noise import PerSampleNoise, mix
-from sde_diffusion.reverse import CountedScore
+from sde_diffusion.reverse import CountedScore, check_coupling
 from sde_diffusion.scaling import check_dequantized
 from sde_diffusion.sde import LinearSDE
 from sde_diffusion.times import LikelihoodTimes, log_snr_range
@@ -135,10 +135,12 @@ class BinDecoder(_Levels):
     """
 
     def log_prob(self, x0: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-        end = torch.full((1,), math.inf, dtype=torch.float64)
-        lower, upper = torch.cat([-end, self.edges]), torch.cat([self.edges, end])
-        k, std = self._index(x0), variance.sqrt()
-        low, high = ((edge.to(x0.device)[k] - mean) / std for edge in (lower, upper))
+        k, std, last = self._index(x0), variance.sqrt(), len(self.edges)
+        edges = self.edges.to(x0.device)
+        low, high = ((edges[i.clamp(0, last - 1)] - mean) / std for i in (k - 1, k))
+        # Beyond 40 deviations Φ is 0; an edge at infinity would leave NaN in the gradient.
+        low = torch.where(k == 0, high.clamp(max=0) - 40, low)
+        high = torch.where(k == last, low.clamp(min=0) + 40, high)
         # Mirrored into the lower tail, where the difference of two Φ keeps its digits.
         right = low + high > 0
         low, high = torch.where(right, -high, low), torch.where(right, -low, high)
@@ -327,13 +329,14 @@ def squares(x: Tensor) -> Tensor:
 
 
 def check_model(what: str, x: Tensor, model: object, method: str) -> None:
-    """Refuse what is not a state, and a model without .sde and ``method``, or in training."""
+    """Refuse what is no state, and models in training, coupled or without .sde and ``method``."""
     check_state(what, x)
     if not isinstance(getattr(model, "sde", None), LinearSDE) or not hasattr(model, method):
         raise wrong_type(what, "model", f"be a score model with .sde and .{method}",
                          type(model).__name__,
                          "pass a ScoreModel, or an oracle's .diffused(sde)")  # fmt: skip
     check_evaluation(what, model)
+    check_coupling(what, "model", model)
 
 
 def check_decoder(what: str, x: Tensor, decoder: Decoder | None, levels: int | None) -> Decoder:

@@ -25,7 +25,9 @@ from sde_diffusion.grids import check_grid, lattice
 from sde_diffusion.losses import NoisePredictor
 from sde_diffusion.noise import PerSampleNoise, mix
 from sde_diffusion.schedules import DiscreteBeta
+from sde_diffusion.score import ScoreModel
 from sde_diffusion.sde import VPSDE, LinearSDE
+from sde_diffusion.thresholding import Denoiser
 
 _PURPOSE: Final = 15
 
@@ -267,6 +269,23 @@ class AnalyticVariance(Variance):
         spread = (chain.sigma[1:] / chain.alpha[1:]).square() * (1 - self.power.double())
         # An imperfect score may have a power above 1.
         return chain.posterior_variances + chain.data_weights.square() * spread.clamp(min=0)
+
+
+def own_variance(model: object) -> Variance:
+    """Return the variance that a model has learned, or else β_k."""
+    if isinstance(model, ScoreModel) and model.variance == "learned":
+        return LearnedVariance(model.fraction)
+    return ForwardVariance()
+
+
+def own_step(
+    model: Denoiser, x: Tensor, t: Tensor, variance: Variance | None = None
+) -> tuple[Tensor, Variance]:
+    """Return x̂0 = E[x0 | x_t] and the variance: the model's own if none is given, of one pass."""
+    if variance is None and isinstance(model, ScoreModel) and model.variance == "learned":
+        x0_hat, v = model.with_fraction("x0", x, t)
+        return x0_hat, LearnedVariance(lambda x, t: v)  # noqa: ARG005
+    return model.denoise(x, t), ForwardVariance() if variance is None else variance
 
 
 def reverse_step(

@@ -1,9 +1,11 @@
 """Checkpoints: one ``.safetensors`` file with the weights and the whole configuration as JSON.
 
 The configuration, under the metadata key ``sde_diffusion``, is
-``{format, network: {class, config}, sde: {class, …}, prediction, sigma_data, data, versions}``
-and whatever the writer adds. Only the classes in the tables below are ever built from a file;
-nothing is unpickled, so a file from a stranger can be wrong but not run code.
+``{format, model, network: {class, config}, sde: {class, …}, prediction, sigma_data, variance,
+coupling, data, versions}`` and whatever the writer adds. ``model`` is "ScoreModel" or
+"DirectScore", which has none of sigma_data, variance and coupling; nor have files of format 1.
+Only the classes in the tables below are ever built from a file; nothing is unpickled, so a file
+from a stranger can be wrong but not run code.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,10 +28,14 @@ from sde_diffusion._check import wrong_type, wrong_value
 from sde_diffusion.data import DataSpec
 from sde_diffusion.nets import MLP, UNet
 from sde_diffusion.schedules import CosineBeta, DiscreteBeta, LinearBeta
-from sde_diffusion.score import ScoreModel
-from sde_diffusion.sde import EDMSDE, VESDE, VPSDE, LinearSDE, RectifiedFlow, SubVPSDE
+from sde_diffusion.score import DirectScore, LearnedScore, ScoreModel
+from sde_diffusion.sde import EDMSDE, SDE, VESDE, VPSDE, LinearSDE, RectifiedFlow, SubVPSDE
 
-FORMAT: Final = 1
+ModelT = TypeVar("ModelT", bound=LearnedScore)
+# (network, sde, data, configuration) -> model
+Build: TypeAlias = Callable[[nn.Module, Any, DataSpec | None, dict[str, Any]], ModelT]
+
+FORMAT: Final = 2
 _KEY: Final = "sde_diffusion"
 _NETWORKS: Final = {c.__name__: c for c in (MLP, UNet)}
 _SETTINGS: Final = {
@@ -41,20 +47,21 @@ _SETTINGS: Final = {
 
 
 class _OwnClassError(ValueError):
-    """A class that is not in the tables: the caller must pass the object."""
+    """A class that is not in the tables: the caller must pass the object, by argument and name."""
 
 
 def save_model(
-    path: str | Path, model: ScoreModel, extra: Mapping[str, object] | None = None
+    path: str | Path, model: LearnedScore, extra: Mapping[str, object] | None = None
 ) -> None:
     """Write the model's weights and configuration to one ``.safetensors`` file, atomically.
 
     ``extra`` is added to the configuration, for example ``{"training": {…}}``.
 
-    Errors: TypeError for anything but a ScoreModel; ValueError where ``extra`` is not JSON.
+    Errors: TypeError for anything but a ScoreModel or a DirectScore; ValueError where ``extra`` is not JSON.
     """
-    if not isinstance(model, ScoreModel):
-        raise wrong_type("save_model", "model", "be a ScoreModel", type(model).__name__,
+    if not isinstance(model, LearnedScore):
+        raise wrong_type("save_model", "model", "be a ScoreModel or a DirectScore",
+                         type(model).__name__,
                          "wrap the network: ScoreModel(network, sde)")  # fmt: skip
     configuration = configuration_of(model) | dict(extra or {})
     try:
@@ -63,7 +70,10 @@ def save_model(
         raise wrong_value("save_model", "extra", "hold JSON values only", str(error),
                           "pass numbers, strings, lists and dicts") from error  # fmt: skip
     # Clones, because the format refuses tensors that share memory (tied weights).
-    tensors = {k: v.detach().cpu().clone() for k, v in model.network.state_dict().items()}
+    tensors = {
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, value in model.network.state_dict().items()
+    }
     # Not save_file: killed, it leaves a temporary file under a name of its own.
     write_atomically(path, lambda file: file.write_bytes(save(tensors, metadata)))
 
@@ -82,31 +92,46 @@ def load(
     rebuilt.
 
     Errors: FileNotFoundError; ValueError for files that are damaged, foreign, newer than this
-    version or of another network.
+    version, of another network or of a DirectScore.
 
     >>> load("no-such-model")
     Traceback (most recent call last):
     FileNotFoundError: load: name_or_path must be a file, a run folder or the name of a shipped \
 model (digits, mnist), got 'no-such-model'; check the spelling
     """
-    path = _locate(name_or_path)
-    configuration, tensors = _read(path, weights=True)
-    try:
-        sde = _decode(configuration["sde"]) if sde is None else sde
-        network = _network(configuration["network"]) if network is None else network
-        data = configuration["data"]
-        model = ScoreModel(
-            network, sde, configuration["prediction"], sigma_data=configuration["sigma_data"],
-            data=None if data is None else DataSpec.from_json(data),
+
+    def build(
+        network: nn.Module, sde: LinearSDE, data: DataSpec | None, found: dict[str, Any]
+    ) -> ScoreModel:
+        return ScoreModel(
+            network, sde, found["prediction"], sigma_data=found["sigma_data"], data=data,
+            variance=found.get("variance", "fixed"),
+            coupling=found.get("coupling", "independent"),
         )  # fmt: skip
-    except _OwnClassError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        got = f"{type(error).__name__}: {error}"
-        rule = "hold a configuration that builds a model"
-        raise wrong_value("load", str(path), rule, got, "save it again") from error
-    _fill(network, tensors, path)
-    return model.to(device).eval()
+
+    return _loaded("load", ScoreModel, build, name_or_path, network, sde).to(device)
+
+
+def load_direct(
+    name_or_path: str | Path,
+    *,
+    network: nn.Module | None = None,
+    sde: SDE | None = None,
+    device: torch.device | str = "cpu",
+) -> DirectScore:
+    """Return the `DirectScore` of a checkpoint, in evaluation mode: as `load`, of any SDE.
+
+    An SDE without a closed-form kernel is of a class of your own, and so is passed in.
+
+    Errors: those of `load`; ValueError for the file of a ScoreModel.
+    """
+
+    def build(
+        network: nn.Module, sde: SDE, data: DataSpec | None, _: dict[str, Any]
+    ) -> DirectScore:
+        return DirectScore(network, sde, data=data)
+
+    return _loaded("load_direct", DirectScore, build, name_or_path, network, sde).to(device)
 
 
 def describe(name_or_path: str | Path) -> dict[str, Any]:
@@ -124,9 +149,10 @@ def shipped() -> list[str]:
     return sorted(name.stem for name in names if name.suffix == ".safetensors")
 
 
-def configuration_of(model: ScoreModel) -> dict[str, Any]:
+def configuration_of(model: LearnedScore) -> dict[str, Any]:
     """Return everything but the weights: what `load` needs to rebuild the model."""
     kind = type(model.network)
+    own = ("sigma_data", "variance", "coupling") if isinstance(model, ScoreModel) else ()
     network: dict[str, Any] = {"class": kind.__name__}
     if _NETWORKS.get(kind.__name__) is kind:
         network["config"] = model.network.config
@@ -134,10 +160,11 @@ def configuration_of(model: ScoreModel) -> dict[str, Any]:
         network["class"] = f"{kind.__module__}.{kind.__qualname__}"
     return {
         "format": FORMAT,
+        "model": type(model).__name__,
         "network": network,
         "sde": _encode(model.sde),
         "prediction": model.prediction,
-        "sigma_data": model.sigma_data,
+        **{name: getattr(model, name) for name in own},
         "data": None if model.data is None else model.data.to_json(),
         "versions": {"sde_diffusion": sde_diffusion.__version__, "torch": str(torch.__version__)},
     }
@@ -177,6 +204,36 @@ def _locate(name_or_path: str | Path) -> Path:
                             "check the spelling")  # fmt: skip
         raise FileNotFoundError(str(error))
     return path
+
+
+def _loaded(
+    what: str, kind: type[ModelT], build: Build[ModelT], name_or_path: str | Path,
+    network: nn.Module | None, sde: SDE | None,
+) -> ModelT:  # fmt: skip
+    path = _locate(name_or_path)
+    configuration, tensors = _read(path, weights=True)
+    saved = configuration.get("model", ScoreModel.__name__)
+    if saved != kind.__name__:
+        other = "load_direct" if kind is ScoreModel else "load"
+        raise wrong_value(what, str(path), f"hold a {kind.__name__}", f"a {saved}",
+                          f"call {other}(path)")  # fmt: skip
+    try:
+        sde = _decode(configuration["sde"]) if sde is None else sde
+        network = _network(configuration["network"]) if network is None else network
+        data = configuration["data"]
+        spec = None if data is None else DataSpec.from_json(data)
+        model = build(network, sde, spec, configuration)
+    except _OwnClassError as error:
+        argument, name = error.args
+        remedy = f"call {what}(path, {argument}=...)"
+        raise wrong_value(what, argument, "be passed for a class of your own", name,
+                          remedy) from None  # fmt: skip
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        got = f"{type(error).__name__}: {error}"
+        rule = "hold a configuration that builds a model"
+        raise wrong_value(what, str(path), rule, got, "save it again") from error
+    _fill(network, tensors, path)
+    return model.eval()
 
 
 def _read(path: Path, *, weights: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -221,19 +278,14 @@ def _decode(value: Any) -> Any:  # noqa: ANN401  (JSON in, a class of the tables
         return value
     name = value["class"]
     if name not in _SETTINGS:
-        raise _own_class("sde", name)
+        raise _OwnClassError("sde", name)
     return _SETTINGS[name](**{k: _decode(v) for k, v in value.items() if k != "class"})
-
-
-def _own_class(argument: str, name: object) -> _OwnClassError:
-    rule, remedy = "be passed for a class of your own", f"call load(path, {argument}=...)"
-    return _OwnClassError(str(wrong_value("load", argument, rule, str(name), remedy)))
 
 
 def _network(description: dict[str, Any]) -> nn.Module:
     name = description["class"]
     if name not in _NETWORKS:
-        raise _own_class("network", name)
+        raise _OwnClassError("network", name)
     return _NETWORKS[name](**description["config"])
 
 

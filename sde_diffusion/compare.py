@@ -2,12 +2,14 @@
 
 Every solver starts from the same prior draws. Where it draws nothing on the way its end points
 are compared with the probability flow's; all samples are compared with held-out data, beside the
-noise floor: data against data of the same sizes. Intervals are over replicates, disjoint sets of
-samples.
+noise floor: data against data of the same sizes. Without data, samples of the flow itself stand
+in for it, from other noise: distances to them show what solvers do to a model's law, and nothing
+of how good the model is. Intervals are over replicates, disjoint sets of samples.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -20,20 +22,17 @@ from sde_diffusion._check import positive_integer, wrong_value
 from sde_diffusion.budgets import GridRule, cost, plan
 from sde_diffusion.grids import Denoised, Grid, recommended, times_of
 from sde_diffusion.integration import Model, Solution, Solver, sample
-from sde_diffusion.metrics import (
-    Interval,
-    median_distance,
-    mmd,
-    paired_interval,
-    rms_distance,
-    sliced_wasserstein,
-)
+from sde_diffusion.metrics import Interval, Reference, paired_interval, rms_distance
 from sde_diffusion.noise import mix
 
 Progress: TypeAlias = Callable[[int, int], object]  # (solves done, solves in all)
 
 _SHOWN: Final = 1000  # samples kept for pictures
 _SPLIT: Final = 0x5EED  # keeps the generator of the split apart from the run's own draws
+_OTHER: Final = 0x07E6  # keeps the noise of the flow's own samples apart from the starts
+_AT_ONCE: Final = 1 << 18  # numbers in the states of one solve, which bounds a network's memory
+HELD_OUT: Final = "held-out data"
+THE_FLOW: Final = "the flow from other noise"
 
 
 @final
@@ -42,7 +41,8 @@ class Problem:
     """What solvers are compared on: a model, held-out data, and the rule of the grids.
 
     Without a rule every solver has the `recommended` grid of its own. ``denoise`` may be
-    `Denoised`, which lets all of them end with one Tweedie step.
+    `Denoised`, which lets all of them end with one Tweedie step. ``against`` says what the data
+    are, `HELD_OUT` or what `flow_samples` returns.
 
     Shapes: data (N, *event).
     """
@@ -53,6 +53,7 @@ class Problem:
     grid: GridRule | None = None
     dtype: torch.dtype = torch.float32
     denoise: type[Denoised] | None = None
+    against: str = HELD_OUT
 
     def rule(self, solver: Solver[Any]) -> GridRule:
         """Return the rule of the grids for one solver."""
@@ -79,6 +80,7 @@ class Row:
     sliced_wasserstein: Interval | None = None
     excess: Interval | None = None
     mmd: Interval | None = None
+    frechet: Interval | None = None
     failure: str | None = None
     samples: Tensor | None = field(default=None, compare=False, repr=False)
 
@@ -101,18 +103,20 @@ class Comparison:
     reference: str
     reference_nfe: int
     reference_error: float  # RMS distance of the reference to itself with half the steps
+    against: str
     floor_sliced_wasserstein: Interval
     floor_mmd: Interval
+    floor_frechet: Interval
     rows: tuple[Row, ...]
     data: Tensor = field(compare=False, repr=False)
 
     def to_json(self) -> dict[str, object]:
         """Return everything but samples and data, as JSON values."""
         names = ("problem", "samples", "replicates", "seed", "reference", "reference_nfe",
-                 "reference_error")  # fmt: skip
+                 "reference_error", "against")  # fmt: skip
+        floors = ("floor_sliced_wasserstein", "floor_mmd", "floor_frechet")
         return {name: getattr(self, name) for name in names} | {
-            "floor_sliced_wasserstein": asdict(self.floor_sliced_wasserstein),
-            "floor_mmd": asdict(self.floor_mmd),
+            **{name: asdict(getattr(self, name)) for name in floors},
             "rows": [row.to_json() for row in self.rows],
         }
 
@@ -121,11 +125,10 @@ class Comparison:
 class _Replicate:
     """What one replicate's samples are compared with."""
 
-    seed: int  # of the directions
-    data: Tensor  # held-out data, less the part that makes the noise floor
-    bandwidth: float
+    data: Reference  # held-out data, less the part that makes the noise floor
     floor_sliced_wasserstein: float
     floor_mmd: float
+    floor_frechet: float
     flow: Tensor  # where the flow carries the prior draws
 
 
@@ -164,10 +167,12 @@ def compare(
         for steps in plan(name, solver, sde, problem.rule(solver), budgets)
     ]
     report = _silent if progress is None else progress
+    shape = (samples * replicates, *problem.data.shape[1:])
     flow, half = (
-        _solve(problem, reference, problem.rule(reference)(steps), samples * replicates, seed)
+        _solve(problem.model, reference, problem.rule(reference)(steps), shape, seed,
+               problem.dtype)
         for steps in (reference_steps, reference_steps // 2)
-    )
+    )  # fmt: skip
     report(1, 1 + len(plans))
     parts = [
         _replicate(problem, x, mix(seed, _SPLIT, i))
@@ -181,9 +186,10 @@ def compare(
     rows.sort(key=lambda row: (row.nfe, order.index(row.solver)))
     return Comparison(
         problem.name, samples, replicates, seed, repr(reference), flow.nfe,
-        rms_distance(flow.x, half.x),
+        rms_distance(flow.x, half.x), problem.against,
         paired_interval([part.floor_sliced_wasserstein for part in parts]),
         paired_interval([part.floor_mmd for part in parts]),
+        paired_interval([part.floor_frechet for part in parts]),
         tuple(rows), problem.data[:_SHOWN].cpu(),
     )  # fmt: skip
 
@@ -209,21 +215,43 @@ def _check(
         raise wrong_value("compare", "data", rule, len(problem.data), "ask for fewer samples")
 
 
-def _solve(problem: Problem, solver: Solver[Any], grid: Grid, count: int, seed: int) -> Solution:
-    shape = (count, *problem.data.shape[1:])
-    return sample(problem.model, solver, shape, grid=grid, seed=seed, dtype=problem.dtype)
+def flow_samples(
+    model: Model, solver: Solver[Any], grid: Grid, shape: Sequence[int], seed: int = 0
+) -> Tensor:
+    """Return samples of the flow for a model without data at hand, from noise of their own.
+
+    ``solver`` and ``grid`` should be the reference's. The noise is none that `compare` starts
+    from, for any seed of its own.
+    """
+    return _solve(model, solver, grid, shape, mix(seed, _OTHER), torch.float32).x
+
+
+def _solve(
+    model: Model, solver: Solver[Any], grid: Grid, shape: Sequence[int], seed: int,
+    dtype: torch.dtype,
+) -> Solution:  # fmt: skip
+    """Return samples, computed in parts where they are many."""
+    count, *event = shape
+    part = max(1, _AT_ONCE // math.prod(event))
+    found = [
+        sample(model, solver, (min(part, count - first), *event), grid=grid, seed=seed,
+               first=first, dtype=dtype)
+        for first in range(0, count, part)
+    ]  # fmt: skip
+    return Solution(
+        torch.cat([s.x for s in found]), max(s.nfe for s in found), found[0].steps,
+        sum(s.seconds for s in found),
+    )  # fmt: skip
 
 
 def _replicate(problem: Problem, flow: Tensor, seed: int) -> _Replicate:
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(problem.data), generator=generator)
     data = problem.data[order.to(problem.data.device)]
-    exact, rest = data[: len(flow)], data[len(flow) :]
-    bandwidth = median_distance(rest)
+    exact, rest = data[: len(flow)], Reference(data[len(flow) :], seed=seed)
     return _Replicate(
-        seed, rest, bandwidth, sliced_wasserstein(exact, rest, seed=seed),
-        mmd(exact, rest, bandwidth), flow,
-    )  # fmt: skip
+        rest, rest.sliced_wasserstein(exact), rest.mmd(exact), rest.frechet(exact), flow
+    )
 
 
 def _row(
@@ -234,14 +262,15 @@ def _row(
     parts: Sequence[_Replicate],
     seed: int,
 ) -> Row:
-    grid, samples = problem.rule(solver)(1 if steps is None else steps), len(parts[0].flow)
+    grid, starts = problem.rule(solver)(1 if steps is None else steps), parts[0].flow
+    shape = (len(starts) * len(parts), *starts.shape[1:])
     paid = cost(solver, problem.model.sde, grid)
     try:
-        solution = _solve(problem, solver, grid, samples * len(parts), seed)
+        solution = _solve(problem.model, solver, grid, shape, seed, problem.dtype)
     except FloatingPointError as error:
         return Row(name, steps, paid.nfe, None, failure=str(error))
-    pairs = list(zip(torch.split(solution.x, samples), parts, strict=True))
-    distances = [sliced_wasserstein(x, part.data, seed=part.seed) for x, part in pairs]
+    pairs = list(zip(torch.split(solution.x, len(starts)), parts, strict=True))
+    distances = [part.data.sliced_wasserstein(x) for x, part in pairs]
     excess = [d - p.floor_sliced_wasserstein for d, p in zip(distances, parts, strict=True)]
     errors = None if paid.draws else [rms_distance(x, part.flow) for x, part in pairs]
     return Row(
@@ -249,6 +278,7 @@ def _row(
         error=None if errors is None else paired_interval(errors),
         sliced_wasserstein=paired_interval(distances),
         excess=paired_interval(excess),
-        mmd=paired_interval([mmd(x, part.data, part.bandwidth) for x, part in pairs]),
+        mmd=paired_interval([part.data.mmd(x) for x, part in pairs]),
+        frechet=paired_interval([part.data.frechet(x) for x, part in pairs]),
         samples=solution.x[:_SHOWN].cpu(),
     )  # fmt: skip

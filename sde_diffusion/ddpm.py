@@ -24,7 +24,15 @@ from sde_diffusion.bounds import (
     totals,
     uniforms,
 )
-from sde_diffusion.chain import Chain, ForwardVariance, PosteriorVariance, Variance, column
+from sde_diffusion.chain import (
+    Chain,
+    LearnedVariance,
+    PosteriorVariance,
+    Variance,
+    column,
+    own_step,
+    own_variance,
+)
 from sde_diffusion.noise import PerSampleNoise, mix
 from sde_diffusion.reverse import CountedScore
 from sde_diffusion.thresholding import Denoiser
@@ -123,14 +131,14 @@ def vlb(
 ) -> DiscreteBound:
     """Return the DDPM's bound L_T + Σ L_{k−1} + L_0 on log p(x) of every sample.
 
-    The chain has the times of ``grid``, for example lattice(1000) or a part of it; its variance
-    is `ForwardVariance` if not given. Without ``draws`` every step is evaluated, at two
-    independent noises; ``draws`` takes two of L_0 and the rest at random k, two in each of equal
-    strata of λ, so that p_k ∝ λ_{k−1} − λ_k. Decoder, ``levels``, draws and errors are those of
-    `elbo`: x0 is N(x̂0(x_1), σ_1²), or one of the levels by a `BinDecoder`.
+    The chain has the times of ``grid``, for example lattice(1000) or a part of it; its variance,
+    if not given, is what the model learned, or else `ForwardVariance`. Without ``draws`` every
+    step is evaluated, at two independent noises; ``draws`` takes two of L_0 and the rest at random
+    k, two in each of equal strata of λ, so that p_k ∝ λ_{k−1} − λ_k. Decoder, ``levels``, draws
+    and errors are those of `elbo`: x0 is N(x̂0(x_1), σ_1²), or one of the levels by a `BinDecoder`.
 
     Shapes: x (B, *event).
-    NFE: 2N, or ``draws``, of B rows each.
+    NFE: 2N, or ``draws``, of B rows each; twice that with a `LearnedVariance` that is given.
     Errors: as `elbo`, and ValueError for a grid that does not fall to 0.
     Source: Ho et al. 2020, equation 5; Nichol & Dhariwal 2021, section 3.3.
 
@@ -148,20 +156,22 @@ def vlb(
         if len(chain) == 1:
             raise wrong_value("vlb", "draws", "be left out for a chain of one step", draws,
                               "drop it")  # fmt: skip
-    variance = ForwardVariance() if variance is None else variance
-    denoise = CountedScore(model.denoise)
+    calls = [0]
+    if isinstance(variance, LearnedVariance):
+        variance = LearnedVariance(CountedScore(variance.v, calls))
     noise = PerSampleNoise.numbered(mix(seed, _PURPOSE), first, len(x))
     # What ‖eps‖² weighs in each step while the noise is not found: its control variate.
     pull = (chain.data_weights * chain.sigma[1:] / chain.alpha[1:]).square()
-    pull = pull / (2 * variance.table(chain))
+    pull = pull / (2 * (own_variance(model) if variance is None else variance).table(chain))
     pull[0] *= decoder.control
     tally = _Tally(len(chain), x[0].numel())
 
     def draw(k: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         eps = noise.normal(x)
         x_k = chain.perturb(x, k, eps)
-        x0_hat = denoise(x_k, chain.times[k])
-        value = step_bound(x, x0_hat, x_k, chain, k, variance, decoder)
+        calls[0] += 1
+        x0_hat, law = own_step(model, x_k, chain.times[k], variance)
+        value = step_bound(x, x0_hat, x_k, chain, k, law, decoder)
         snr = (chain.alpha[k] / chain.sigma[k]).square().to(x.device)
         excess = squares(eps) - x[0].numel()
         return value - c * pull.to(x.device)[k - 1] * excess, snr * squares(x - x0_hat)
@@ -179,7 +189,7 @@ def vlb(
         terms = {"prior": prior_kl(x, model.sde), "diffusion": pairs.total[0],
                  "reconstruction": pairs.total[1]}  # fmt: skip
     nats, bits = totals("vlb", terms, x, levels)
-    return DiscreteBound(nats, bits, pairs.standard_error, terms, denoise.calls, tally.table())
+    return DiscreteBound(nats, bits, pairs.standard_error, terms, calls[0], tally.table())
 
 
 def _steps(

@@ -57,7 +57,7 @@ def error_picture(comparisons: Sequence[Comparison], path: str | Path) -> None:
         _curves(left, c, names, lambda row: row.error)
         _curves(right, c, names, lambda row: row.sliced_wasserstein)
         left.set_ylabel("RMS distance to the flow", labelpad=6)
-        right.set_ylabel("sliced $W_2$ to held-out data", labelpad=8)
+        right.set_ylabel(f"sliced $W_2$ to {c.against}", labelpad=8)
         left.axhspan(0, c.reference_error, color="0.85", zorder=0)
         _floor(right, c)
         for axes in (left, right):
@@ -84,7 +84,7 @@ def solver_picture(comparison: Comparison, path: str | Path) -> None:
         axes.axis("off")
     data = comparison.data
     limit = 1.3 * float(data.double().flatten(1).abs().max())
-    _cell(panels[0][0], data, limit, "held-out data", "")
+    _cell(panels[0][0], data, limit, comparison.against, "")
     for column, (name, rows) in enumerate(columns.items(), start=1):
         for axes, row in zip(panels[:, column], rows, strict=False):
             title = name if row is rows[0] else ""
@@ -133,6 +133,70 @@ def likelihood_picture(found: Evaluation, title: str, path: str | Path) -> None:
         rest[0].set_title("$L_T + \\Sigma L_k + L_0$ = {:.2g} + {:.4f} + ({:.4f})".format(*parts),
                           fontsize=10)  # fmt: skip
     _save(figure, path)
+
+
+def curves_picture(lines: Sequence[Mapping[str, Any]], path: str | Path) -> None:
+    """Write the learning curves of a run as PNG: loss, gradient norm, learning rate, evaluations.
+
+    ``lines`` are those of metrics.jsonl. The held-out bound has its standard error as bars and a
+    ring around its best; the loss by level is that of the first and of the last evaluation.
+    """
+    steps = [line for line in lines if "loss" in line]
+    found = [(line["step"], line["evaluation"]) for line in lines if "evaluation" in line]
+    bounds = [(step, e) for step, e in found if "bits_per_dim" in e]
+    levels = [(step, e["loss_by_level"]) for step, e in found if "loss_by_level" in e]
+    panels = 3 + bool(bounds) + bool(levels)
+    columns = min(3, panels)
+    rows = -(-panels // columns)
+    figure = _figure(4.5 * columns, 3.2 * rows)
+    free = iter(figure.subplots(rows, columns, squeeze=False).flat)
+    for name, title in (("loss", "loss"), ("grad_norm", "gradient norm"),
+                        ("learning_rate", "learning rate")):  # fmt: skip
+        points = [(line["step"], line[name]) for line in steps if line[name] is not None]
+        _over_steps(next(free), points, title)
+    if bounds:
+        _bound_curve(next(free), bounds)
+    if levels:
+        _level_curves(next(free), levels)
+    for axes in free:
+        axes.axis("off")
+    _save(figure, path)
+
+
+def _over_steps(axes: Axes, points: Sequence[tuple[int, float]], title: str) -> None:
+    """Draw points against steps; on a logarithmic axis where all are positive and some large."""
+    values = [value for _, value in points]
+    style = "." if len(points) == 1 else "-"
+    axes.plot([step for step, _ in points], values, style, linewidth=1)
+    if values and min(values) > 0 and max(values) > 10 * min(values):
+        axes.set_yscale("log")
+    axes.set_title(title)
+    axes.set_xlabel("step")
+    axes.grid(visible=True, which="major", alpha=0.3)
+
+
+def _bound_curve(axes: Axes, bounds: Sequence[tuple[int, Mapping[str, Any]]]) -> None:
+    steps, bits = [step for step, _ in bounds], [e["bits_per_dim"] for _, e in bounds]
+    errors = [e.get("standard_error", 0.0) for _, e in bounds]
+    axes.errorbar(steps, bits, yerr=errors, fmt=".-", linewidth=1, elinewidth=0.8, capsize=2)
+    best = min(range(len(bits)), key=bits.__getitem__)
+    axes.plot(steps[best], bits[best], "o", fillstyle="none", markersize=10,
+              label=f"best {bits[best]:.4f}")  # fmt: skip
+    axes.set_title("held-out bound, bits per dimension")
+    axes.set_xlabel("step")
+    axes.legend(fontsize=8)
+    axes.grid(visible=True, which="major", alpha=0.3)
+
+
+def _level_curves(axes: Axes, levels: Sequence[tuple[int, Mapping[str, Any]]]) -> None:
+    ends = [levels[0], levels[-1]] if len(levels) > 1 else [*levels]
+    for (step, e), colour in zip(ends, ("0.6", "C0")[-len(ends) :], strict=True):
+        axes.plot(e["lambda"], e["loss"], ".-", color=colour, linewidth=1, label=f"step {step}")
+    axes.set_yscale("log")
+    axes.set_title("held-out loss by noise level")
+    axes.set_xlabel("$\\lambda = \\log(\\alpha/\\sigma)$")
+    axes.legend(fontsize=8)
+    axes.grid(visible=True, which="major", alpha=0.3)
 
 
 def _histograms(axes: Axes, found: Evaluation) -> None:
@@ -315,10 +379,10 @@ def _plain_ticks(axes: Axes, numbers: list[int]) -> None:
     for number in numbers:
         if not shown or number > 1.35 * shown[-1]:
             shown.append(number)
-    axes.set_xticks(shown, [str(number) for number in shown])
-    axes.set_xticks([], minor=True)
     if len(numbers) == 1:  # an axis of one number has no width of its own
         axes.set_xlim(numbers[0] / 2, numbers[0] * 2)
+    axes.set_xticks(shown, [str(number) for number in shown])
+    axes.set_xticks([], minor=True)
     axes.yaxis.set_major_formatter(_number)
     low, high = axes.get_ylim()
     axes.yaxis.set_minor_formatter(_number if high < 10 * low else "")

@@ -62,6 +62,8 @@ class CountedScore:
         known = getattr(score, "sde", None) is sde and sde is not None
         self._predict = getattr(score, "predict", None) if known else None
         self._denoise = getattr(score, "denoise", None) if known else None
+        learned = known and getattr(score, "variance", "fixed") == "learned"
+        self._with_fraction = getattr(score, "with_fraction", None) if learned else None
 
     @property
     def calls(self) -> int:
@@ -69,9 +71,19 @@ class CountedScore:
         return self._counter[0]
 
     @property
+    def coupling(self) -> str:
+        """How data met noise in the model's training."""
+        return str(getattr(self.function, "coupling", "independent"))
+
+    @property
     def predicts(self) -> bool:
         """Whether the score is made of eps, x0 or v, which are then had without a division."""
         return self._predict is not None
+
+    @property
+    def learns(self) -> bool:
+        """Whether the model has learned a variance, which `with_fraction` tells."""
+        return self._with_fraction is not None
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         """Return the score at (x, t), counted."""
@@ -95,10 +107,24 @@ class CountedScore:
         self.tracked = _differentiable(found)
         return found
 
+    def with_fraction(self, form: str, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what `ScoreModel.with_fraction` does, counted: eps, x0 or v and the fraction."""
+        if self._with_fraction is None:
+            raise wrong_value("CountedScore", "score", "be a model with a learned variance",
+                              type(self.function).__name__, "ask for predict")  # fmt: skip
+        self._counter[0] += 1
+        found: tuple[Tensor, Tensor] = self._with_fraction(form, x, t)
+        self.tracked = _differentiable(found[0])
+        return found
+
+    def beside(self, function: Score) -> CountedScore:
+        """Return another function, counted together with this one."""
+        return CountedScore(function, self._counter, self._sde)
+
     def rows(self, index: Tensor) -> CountedScore:
         """Return the score of the samples ``index``, counted together with this one."""
         part = getattr(self.function, "rows", None)
-        return self if part is None else CountedScore(part(index), self._counter, self._sde)
+        return self if part is None else self.beside(part(index))
 
 
 def _differentiable(score: Tensor) -> bool:
@@ -122,7 +148,8 @@ class ReverseSDE(SDE):
 
     Solved with signed dt = s − t < 0, it carries the prior to the data.
 
-    Errors: TypeError for wrong parts, ValueError for a negative noise_scale.
+    Errors: TypeError for wrong parts; ValueError for a negative noise_scale, or a model that was
+    coupled by optimal transport, whose eps is no score.
 
     >>> import torch
     >>> from sde_diffusion import VPSDE
@@ -134,6 +161,7 @@ class ReverseSDE(SDE):
 
     def __init__(self, sde: SDE, score: Score, noise_scale: float = 1.0) -> None:
         _check_parts("ReverseSDE", sde, score)
+        check_coupling("ReverseSDE", "score", score)
         if not 0 <= noise_scale < float("inf"):
             raise wrong_value("ReverseSDE", "noise_scale", "be finite and at least 0",
                               noise_scale, "pass 1.0 for the reverse SDE")  # fmt: skip
@@ -210,6 +238,14 @@ def check_flow(what: str, flow: object) -> None:
     if not isinstance(flow, ProbabilityFlow):
         raise wrong_type(what, "flow", "be a ProbabilityFlow", type(flow).__name__,
                          "pass ProbabilityFlow(sde, score)")  # fmt: skip
+
+
+def check_coupling(what: str, argument: str, score: object) -> None:
+    """Refuse a model whose eps is no score: its data met their noise by optimal transport."""
+    coupling = getattr(score, "coupling", "independent")
+    if coupling != "independent":
+        raise wrong_value(what, argument, "have coupling='independent' to be a score",
+                          repr(coupling), "use ProbabilityFlow and log_prob")  # fmt: skip
 
 
 def _pushed(dynamics: ReverseSDE | ProbabilityFlow, x: Tensor, t: Tensor, c: float) -> Tensor:

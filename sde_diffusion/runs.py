@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 
 from sde_diffusion._check import wrong_value
+from sde_diffusion.averages import SNAPSHOTS
 from sde_diffusion.checkpoint import save_model, write_atomically
-from sde_diffusion.score import ScoreModel
+from sde_diffusion.score import LearnedScore
+from sde_diffusion.training_config import TrainingConfig
 
-_ELSEWHERE = "start a new run in another folder"
+SAMPLES: Final = "samples"
+_ELSEWHERE: Final = "start a new run in another folder"
 # What may differ between a run and its resumption without changing the mathematics.
-_FREE = ("versions", "training.checkpoint_every", "training.log_every")
+_FREE: Final = (
+    "format", "versions", "training.checkpoint_every", "training.log_every",
+    "training.snapshot_every", "training.evaluate_every", "training.patience",
+    "training.accumulate", "training.channels_last", "training.compile",
+)  # fmt: skip
 
 
 class RunFolder:
-    """``model.safetensors``, ``state.pt`` and ``metrics.jsonl`` of one run.
+    """The files of one run.
 
-    The first two are replaced atomically. Lines of metrics are appended; those after the state's
-    step are dropped on resumption, for their steps are done again.
+    ``model.safetensors`` and ``state.pt`` make a checkpoint, ``metrics.jsonl`` has a line for
+    every ``log_every`` steps and for every evaluation; ``manifest.json``, ``best.safetensors``,
+    the other averages and their snapshots come beside them. All but the metrics are replaced
+    atomically. Lines of metrics are appended; those after the state's step are dropped on
+    resumption, for their steps are done again.
 
     Errors: OSError where the folder cannot be written; FileExistsError for a fresh run in the
     folder of an earlier one, FileNotFoundError for resuming where there is none.
@@ -38,6 +51,8 @@ class RunFolder:
         self.model = self.path / "model.safetensors"
         self.state = self.path / "state.pt"
         self.metrics = self.path / "metrics.jsonl"
+        self.manifest = self.path / "manifest.json"
+        self.best = self.path / "best.safetensors"
         if resume and not self.state.is_file():
             error = wrong_value("train", "out", "hold a state.pt to resume from", str(path),
                                 "pass resume=False to start a run")  # fmt: skip
@@ -51,8 +66,8 @@ class RunFolder:
     def _prepare(self) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            for file in (self.model, self.state, self.metrics):  # left by a killed process
-                for stale in self.path.glob(f".{file.name}.*.tmp"):
+            for folder in ("", SNAPSHOTS, SAMPLES):
+                for stale in (self.path / folder).glob(".*.*.tmp"):  # left by a killed process
                     stale.unlink()
             probe = self.path / f".{self.state.name}.0.tmp"
             probe.touch()
@@ -63,15 +78,31 @@ class RunFolder:
             message = f"{text} ({error.strerror})"
             raise OSError(message) from error
 
-    def save(self, state: dict[str, Any], model: ScoreModel, extra: dict[str, Any]) -> None:
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Say, where a write fails as on a full disk, that the last checkpoint is whole."""
+        try:
+            yield
+        except OSError as error:
+            text = wrong_value("train", "out", "take the files of the run",
+                               f"{error.strerror or error} in {self.path}",
+                               "the last checkpoint is whole: make room and resume")  # fmt: skip
+            raise OSError(str(text)) from error
+
+    def save(self, state: dict[str, Any], model: LearnedScore, extra: dict[str, Any]) -> None:
         """Write the averaged model, then the state: a crash between them loses neither."""
-        save_model(self.model, model, extra)
-        write_atomically(self.state, lambda file: torch.save(state, file))
+        with self.writing():
+            save_model(self.model, model, extra)
+            # To memory first: torch.save reports a full disk as a RuntimeError of its own.
+            buffer = io.BytesIO()
+            torch.save(state, buffer)
+            write_atomically(self.state, lambda file: file.write_bytes(buffer.getbuffer()))
 
     def load(self, configuration: dict[str, Any], steps: int) -> dict[str, Any]:
         """Return the saved state and drop the metrics after it.
 
-        Errors: ValueError, by name, where the run was made with another configuration.
+        Errors: ValueError, by name, where the run was made with another configuration, or by a
+        version that kept less of its state.
         """
         try:
             state: dict[str, Any] = torch.load(self.state, map_location="cpu", weights_only=True)
@@ -80,13 +111,18 @@ class RunFolder:
             rule, got = "be the state of a run", type(error).__name__
             remedy = "start again in another folder"
             raise wrong_value("train", str(self.state), rule, got, remedy) from error
-        _check_same(flattened(saved), flattened(configuration), state["step"], steps)
+        missing = {"averages", "objective", "notes", "scaler"} - state.keys()
+        if missing:
+            raise wrong_value("train", str(self.state), "be the state of a run of this version",
+                              f"one without {', '.join(sorted(missing))}",
+                              "load its model, and train that in another folder")  # fmt: skip
+        _check_same(_completed(saved, configuration), configuration, state["step"], steps)
         self.truncate(state["step"])
         return state
 
     def append(self, line: dict[str, Any]) -> None:
         """Add a line to the metrics."""
-        with self.metrics.open("a", encoding="utf-8") as file:
+        with self.writing(), self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
     def truncate(self, step: int) -> None:
@@ -107,15 +143,26 @@ def flattened(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def _completed(saved: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """Return an earlier version's record with the settings that it did not know yet."""
+    network = now["network"] | saved["network"]
+    if "config" in saved["network"] and "config" in now["network"]:
+        network["config"] = now["network"]["config"] | saved["network"]["config"]
+    usual = json.loads(json.dumps(asdict(TrainingConfig())))
+    plain = {"model": "ScoreModel", "variance": "fixed", "coupling": "independent"}
+    return plain | saved | {"network": network, "training": usual | saved["training"]}
+
+
 def _check_same(
     saved: dict[str, Any], configuration: dict[str, Any], step: int, steps: int
 ) -> None:
     free = [*_FREE]
-    if configuration["training.schedule"] == "constant" and steps >= step:
+    if configuration["training"]["schedule"] == "constant" and steps >= step:
         free.append("training.steps")  # a constant rate does not know where it ends
 
     def bound(values: dict[str, Any]) -> dict[str, Any]:
-        return {k: v for k, v in values.items() if not k.startswith(tuple(free))}
+        flat = flattened(values)
+        return {k: v for k, v in flat.items() if not k.startswith(tuple(free))}
 
     def remedy(name: str) -> str:
         same = name.startswith("dataset.")

@@ -1,21 +1,22 @@
 """Score models: a network, the SDE it was trained for and what its output means.
 
 All predictions are one another's linear images: with x_t = alpha x0 + sigma eps,
-score = −eps/sigma, x0 = (x_t − sigma eps)/alpha, v = alpha eps − sigma x0.
+score = −eps/sigma, x0 = (x_t − sigma eps)/alpha, v = alpha eps − sigma x0, flow = eps − x0.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, final
+from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias, final
 
 import torch
 from torch import Tensor, nn
 
-from sde_diffusion._check import positive_number, wrong_type, wrong_value
+from sde_diffusion._check import one_of, positive_number, wrong_type, wrong_value
 from sde_diffusion._tensors import check_state, expand, per_sample
 from sde_diffusion.coefficients import Level, Levels
-from sde_diffusion.sde import LinearSDE
+from sde_diffusion.sde import SDE, LinearSDE
 
 if TYPE_CHECKING:
     from sde_diffusion.data import DataSpec
@@ -25,7 +26,8 @@ Number: TypeAlias = "float | Tensor"
 Conversion: TypeAlias = Callable[[Any, Any], tuple[Number, Number]]
 
 # Rows: what the network predicts. Columns: what is asked for. v = alpha eps − sigma x0, and its
-# row divides by alpha² + sigma², so that it holds outside the VP family too.
+# row divides by alpha² + sigma², so that it holds outside the VP family too; so does the row of
+# flow = eps − x0, the velocity of `RectifiedFlow`.
 FORMS: Final[dict[str, dict[str, Conversion]]] = {
     "eps": {
         "eps": lambda a, s: (0.0, 1.0),  # noqa: ARG005
@@ -47,10 +49,16 @@ FORMS: Final[dict[str, dict[str, Conversion]]] = {
         "x0": lambda a, s: (1 / a, s * s / a),
         "v": lambda a, s: (-s / a, -s * (a * a + s * s) / a),
     },
+    "flow": {
+        "eps": lambda a, s: (1 / (a + s), a / (a + s)),
+        "x0": lambda a, s: (1 / (a + s), -s / (a + s)),
+        "v": lambda a, s: ((a - s) / (a + s), (a * a + s * s) / (a + s)),
+    },
 }
 
-
 PREDICTIONS: Final = (*FORMS, "edm")
+VARIANCES: Final = ("fixed", "learned")
+COUPLINGS: Final = ("independent", "optimal-transport")
 
 
 def edm_form(form: str, alpha: Number, sigma: Number, d: float) -> tuple[Number, Number]:
@@ -105,8 +113,63 @@ class Labelled(nn.Module):
         return out
 
 
+class LearnedScore(nn.Module, ABC):
+    """A score that a network gives: what can be trained, averaged and saved."""
+
+    sde: SDE
+    prediction: str  # what the network's output means
+
+    def __init__(self, network: nn.Module, data: DataSpec | None) -> None:
+        super().__init__()
+        if not isinstance(network, nn.Module):
+            raise wrong_type(type(self).__name__, "network", "be a torch.nn.Module",
+                             type(network).__name__, "wrap your function in a Module")  # fmt: skip
+        self.network, self.data = network, data
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the network's parameters (the CPU if it has none)."""
+        parameter = next(self.parameters(), None)
+        return torch.device("cpu") if parameter is None else parameter.device
+
+    @property
+    def classes(self) -> int | None:
+        """The number of classes in the network's ``config``, None where it has or tells none."""
+        config = getattr(self.network, "config", None)
+        return config.get("classes") if isinstance(config, dict) else None
+
+    def given(self, labels: Tensor | int) -> Self:
+        """Return the model conditioned on class labels, sharing this one's network.
+
+        Shapes: labels () or (B,), integers.
+        """
+        # On the network's device once, rather than at every step.
+        there = torch.as_tensor(labels, device=self.device)
+        if there.is_floating_point() or there.dtype == torch.bool or there.ndim > 1:
+            raise wrong_value(type(self).__name__, "labels", "be one integer, or one a sample",
+                              f"{there.dtype} of shape {tuple(there.shape)}",
+                              "pass for example torch.tensor([3, 1, 4])")  # fmt: skip
+        inner = self.network.network if isinstance(self.network, Labelled) else self.network
+        return self._around(Labelled(inner, there.long()))
+
+    def rows(self, index: Tensor) -> Self:
+        """Return the model for the samples ``index`` of the batch: their labels, if it has any."""
+        if not isinstance(self.network, Labelled) or self.network.labels.ndim == 0:
+            return self
+        inner, labels = self.network.network, self.network.labels
+        return self._around(Labelled(inner, labels[index.to(labels.device)]))
+
+    @abstractmethod
+    def _around(self, network: nn.Module) -> Self:
+        """Return the same model of another network."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """Return the score, so that the model itself is a score."""
+
+
 @final
-class ScoreModel(nn.Module):
+class ScoreModel(LearnedScore):
     """The score s(x, t) = −eps/sigma of a network, and its other forms.
 
     The network is called as ``network(x, c)`` with one conditioning number per sample: c = t, or
@@ -114,9 +177,15 @@ class ScoreModel(nn.Module):
     s = sigma/alpha: x0 = c_skip y + c_out network(c_in y, c_noise), with the coefficients of
     Karras et al.
 
+    With ``variance="learned"`` the network has twice as many outputs as x has channels, and the
+    second half are 2v − 1 of `LearnedVariance`. ``coupling`` tells how data met noise in training:
+    after "optimal-transport" the velocity is right and eps is no score of anything.
+
     Shapes: x (B, *event), t () or (B,); every method returns x's shape.
-    Errors: TypeError for an SDE that is not linear, ValueError for an unknown prediction.
-    Source: Song et al. 2021; Salimans & Ho 2022 (v); Karras et al. 2022, table 1 (edm).
+    Errors: TypeError for an SDE that is not linear, ValueError for an unknown name or a network
+    with another number of outputs.
+    Source: Song et al. 2021; Salimans & Ho 2022 (v); Karras et al. 2022, table 1 (edm); Nichol &
+    Dhariwal 2021 (variance).
 
     >>> import torch
     >>> from sde_diffusion import VPSDE
@@ -128,6 +197,8 @@ class ScoreModel(nn.Module):
     [[-1.0000431537628174, -1.0000431537628174]]
     """
 
+    sde: LinearSDE
+
     def __init__(
         self,
         network: nn.Module,
@@ -136,58 +207,28 @@ class ScoreModel(nn.Module):
         *,
         sigma_data: float = 0.5,
         data: DataSpec | None = None,
+        variance: str = "fixed",
+        coupling: str = "independent",
     ) -> None:
-        super().__init__()
-        if not isinstance(network, nn.Module):
-            raise wrong_type("ScoreModel", "network", "be a torch.nn.Module",
-                             type(network).__name__, "wrap your function in a Module")  # fmt: skip
+        super().__init__(network, data)
         if not isinstance(sde, LinearSDE):
             raise wrong_type("ScoreModel", "sde", "be a LinearSDE", type(sde).__name__,
                              "pass for example VPSDE()")  # fmt: skip
-        if prediction not in PREDICTIONS:
-            rule = f"be one of {', '.join(PREDICTIONS)}"
-            raise wrong_value("ScoreModel", "prediction", rule, prediction, "pass 'eps'")
+        one_of("ScoreModel", "prediction", prediction, PREDICTIONS)
+        one_of("ScoreModel", "variance", variance, VARIANCES)
+        one_of("ScoreModel", "coupling", coupling, COUPLINGS)
         positive_number("ScoreModel", "sigma_data", sigma_data)
-        self.network, self.sde, self.prediction = network, sde, prediction
-        self.sigma_data, self.data = sigma_data, data
+        self.sde, self.prediction, self.sigma_data = sde, prediction, sigma_data
+        self.variance, self.coupling = variance, coupling
 
-    @property
-    def device(self) -> torch.device:
-        """The device of the network's parameters (the CPU if it has none)."""
-        parameter = next(self.parameters(), None)
-        return torch.device("cpu") if parameter is None else parameter.device
-
-    def given(self, labels: Tensor | int) -> ScoreModel:
-        """Return the model conditioned on class labels, sharing this one's network.
-
-        Shapes: labels () or (B,), integers.
-        """
-        # On the network's device once, rather than at every step.
-        there = torch.as_tensor(labels, device=self.device)
-        if there.is_floating_point() or there.dtype == torch.bool or there.ndim > 1:
-            raise wrong_value("ScoreModel", "labels", "be one integer, or one a sample",
-                              f"{there.dtype} of shape {tuple(there.shape)}",
-                              "pass for example torch.tensor([3, 1, 4])")  # fmt: skip
-        inner = self.network.network if isinstance(self.network, Labelled) else self.network
-        network = Labelled(inner, there.long())
+    def _around(self, network: nn.Module) -> ScoreModel:
         model = ScoreModel(
-            network, self.sde, self.prediction, sigma_data=self.sigma_data, data=self.data
-        )
-        return model.train(self.training)
-
-    def rows(self, index: Tensor) -> ScoreModel:
-        """Return the model for the samples ``index`` of the batch: their labels, if it has any."""
-        if not isinstance(self.network, Labelled) or self.network.labels.ndim == 0:
-            return self
-        inner, labels = self.network.network, self.network.labels
-        part = Labelled(inner, labels[index.to(labels.device)])
-        model = ScoreModel(
-            part, self.sde, self.prediction, sigma_data=self.sigma_data, data=self.data
-        )
+            network, self.sde, self.prediction, sigma_data=self.sigma_data, data=self.data,
+            variance=self.variance, coupling=self.coupling,
+        )  # fmt: skip
         return model.train(self.training)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """Return the score, so that the model itself is a score."""
         return self.score(x, t)
 
     def score(self, x: Tensor, t: Tensor) -> Tensor:
@@ -205,13 +246,45 @@ class ScoreModel(nn.Module):
     def predict(self, form: str, x: Tensor, t: Tensor, at: Level | Levels) -> Tensor:
         """Return eps, x0 or v = alpha eps − sigma x0 at times whose levels are known."""
         check_state("ScoreModel", x)
-        if self.prediction != "edm":
-            out: Tensor = self.network(x, per_sample(t, x))
-            return converted(form, self.prediction, out, x, at)
-        alpha, s = self.sde.alpha(t), self.sde.sigma(t) / self.sde.alpha(t)
-        c_in, c_noise = (s**2 + self.sigma_data**2).rsqrt(), 0.25 * s.log()
-        inner: Tensor = self.network(expand(c_in / alpha, x) * x, per_sample(c_noise, x))
-        return joined(edm_form(form, at.alpha, at.sigma, self.sigma_data), inner, x)
+        return self._formed(form, self._outputs(x, t)[0], x, at)
+
+    def with_fraction(self, form: str, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return eps, x0 or v, and the learned variance's `fraction`, of one pass.
+
+        Errors: ValueError for a model of a fixed variance.
+        """
+        check_state("ScoreModel", x)
+        if self.variance != "learned":
+            raise wrong_value("ScoreModel", "variance", "be 'learned' to have a fraction",
+                              self.variance,
+                              "train ScoreModel(network, sde, variance='learned')")  # fmt: skip
+        out, second = self._outputs(x, t)
+        at = Levels(self.sde.alpha(t), self.sde.sigma(t))
+        return self._formed(form, out, x, at), 0.5 * (second + 1)
+
+    def fraction(self, x: Tensor, t: Tensor) -> Tensor:
+        """Return v of σ_k² = exp(v log β_k + (1−v) log β̃_k), what `LearnedVariance` takes."""
+        return self.with_fraction("eps", x, t)[1]
+
+    def _outputs(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the network's prediction, and what it says of the variance: empty if fixed."""
+        if self.prediction == "edm":
+            alpha, s = self.sde.alpha(t), self.sde.sigma(t) / self.sde.alpha(t)
+            c_in, c_noise = (s**2 + self.sigma_data**2).rsqrt(), 0.25 * s.log()
+            out = self.network(expand(c_in / alpha, x) * x, per_sample(c_noise, x))
+        else:
+            out = self.network(x, per_sample(t, x))
+        channels = x.shape[1] * (2 if self.variance == "learned" else 1)
+        if out.shape != (x.shape[0], channels, *x.shape[2:]):
+            rule = f"have {channels} outputs for states {tuple(x.shape)}, variance={self.variance}"
+            raise wrong_value("ScoreModel", "network", rule, f"the shape {tuple(out.shape)}",
+                              f"build it with outputs={channels}")  # fmt: skip
+        return out[:, : x.shape[1]], out[:, x.shape[1] :]
+
+    def _formed(self, form: str, out: Tensor, x: Tensor, at: Level | Levels) -> Tensor:
+        if self.prediction == "edm":
+            return joined(edm_form(form, at.alpha, at.sigma, self.sigma_data), out, x)
+        return converted(form, self.prediction, out, x, at)
 
     def velocity(self, x: Tensor, t: Tensor) -> Tensor:
         """Return the flow's velocity rate x − ½ g² s = rate x + ½ (g²/sigma) eps."""
@@ -221,3 +294,38 @@ class ScoreModel(nn.Module):
     def _convert(self, form: str, x: Tensor, t: Tensor) -> Tensor:
         check_state("ScoreModel", x)
         return self.predict(form, x, t, Levels(self.sde.alpha(t), self.sde.sigma(t)))
+
+
+@final
+class DirectScore(LearnedScore):
+    """The score of any SDE as the output of a network, called as ``network(x, t)``.
+
+    Without alpha and sigma there is no eps and no x0: it makes a `ReverseSDE` or a
+    `ProbabilityFlow` for solvers that need neither. `ScoreModel` is for linear SDEs. `Implicit`
+    and `Sliced` train it, along `Paths`; `load_direct` reads it from a checkpoint.
+
+    Shapes: x (B, *event), t () or (B,); result like x.
+    Errors: TypeError for anything but a network and an SDE.
+
+    >>> from sde_diffusion import MLP, VPSDE, ReverseSDE
+    >>> score = DirectScore(MLP(2), VPSDE())
+    >>> ReverseSDE(score.sde, score).score(torch.ones(1, 2), torch.tensor(0.5)).tolist()
+    [[0.0, 0.0]]
+    """
+
+    prediction = "score"
+
+    def __init__(self, network: nn.Module, sde: SDE, *, data: DataSpec | None = None) -> None:
+        super().__init__(network, data)
+        if not isinstance(sde, SDE):
+            raise wrong_type("DirectScore", "sde", "be an SDE", type(sde).__name__,
+                             "pass for example VPSDE()")  # fmt: skip
+        self.sde = sde
+
+    def _around(self, network: nn.Module) -> DirectScore:
+        return DirectScore(network, self.sde, data=self.data).train(self.training)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        check_state("DirectScore", x)
+        found: Tensor = self.network(x, per_sample(t, x))
+        return found

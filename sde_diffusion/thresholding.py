@@ -64,6 +64,11 @@ class Threshold(ABC):
         """Whether the model is in training mode."""
         return bool(getattr(self.model, "training", False))
 
+    @property
+    def coupling(self) -> str:
+        """How data met noise in the model's training."""
+        return str(getattr(self.model, "coupling", "independent"))
+
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         """Return the score, so that the threshold itself is a score."""
         return self.score(x, t)

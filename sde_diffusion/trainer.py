@@ -5,34 +5,42 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import time
 import zlib
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, final
 
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
-from sde_diffusion._check import wrong_value
+from sde_diffusion._check import diverged, wrong_value
+from sde_diffusion._distributed import Processes
 from sde_diffusion.averages import Averages
 from sde_diffusion.checkpoint import configuration_of
 from sde_diffusion.data import Dataset
-from sde_diffusion.noise import PerSampleNoise, mix
-from sde_diffusion.objectives import Batch, Objective, objective_of
+from sde_diffusion.global_batch import GlobalBatch, Losses
+from sde_diffusion.noise import mix
+from sde_diffusion.objectives import Objective, objective_of
+from sde_diffusion.precision import adamw, prepare, release, scaler_of
 from sde_diffusion.runs import RunFolder
-from sde_diffusion.score import ScoreModel
+from sde_diffusion.score import DirectScore, LearnedScore, ScoreModel
 
 if TYPE_CHECKING:
     from sde_diffusion.training import TrainingConfig
 
-# The purposes of a seed, so that no two draws share a stream.
-_DRAWS, _DROPOUT, _ORDER, _LOSS = 1, 2, 3, 16
+_ORDER = 3  # the purpose of a seed
 
 
 @dataclass(frozen=True)
 class Progress:
     """What one optimizer step did; steps count from 1.
+
+    ``grad_norm`` is not finite at a step that float16 skipped because its gradients overflowed.
 
     Units: loss per data dimension; seconds since the run began, pauses excluded.
     """
@@ -55,86 +63,142 @@ def learning_rate(config: TrainingConfig, step: int) -> float:
 
 @final
 class Trainer:
-    """The state of a run between two steps."""
+    """The state of a run between two steps.
+
+    Each of the processes draws the whole batch and computes its ``accumulate`` parts of it, one
+    after the other; their gradients are those of the undivided batch to rounding. Dropout masks
+    follow the number of parts, whoever computes them. Statistics of the batch inside a network,
+    such as BatchNorm's, are those of a part.
+
+    Errors: ValueError where the batch cannot be divided, the objective or the precision does not
+    fit the model, or torchrun's processes have not met.
+    """
 
     def __init__(
-        self, model: ScoreModel, dataset: Dataset, config: TrainingConfig,
-        objective: Objective | None = None,
+        self, model: LearnedScore, dataset: Dataset, config: TrainingConfig,
+        objective: Objective | None = None, processes: Processes | None = None,
     ) -> None:  # fmt: skip
         model.data = dataset.spec if model.data is None else model.data
-        self.model, self.dataset, self.config = model, dataset, config
+        self.model, self.config = model, config
+        self.dataset = dataset if model.classes else replace(dataset, labels=None)
+        self.processes = Processes(".") if processes is None else processes
+        self._check_processes()
         self.objective = objective_of(config) if objective is None else objective
-        self.objective.check(model)
+        self._check_objective()
+        self.objective.to(model.device).spacing.to("cpu")  # where the times are drawn
+        prepare(model, config)
+        own = Losses(model, self.objective, config.precision)
+        # All get the first one's weights here, and its buffers before every part.
+        self._losses = (
+            own if self.processes.world == 1
+            else DistributedDataParallel(own, gradient_as_bucket_view=True)
+        )  # fmt: skip
         self.averages = Averages(model, config)
-        self.optimizer = torch.optim.AdamW(
-            self._trained(), lr=config.learning_rate, weight_decay=config.weight_decay
-        )
+        self._trained = [p for p in self._losses.parameters() if p.requires_grad]
+        self.optimizer = adamw(self._trained, config)
+        self.scaler = scaler_of(config.precision, model.device)
         self.step, self.seconds, self.losses = 0, 0.0, list[float]()
-        self.labelled = bool(classes_of(model))
+        self.notes: dict[str, Any] = {}  # the loop's own, plain values that the state keeps
         # Everything that decides the weights, as JSON reads it back (tuples become lists).
         self.configuration: dict[str, Any] = json.loads(json.dumps(configuration_of(model) | {
             "training": dataclasses.asdict(config), "dataset": _fingerprint(dataset),
         }))  # fmt: skip
 
-    def _trained(self) -> list[nn.Parameter]:
-        return [*self.model.parameters(), *self.objective.parameters()]
+    def _check_objective(self) -> None:
+        if isinstance(self.model, ScoreModel):
+            self.objective.check(self.model)
+        elif isinstance(self.model, DirectScore):
+            self.objective.check_direct(self.model)
+
+    def _check_processes(self) -> None:
+        world, size, device = self.processes.world, self.config.batch_size, self.model.device
+        parts = self.config.accumulate * world
+        if size % parts:
+            rule = f"be a multiple of accumulate × processes = {parts}"
+            raise wrong_value("train", "batch_size", rule, size,
+                              f"pass batch_size={parts * max(1, size // parts)}")  # fmt: skip
+        if world > 1 and not dist.is_initialized():
+            raise wrong_value("train", "processes", "have met, as torchrun has started several",
+                              "none", "pass processes=p within `with Processes(out) as p`")
+        local = os.environ.get("LOCAL_RANK", "0")
+        if world > 1 and device.type == "cuda" and str(device.index) != local:
+            raise wrong_value("train", "model", f"be on cuda:{local}, this process's own GPU",
+                              str(device), "start no more processes than GPUs, and move it to "
+                              "'cuda' within `with Processes(out)`")  # fmt: skip
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the one that writes, evaluates and tells."""
+        return self.processes.leads
+
+    def agree(self, value: float) -> float:
+        """Return the leading process's value, in all of them."""
+        return self.processes.agree(value)
 
     def advance(self) -> Progress:
-        """Take one step.
+        """Take one step; float16 skips it where gradients overflow, until nothing is left to try.
 
         Errors: FloatingPointError for a loss or gradient that is not finite; the weights stay.
         """
         began, step = time.perf_counter(), self.step + 1
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self._loss(step)
+        loss = self._backward(step)
         self._check_finite("loss", loss, step)
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.clip_grad_norm_(self._trained(), self.config.clip)
-        self._check_finite("gradient norm", norm, step)
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self._trained, self.config.clip)
+        if not self.scaler.is_enabled() or self.scaler.get_scale() < 1:
+            self._check_finite("gradient norm", norm, step)
         rate = learning_rate(self.config, step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.averages.update(self.model, step)
         self.step = step
         self.seconds += time.perf_counter() - began
         self.losses.append(loss.item())
         return Progress(step, loss.item(), norm.item(), rate, self.seconds)
 
-    def _loss(self, step: int) -> Tensor:
-        config, device = self.config, self.model.device
-        # Drawn on the CPU, so that every device sees the same batches, times and noise.
-        generator = torch.Generator().manual_seed(mix(config.seed, _DRAWS, step))
+    def _backward(self, step: int) -> Tensor:
+        """Add up the gradients of this process's parts of the batch; return the batch's loss."""
+        config, processes, device = self.config, self.processes, self.model.device
         rows = batch_rows(len(self.dataset), config.batch_size, config.seed, step)
-        x0 = self.dataset.batch(rows, generator).to(dtype=_dtype(self.model))
-        drawn = self.objective.draw(self.model.sde, len(rows), generator)
-        eps = torch.randn(x0.shape, generator=generator, dtype=x0.dtype)
-        eps = self.objective.pair(x0, eps)
-        noise = PerSampleNoise.numbered(mix(config.seed, _LOSS, step), 0, len(rows))
-        batch = Batch(x0.to(device), drawn.t, eps.to(device), noise)
-        model = self.model
-        if self.labelled and self.dataset.labels is not None:
-            kept = torch.rand(len(rows), generator=generator) >= config.label_dropout
-            model = model.given(torch.where(kept, self.dataset.labels[rows].long(), -1))
-        # Dropout draws from the global generators: seeded here, put back afterwards.
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(mix(config.seed, _DROPOUT, step))
-            losses: Tensor = self.objective(model, batch)
-        self.objective.spacing.observe(drawn.u, losses.detach())
+        batch = GlobalBatch.draw(self.objective, self.model, self.dataset, rows, config, step)
+        count = config.accumulate * processes.world
+        weights = batch.drawn.weight.reshape(count, -1)
+        first = processes.rank * config.accumulate
+        parts, found = range(first, first + config.accumulate), list[Tensor]()
+        for part in parts:
+            # Those of several processes are averaged once, after the last part.
+            with self._alone() if part < parts[-1] else nullcontext():
+                losses = batch.losses(self._losses, part, count, device)
+                loss = torch.mean(weights[part].to(losses) * losses) / config.accumulate
+                self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            found.append(losses.detach())
+        losses, drawn = processes.gathered(torch.cat(found)), batch.drawn
+        self.objective.spacing.observe(drawn.u, losses.to(drawn.u.device))
         return torch.mean(drawn.weight.to(losses) * losses)
+
+    def _alone(self) -> AbstractContextManager[None]:
+        """Return a context in which gradients stay in this process."""
+        if isinstance(self._losses, DistributedDataParallel):
+            return self._losses.no_sync()
+        return nullcontext()
 
     def _check_finite(self, name: str, value: Tensor, step: int) -> None:
         if not bool(torch.isfinite(value)):
-            remedy = "lower learning_rate or clip; the last checkpoint is kept"
-            rule = f"be finite at step {step}"
-            raise FloatingPointError(str(wrong_value("train", name, rule, value.item(), remedy)))
+            half = self.config.precision == "float16"
+            remedy = "pass precision='bfloat16'" if half else "lower learning_rate or clip"
+            raise diverged("train", name, f"be finite at step {step}", value.item(),
+                           f"{remedy}; the last checkpoint is kept")  # fmt: skip
 
     def line(self, progress: Progress) -> dict[str, Any]:
         """Return a line of metrics: its loss is the mean since the line before."""
         mean = math.fsum(self.losses) / len(self.losses)
         self.losses.clear()
-        return dataclasses.asdict(progress) | {"loss": mean}
+        norm = progress.grad_norm if math.isfinite(progress.grad_norm) else None  # JSON has no inf
+        return dataclasses.asdict(progress) | {"loss": mean, "grad_norm": norm}
 
     def save(self, folder: RunFolder) -> None:
         """Write a checkpoint of this step."""
@@ -142,13 +206,16 @@ class Trainer:
             "step": self.step,
             "seconds": self.seconds,
             "losses": list(self.losses),
+            "notes": self.notes,
             "configuration": json.dumps(self.configuration),
             "network": self.model.network.state_dict(),
             "averages": self.averages.state_dict(),
             "objective": self.objective.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
         }
         folder.save(state, self.averages.main, self.configuration | {"step": self.step})
+        self.processes.note(self.step)
 
     def restore(self, state: dict[str, Any]) -> None:
         """Become the run that was saved.
@@ -160,16 +227,20 @@ class Trainer:
             self.averages.load_state_dict(state["averages"])
             self.objective.load_state_dict(state["objective"])
             self.optimizer.load_state_dict(state["optimizer"])
+            self.scaler.load_state_dict(state["scaler"])
         except (RuntimeError, ValueError) as error:
             got, remedy = str(error).replace("\n", " "), "start a new run in another folder"
             raise wrong_value("train", "model", "fit the weights of the run that is resumed", got,
                               remedy) from error  # fmt: skip
         self.step, self.seconds, self.losses = state["step"], state["seconds"], state["losses"]
+        self.notes = state["notes"]
+        self.processes.note(self.step)
 
     def finish(self) -> None:
         """Give the averaged weights to the caller's model."""
         self.model.network.load_state_dict(self.averages.main.network.state_dict())
         self.model.eval()
+        release(self.model.network)
 
 
 def batch_rows(rows: int, batch_size: int, seed: int, step: int) -> Tensor:
@@ -188,16 +259,6 @@ def batch_rows(rows: int, batch_size: int, seed: int, step: int) -> Tensor:
 def _order(rows: int, seed: int, epoch: int) -> Tensor:
     generator = torch.Generator().manual_seed(mix(seed, _ORDER, epoch))
     return torch.randperm(rows, generator=generator)
-
-
-def _dtype(model: ScoreModel) -> torch.dtype:
-    return next(model.parameters()).dtype
-
-
-def classes_of(model: ScoreModel) -> object:
-    """Return the number of classes of the model's network, None where it has none."""
-    config = getattr(model.network, "config", None)
-    return config.get("classes") if isinstance(config, dict) else None
 
 
 def _fingerprint(dataset: Dataset) -> dict[str, Any]:

@@ -6,151 +6,189 @@ run that is stopped and resumed takes the same steps as one that is not.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final, final
+from typing import Any, final
 
-from sde_diffusion._check import (
-    one_of,
-    positive_integer,
-    positive_number,
-    wrong_type,
-    wrong_value,
-)
+from sde_diffusion._check import wrong_type, wrong_value
+from sde_diffusion._distributed import Processes
+from sde_diffusion.checkpoint import save_model
 from sde_diffusion.data import Dataset
+from sde_diffusion.manifest import Manifest
+from sde_diffusion.monitors import (
+    BOUND,
+    Monitor,
+    check_monitors,
+    note_best,
+    observe,
+    out_of_patience,
+)
 from sde_diffusion.objectives import Objective
 from sde_diffusion.runs import RunFolder
-from sde_diffusion.score import ScoreModel
-from sde_diffusion.trainer import Progress, Trainer, classes_of
-from sde_diffusion.weighting import WEIGHTINGS
+from sde_diffusion.score import LearnedScore
+from sde_diffusion.trainer import Progress, Trainer
+from sde_diffusion.training_config import TrainingConfig
 
 __all__ = ["Progress", "TrainingConfig", "train"]
 
-_CHOICES: Final = {"schedule": ("constant", "cosine"), "weighting": tuple(WEIGHTINGS)}
-
-
-@final
-@dataclass(frozen=True)
-class TrainingConfig:
-    """The settings of a training run.
-
-    ``warmup`` steps of linear warm-up lead to ``learning_rate``; ``schedule`` keeps it there
-    ("constant") or lets it fall to 0 at the last step ("cosine"). ``clip`` is the largest norm of
-    the gradient. ``weighting`` is "perceptual", "likelihood" (times drawn by importance) or
-    "min-snr". Times lie in [t_min, horizon]. ``label_dropout`` is the share of labels replaced
-    by −1, "no class", in training a network with classes.
-
-    Errors: TypeError or ValueError for a setting out of range, by name.
-
-    >>> TrainingConfig(steps=100).batch_size
-    128
-    >>> TrainingConfig(steps=0)
-    Traceback (most recent call last):
-    ValueError: TrainingConfig: steps must be at least 1, got 0; pass for example steps=20
-    """
-
-    steps: int = 10_000
-    batch_size: int = 128
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.0
-    warmup: int = 100
-    schedule: str = "constant"
-    clip: float = 1.0
-    ema_decay: float = 0.999
-    weighting: str = "perceptual"
-    t_min: float = 1e-5
-    label_dropout: float = 0.1
-    seed: int = 0
-    checkpoint_every: int = 1000
-    log_every: int = 50
-
-    def __post_init__(self) -> None:
-        what = "TrainingConfig"
-        for name in ("steps", "batch_size", "checkpoint_every", "log_every"):
-            positive_integer(what, name, getattr(self, name))
-        for name in ("warmup", "seed"):
-            positive_integer(what, name, getattr(self, name), least=0)
-        for name in ("learning_rate", "clip", "t_min"):
-            positive_number(what, name, getattr(self, name))
-        for name, usual in (("ema_decay", 0.999), ("label_dropout", 0.1)):
-            share = getattr(self, name)
-            if not 0 <= share < 1:
-                raise wrong_value(what, name, "lie in [0, 1)", share, f"pass {name}={usual}")
-        if not 0 <= self.weight_decay < math.inf:
-            raise wrong_value(what, "weight_decay", "be finite and at least 0",
-                              self.weight_decay, "pass weight_decay=0.0")  # fmt: skip
-        for name, choices in _CHOICES.items():
-            one_of(what, name, getattr(self, name), choices)
-
 
 def train(
-    model: ScoreModel,
+    model: LearnedScore,
     dataset: Dataset,
     config: TrainingConfig,
     *,
     out: str | Path | None = None,
     resume: bool = False,
     objective: Objective | None = None,
+    monitors: Sequence[Monitor] = (),
+    processes: Processes | None = None,
 ) -> Iterator[Progress]:
     """Return an iterator that takes one optimizer step for every item asked of it.
 
     After its last step ``model`` holds the averaged weights; a model without ``data`` gets the
     dataset's. With ``out``, checkpoints are written before the first step, every
     ``checkpoint_every`` steps, at the end, and when the iterator is closed between two steps
-    (``break``); `load(out)` returns the averaged model of the latest.
+    (``break``); `load(out)` returns the averaged model of the latest, `load_direct(out)` that of
+    a `DirectScore`, which takes an ``objective`` such as ``Sliced(Paths(…), Stratified(), 0.0)``.
+
+    ``monitors`` see the averaged model every ``evaluate_every`` steps and at the end; their values
+    are lines of metrics.jsonl. ``best.safetensors`` is the model of the best bound among them, and
+    after ``patience`` evaluations without a better one the step just taken was the last.
+
+    Under torchrun all processes call this with their ``processes``; the first one alone evaluates
+    and writes.
 
     Errors: at once TypeError, ValueError and OSError for what cannot be trained or written;
     FloatingPointError, naming the step, for a loss or gradient that is not finite.
     Source: Ho et al. 2020; Song et al. 2021.
 
     >>> import torch
-    >>> from sde_diffusion import MLP, VPSDE, Dataset, DataSpec
+    >>> from sde_diffusion import MLP, VPSDE, Dataset, DataSpec, ScoreModel
     >>> data = Dataset(DataSpec("points", (2,), None), torch.zeros(64, 2), None)
     >>> model = ScoreModel(MLP(2), VPSDE())
     >>> [progress.step for progress in train(model, data, TrainingConfig(steps=3))]
     [1, 2, 3]
     """
     _check(model, dataset, config)
-    run = Trainer(model, dataset, config, objective)
-    folder = None if out is None else RunFolder(out, resume=resume)
-    if folder is not None and resume:
-        run.restore(folder.load(run.configuration, config.steps))
-    elif resume:
+    check_monitors(monitors, model)
+    if monitors and not config.evaluate_every:
+        raise wrong_value("train", "evaluate_every", "be above 0 with monitors", 0,
+                          "pass evaluate_every=1000")  # fmt: skip
+    if config.patience and not monitors:
+        raise wrong_value("train", "monitors", "be given for patience to wait on", "none",
+                          "pass monitors=[HeldOutBound(dataset)]")  # fmt: skip
+    if resume and out is None:
         raise wrong_value("train", "out", "be given to resume", out, "pass out=the run's folder")
-    return _steps(run, folder)
+    run = Trainer(model, dataset, config, objective, processes)
+    folder = RunFolder(out, resume=resume) if out is not None and run.leads else None
+
+    def saved() -> dict[str, Any]:  # the first process reads it for all
+        return {} if folder is None else folder.load(run.configuration, config.steps)
+
+    if resume:
+        run.restore(run.processes.share(saved))
+    return _steps(_Loop(run, folder, monitors))
 
 
-def _steps(run: Trainer, folder: RunFolder | None) -> Iterator[Progress]:
-    config = run.config
-    if folder is not None and run.step == 0:
-        folder.truncate(0)
-        run.save(folder)
-    saved = run.step
-    if run.step >= config.steps:
-        run.finish()
-    while run.step < config.steps:
+def _steps(loop: _Loop) -> Iterator[Progress]:
+    run = loop.run
+    ended = loop.begin()
+    while not ended:
         progress = run.advance()
-        if folder is not None:
-            if run.step % config.log_every == 0 or run.step == config.steps:
-                folder.append(run.line(progress))
-            if run.step % config.checkpoint_every == 0 or run.step == config.steps:
-                run.save(folder)
-                saved = run.step
-        if run.step == config.steps:
-            run.finish()
+        ended = loop.after(progress)
         try:
             yield progress
         except GeneratorExit:
-            if folder is not None and saved < run.step:
-                run.save(folder)
+            loop.save()
             raise
 
 
-def _check(model: ScoreModel, dataset: Dataset, config: TrainingConfig) -> None:
-    for name, value, kind in (("model", model, ScoreModel), ("dataset", dataset, Dataset),
-                              ("config", config, TrainingConfig)):  # fmt: skip
+@final
+class _Loop:
+    """What is done between the steps of a run: evaluations, files, and the decision to end."""
+
+    def __init__(
+        self, run: Trainer, folder: RunFolder | None, monitors: Sequence[Monitor]
+    ) -> None:
+        self.run, self.folder, self.monitors = run, folder, monitors
+        self.saved = run.step
+        if folder is not None:
+            self.manifest = Manifest(folder.manifest, run.configuration, run.model.device,
+                                     run.processes.world)  # fmt: skip
+
+    def begin(self) -> bool:
+        """Return whether the run is complete already."""
+        run = self.run
+        if self.folder is not None:
+            with self.folder.writing():
+                self.manifest.write(run.step)
+            if run.step == 0:
+                self.folder.truncate(0)
+                self.saved = -1
+                self.save()
+        ended = run.step >= run.config.steps or out_of_patience(run.notes, run.config.patience)
+        if ended:
+            run.finish()
+        return ended
+
+    def after(self, progress: Progress) -> bool:
+        """Return whether this step was the last one, after all that is due."""
+        run, config = self.run, self.run.config
+        ended = run.step == config.steps
+        if self.monitors and self._due(config.evaluate_every, last=ended):
+            ended |= bool(run.agree(self._evaluate()))
+        if self.folder is not None:
+            if self._due(config.log_every, last=ended):
+                self.folder.append(run.line(progress))
+            if self._due(config.snapshot_every, last=ended):
+                with self.folder.writing():
+                    run.averages.snapshot(self.folder.path, self._record(), run.step)
+            if self._due(config.checkpoint_every, last=ended):
+                self.save()
+        if ended:
+            run.finish()
+        return ended
+
+    def _due(self, every: int, *, last: bool) -> bool:
+        return last or (every > 0 and self.run.step % every == 0)
+
+    def _record(self) -> dict[str, object]:
+        return self.run.configuration | {"step": self.run.step}
+
+    def _evaluate(self) -> bool:
+        """Return whether the run is to stop; one process evaluates for all."""
+        run, config, folder = self.run, self.run.config, self.folder
+        if not run.leads:
+            return False
+        path = None if folder is None else folder.path
+        found = observe(self.monitors, run.averages.main, run.step, path, config.seed)
+        if config.patience and BOUND not in found:
+            raise wrong_value("train", "monitors", f"give {BOUND} for patience to wait on",
+                              sorted(found), "add a HeldOutBound")  # fmt: skip
+        better = note_best(run.notes, run.step, found)
+        if folder is not None:
+            best = {"best": run.notes["best"]} if "best" in run.notes else {}
+            folder.append({"step": run.step, "evaluation": found} | best)
+            if better:
+                with folder.writing():
+                    save_model(folder.best, run.averages.main, self._record())
+        return out_of_patience(run.notes, config.patience)
+
+    def save(self) -> None:
+        """Write a checkpoint of this step, if there is none yet."""
+        if self.folder is not None and self.saved != self.run.step:
+            with self.folder.writing():
+                self.run.averages.write(self.folder.path, self._record())
+                self.manifest.write(self.run.step)
+            self.run.save(self.folder)
+            self.saved = self.run.step
+
+
+def _check(model: LearnedScore, dataset: Dataset, config: TrainingConfig) -> None:
+    if not isinstance(model, LearnedScore):
+        raise wrong_type("train", "model", "be a ScoreModel or a DirectScore",
+                         type(model).__name__, "pass ScoreModel(network, sde)")  # fmt: skip
+    for name, value, kind in (("dataset", dataset, Dataset), ("config", config, TrainingConfig)):
         if not isinstance(value, kind):
             raise wrong_type("train", name, f"be a {kind.__name__}", type(value).__name__,
                              f"pass {name}={kind.__name__}(...)")  # fmt: skip
@@ -162,6 +200,6 @@ def _check(model: ScoreModel, dataset: Dataset, config: TrainingConfig) -> None:
     if config.t_min >= model.sde.horizon:
         rule = f"be below the SDE's horizon {model.sde.horizon}"
         raise wrong_value("train", "t_min", rule, config.t_min, "pass t_min=1e-5")
-    if classes_of(model) and dataset.labels is None:
+    if model.classes and dataset.labels is None:
         raise wrong_value("train", "dataset", "have labels for a network with classes", "none",
                           "pass labels or a network with classes=None")  # fmt: skip

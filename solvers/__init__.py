@@ -12,6 +12,7 @@ from sde_diffusion.solvers.angular_sde import AngularSDE
 from sde_diffusion.solvers.annealed_langevin import AnnealedLangevin
 from sde_diffusion.solvers.corrector import Corrector
 from sde_diffusion.solvers.ddim import DDIM
+from sde_diffusion.solvers.ddpm import DDPM
 from sde_diffusion.solvers.deis import DEIS
 from sde_diffusion.solvers.deis_published import DEISPublished
 from sde_diffusion.solvers.dormand_prince import DormandPrince
@@ -49,6 +50,7 @@ from sde_diffusion.solvers.unipc_published import UniPCPublished
 
 __all__ = [
     "DDIM",
+    "DDPM",
     "DEIS",
     "ERSDE",
     "IPNDM",

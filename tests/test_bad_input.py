@@ -185,8 +185,10 @@ MISTAKES = [
     Mistake("unknown command", "smaple", ("No such command 'smaple'; did you mean sample?",)),
     Mistake("a command like no other", "draw", ("choose train, sample, likelihood",)),
     Mistake("unknown option", SAMPLE + "--step 3", ("No such option", "--steps")),
-    Mistake("no data of a shipped model", "compare --model mnist --out {there}/out",
-            ("data must be given for a model of 'mnist', got none; pass the path",)),
+    Mistake("points for pictures", "compare --model mnist --data {there}/points.npy "
+            "--out {there}/out", ("data must have the shape (1, 28, 28) of the model's, got",)),
+    Mistake("guidance to nothing", SAMPLE + "--model digits --guidance 2",
+            ("guidance must go with a class to guide to, got 2.0; add for example --class 7",)),
     Mistake("a model named twice", "compare --model ring --model ring --out {there}/out",
             ("--model: name must be given once, got ring, ring",)),
     # --- objects of your own ---

@@ -9,7 +9,9 @@ import sys
 
 import pytest
 
-SCRIPTS = ("grids", "likelihood", "noise", "overhead", "quality", "training")
+SCRIPTS = (
+    "grids", "likelihood", "noise", "objectives", "overhead", "quality", "scaling", "training",
+)  # fmt: skip
 
 
 def test_every_script_is_run_here(root) -> None:

@@ -55,7 +55,7 @@ def network(seed: int = 0) -> MLP:
 
 
 @pytest.mark.parametrize("sde", SDES, ids=repr)
-@pytest.mark.parametrize("prediction", ["eps", "x0", "v", "score", "edm"])
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v", "score", "flow", "edm"])
 def test_a_loaded_model_is_the_saved_one(tmp_path: Path, sde: LinearSDE, prediction: str):
     spec = DataSpec("points", (2,), 17)
     model = ScoreModel(network(), sde, prediction, sigma_data=0.37, data=spec)
@@ -71,6 +71,33 @@ def test_a_loaded_model_is_the_saved_one(tmp_path: Path, sde: LinearSDE, predict
     assert describe(tmp_path / "m.safetensors")["training"] == {"steps": 3}
 
 
+@pytest.mark.parametrize(("variance", "outputs"), [("fixed", 2), ("learned", 4)])
+@pytest.mark.parametrize("coupling", ["independent", "optimal-transport"])
+def test_variance_and_coupling_are_kept(tmp_path, variance, outputs, coupling):
+    mlp = MLP(2, width=8, outputs=outputs)
+    nn.init.normal_(mlp.head.weight, generator=torch.Generator().manual_seed(0))
+    model = ScoreModel(mlp, VPSDE(), variance=variance, coupling=coupling)
+    save_model(tmp_path / "m.safetensors", model)
+    loaded = load(tmp_path / "m.safetensors")
+    assert (loaded.variance, loaded.coupling) == (variance, coupling)
+    x, t = torch.ones(1, 2), torch.tensor(0.5, dtype=torch.float64)
+    assert torch.equal(loaded.eps(x, t), model.eval().eps(x, t))
+    if variance == "learned":
+        assert torch.equal(loaded.fraction(x, t), model.fraction(x, t))
+
+
+def test_a_file_of_format_1_is_that_of_a_fixed_variance(tmp_path: Path):
+    """As written before networks had outputs, and models a variance and a coupling."""
+    path, model = tmp_path / "m.safetensors", ScoreModel(network(), VPSDE()).eval()
+    save_model(path, model)
+    old = describe(path) | {"format": 1}
+    del old["variance"], old["coupling"], old["network"]["config"]["outputs"]
+    save_file(load_file(path), path, metadata={"sde_diffusion": json.dumps(old)})
+    loaded, x, t = load(path), torch.ones(1, 2), torch.tensor(0.5, dtype=torch.float64)
+    assert torch.equal(loaded(x, t), model(x, t))
+    assert (loaded.variance, loaded.coupling) == ("fixed", "independent")
+
+
 def test_describe_names_everything_but_the_weights(tmp_path: Path):
     model = ScoreModel(network(), VPSDE(DiscreteBeta(torch.tensor([0.1, 0.2]).double())), "v")
     save_model(tmp_path / "m.safetensors", model)
@@ -79,7 +106,7 @@ def test_describe_names_everything_but_the_weights(tmp_path: Path):
     assert found["sde"]["class"] == "VPSDE"
     assert found["sde"]["beta"]["class"] == "DiscreteBeta"
     assert found["sde"]["beta"]["betas"] == torch.tensor([0.1, 0.2]).double().tolist()
-    assert (found["format"], found["prediction"], found["data"]) == (1, "v", None)
+    assert (found["format"], found["prediction"], found["data"]) == (2, "v", None)
     assert found["versions"]["torch"] == str(torch.__version__)
 
 
@@ -144,13 +171,14 @@ def rewritten(path: Path, change: dict[str, object] | None) -> Path:
     ("change", "message"),
     [
         (None, "must carry the configuration that save_model writes, got none that can be read"),
-        ({"format": 2}, "must have a format of at most 1, got 2; install a newer sde_diffusion"),
+        ({"format": 3}, "must have a format of at most 2, got 3; install a newer sde_diffusion"),
         ({"format": "x"}, "must carry the configuration"),
         ({"network": {"class": "os.system", "config": {"command": "true"}}},
          "network must be passed for a class of your own, got os.system"),
         ({"sde": {"class": "Tensor"}}, "sde must be passed for a class of your own, got Tensor"),
         ({"sde": {"class": "VPSDE", "gamma": 1}}, "hold a configuration that builds a model"),
         ({"sde": {"class": "VESDE", "sigma_min": -1}}, "hold a configuration that builds a model"),
+        ({"variance": "large"}, "hold a configuration that builds a model, got ValueError"),
         ({"prediction": "noise"}, "hold a configuration that builds a model, got ValueError"),
         ({"network": 7}, "hold a configuration that builds a model, got TypeError"),
         ({"network": {"class": "MLP", "config": {"dimension": 3, "width": 16}}},

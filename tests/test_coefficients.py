@@ -54,6 +54,9 @@ class Told(nn.Module):
         score = self.model(x, c.double()[0])
         if self.prediction == "score":
             return score
+        if self.prediction == "flow":
+            eps, x0 = (converted(form, "score", score, x, at) for form in ("eps", "x0"))
+            return eps - x0
         return converted(self.prediction, "score", score, x, at)
 
 

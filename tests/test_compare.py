@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -19,6 +20,7 @@ from sde_diffusion import (
     LinearSDE,
     Noise,
     ReverseSDE,
+    load_data,
     quadratic,
     sample,
     uniform,
@@ -26,7 +28,7 @@ from sde_diffusion import (
 from sde_diffusion.budgets import adapts, cost, plan, steps_within
 from sde_diffusion.cli.compare import command
 from sde_diffusion.cli.report import comparison_text, table
-from sde_diffusion.compare import Comparison, Problem, compare
+from sde_diffusion.compare import THE_FLOW, Comparison, Problem, compare, flow_samples
 from sde_diffusion.metrics import rms_distance
 from sde_diffusion.solvers import (
     AdamsBashforth,
@@ -200,6 +202,39 @@ def test_the_exact_sampler_reaches_the_noise_floor_and_a_wrong_one_does_not() ->
     assert abs(exact.mmd.mean) < 0.2 * spread.mmd.mean
 
 
+def test_without_data_the_flow_itself_is_the_reference_from_noise_of_its_own() -> None:
+    model, grid = RING.diffused(VPSDE()), quadratic(60)
+    flow = flow_samples(model, RungeKutta4(), grid, (400, 2), seed=3)
+    same = sample(model, RungeKutta4(), (400, 2), grid=grid, seed=3).x
+    assert not torch.isclose(flow, same).any()
+    other = flow_samples(model, RungeKutta4(), grid, (400, 2), seed=4)
+    assert not torch.isclose(flow, other).any()
+    problem = Problem("ring", model, flow.double(), quadratic, torch.float64, against=THE_FLOW)
+    found = compare(problem, {"exact": Sampler(1.0), "spread": Sampler(1.3)}, [1], **LOOSE,
+                    samples=100, replicates=4)  # fmt: skip
+    exact, spread = found.rows
+    assert exact.excess is not None
+    assert spread.excess is not None
+    assert 0.0 in exact.excess
+    assert spread.excess.mean > spread.excess.half_width
+    assert exact.frechet is not None
+    assert spread.frechet is not None
+    assert spread.frechet.mean > 2 * found.floor_frechet.mean > 0
+    assert found.to_json()["against"] == "the flow from other noise"
+    assert "are distances to the flow from other noise" in comparison_text(found)
+
+
+def test_many_samples_are_computed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def once() -> Any:
+        found = compare(ring_problem(), {"em": EulerMaruyama(), "heun": Heun()}, [6], **LOOSE,
+                        samples=20, replicates=2)  # fmt: skip
+        return [(row.nfe, row.error, row.sliced_wasserstein) for row in found.rows]
+
+    whole = once()
+    monkeypatch.setattr("sde_diffusion.compare._AT_ONCE", 14)  # seven points
+    assert once() == whole
+
+
 def test_a_comparison_can_be_repeated() -> None:
     def once() -> Comparison:
         return compare(ring_problem(), {"em": EulerMaruyama()}, [5], **LOOSE,
@@ -327,3 +362,37 @@ def test_the_command_refuses_one_data_set_for_two_models(tmp_path: Path) -> None
     arguments = ["--data", "digits", "--out", str(tmp_path)]
     with pytest.raises(ValueError, match="--data: data must belong to one model"):
         CliRunner().invoke(command, arguments, catch_exceptions=False)
+
+
+def test_a_shipped_model_is_compared_by_name_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a folder without its data: distances are to its flow, and errors fall as they should."""
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--model", "mnist", "--solver", "ddim", "--nfe", "2", "--nfe", "8", "--samples",
+                 "2", "--replicates", "2", "--reference-steps", "8", "--device", "cpu",
+                 "--out", "out", "--json"]  # fmt: skip
+    result = CliRunner().invoke(command, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    [found] = json.loads(result.stdout)["comparisons"]
+    assert found["against"] == THE_FLOW
+    few, many = (row["error"]["mean"] for row in found["rows"])
+    assert many < 0.7 * few
+    assert found["reference_nfe"] == 8 + 9  # three steps of order 4 take Runge and Kutta's four
+
+
+def test_a_shipped_model_is_compared_with_data_that_are_named(
+    tmp_path: Path, mnist: Path
+) -> None:
+    images = load_data(mnist, "test", limit=40).values[:, 0].numpy()
+    np.save(tmp_path / "images.npy", images)
+    arguments = ["--model", "mnist", "--data", str(tmp_path / "images.npy"), "--solver", "ddim",
+                 "--nfe", "9", "--samples", "5", "--replicates", "2", "--reference-steps", "2",
+                 "--device", "cpu", "--out", str(tmp_path), "--json"]  # fmt: skip
+    result = CliRunner().invoke(command, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    [found] = json.loads(result.stdout)["comparisons"]
+    assert found["against"] == "held-out data"
+    # Samples of the model are about as far from images as other images are.
+    assert found["rows"][0]["sliced_wasserstein"]["mean"] < \
+        1.5 * found["floor_sliced_wasserstein"]["mean"]  # fmt: skip

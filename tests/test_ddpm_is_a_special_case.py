@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from scipy.integrate import solve_ivp
 
 from sde_diffusion import (
+    VESDE,
     VPSDE,
     DiscreteBeta,
     GaussianMixture,
     LinearBeta,
     ReverseSDE,
+    SubVPSDE,
     cosine_betas,
     integrate,
     lattice,
@@ -130,6 +133,23 @@ def test_ddim_noise_at_eta_1_is_the_ancestral_one_between_any_lattice_times() ->
     a_t, a_s = alpha_bar[799], alpha_bar[299]
     expected = 0.7 * ((1 - a_s) / (1 - a_t) * (1 - a_t / a_s)).sqrt()
     assert torch.allclose(loud - still, expected.expand_as(x), rtol=1e-10)
+
+
+@pytest.mark.parametrize("sde", [VPSDE(), SubVPSDE(), VESDE(0.01, 5.0)], ids=repr)
+def test_ddim_at_eta_0_is_the_exponential_euler_step_of_the_flow(sde) -> None:
+    """It solves dx/dt = rate x + ½ (g²/sigma) eps, eps held where it was, exactly."""
+    data = GaussianMixture(torch.ones(2), torch.tensor([[-1.0], [0.7]]), stds=[0.3, 0.5])
+    model, x = data.diffused(sde), torch.tensor([[0.4]], dtype=torch.float64)
+    t, s = torch.tensor([0.8, 0.3], dtype=torch.float64)
+    eps = float(model.eps(x, t))
+
+    def velocity(time: float, y):
+        at = torch.tensor(time, dtype=torch.float64)
+        return float(sde.rate(at)) * y + 0.5 * float(sde.g(at) ** 2 / sde.sigma(at)) * eps
+
+    exact = solve_ivp(velocity, (float(t), float(s)), [float(x)], rtol=1e-11, atol=1e-12).y[0, -1]
+    step = Ancestral(eta=0.0).step(ReverseSDE(sde, model), x, t, s, Tape(torch.zeros(0)))
+    assert float(step) == pytest.approx(exact, rel=1e-8)
 
 
 def test_reverse_diffusion_on_the_lattice_is_songs() -> None:

@@ -18,11 +18,31 @@ from sde_diffusion import (
     GaussianMixture,
     LinearSDE,
     RectifiedFlow,
+    ScoreModel,
     SubVPSDE,
     denoising_loss,
+    lattice,
+    linear_betas,
 )
-from sde_diffusion.times import LikelihoodTimes, Stratified, UniformTimes, log_snr_range
+from sde_diffusion.bounds import GaussianDecoder
+from sde_diffusion.chain import Chain, ForwardVariance
+from sde_diffusion.ddpm import step_bound
+from sde_diffusion.losses import explicit_loss
+from sde_diffusion.score import PREDICTIONS
+from sde_diffusion.sde import derivative
+from sde_diffusion.times import (
+    LatticeTimes,
+    LikelihoodTimes,
+    Stratified,
+    UniformTimes,
+    log_snr_range,
+)
 from sde_diffusion.weighting import (
+    EDM,
+    P2,
+    VDM,
+    Exact,
+    flow_matching,
     likelihood,
     min_snr,
     perceptual,
@@ -129,6 +149,20 @@ def test_explicit_and_denoising_score_matching_differ_by_a_constant(sde: LinearS
 
 
 @pytest.mark.parametrize("sde", SDES, ids=names)
+def test_explicit_loss_is_the_squared_distance_of_the_scores(sde: LinearSDE):
+    exact = GaussianMixture.ring(3, std=0.4).diffused(sde)
+    generator = torch.Generator().manual_seed(0)
+    x0, eps = torch.randn(2, 50, 2, generator=generator, dtype=torch.float64)
+    t = UniformTimes().time(sde, Stratified().draw(50, generator).u, 1e-2)
+    model = Affine(sde, torch.tensor([0.4, -0.1], dtype=torch.float64))
+    x_t, sigma = sde.perturb(x0, t, eps), sde.sigma(t)[:, None]
+    distance = (-model.eps(x_t, t) / sigma - exact.score(x_t, t)).square().sum(1)
+    expected = sde.g(t) ** 2 * distance / 2
+    found = explicit_loss(model, exact, x0, t, eps, likelihood)
+    assert torch.allclose(found, expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("sde", SDES, ids=names)
 def test_likelihood_weight_is_the_speed_of_the_log_snr(sde: LinearSDE):
     t = torch.linspace(0.01, 0.95, 50, dtype=torch.float64, requires_grad=True)
     speed = torch.autograd.grad(sde.lambda_(t).sum(), t)[0]
@@ -204,3 +238,163 @@ def test_loss_refuses_noise_of_another_shape():
     exact = Gaussian(torch.zeros(2), torch.eye(2)).diffused(VPSDE())
     with pytest.raises(ValueError, match="eps must have the shape"):
         denoising_loss(exact, torch.zeros(3, 2), torch.tensor(0.5).double(), torch.zeros(3, 1))
+
+
+def test_p2_weight_is_the_power_of_the_snr_and_without_it_the_simple_objective():
+    sde, t = VPSDE(), torch.tensor([1e-3, 0.1, 0.9], dtype=torch.float64)
+    snr = sde.alpha(t) ** 2 / sde.sigma(t) ** 2
+    for gamma, k in ((0.5, 1.0), (1.0, 2.0)):
+        assert torch.allclose(P2(gamma, k)(sde, t), 1 / (k + snr) ** gamma, rtol=1e-12)
+    assert torch.equal(P2(0.0)(sde, t), perceptual(sde, t))
+    with pytest.raises(ValueError, match="gamma must be finite and at least 0, got -1"):
+        P2(-1.0)
+
+
+@pytest.mark.parametrize("sde", SDES, ids=names)
+def test_edm_weight_is_the_published_one_on_the_denoised_data(sde: LinearSDE):
+    d, generator = 0.7, torch.Generator().manual_seed(0)
+    x0, eps, made = torch.randn(3, 40, 2, generator=generator, dtype=torch.float64)
+    t = UniformTimes().time(sde, Stratified().draw(40, generator).u, 1e-3)
+    s = sde.sigma(t) / sde.alpha(t)
+
+    class Network(torch.nn.Module):
+        def forward(self, x: Tensor, c: Tensor) -> Tensor:  # noqa: ARG002
+            return made
+
+    model = ScoreModel(Network(), sde, "edm", sigma_data=d)
+    found = denoising_loss(model, x0, t, eps, EDM(d))
+    x_t = sde.perturb(x0, t, eps)
+    error = (x0 - model.denoise(x_t, t)).square().mean(1)
+    assert torch.allclose(found, (s**2 + d**2) / (s * d) ** 2 * error, rtol=1e-6)
+    # It is the error of the inner network, whose target is (x0 − c_skip y)/c_out.
+    s, total = s[:, None], (s**2 + d**2)[:, None]
+    y = x0 + s * eps
+    target = (x0 - d**2 / total * y) / (s * d / total.sqrt())
+    assert torch.allclose(found, (target - made).square().mean(1), rtol=1e-6)
+
+
+@pytest.mark.parametrize("sde", SDES, ids=names)
+def test_the_best_inner_network_of_edm_is_zero_on_a_gaussian_of_its_width(sde: LinearSDE):
+    d = 0.7
+
+    class Network(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.out = torch.nn.Parameter(torch.zeros(2, dtype=torch.float64))
+
+        def forward(self, x: Tensor, c: Tensor) -> Tensor:  # noqa: ARG002
+            return self.out[0] + self.out[1] * x
+
+    model = ScoreModel(Network(), sde, "edm", sigma_data=d)
+    z, p = hermite(20)
+    x0, eps, p = quadrature(d * z, p, 20)
+    for t in torch.tensor([0.02, 0.4, 0.9], dtype=torch.float64):
+        loss = p @ denoising_loss(model, x0, t, eps, EDM(d))
+        (slope,) = torch.autograd.grad(loss, model.network.out)
+        assert slope.abs().max() < 1e-9
+        assert torch.isclose(loss, torch.ones_like(loss), rtol=1e-9)  # at every level
+
+
+def test_vdm_loss_is_an_integral_over_the_snr_whatever_the_schedule():
+    # −½ ∫ SNR' mmse dt of N(0, v): mmse = v/(1 + v SNR), so ½ ln(1 + v SNR) between the ends.
+    v, first, last = 0.3, 3.5, -4.0
+    nodes, weights = np.polynomial.legendre.leggauss(400)
+
+    class Warped(LinearSDE):
+        """VP at an uneven speed."""
+
+        def alpha(self, t: Tensor) -> Tensor:
+            return VPSDE().alpha(0.1 * t + 0.9 * t**3)
+
+        def sigma(self, t: Tensor) -> Tensor:
+            return VPSDE().sigma(0.1 * t + 0.9 * t**3)
+
+    class Cut(LinearSDE):
+        """One that ends where its λ is ``last``."""
+
+        def __init__(self, sde: LinearSDE) -> None:
+            self.inner, self.horizon = sde, float(sde.time(torch.tensor(last).double()))
+
+        def alpha(self, t: Tensor) -> Tensor:
+            return self.inner.alpha(t)
+
+        def sigma(self, t: Tensor) -> Tensor:
+            return self.inner.sigma(t)
+
+    expected = 0.5 * (math.log1p(v * math.exp(2 * first)) - math.log1p(v * math.exp(2 * last)))
+    for inner in (*SDES, Warped()):
+        sde = Cut(inner)
+        t_min = float(inner.time(torch.tensor(first).double()))
+        u = torch.from_numpy((nodes + 1) / 2)
+        law = LikelihoodTimes()
+        t = law.time(sde, u, t_min)
+        snr = torch.exp(2 * inner.lambda_(t))
+        mmse = v * snr / (1 + v * snr)  # of eps
+        found = torch.from_numpy(weights / 2) @ (VDM(t_min)(sde, t) * mmse)
+        assert abs(found - expected) < 1e-8
+        # The same by −½ SNR' on ‖x0 − x̂0‖², over t itself.
+        t = t_min * (sde.horizon / t_min) ** u
+        pace = t * math.log(sde.horizon / t_min)
+        slope = derivative(lambda t: torch.exp(2 * inner.lambda_(t)), t)  # noqa: B023
+        x0_mmse = v / (1 + v * torch.exp(2 * inner.lambda_(t)))
+        published = torch.from_numpy(weights / 2) @ (-0.5 * slope * x0_mmse * pace)
+        assert abs(found - published) < 1e-8
+        weight = VDM(t_min)(sde, t) * law.density(sde, t, t_min)
+        assert torch.allclose(weight, 0.5 * likelihood(sde, t), rtol=1e-6)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_flow_matching_is_the_squared_distance_of_velocities(prediction: str):
+    sde, generator = RectifiedFlow(), torch.Generator().manual_seed(0)
+    x0, eps, made = torch.randn(3, 40, 2, generator=generator, dtype=torch.float64)
+
+    class Network(torch.nn.Module):
+        def forward(self, x: Tensor, c: Tensor) -> Tensor:
+            return made * (1 + c[:, None]) - x
+
+    model = ScoreModel(Network(), sde, prediction)
+    t = UniformTimes().time(sde, Stratified().draw(40, generator).u, 1e-3)
+    u_theta = model.velocity(sde.perturb(x0, t, eps), t)
+    expected = (eps - x0 - u_theta).square().mean(1)
+    found = denoising_loss(model, x0, t, eps, flow_matching)
+    assert torch.allclose(found, expected, rtol=1e-9)
+    assert torch.allclose(flow_matching(sde, t), 1 / sde.alpha(t) ** 2, rtol=1e-12)
+
+
+@pytest.mark.parametrize("sde", SDES, ids=names)
+def test_flow_matching_holds_for_every_interpolant(sde: LinearSDE):
+    generator = torch.Generator().manual_seed(0)
+    x0, eps = torch.randn(2, 40, 1, generator=generator, dtype=torch.float64)
+    exact = Gaussian(torch.tensor([0.3]), torch.tensor([[0.5]])).diffused(sde)
+    t = UniformTimes().time(sde, Stratified().draw(40, generator).u, 1e-2)
+    u = derivative(sde.alpha, t)[:, None] * x0 + derivative(sde.sigma, t)[:, None] * eps
+    error = (u - exact.velocity(sde.perturb(x0, t, eps), t)).square()[:, 0]
+    found = denoising_loss(exact, x0, t, eps, flow_matching)
+    assert torch.allclose(found, error, rtol=1e-6)
+
+
+def test_exact_weights_are_those_of_ho_et_al():
+    betas = linear_betas(1000)
+    chain, u = Chain.ddpm(betas), (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
+    t = LatticeTimes(1000).time(chain.sde, u, 0.0)
+    bars = torch.cumprod(1 - betas, 0)
+    expected = betas**2 / (2 * betas * (1 - betas) * (1 - bars))
+    assert torch.allclose(Exact(1000)(chain.sde, t), expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize("sde", [s for s in SDES if s.horizon == 1.0], ids=names)
+def test_exact_weights_are_those_of_the_chains_bound(sde: LinearSDE):
+    n, generator = 40, torch.Generator().manual_seed(0)
+    chain, k = Chain(sde, lattice(n)), torch.arange(1, n + 1)
+    x0, eps, wrong = torch.randn(3, n, 2, generator=generator, dtype=torch.float64)
+    x = chain.perturb(x0, k, eps)
+    x0_hat = (x - chain.sigma[k][:, None] * wrong) / chain.alpha[k][:, None]
+
+    def bound(x0_hat: Tensor) -> Tensor:
+        return step_bound(x0, x0_hat, x, chain, k, ForwardVariance(), GaussianDecoder())
+
+    # Less what is left where x̂0 = x0.
+    found = Exact(n)(sde, chain.times[k]) * (eps - wrong).square().sum(1)
+    assert torch.allclose(found, bound(x0_hat) - bound(x0), rtol=1e-9)
+    at = chain.data_weights.square() / (2 * chain.betas) * (chain.sigma / chain.alpha)[1:] ** 2
+    assert torch.allclose(Exact(n)(sde, chain.times[1:]), at, rtol=1e-12)

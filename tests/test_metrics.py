@@ -12,7 +12,9 @@ from torch import Tensor
 
 from sde_diffusion.metrics import (
     Interval,
+    Reference,
     directions,
+    frechet_distance,
     median_distance,
     mmd,
     paired_interval,
@@ -140,9 +142,61 @@ def test_mmd_sums_blocks_of_rows_like_one_matrix() -> None:
     assert mmd(x, y, 1.0) == pytest.approx(float(expected), abs=1e-10)
 
 
+def test_mmd_of_data_far_from_the_origin_loses_nothing() -> None:
+    x, y = normal(60, 3, seed=0), normal(50, 3, seed=1)
+    assert mmd(x + 1000, y + 1000, 0.7) == pytest.approx(mmd(x, y, 0.7), abs=1e-9)
+
+
+def exactly(n: int, mean: Tensor, covariance: Tensor, seed: int) -> Tensor:
+    """A sample whose own mean and covariance are these."""
+    z = normal(n, len(mean), seed=seed)
+    z = z - z.mean(0)
+    white = torch.linalg.solve_triangular(
+        torch.linalg.cholesky(z.T @ z / (n - 1)), z.T, upper=False
+    )
+    return (torch.linalg.cholesky(covariance) @ white).T + mean
+
+
+def test_the_frechet_distance_is_that_of_the_two_gaussians() -> None:
+    from scipy.linalg import sqrtm
+
+    d = 4
+    halves = [normal(d, d, seed=k) for k in (0, 1)]
+    c, e = (a @ a.T + 0.1 * torch.eye(d) for a in halves)
+    m = normal(d, seed=2)
+    root = torch.from_numpy(sqrtm((c @ e).numpy()).real)
+    expected = math.sqrt(float(m.square().sum() + (c + e - 2 * root).trace()))
+    x, y = exactly(50, m, c, 3), exactly(70, torch.zeros(d).double(), e, 4)
+    assert frechet_distance(x, y) == pytest.approx(expected, rel=1e-9)
+    assert frechet_distance(x.reshape(50, 2, 2), y.reshape(70, 2, 2)) == \
+        pytest.approx(expected, rel=1e-9)  # fmt: skip
+    assert frechet_distance(y, y) < 1e-6
+
+
+def test_the_frechet_distance_looks_where_the_reference_varies_most() -> None:
+    variances = torch.tensor([9.0, 0.01, 4.0], dtype=torch.float64)
+    x = exactly(40, torch.tensor([3.0, 50.0, 4.0]).double(), variances.diag(), 0)
+    y = exactly(60, torch.zeros(3).double(), variances.diag(), 1)
+    assert frechet_distance(x, y, components=2) == pytest.approx(5.0, rel=1e-9)
+    assert frechet_distance(x, y, components=1) == pytest.approx(3.0, rel=1e-9)
+    assert frechet_distance(x, y) > 50
+
+
+def test_a_reference_measures_like_the_functions() -> None:
+    x, y = normal(30, 2, 3, seed=0), 1.3 * normal(1500, 2, 3, seed=1)
+    found = Reference(y, projections=16, seed=5)
+    assert found.sliced_wasserstein(x) == pytest.approx(sliced_wasserstein(x, y, 16, 5), rel=1e-12)
+    assert found.mmd(x) == pytest.approx(mmd(x, y), rel=1e-9)
+    assert found.frechet(x) == pytest.approx(frechet_distance(x, y), rel=1e-9)
+    assert found.bandwidth == median_distance(y)
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [
+        (lambda: frechet_distance(torch.zeros(1, 2), torch.eye(2)), "x must hold at least 2"),
+        (lambda: frechet_distance(torch.eye(2), torch.eye(2), 0), "components must be at least 1"),
+        (lambda: Reference(torch.eye(2)).mmd(torch.zeros(3, 3)), "Reference: x, y must be"),
         (lambda: mmd(torch.zeros(1, 2), torch.zeros(2, 2)), "x must hold at least 2 samples"),
         (lambda: mmd(torch.zeros(2, 2), torch.zeros(2, 2)), "y must hold different rows"),
         (lambda: mmd(torch.zeros(2, 2), torch.eye(2), -1.0), "bandwidth must be finite and above"),

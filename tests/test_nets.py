@@ -13,13 +13,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sde_diffusion.nets import MLP, UNet
+from sde_diffusion.nets._norm import normalised
 from sde_diffusion.nets.blocks import Attention, ResidualBlock
 from sde_diffusion.nets.embedding import GaussianFourier, Sinusoidal
+from sde_diffusion.nets.resampling import convolved_double, doubled, halved
 from sde_diffusion.nets.unet import digits_config, mnist_config
 
 SMALL: dict[str, Any] = {
     "channels": 1, "width": 8, "multipliers": (1, 2), "blocks": 1, "attention": (0, 1), "heads": 2,
 }  # fmt: skip
+OPTIONS = {"resampling": "fir", "progressive": "residual", "rescaling": "none"}
+
+# PyTorch compiles its own rules for forward mode with this when they are first needed.
+forward_mode = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -81,11 +87,97 @@ def test_casting_a_network_to_bfloat16_leaves_the_phases_alone():
         assert torch.equal(net.bfloat16().condition.waves(c), before)
 
 
+# Norms and resampling -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rows", [(), (3,)], ids=["shared", "per sample"])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_group_norm_is_that_of_pytorch_and_so_are_its_derivatives(
+    rows: tuple[int, ...], layout: torch.memory_format
+):
+    x = (2 + normal(3, 6, 4, 5, dtype=torch.float64)).to(memory_format=layout)
+    weight, bias = (normal(*rows, 6, seed=seed, dtype=torch.float64) for seed in (1, 2))
+    leaves = [part.requires_grad_() for part in (x, weight, bias)]
+    got = normalised(x, 2, weight, bias)
+    slope, start = (part[..., None, None].expand_as(x) for part in (weight, bias))
+    expected = F.group_norm(x.contiguous(), 2) * slope + start
+    assert torch.allclose(got, expected, rtol=0, atol=1e-12)
+    z = torch.cos(3 * got.detach())
+    for a, b in zip(*(torch.autograd.grad(v, leaves, z) for v in (got, expected)), strict=True):
+        assert torch.allclose(a, b, rtol=0, atol=1e-12)
+
+
+@forward_mode
+@pytest.mark.parametrize("rows", [(), (2,)], ids=["shared", "per sample"])
+def test_group_norm_differentiates_every_way(rows: tuple[int, ...]):
+    leaves = [
+        normal(*shape, seed=seed, dtype=torch.float64).requires_grad_()
+        for seed, shape in enumerate([(2, 4, 2, 3), (*rows, 4), (*rows, 4)])
+    ]
+
+    def norm(*given: Tensor) -> Tensor:
+        return normalised(given[0], 2, *given[1:])
+
+    batched = {"check_batched_grad": True}
+    assert torch.autograd.gradcheck(norm, leaves, check_forward_ad=True, **batched)
+    assert torch.autograd.gradgradcheck(norm, leaves, check_fwd_over_rev=True, **batched)
+
+
+def test_a_large_batch_is_normalised_like_a_small_one():
+    x, weight, bias = normal(12, 4, 200, 200), normal(12, 4, seed=1), normal(12, 4, seed=2)
+    many = normalised(x, 2, weight, bias)
+    one = [normalised(x[i : i + 1], 2, weight[i : i + 1], bias[i : i + 1]) for i in range(12)]
+    assert torch.allclose(many, torch.cat(one), rtol=0, atol=1e-5)
+
+
+def taps(x: Tensor, size: int, axis: int) -> Tensor:
+    """Σ_j k_j x_{2i−1+j} with k = (1, 3, 3, 1)/8 and the nearest pixel beyond the edges."""
+    at = 2 * torch.arange(size)[:, None] - 1 + torch.arange(4)
+    weights = torch.tensor([1, 3, 3, 1], dtype=x.dtype) / 8
+    found = x.movedim(axis, -1)[..., at.clamp(0, x.shape[axis] - 1)] @ weights
+    return found.movedim(-1, axis)
+
+
+def inserted(x: Tensor, axis: int) -> Tensor:
+    """Zeros after every pixel, then the filter 2 (1, 3, 3, 1)/8, over an image that goes on."""
+    longer = x.movedim(axis, -1)
+    longer = torch.cat([longer[..., :1], longer, longer[..., -1:]], -1)
+    spread = torch.stack([longer, torch.zeros_like(longer)], -1).flatten(-2)
+    weights = torch.tensor([1, 3, 3, 1], dtype=x.dtype) / 4
+    found = spread.unfold(-1, 4, 1) @ weights
+    return found[..., : 2 * x.shape[axis]].movedim(-1, axis)
+
+
+@pytest.mark.parametrize("size", [(8, 6), (7, 5), (1, 4), (2, 1)], ids=str)
+def test_binomial_resampling_is_its_definition(size: tuple[int, int]):
+    x = normal(2, 3, *size, dtype=torch.float64)
+    half = [-(-n // 2) for n in size]
+    expected = taps(taps(x, half[0], 2), half[1], 3)
+    assert torch.allclose(halved(x), expected, rtol=0, atol=1e-14)
+    assert torch.allclose(doubled(x), inserted(inserted(x, 2), 3), rtol=0, atol=1e-14)
+    constant = torch.full((1, 2, *size), 0.7, dtype=torch.float64)
+    assert torch.allclose(halved(constant), constant[:, :, : half[0], : half[1]], rtol=1e-15)
+    assert float((doubled(constant) - 0.7).abs().max()) < 1e-15
+
+
+def test_binomial_doubling_is_the_transpose_of_halving_inside():
+    x, y = (normal(1, 1, n, n, seed=n, dtype=torch.float64) for n in (12, 6))
+    x[..., [0, 1, -2, -1], :] = x[..., [0, 1, -2, -1]] = 0
+    assert float(4 * (halved(x) * y).sum()) == pytest.approx(float((x * doubled(y)).sum()))
+
+
+@pytest.mark.parametrize("size", [(4, 3), (1, 2)], ids=str)
+def test_a_convolution_of_a_doubled_image_takes_the_image_itself(size: tuple[int, int]):
+    x, weight = normal(2, 3, *size, dtype=torch.float64), normal(5, 3, 3, 3, dtype=torch.float64)
+    expected = F.conv2d(F.interpolate(x, scale_factor=2), weight, padding=1)
+    assert torch.allclose(convolved_double(x, weight), expected, rtol=0, atol=1e-12)
+
+
 # Blocks -------------------------------------------------------------------------------------
 
 
 def test_residual_block_is_its_formula():
-    block = shaken(ResidualBlock(8, 12, 5, 0.0, generator())).double()
+    block = shaken(ResidualBlock(8, 12, 5, 0.0, 0.5, generator())).double()
     x, e = normal(2, 8, 4, 3, dtype=torch.float64), normal(2, 5, dtype=torch.float64)
 
     def normed(h: Tensor, groups: int) -> Tensor:
@@ -101,12 +193,29 @@ def test_residual_block_is_its_formula():
     h = normed(block.first(h * h.sigmoid()), 3)
     m = e @ block.modulation.weight.T + block.modulation.bias
     h = affine(h, 1 + m[:, :12], m[:, 12:])
-    expected = (block.skip(x) + block.second(h * h.sigmoid())) / math.sqrt(2)
+    expected = (block.skip(x) + block.second(h * h.sigmoid())) / 2
     assert torch.allclose(block(x, e), expected, rtol=0, atol=1e-12)
 
 
+# 4 groups of 6 channels from 24: whole ones for 12 and 12, but not for 8 and 16.
+@pytest.mark.parametrize("channels", [(12, 12), (8, 16)], ids=str)
+@pytest.mark.parametrize("size", [(2, 3), (4, 6)], ids=str)
+def test_images_side_by_side_are_one_image(channels: tuple[int, int], size: tuple[int, int]):
+    block = shaken(ResidualBlock(24, 8, 5, 0.0, 0.7, generator())).double().requires_grad_()
+    block.first_norm.num_groups = 4
+    x, beside = normal(2, channels[0], *size), normal(2, channels[1], 4, 6, seed=1)
+    e = normal(2, 5, seed=2, dtype=torch.float64)
+    leaves = [part.double().requires_grad_() for part in (x, beside)]
+    whole = torch.cat([F.interpolate(leaves[0], size=(4, 6)), leaves[1]], dim=1)
+    expected, got = block(whole, e), block(leaves[0], e, leaves[1])
+    assert torch.allclose(got, expected, rtol=0, atol=1e-12)
+    z, leaves = torch.cos(3 * got.detach()), [*leaves, *block.parameters()]
+    for a, b in zip(*(torch.autograd.grad(v, leaves, z) for v in (got, expected)), strict=True):
+        assert torch.allclose(a, b, rtol=0, atol=1e-11)
+
+
 def test_attention_is_its_formula_and_does_not_see_the_order_of_pixels():
-    layer = shaken(Attention(8, 2, generator())).double()
+    layer = shaken(Attention(8, 2, 0.5, generator())).double()
     x = normal(2, 8, 3, 5, dtype=torch.float64)
     q, k, v = layer.qkv(layer.norm(x).flatten(2).transpose(1, 2)).split(8, dim=2)
     heads = []
@@ -116,7 +225,7 @@ def test_attention_is_its_formula_and_does_not_see_the_order_of_pixels():
         heads.append(torch.einsum("bij,bjc->bic", weights, v[..., one]))
     added = layer.out(torch.cat(heads, 2)).transpose(1, 2).reshape(x.shape)
     got = layer(x)
-    assert torch.allclose(got, (x + added) / math.sqrt(2), rtol=0, atol=1e-12)
+    assert torch.allclose(got, (x + added) / 2, rtol=0, atol=1e-12)
     order = torch.randperm(15, generator=generator())
     moved = layer(x.flatten(2)[..., order].reshape(x.shape))
     assert torch.allclose(moved.flatten(2), got.flatten(2)[..., order], rtol=0, atol=1e-12)
@@ -125,9 +234,10 @@ def test_attention_is_its_formula_and_does_not_see_the_order_of_pixels():
 def test_blocks_only_rescale_at_first():
     x, e = normal(2, 8, 3, 5), normal(2, 4)
     for block in (
-        lambda h: ResidualBlock(8, 8, 4, 0.0, generator())(h, e), Attention(8, 2, generator()),
-    ):  # fmt: skip
-        assert torch.allclose(block(x), x / math.sqrt(2), rtol=1e-6, atol=0)
+        lambda h: ResidualBlock(8, 8, 4, 0.0, 0.7, generator())(h, e),
+        Attention(8, 2, 0.7, generator()),
+    ):
+        assert torch.allclose(block(x), 0.7 * x, rtol=1e-6, atol=0)
 
 
 # The whole ----------------------------------------------------------------------------------
@@ -135,6 +245,7 @@ def test_blocks_only_rescale_at_first():
 NETS: dict[str, Callable[..., Any]] = {
     "unet": lambda **kw: UNet(**SMALL | kw),
     "unet-colour": lambda **kw: UNet(**SMALL | {"channels": 3, "embedding": "fourier"} | kw),
+    "unet-options": lambda **kw: UNet(**SMALL | OPTIONS | {"channels": 2} | kw),
     "mlp": lambda **kw: MLP(3, width=16, **kw),
     "mlp-sinusoidal": lambda **kw: MLP(3, width=15, embedding="sinusoidal", **kw),
 }
@@ -193,6 +304,77 @@ def test_double_precision_agrees_with_single(build: Callable[..., Any]):
     assert torch.allclose(single.double(), double, rtol=0, atol=1e-4 * float(double.abs().max()))
 
 
+@torch.no_grad()
+def plain(net: UNet, x: Tensor, c: Tensor) -> Tensor:
+    """The network as its papers write it: images joined, doubled, and normalised by PyTorch."""
+    e, settings = net.condition(c, None), net.config
+    fir, factor = settings["resampling"] == "fir", 0.5**0.5
+    if settings["rescaling"] == "none":
+        factor = 1.0
+
+    def norm(layer: nn.GroupNorm, h: Tensor) -> Tensor:
+        return F.group_norm(h.contiguous(), layer.num_groups, layer.weight, layer.bias)
+
+    def stage(module: nn.Module, h: Tensor) -> Tensor:
+        block, attention = module.block, module.attention
+        scale, shift = block.modulation(e)[:, :, None, None].chunk(2, dim=1)
+        out = norm(block.second_norm, block.first(F.silu(norm(block.first_norm, h))))
+        out = block.second(F.silu((1 + scale) * out + shift))
+        h = factor * (out + (h if block.skip is None else block.skip(h)))
+        if attention is None:
+            return h
+        parts = attention.qkv(norm(attention.norm, h).flatten(2).mT).chunk(3, dim=2)
+        q, k, v = (part.unflatten(2, (attention.heads, -1)).transpose(1, 2) for part in parts)
+        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return factor * (h + attention.out(out).mT.reshape(h.shape))
+
+    h, image, skips = net.stem(x), x, []
+    for level, stages in enumerate(net.down):
+        if level:
+            h = net.shrink[level - 1](halved(h) if fir else h)
+            if settings["progressive"] == "residual":
+                image = net.pyramid[level - 1](halved(image) if fir else image)
+                h = image = factor * (h + image)
+        for module in stages:
+            h = stage(module, h)
+            skips.append(h)
+    for module in net.middle:
+        h = stage(module, h)
+    for level in reversed(range(len(net.up))):
+        for module in net.up[level]:
+            h = stage(module, torch.cat([h, skips.pop()], dim=1))
+        if level:
+            h, (rows, columns) = net.grow[level - 1](h), skips[-1].shape[2:]
+            h = doubled(h)[:, :, :rows, :columns] if fir else F.interpolate(h, (rows, columns))
+    return net.head(F.silu(norm(net.norm, h)))
+
+
+SIZES = [(8, 8), (7, 9), (12, 5), (1, 3)]
+
+
+@pytest.mark.parametrize("option", [{}, *({name: OPTIONS[name]} for name in OPTIONS)], ids=str)
+def test_the_network_is_its_plain_formula_at_any_size(option: dict[str, str]):
+    settings = {"multipliers": (1, 2, 3), "attention": (1, 2), "channels": 2, "blocks": 2}
+    net = small(**settings | option).double()
+    for size in SIZES:
+        x, c = normal(2, 2, *size, dtype=torch.float64), torch.tensor([0.2, 0.7]).double()
+        expected = plain(net, x, c)
+        got = net(x, c)
+        assert torch.allclose(got, expected, rtol=0, atol=1e-12 * float(expected.abs().max()))
+    default = small(**settings).double()
+    default.load_state_dict(net.state_dict(), strict=False)
+    assert (float((default(x, c) - got).abs().max()) > 1e-3) == bool(option)
+
+
+def test_options_leave_the_other_weights_as_they_are():
+    first, second = UNet(**SMALL), UNet(**SMALL | OPTIONS)
+    assert {name.split(".")[0] for name in second.state_dict()} - {"pyramid"} == {
+        name.split(".")[0] for name in first.state_dict()
+    }
+    for name, value in first.state_dict().items():
+        assert torch.equal(second.state_dict()[name], value), name
+
+
 def assert_rows_are_independent(net: nn.Module, x: Tensor, c: Tensor) -> None:
     """Row 1 changes with itself only; and it does change."""
     out = net(x, c)
@@ -227,7 +409,7 @@ def test_without_attention_and_norms_far_pixels_do_not_meet():
     net = small(multipliers=(1,), attention=())
     for module in net.modules():  # norms see the whole image
         if isinstance(module, nn.GroupNorm):
-            module.forward = lambda h: h  # type: ignore[method-assign]
+            module.forward = lambda h, *_, **__: h  # type: ignore[method-assign]
     x, c = normal(1, 1, 40, 3), torch.tensor([0.5])
     moved = x.clone()
     moved[..., 0, 1] += 1
@@ -258,10 +440,6 @@ def test_labels_choose_their_row_and_the_null_class_is_none_or_minus_one(
 
 
 # Derivatives --------------------------------------------------------------------------------
-
-# PyTorch compiles its own rules for forward mode with this when they are first needed.
-forward_mode = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
-
 
 @forward_mode
 @every
@@ -328,9 +506,10 @@ def test_second_derivatives_agree_between_reverse_and_forward_mode(build: Callab
 def test_the_memory_layout_changes_nothing():
     net = small(channels=3).double()
     x, c = inputs(net, dtype=torch.float64)
-    # An input that asks for its gradient goes through with the channels first, others last.
-    expected = net(x.clone().requires_grad_(), c).detach()
-    got = net(x, c)
+    expected = net(x, c)
+    assert expected.is_contiguous()
+    net.to(memory_format=torch.channels_last)
+    got = net(x.to(memory_format=torch.channels_last), c)
     assert torch.allclose(got, expected, rtol=0, atol=1e-12)
     assert got.is_contiguous()
 
@@ -403,9 +582,8 @@ def test_removing_the_time_hurts(trained: Any):
 def test_removing_a_skip_hurts(trained: Any, level: int):
     net, batch, _, end = trained
 
-    def cut(_: nn.Module, args: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        own, skip = args[0].chunk(2, dim=1)
-        return torch.cat([own, torch.zeros_like(skip)], dim=1), args[1]
+    def cut(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return *args[:2], torch.zeros_like(args[2])
 
     hook = net.up[level][0].register_forward_pre_hook(cut)
     without = loss(net, batch)
@@ -439,6 +617,9 @@ def test_sizes_are_those_that_are_promised(config: dict[str, Any], least: float,
         ({"embedding": "random"}, "UNet: embedding must be one of sinusoidal, fourier"),
         ({"time_scale": 0.0}, "UNet: time_scale must be finite and above 0"),
         ({"classes": 0}, "UNet: classes must be at least 1"),
+        ({"resampling": "cubic"}, "UNet: resampling must be one of strided, fir, got cubic"),
+        ({"progressive": "skip"}, "UNet: progressive must be one of none, residual"),
+        ({"rescaling": 1}, "UNet: rescaling must be one of half-power, none, got 1"),
         ({"dropout": 1.0}, r"UNet: dropout must be in \[0, 1\), got 1.0"),
         ({"dropout": "much"}, "UNet: dropout must be a number"),
         ({"seed": -1}, "UNet: seed must be at least 0"),

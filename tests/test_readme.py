@@ -35,7 +35,7 @@ def test_python_examples_run_and_print_what_they_say(readme, capsys) -> None:
         exec(compile(block, "README.md", "exec"), namespace)
         promised += re.findall(r"^print\(.*\)  # ([\w.()\[\], ]*?)(?:, against.*)?$", block, re.M)
     printed = capsys.readouterr().out
-    assert len(promised) == 2
+    assert len(promised) == 3
     for text in promised:
         assert text in printed
 

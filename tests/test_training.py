@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import math
 import os
-import random
 import shutil
-import signal
+import socket
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sde_diffusion import (
@@ -31,6 +32,7 @@ from sde_diffusion import (
     train,
 )
 from sde_diffusion.averages import ema_decay, update_average
+from sde_diffusion.monitors import HeldOutBound
 from sde_diffusion.trainer import batch_rows, learning_rate
 
 CONFIG = TrainingConfig(
@@ -123,46 +125,72 @@ def test_metrics_are_means_since_the_line_before(whole: Path):
     assert metrics(whole)[0]["grad_norm"] == progress[1].grad_norm
 
 
-SCRIPT = """
-import sys
+MONITORS = [HeldOutBound(points(12), draws=4)]
+KILLED = replace(
+    CONFIG, steps=100_000, checkpoint_every=1, log_every=1, schedule="constant",
+    ema_half_lives=(5.0,), ema_widths=(0.1,), snapshot_every=3, evaluate_every=2,
+)  # fmt: skip
+# One process imports once and forks the runs that are killed.
+KILLER = """
+import os, random, signal, sys, time
+from pathlib import Path
 sys.path.insert(0, {tests!r})
-from test_training import KILLED, fresh, points, train
-for _ in train(fresh(), points(), KILLED, out={out!r}, resume={resume}):
-    pass
+from test_training import KILLED, MONITORS, check_files, fresh, points, state, train
+
+out, moment, steps = Path({out!r}), random.Random(0), [-1]
+for kill in range(20):
+    child = os.fork()
+    if child == 0:
+        for _ in train(fresh(), points(), KILLED, out=out, resume=kill > 0, monitors=MONITORS):
+            pass
+    deadline = time.monotonic() + 60
+    while not (out / "state.pt").is_file() or state(out)["step"] <= steps[-1]:
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    time.sleep(moment.uniform(0, 0.05))
+    os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    assert os.WTERMSIG(status) == signal.SIGKILL, status
+    check_files(out)
+    steps.append(state(out)["step"])
+print(*steps)
 """
-KILLED = replace(CONFIG, steps=2000, checkpoint_every=1, schedule="constant")
 
 
-def kill_at_random(out: Path, moment: random.Random, *, resume: bool) -> None:
-    script = SCRIPT.format(tests=str(Path(__file__).parent), out=str(out), resume=resume)
-    began = int(state(out)["step"]) if resume else -1  # type: ignore[call-overload]
-    with subprocess.Popen([sys.executable, "-c", script], env=os.environ.copy()) as process:
-        deadline = time.monotonic() + 60
-        while not (out / "state.pt").is_file() or state(out)["step"] == began:
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        time.sleep(moment.uniform(0, 0.2))
-        process.send_signal(signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
+def check_files(out: Path) -> None:
+    """Every file of the run's folder, unless its name says it is temporary, is whole."""
+    for path in out.rglob("*"):
+        if path.suffix == ".safetensors":
+            assert load(path).data == points().spec
+        elif path.suffix == ".pt":
+            assert torch.load(path, weights_only=True)["step"] >= 0
+        elif path.suffix == ".json":
+            assert json.loads(path.read_text())["sessions"]
+        else:
+            assert path.suffix in {".jsonl", ".tmp"} or path.name == "snapshots"
 
 
-def test_killed_runs_leave_whole_files_and_end_alike(tmp_path: Path):
-    moment, out = random.Random(0), tmp_path / "killed"
-    for resume in (False, True, True):
-        kill_at_random(out, moment, resume=resume)
-        step = state(out)["step"]
-        assert isinstance(step, int)
-        assert load(out).data == points().spec  # a whole file, this step's or the next one's
-    config = replace(KILLED, steps=step + 3, checkpoint_every=1000)
-    for _ in train(fresh(0.1), points(), config, out=out, resume=True):
+@pytest.mark.slow
+def test_a_run_killed_twenty_times_leaves_whole_files_and_ends_alike(tmp_path: Path):
+    out = tmp_path / "killed"
+    script = KILLER.format(tests=str(Path(__file__).parent), out=str(out))
+    done = subprocess.run(
+        [sys.executable, "-c", script], check=True, capture_output=True, text=True
+    )
+    steps = [int(word) for word in done.stdout.split()]
+    assert len(set(steps)) == 21  # no kill came before its run had gone on
+    config = replace(KILLED, steps=steps[-1] + 3, checkpoint_every=1000)
+    for _ in train(fresh(0.1), points(), config, out=out, resume=True, monitors=MONITORS):
         pass
-    for _ in train(fresh(), points(), config, out=tmp_path / "whole"):
+    for _ in train(fresh(), points(), config, out=tmp_path / "whole", monitors=MONITORS):
         pass
     assert_same_run(tmp_path / "whole", out)
-    assert sorted(path.name for path in out.iterdir()) == [
-        "metrics.jsonl", "model.safetensors", "state.pt",
-    ]  # fmt: skip
+    files = [sorted(str(path.relative_to(run)) for path in run.rglob("*"))
+             for run in (tmp_path / "whole", out)]  # fmt: skip
+    assert files[0] == files[1]  # and no temporary one
+    for name in files[0]:
+        if name.endswith(".safetensors"):
+            assert_same(*(load_file(run / name) for run in (tmp_path / "whole", out)))
 
 
 class Breaks(nn.Module):
@@ -265,7 +293,7 @@ def test_average_of_bfloat16_weights_is_kept_in_float32(tmp_path: Path):
 
 def test_decay_ramps_up_to_its_limit():
     config = replace(CONFIG, ema_decay=0.9)
-    assert [ema_decay(config, step) for step in (1, 2, 81, 82, 500)] == [
+    assert [ema_decay(config.ema_decay, step) for step in (1, 2, 81, 82, 500)] == [
         1 / 10, 2 / 11, 81 / 90, 0.9, 0.9,
     ]  # fmt: skip
 
@@ -368,6 +396,21 @@ def test_training_reaches_the_exact_score_of_a_gaussian():
         ("t_min", 0.0, ValueError, "t_min must be finite and above 0"),
         ("seed", -1, ValueError, "seed must be at least 0"),
         ("checkpoint_every", 0, ValueError, "checkpoint_every must be at least 1"),
+        ("objective", "flow", ValueError, "objective must be one of denoising, vlb, .* got flow"),
+        ("times", "log-norm", ValueError, "times must be one of uniform, likelihood, .*"),
+        ("spacing", "even", ValueError, "spacing must be one of stratified, .* got even"),
+        ("coupling", "ot", ValueError, "coupling must be one of independent, .* got ot"),
+        ("uncertainty", "yes", ValueError, "uncertainty must be one of none, learned"),
+        ("precision", "fp16", ValueError, "precision must be one of float32, bfloat16, float16"),
+        ("chain_steps", 0, ValueError, "chain_steps must be at least 1"),
+        ("accumulate", 0, ValueError, "accumulate must be at least 1"),
+        ("compile", 1, TypeError, "compile must be True or False, got 1"),
+        ("ema_half_lives", (0.0,), ValueError, "ema_half_lives must be finite and above 0"),
+        ("ema_half_lives", (2.0, 2.0), ValueError, "ema_half_lives must differ"),
+        ("ema_widths", [0.3], ValueError, "ema_widths must be at most 0.2886.* got 0.3"),
+        ("snapshot_every", 5, ValueError, "snapshot_every must be 0 without ema_widths"),
+        ("evaluate_every", -1, ValueError, "evaluate_every must be at least 0"),
+        ("patience", 1, ValueError, "evaluate_every must be above 0 for patience"),
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(
@@ -429,6 +472,14 @@ def test_resuming_with_other_weights_is_refused(tmp_path: Path):
         train(ScoreModel(wider, VPSDE()), points(), CONFIG, out=tmp_path, resume=True)
 
 
+def test_a_fresh_run_drops_the_metrics_of_one_without_a_state(whole: Path, tmp_path: Path):
+    for name in ("metrics.jsonl", "model.safetensors"):
+        shutil.copy(whole / name, tmp_path / name)
+    for _ in train(fresh(), points(), CONFIG, out=tmp_path):
+        pass
+    assert_same_run(whole, tmp_path)
+
+
 def test_a_damaged_state_is_refused(whole: Path, tmp_path: Path):
     out = tmp_path / "run"
     shutil.copytree(whole, out)
@@ -437,6 +488,98 @@ def test_a_damaged_state_is_refused(whole: Path, tmp_path: Path):
     with pytest.raises(ValueError, match=r"state\.pt must be the state of a run"):
         train(fresh(), points(), CONFIG, out=out, resume=True)
     assert (out / "state.pt").read_bytes() == damaged
+
+
+@pytest.mark.parametrize("room", [1, 3000, 10_000, 20_000])
+def test_a_full_disk_leaves_the_last_checkpoint_and_says_so(tmp_path: Path, room: int):
+    """Files that may grow to ``room`` bytes stand for the disk: each next write fails half-way."""
+    resource = pytest.importorskip("resource")
+    config = replace(KILLED, steps=9)
+    out, soft_and_hard = tmp_path / "full", resource.getrlimit(resource.RLIMIT_FSIZE)
+    run = train(fresh(), points(), config, out=out, monitors=MONITORS)
+    for _ in range(5):
+        next(run)
+    before = {path: path.read_bytes() for path in out.rglob("*.*")}
+    assert 10_000 < len(before[out / "model.safetensors"]) < 20_000 < len(before[out / "state.pt"])
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, soft_and_hard[1]))
+    try:
+        with pytest.raises(OSError, match=r"out must take the files .* resume") as caught:
+            list(run)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, soft_and_hard)
+    assert "File too large in" in str(caught.value)
+    assert set(out.rglob("*")) >= before.keys()
+    assert not list(out.rglob(".*"))  # no temporary file
+    check_files(out)
+    assert state(out)["step"] == 5
+    for _ in train(fresh(0.1), points(), config, out=out, resume=True, monitors=MONITORS):
+        pass
+    for _ in train(fresh(), points(), config, out=tmp_path / "whole", monitors=MONITORS):
+        pass
+    assert_same_run(tmp_path / "whole", out)
+
+
+def change(out: Path, edit: Callable[[dict[str, Any], dict[str, Any]], None]) -> None:
+    """Rewrite a state and the configuration inside it."""
+    saved = torch.load(out / "state.pt", weights_only=True)
+    configuration = json.loads(saved["configuration"])
+    edit(saved, configuration)
+    torch.save(saved | {"configuration": json.dumps(configuration)}, out / "state.pt")
+
+
+def first_release(saved: dict[str, Any], configuration: dict[str, Any]) -> None:  # noqa: ARG001
+    """Leave the settings that the first release had."""
+    kept = ("steps", "batch_size", "learning_rate", "weight_decay", "warmup", "schedule", "clip",
+            "ema_decay", "weighting", "t_min", "label_dropout", "seed", "checkpoint_every",
+            "log_every")  # fmt: skip
+    configuration["training"] = {name: configuration["training"][name] for name in kept}
+    del configuration["variance"], configuration["coupling"]
+    del configuration["network"]["config"]["outputs"]
+    configuration["format"] = 1
+
+
+def test_a_record_without_the_newer_settings_has_their_defaults(whole: Path, tmp_path: Path):
+    out = tmp_path / "run"
+    run = train(fresh(), points(), CONFIG, out=out)
+    for _ in range(4):
+        next(run)
+    run.close()  # type: ignore[attr-defined]
+    change(out, first_release)
+    other = replace(CONFIG, objective="sliced", weighting="perceptual")
+    with pytest.raises(ValueError, match=r"training\.objective must be 'denoising' as in the run"):
+        train(fresh(0.1), points(), other, out=out, resume=True)
+    with pytest.raises(
+        ValueError, match=r"training\.weighting must be 'likelihood' as in the run"
+    ):
+        train(fresh(0.1), points(), replace(CONFIG, weighting="p2"), out=out, resume=True)
+    for _ in train(fresh(0.1), points(), CONFIG, out=out, resume=True):
+        pass
+    assert_same_run(whole, out)
+
+
+def test_a_state_of_an_earlier_layout_is_refused_by_what_it_lacks(whole: Path, tmp_path: Path):
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    change(out, lambda saved, _: [saved.pop(name) for name in ("averages", "notes")] and None)
+    with pytest.raises(ValueError, match="one without averages, notes; load its model"):
+        train(fresh(), points(), CONFIG, out=out, resume=True)
+
+
+def test_the_manifest_tells_every_start_of_a_run(tmp_path: Path):
+    for steps in (3, 5):
+        config = replace(CONFIG, schedule="constant", steps=steps)
+        for _ in train(fresh(), points(), config, out=tmp_path, resume=steps == 5):
+            pass
+    found = json.loads((tmp_path / "manifest.json").read_text())
+    assert found["training"]["steps"] == 5
+    assert found["dataset"] == json.loads(str(state(tmp_path)["configuration"]))["dataset"]
+    first, second = found["sessions"]
+    assert [(s["first_step"], s["step"]) for s in (first, second)] == [(0, 3), (3, 5)]
+    assert first["torch"] == str(torch.__version__)
+    assert first["threads"] == torch.get_num_threads()
+    assert first["device"] == "cpu"
+    assert first["seconds"] > 0
+    assert not {socket.gethostname(), os.path.expanduser("~")} & set(map(str, first.values()))
 
 
 def test_a_run_with_a_constant_rate_can_be_made_longer(tmp_path: Path):

@@ -10,10 +10,10 @@ from typing import final
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.nn.utils import skip_init
 
 from sde_diffusion._check import positive_integer, wrong_type, wrong_value
+from sde_diffusion.nets._norm import normalised
 
 
 def conv(
@@ -44,13 +44,21 @@ def vectors(rows: int, width: int, generator: torch.Generator) -> nn.Embedding:
 
 @final
 class GroupNorm(nn.GroupNorm):
-    """A group norm that forward-mode differentiation goes through in any memory layout."""
+    """A group norm that is fast, and differentiates every way, in any memory layout."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return x with mean 0 and variance 1 in every group."""
-        # PyTorch's forward mode takes a view here, which fails with the channels last.
-        parts = forward_ad.unpack_dual(x)  # type: ignore[no-untyped-call]
-        return super().forward(x if parts.tangent is None else x.contiguous())
+    def forward(
+        self, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, first: int = 0
+    ) -> Tensor:
+        """Return x with mean 0 and variance 1 in every group, times the weight, plus the bias.
+
+        They are the module's own unless given, (channels,) or (B, channels). x may be a part of
+        the channels, from number ``first`` on, that leaves groups whole.
+        """
+        weight = self.weight if weight is None else weight
+        bias = self.bias if bias is None else bias
+        if x.shape[1] < self.num_channels:
+            weight, bias = (part.narrow(0, first, x.shape[1]) for part in (weight, bias))
+        return normalised(x, x.shape[1] * self.num_groups // self.num_channels, weight, bias)
 
 
 def group_norm(channels: int, *, affine: bool) -> GroupNorm:

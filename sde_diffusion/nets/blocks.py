@@ -2,41 +2,41 @@
 
 from __future__ import annotations
 
-import math
-from typing import Final, final
+from typing import cast, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from sde_diffusion.nets._layers import conv, group_norm, linear
-
-# The sum of two signals of variance 1 has variance 2.
-HALF_POWER: Final = math.sqrt(0.5)
+from sde_diffusion.nets._layers import GroupNorm, conv, group_norm, linear
+from sde_diffusion.nets._norm import memory_bound
+from sde_diffusion.nets.resampling import convolved_double
 
 
 @final
 class ResidualBlock(nn.Module):
-    """y = (skip(x) + conv(drop(silu((1 + scale) norm(conv(silu(norm(x)))) + shift)))) / √2.
+    """y = factor (skip(x) + conv(drop(silu((1 + scale) norm(conv(silu(norm(x)))) + shift)))).
 
     (scale, shift) is a linear map of the conditioning vector; skip is the identity, or a 1×1
     convolution where the channels change. The second convolution is 0 at first.
 
-    Shapes: x (B, inputs, H, W); e (B, E); result (B, outputs, H, W).
-    Source: Brock et al. 2019; Dhariwal & Nichol 2021; Song et al. 2021, app. H (the 1/√2).
+    With ``beside``, x stands for both images one after the other, doubled in size by nearest
+    interpolation if ``beside`` is twice its size. That is not done, only its result.
 
-    >>> block = ResidualBlock(4, 4, 8, 0.0, torch.Generator().manual_seed(0))
+    Shapes: x (B, inputs, H, W); e (B, E); result (B, outputs, H, W).
+    Source: Brock et al. 2019; Dhariwal & Nichol 2021; Song et al. 2021, app. H (factor 1/√2).
+
+    >>> block = ResidualBlock(4, 4, 8, 0.0, 0.5, torch.Generator().manual_seed(0))
     >>> block(torch.ones(1, 4, 2, 2), torch.ones(1, 8))[0, 0, 0, 0].item()
-    0.7071067690849304
+    0.5
     """
 
     def __init__(
-        self, inputs: int, outputs: int, condition: int, dropout: float,
+        self, inputs: int, outputs: int, condition: int, dropout: float, factor: float,
         generator: torch.Generator,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.dropout = dropout
+        self.dropout, self.factor = dropout, factor
         self.first_norm = group_norm(inputs, affine=True)
         self.first = conv(inputs, outputs, generator)
         self.modulation = linear(condition, 2 * outputs, generator)
@@ -45,44 +45,84 @@ class ResidualBlock(nn.Module):
         self.second = conv(outputs, outputs, None)
         self.skip = conv(inputs, outputs, generator, kernel=1) if inputs != outputs else None
 
-    def forward(self, x: Tensor, e: Tensor) -> Tensor:
+    def forward(self, x: Tensor, e: Tensor, beside: Tensor | None = None) -> Tensor:
         """Return the block's output for the conditioning vectors e."""
-        scale, shift = self.modulation(e).unflatten(1, (-1, 1, 1)).chunk(2, dim=1)
-        h = self.second_norm(self.first(F.silu(self.first_norm(x))))
-        h = F.silu(torch.addcmul(shift, h, 1 + scale))  # one pass over h instead of two
-        h = self.second(F.dropout(h, self.dropout, self.training))
-        out: Tensor = ((x if self.skip is None else self.skip(x)) + h) * HALF_POWER
-        return out
+        norm, factor = self.first_norm, self.factor
+        parts = [x] if beside is None else _side_by_side(x, beside, norm)
+        starts = (0, x.shape[1])
+        active = [
+            F.silu(norm(part, first=at)) for part, at in zip(parts, starts, strict=False)
+        ]
+        scale, shift = self.modulation(e).chunk(2, dim=1)
+        h = _convolved(active, self.first)
+        h = F.silu(self.second_norm(h, 1 + scale, shift))
+        h = F.dropout(h, self.dropout, self.training)
+        h = _convolved([h], self.second, factor)
+        if self.skip is None:
+            return h.add_(x, alpha=factor)
+        return h.add_(_convolved(parts, self.skip, factor))
 
 
 @final
 class Attention(nn.Module):
-    """y = (x + W softmax(qᵀk/√d) v) / √2 over the pixels, with W = 0 at first.
+    """y = factor (x + W softmax(qᵀk/√d) v) over the pixels, with W = 0 at first.
 
     Shapes: x (B, channels, H, W); result the same.
     Source: Vaswani et al. 2017; Ho et al. 2020.
 
-    >>> layer = Attention(4, 2, torch.Generator().manual_seed(0))
+    >>> layer = Attention(4, 2, 0.5, torch.Generator().manual_seed(0))
     >>> layer(torch.ones(1, 4, 2, 2))[0, 0, 0, 0].item()
-    0.7071067690849304
+    0.5
     """
 
-    def __init__(self, channels: int, heads: int, generator: torch.Generator) -> None:
+    def __init__(
+        self, channels: int, heads: int, factor: float, generator: torch.Generator
+    ) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.factor = heads, factor
         self.norm = group_norm(channels, affine=True)
         self.qkv = linear(channels, 3 * channels, generator)
         self.out = linear(channels, channels, None)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's output."""
-        pixels = self.norm(x).flatten(2).mT  # (B, H·W, channels)
-        q, k, v = (
-            part.unflatten(2, (self.heads, -1)).transpose(1, 2)
-            for part in self.qkv(pixels).chunk(3, dim=2)
-        )
-        # The fused kernels have neither forward mode nor a second derivative.
-        with sdpa_kernel(SDPBackend.MATH):
-            h = F.scaled_dot_product_attention(q, k, v)
-        added: Tensor = self.out(h.transpose(1, 2).flatten(2)).mT.unflatten(2, x.shape[2:])
-        return (x + added) * HALF_POWER
+        # Of PyTorch's own attention, the fused kernels have neither forward mode nor a second
+        # derivative, and the plain one looks for rows without any weight.
+        # 1×1 convolutions are faster than products where MKL is slow.
+        h = F.conv2d(self.norm(x), self.qkv.weight[:, :, None, None], self.qkv.bias)
+        shape = (x.shape[0], self.heads, -1, x.shape[2] * x.shape[3])
+        q, k, v = (part.reshape(shape).mT for part in h.chunk(3, dim=1))
+        weights = (q * q.shape[3] ** -0.5 @ k.mT).softmax(dim=3)
+        pixels = (weights @ v).transpose(1, 2).unflatten(1, x.shape[2:])  # (B, H, W, heads, d)
+        weight, bias = self.factor * self.out.weight, self.factor * self.out.bias
+        h = F.conv2d(pixels.flatten(3).permute(0, 3, 1, 2), weight[:, :, None, None], bias)
+        return h.add_(x, alpha=self.factor)
+
+
+def _side_by_side(x: Tensor, beside: Tensor, norm: GroupNorm) -> list[Tensor]:
+    """Return both, or one image: where that is small, or a group of the norm takes from both."""
+    whole = x.shape[1] % (norm.num_channels // norm.num_groups) == 0
+    if whole and memory_bound(beside):
+        return [x, beside]
+    return [torch.cat([F.interpolate(x, size=beside.shape[2:]), beside], dim=1)]
+
+
+def _convolved(parts: list[Tensor], layer: nn.Conv2d, factor: float = 1.0) -> Tensor:
+    """Return factor · layer of images side by side, doubled to the size of the last."""
+    weight, bias = layer.weight, cast("Tensor", layer.bias)
+    if factor != 1:  # weights are fewer than pixels
+        weight, bias = factor * weight, factor * bias
+    padding = weight.shape[2] // 2
+    if len(parts) == 1:
+        return F.conv2d(parts[0], weight, bias, padding=padding)
+    *weights, last = torch.split(weight, [part.shape[1] for part in parts], dim=1)
+    out = F.conv2d(parts[-1], last, bias, padding=padding)
+    for part, one in zip(parts, weights, strict=False):
+        if part.shape[2:] == out.shape[2:]:
+            h = F.conv2d(part, one, padding=padding)
+        elif padding:
+            h = convolved_double(part, one)
+        else:
+            h = F.interpolate(F.conv2d(part, one), size=out.shape[2:])
+        out = out.add_(h)
+    return out

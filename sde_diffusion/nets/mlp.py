@@ -47,7 +47,7 @@ class MLP(nn.Module):
     ``depth`` layers of ``width`` units, each conditioned on the noise level and on class labels.
     The output is 0 at first. The other arguments, and ``config``, are those of `UNet`.
 
-    Shapes: x (B, dimension); c (B,); labels (B,) int64; result like x.
+    Shapes: x (B, dimension); c (B,); labels (B,) int64; result (B, outputs), by default like x.
     Units: c is the time t in [0, 1], or ¼ ln sigma.
     Errors: ValueError and TypeError for arguments, shapes, dtypes and labels that do not fit.
 
@@ -66,17 +66,21 @@ class MLP(nn.Module):
         classes: int | None = None,
         dropout: float = 0.0,
         seed: int = 0,
+        outputs: int | None = None,
     ) -> None:
         super().__init__()
         positive_integer("MLP", "dimension", dimension)
         positive_integer("MLP", "width", width)
         positive_integer("MLP", "depth", depth)
+        outputs = dimension if outputs is None else outputs
+        positive_integer("MLP", "outputs", outputs)
         check_dropout("MLP", dropout)
         check_seed("MLP", seed)
         scale = resolve("MLP", embedding, time_scale, classes)
         self.config: dict[str, Any] = {
             "dimension": dimension, "width": width, "depth": depth, "embedding": embedding,
             "time_scale": scale, "classes": classes, "dropout": dropout, "seed": seed,
+            "outputs": outputs,
         }  # fmt: skip
         generator = torch.Generator().manual_seed(seed)
         with torch.device("cpu"):  # where the generator is, whatever the default device
@@ -84,7 +88,7 @@ class MLP(nn.Module):
             self.stem = linear(dimension, width, generator)
             layers = (Layer(width, dropout, generator) for _ in range(depth))
             self.layers = nn.ModuleList(layers)
-            self.head = linear(width, dimension, None)
+            self.head = linear(width, outputs, None)
 
     def forward(self, x: Tensor, c: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return the network's output for the points x at the noise levels c."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, cast, final
+from typing import Any, Final, cast, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sde_diffusion._check import positive_integer, wrong_type, wrong_value
+from sde_diffusion._check import one_of, positive_integer, wrong_type, wrong_value
 from sde_diffusion.nets._layers import (
     check_condition,
     check_dropout,
@@ -19,8 +19,15 @@ from sde_diffusion.nets._layers import (
     conv,
     group_norm,
 )
+from sde_diffusion.nets._norm import channels_last, memory_bound
 from sde_diffusion.nets.blocks import Attention, ResidualBlock
 from sde_diffusion.nets.embedding import Conditioning, resolve
+from sde_diffusion.nets.resampling import doubled, halved
+
+RESAMPLINGS: Final = ("strided", "fir")
+PROGRESSIVES: Final = ("none", "residual")
+# The sum of two signals of variance 1 has variance 2.
+FACTORS: Final = {"half-power": 0.5**0.5, "none": 1.0}
 
 
 @final
@@ -29,15 +36,15 @@ class Stage(nn.Module):
 
     def __init__(
         self, inputs: int, outputs: int, heads: int | None, condition: int, dropout: float,
-        generator: torch.Generator,
+        factor: float, generator: torch.Generator,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.block = ResidualBlock(inputs, outputs, condition, dropout, generator)
-        self.attention = None if heads is None else Attention(outputs, heads, generator)
+        self.block = ResidualBlock(inputs, outputs, condition, dropout, factor, generator)
+        self.attention = None if heads is None else Attention(outputs, heads, factor, generator)
 
-    def forward(self, x: Tensor, e: Tensor) -> Tensor:
+    def forward(self, x: Tensor, e: Tensor, beside: Tensor | None = None) -> Tensor:
         """Return the stage's output for the conditioning vectors e."""
-        h: Tensor = self.block(x, e)
+        h: Tensor = self.block(x, e, beside)
         return h if self.attention is None else self.attention(h)
 
 
@@ -49,14 +56,18 @@ class UNet(nn.Module):
     joined to its mirror image on the way up; the levels in ``attention`` end both ways with
     self-attention, as do the two blocks at the bottom if the last level is among them. Between
     levels a strided convolution halves the size, rounding up, and nearest interpolation
-    restores it exactly, so any height and width go. The output is 0 at first.
+    restores it exactly, so any height and width go; with ``resampling`` "fir" both go through the
+    filter 1, 3, 3, 1 instead. With ``progressive`` "residual" the image, halved and convolved
+    level by level, is added at every level on the way down. ``rescaling`` "half-power" divides
+    every sum of two branches by √2; "none" leaves them. The output is 0 at first.
 
     ``embedding`` is "sinusoidal" or "fourier"; ``time_scale`` is its largest frequency in
     radians, or the deviation of its frequencies in cycles (None: 1000 and 16). With ``classes``,
     the label −1 and labels=None stand for no class. ``config`` holds all arguments:
     ``UNet(**net.config)`` is the same network, weights drawn from ``seed`` included.
 
-    Shapes: x (B, channels, H, W); c (B,); labels (B,) int64; result like x.
+    Shapes: x (B, channels, H, W); c (B,); labels (B,) int64; result (B, outputs, H, W), by default
+    like x.
     Units: c is the time t in [0, 1], or ¼ ln sigma.
     Errors: ValueError and TypeError for arguments, shapes, dtypes and labels that do not fit.
     Source: Ho et al. 2020; Song et al. 2021 (DDPM++); Karras et al. 2022.
@@ -81,18 +92,29 @@ class UNet(nn.Module):
         classes: int | None = None,
         dropout: float = 0.0,
         seed: int = 0,
+        outputs: int | None = None,
+        resampling: str = "strided",
+        progressive: str = "none",
+        rescaling: str = "half-power",
     ) -> None:
         super().__init__()
         multipliers, attention = _integers(multipliers, attention)
         _check_config(channels, width, multipliers, blocks, attention, heads)
+        outputs = channels if outputs is None else outputs
+        positive_integer("UNet", "outputs", outputs)
         check_dropout("UNet", dropout)
         check_seed("UNet", seed)
+        one_of("UNet", "resampling", resampling, RESAMPLINGS)
+        one_of("UNet", "progressive", progressive, PROGRESSIVES)
+        one_of("UNet", "rescaling", rescaling, FACTORS)
         scale = resolve("UNet", embedding, time_scale, classes)
         self.config: dict[str, Any] = {
             "channels": channels, "width": width, "multipliers": multipliers, "blocks": blocks,
             "attention": attention, "heads": heads, "embedding": embedding, "time_scale": scale,
-            "classes": classes, "dropout": dropout, "seed": seed,
+            "classes": classes, "dropout": dropout, "seed": seed, "outputs": outputs,
+            "resampling": resampling, "progressive": progressive, "rescaling": rescaling,
         }  # fmt: skip
+        self.factor = FACTORS[rescaling]
         generator = torch.Generator().manual_seed(seed)
         with torch.device("cpu"):  # where the generator is, whatever the default device
             self._build([width * m for m in multipliers], generator)
@@ -107,7 +129,7 @@ class UNet(nn.Module):
 
         def stages(level: int, inputs: int, number: int) -> nn.ModuleList:
             heads = config["heads"] if level in config["attention"] else None
-            kind = (condition, config["dropout"], generator)
+            kind = (condition, config["dropout"], self.factor, generator)
             plain = (Stage(inputs, widths[level], None, *kind) for _ in range(number - 1))
             return nn.ModuleList([*plain, Stage(inputs, widths[level], heads, *kind)])
 
@@ -115,24 +137,35 @@ class UNet(nn.Module):
         pairs = list(pairwise(widths))
         self.stem = conv(config["channels"], widths[0], generator)
         self.down = nn.ModuleList(stages(i, widths[i], blocks) for i in levels)
-        self.shrink = nn.ModuleList(conv(a, b, generator, stride=2) for a, b in pairs)
+        stride = 2 if config["resampling"] == "strided" else 1
+        self.shrink = nn.ModuleList(conv(a, b, generator, stride=stride) for a, b in pairs)
         self.middle = stages(levels[-1], widths[-1], 2)
         self.grow = nn.ModuleList(conv(b, a, generator) for a, b in pairs)
         self.up = nn.ModuleList(stages(i, 2 * widths[i], blocks) for i in levels)
         self.norm = group_norm(widths[0], affine=True)
-        self.head = conv(widths[0], config["channels"], None)
+        self.head = conv(widths[0], config["outputs"], None)
+        # Drawn last, so that the other weights are the same without it.
+        images = [] if config["progressive"] == "none" else [config["channels"], *widths[1:]]
+        self.pyramid = nn.ModuleList(
+            conv(a, b, generator, stride=stride) for a, b in pairwise(images)
+        )
 
     def forward(self, x: Tensor, c: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return the network's output for the states x at the noise levels c."""
         check_input("UNet", x, (self.config["channels"], "H", "W"), self.stem.weight)
         check_condition("UNet", x, c, labels, self.config["classes"])
         e = self.condition(c, labels)
-        # Convolutions on the CPU run a tenth to a third faster with the channels last, but there
-        # the gradient of a group norm takes no batch of vectors, as exact divergences do.
-        h = self.stem(x) if x.requires_grad else _channels_last(self.stem(x))
+        h: Tensor = self.stem(x)
+        if memory_bound(h):  # convolutions run a tenth to a third faster with the channels last
+            h = channels_last(h)
+        image = x
         skips: list[Tensor] = []
         for level in range(len(self.down)):
-            h = self.shrink[level - 1](h) if level else h
+            if level:
+                h = self._shrunk(self.shrink[level - 1], h)
+            if level and len(self.pyramid):
+                image = self._shrunk(self.pyramid[level - 1], image)
+                h = image = (h + image) * self.factor
             for stage in _parts(self.down[level]):
                 h = stage(h, e)
                 skips.append(h)
@@ -140,21 +173,30 @@ class UNet(nn.Module):
             h = stage(h, e)
         for level in reversed(range(len(self.up))):
             for stage in _parts(self.up[level]):
-                h = stage(torch.cat([h, skips.pop()], dim=1), e)
+                h = stage(h, e, skips.pop())
             if level:
-                h = F.interpolate(self.grow[level - 1](h), size=skips[-1].shape[2:])
+                h = self._grown(self.grow[level - 1], h, skips[-1])
         out: Tensor = self.head(F.silu(self.norm(h)))
         return out.contiguous()
+
+    def _shrunk(self, layer: nn.Module, h: Tensor) -> Tensor:
+        """Return h at half the size."""
+        out: Tensor = layer(h if self.config["resampling"] == "strided" else halved(h))
+        return out
+
+    def _grown(self, layer: nn.Module, h: Tensor, like: Tensor) -> Tensor:
+        """Return h at twice the size, or one less: the size of ``like``."""
+        height, width = like.shape[2:]
+        out: Tensor = layer(h)
+        if self.config["resampling"] == "fir":
+            return doubled(out)[:, :, :height, :width]
+        if (height, width) == (2 * out.shape[2], 2 * out.shape[3]):
+            return out  # the block that comes next does it in its convolutions
+        return F.interpolate(out, size=(height, width))
 
 
 def _parts(stages: nn.Module) -> nn.ModuleList:
     return cast("nn.ModuleList", stages)  # what a list of lists holds, which its type forgets
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    """Return x with the channels last in memory."""
-    # Not contiguous(memory_format=…), which torch.func.vmap refuses.
-    return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
 
 def mnist_config() -> dict[str, Any]:

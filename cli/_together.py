@@ -1,0 +1,61 @@
+"""Commands that several processes share, as torchrun starts them: devices, signals, progress."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from sde_diffusion.cli import _common
+
+if TYPE_CHECKING:
+    import torch
+
+    from sde_diffusion._ranks import Ranks
+
+
+class TerminatedError(KeyboardInterrupt):
+    """Stopped from outside, as by torchrun when another process has ended."""
+
+
+def device_of(name: str, world: int) -> torch.device:
+    """Return the device; of several processes on a machine with GPUs each has its own."""
+    where = _common.resolve_device(name)
+    if world == 1 or where.type != "cuda" or where.index is not None:
+        return where
+    import torch
+
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+
+
+@contextmanager
+def terminations() -> Iterator[None]:
+    """Take SIGTERM as a reason to stop in good order, like Ctrl-C."""
+
+    def stop(_number: int, _frame: object) -> None:
+        raise TerminatedError
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before: Callable[..., Any] | int | None = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def bar(total: int, ranks: Ranks) -> Iterator[Any]:
+    """Give a progress bar, which shows in process 0 alone."""
+    if ranks.rank:
+        from tqdm import tqdm
+
+        with tqdm(disable=True) as silent:
+            yield silent
+        return
+    with _common.progress(total, "sample") as shown:
+        yield shown

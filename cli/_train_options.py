@@ -1,0 +1,186 @@
+"""The options of `sde-diffusion train`: a flag for every setting of `TrainingConfig` and more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import Field, fields
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import click
+
+from sde_diffusion.cli import _common, menu
+from sde_diffusion.training_config import CHOICES, TrainingConfig
+
+FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
+
+PREDICTIONS: Final = ("eps", "x0", "v", "score", "flow", "edm")
+
+# The help is in this order, under these headings.
+_SETTINGS: Final[Mapping[str, Mapping[str, str]]] = {
+    "Objective": {
+        "objective": "What is minimised; hybrid learns the variance of the chain's steps too.",
+        "weighting": "Weight of the times in the loss.",
+        "times": "Law of the times; the weighting's own if not given.",
+        "spacing": "How the times of a batch are spread.",
+        "coupling": "Which noise goes with which sample.",
+        "uncertainty": "Whether a weight for every time is learned beside the network.",
+        "chain_steps": "Steps of the chain of vlb, hybrid and exact.",
+        "t_min": "Smallest time.",
+        "label_dropout": "With --conditional: share of the samples learned without their class.",
+    },
+    "Steps": {
+        "steps": "Optimizer steps in all.",
+        "batch_size": "Samples a step.",
+        "learning_rate": "Of AdamW, after the warm-up.",
+        "weight_decay": "Of AdamW.",
+        "warmup": "Steps over which the learning rate rises.",
+        "schedule": "Learning rate after the warm-up.",
+        "clip": "Largest norm of the gradient.",
+    },
+    "Speed and memory": {
+        "precision": "Of the network's computations; weights and averages stay float32.",
+        "accumulate": "Parts of a batch, computed one after the other to need less memory.",
+        "channels_last": "Keep images with their channels last in memory.",
+        "compile": "Compile the network with torch.compile.",
+    },
+    "Averages of the weights": {
+        "ema_decay": "Of the average that is kept as the model.",
+        "ema_half_lives": "More averages, by half-lives in steps, as ema-STEPS.safetensors.",
+        "ema_widths": "Averages of relative widths, to make any other of after the run.",
+        "snapshot_every": "Steps between snapshots of these; only the last one if 0.",
+    },
+    "Evaluation": {
+        "evaluate_every": "Steps between evaluations on held-out data; none if 0.",
+        "patience": "Evaluations without a better bound before the run ends; no limit if 0.",
+    },
+    "Run": {
+        "checkpoint_every": "Steps between checkpoints.",
+        "log_every": "Steps between lines of metrics.jsonl.",
+        "seed": "Everything drawn follows from it.",
+    },
+}
+MODEL_OPTIONS: Final = (
+    "sde", "prediction", "variance", "width", "dropout", "network", "conditional",
+)  # fmt: skip
+_OTHERS: Final[Mapping[str, Sequence[str]]] = {
+    "Data": ("data", "levels", "limit"),
+    "Model": MODEL_OPTIONS,
+    "Evaluation": ("held_out",),
+    "Run": ("out", "resume", "config", "device", "as_json"),
+}
+_HEADINGS: Final = (
+    "Data", "Model", "Objective", "Steps", "Speed and memory", "Averages of the weights",
+    "Evaluation", "Run",
+)  # fmt: skip
+
+
+def numbers(ctx: click.Context, param: click.Parameter, value: Any) -> tuple[float, ...]:  # noqa: ANN401
+    """Return the numbers of a text as in 0.05,0.1, or of the list of a configuration file."""
+    parts = value.split(",") if isinstance(value, str) else value
+    try:
+        return tuple(float(part) for part in parts)
+    except (TypeError, ValueError) as error:
+        message = f"{value!r} is not numbers with commas between them."
+        raise click.BadParameter(message, ctx=ctx, param=param) from error
+
+
+def assignments(
+    ctx: click.Context, param: click.Parameter, value: tuple[Any, ...]
+) -> tuple[tuple[str, Any], ...]:
+    """Return names and values of texts as in blocks=3, or of a table of a configuration file."""
+    return tuple(
+        _assignment(ctx, param, one) if isinstance(one, str) else (one[0], one[1]) for one in value
+    )
+
+
+def _assignment(ctx: click.Context, param: click.Parameter, words: str) -> tuple[str, Any]:
+    """Return the name and the value, which is written as in TOML, or as plain text."""
+    import tomllib
+
+    name, _, text = (part.strip() for part in words.partition("="))
+    if not text:
+        message = f"{words!r} is not NAME=VALUE."
+        raise click.BadParameter(message, ctx=ctx, param=param)
+    try:
+        return name, tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return name, text
+
+
+class TrainCommand(click.Command):
+    """A command with its options under headings."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options of each heading as a section."""
+        left = {p.name: p.get_help_record(ctx) for p in self.get_params(ctx)}
+        for heading in _HEADINGS:
+            names = [*_OTHERS.get(heading, ()), *_SETTINGS.get(heading, ())]
+            records = [left.pop(name) for name in names]
+            if heading == _HEADINGS[-1]:
+                records += left.values()  # --help
+            with formatter.section(heading):
+                formatter.write_dl([record for record in records if record is not None])
+
+
+def train_options(function: FunctionT) -> FunctionT:
+    """Add all options of the command."""
+    settings = {name: text for group in _SETTINGS.values() for name, text in group.items()}
+    made: Any = function
+    known = {field.name: field for field in fields(TrainingConfig)}
+    for name, text in reversed(settings.items()):
+        made = _option(known[name], text)(made)
+    for option in reversed(_other_options()):
+        made = option(made)
+    wrapped: FunctionT = _common.data_options(made)
+    return wrapped
+
+
+def _option(field: Field[Any], text: str) -> Callable[[Any], Any]:
+    """Return the option of a setting: its type and default are the field's."""
+    name, default = f"--{field.name.replace('_', '-')}", field.default
+    if field.name in CHOICES:
+        return click.option(name, type=click.Choice(CHOICES[field.name]), default=default,
+                            show_default=True, help=text)  # fmt: skip
+    if isinstance(default, bool):
+        return click.option(f"{name}/--no-{name[2:]}", default=default, help=text)
+    if isinstance(default, int):
+        least = 0 if default == 0 or field.name == "warmup" else 1
+        return _common.count_option(name, default=default, least=least, help=text)
+    if default == ():
+        return click.option(name, type=click.UNPROCESSED, callback=numbers, metavar="X,Y,…",
+                            default=(), help=text)  # fmt: skip
+    return click.option(name, type=float, default=default, show_default=True, help=text)
+
+
+def _other_options() -> list[Callable[[Any], Any]]:
+    return [
+        click.option("--sde", default="vp", show_default=True,
+                     help=f"{', '.join(menu.SDE_NAMES)}, or package.module:attr."),
+        click.option("--prediction", type=click.Choice(PREDICTIONS), default="eps",
+                     show_default=True, help="What the network's output means."),
+        click.option("--variance", type=click.Choice(["fixed", "learned"]), default=None,
+                     help="Of the chain's steps; learned for hybrid if not given."),
+        _common.count_option("--width", default=None, help="Channels of the network."),
+        click.option("--dropout", type=float, default=0.0, show_default=True,
+                     help="Dropout in the network."),
+        click.option("--network", type=click.UNPROCESSED, multiple=True, callback=assignments,
+                     metavar="NAME=VALUE",
+                     help="Any other argument of UNet (images) or MLP, as in blocks=3; again and "
+                          "again."),
+        click.option("--conditional/--unconditional", default=False,
+                     help="Learn the classes of labelled data too."),
+        _common.count_option("--held-out", default=None, least=2,
+                             help="Evaluate on the last so many samples, which are not trained "
+                                  "on; on the test part of the data if not given."),
+        click.option("--out", type=click.Path(path_type=Path), default=None,
+                     help="Run folder; runs/DATA-SDE if not given."),
+        click.option("--resume", is_flag=True,
+                     help="Go on with the run in --out, with its settings."),
+        click.option("--config", type=click.Path(path_type=Path), default=None,
+                     metavar="FILE.toml",
+                     help="Settings by the names of these options; the command line wins."),
+        click.option("--device", default="auto", show_default=True,
+                     help="auto (the GPU if there is one), cpu, cuda or cuda:1."),
+        _common.json_option,
+    ]  # fmt: skip

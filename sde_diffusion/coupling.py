@@ -1,0 +1,66 @@
+"""How the data of a batch meet its noise."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Final, final
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+
+class Coupling(ABC):
+    """A rule that pairs the rows of a whole batch with rows of noise; it changes neither's law."""
+
+    name: str
+
+    @abstractmethod
+    def pair(self, x0: Tensor, eps: Tensor) -> Tensor:
+        """Return the noise in the order in which it goes with the data.
+
+        Shapes: x0, eps and result (B, *event).
+        """
+
+
+@final
+class IndependentCoupling(Coupling):
+    """The noise as it was drawn.
+
+    >>> IndependentCoupling().pair(torch.zeros(2, 1), torch.tensor([[2.0], [1.0]])).tolist()
+    [[2.0], [1.0]]
+    """
+
+    name = "independent"
+
+    def pair(self, x0: Tensor, eps: Tensor) -> Tensor:  # noqa: ARG002
+        return eps
+
+
+@final
+class OptimalTransport(Coupling):
+    """The permutation of the noise with the least Σ ‖x0 − eps‖² over the batch.
+
+    The flow of E[alpha' x0 + sigma' eps | x_t] still carries the noise to the data, on straighter
+    paths. But x_t given x0 is no longer normal, E[eps | x_t] no score, and no bound on the
+    likelihood holds: such a model is for `ProbabilityFlow` alone.
+
+    Source: Pooladian et al. 2023; Tong et al. 2024 (Minibatch optimal transport).
+
+    >>> x0, eps = torch.tensor([[0.0], [3.0]]), torch.tensor([[2.0], [1.0]])
+    >>> OptimalTransport().pair(x0, eps).tolist()
+    [[1.0], [2.0]]
+    """
+
+    name = "optimal-transport"
+
+    def pair(self, x0: Tensor, eps: Tensor) -> Tensor:
+        # ‖x0‖² and ‖eps‖² sum to the same for every permutation.
+        cost = -(x0.double().flatten(1) @ eps.double().flatten(1).T)
+        _, columns = linear_sum_assignment(cost.cpu().numpy())
+        return eps[torch.from_numpy(columns).to(eps.device)]
+
+
+COUPLINGS: Final[dict[str, Coupling]] = {
+    coupling.name: coupling for coupling in (IndependentCoupling(), OptimalTransport())
+}

@@ -1,0 +1,246 @@
+"""Classifier-free guidance: the score of a class, pushed away from the score of all data.
+
+With c the conditional and u the unconditional prediction, guidance takes (1+w) c − w u. The
+weights add up to 1 and all predictions are one another's affine images, so this is one rule for
+eps, x0, v, score and velocity. It is the score of p_t(x|c)^{1+w} p_t(x)^{−w} at every t, and yet
+no sampler that follows it samples that density: `sample_tilted` says by how much.
+
+Source: Ho & Salimans 2022; Karras et al. 2024 (any worse model as the unconditional one).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias, final
+
+import torch
+from torch import Tensor
+
+from sde_diffusion._check import wrong_type, wrong_value
+from sde_diffusion._tensors import expand
+from sde_diffusion.coefficients import Level, Levels
+from sde_diffusion.score import Labelled, ScoreModel
+from sde_diffusion.sde import LinearSDE
+from sde_diffusion.thresholding import Denoiser
+
+if TYPE_CHECKING:
+    from sde_diffusion.data import DataSpec
+
+Weight: TypeAlias = "float | Callable[[Tensor], Tensor]"  # a number, or t -> w(t) in t's shape
+At: TypeAlias = "Level | Levels | None"
+# (model, x, t, level) -> one of its forms
+Reading: TypeAlias = Callable[[Any, Tensor, Tensor, At], Tensor]
+
+
+@final
+class Guided:
+    """The guided score (1+w) s_c − w s_0 of two score models, with the methods of `ScoreModel`.
+
+    w = 0 is the conditional model and w = −1 the unconditional one, bit for bit; the other one is
+    not evaluated where w(t) is one of these numbers. Two conditions of one network are evaluated
+    in one call on a batch twice as large.
+
+    Shapes: x (B, *event), t () or (B,); every method returns x's shape.
+    NFE: 1 an evaluation, which costs one row of a network per sample where w is 0 or −1, else 2.
+    Errors: TypeError for what is no score model; ValueError for models of different SDEs or a
+    weight that is not finite.
+    Source: Ho & Salimans 2022, equation 6.
+
+    >>> from sde_diffusion import Gaussian, VPSDE
+    >>> one, all_ = (Gaussian(torch.full((1,), m), torch.eye(1)).diffused(VPSDE()) for m in (1, 0))
+    >>> t = torch.tensor(0.0, dtype=torch.float64)
+    >>> Guided(one, all_, 2.0)(torch.zeros(1, 1), t).item()  # the score of N(3, 1)
+    3.0
+    """
+
+    def __init__(
+        self, conditional: Denoiser, unconditional: Denoiser, weight: Weight = 1.0
+    ) -> None:
+        for name, model in (("conditional", conditional), ("unconditional", unconditional)):
+            sde = getattr(model, "sde", None)
+            if not (callable(model) and hasattr(model, "denoise") and isinstance(sde, LinearSDE)):
+                raise wrong_type("Guided", name, "be a score model", type(model).__name__,
+                                 "pass a ScoreModel, or an oracle's .diffused(sde)")  # fmt: skip
+        if conditional.sde != unconditional.sde:
+            got = f"{conditional.sde} and {unconditional.sde}"
+            raise wrong_value("Guided", "conditional, unconditional", "have one SDE", got,
+                              "train them with the same")  # fmt: skip
+        if not callable(weight):
+            _check_weight("Guided", weight)
+        self.conditional, self.unconditional, self.weight = conditional, unconditional, weight
+        self.sde = conditional.sde
+
+    @property
+    def device(self) -> torch.device:
+        """Where the models compute."""
+        return self.conditional.device
+
+    @property
+    def training(self) -> bool:
+        """Whether one of the models is in training mode."""
+        return any(getattr(model, "training", False) for model in self._models)
+
+    @property
+    def data(self) -> DataSpec | None:
+        """What the samples are, where the conditional model tells."""
+        found: DataSpec | None = getattr(self.conditional, "data", None)
+        return found
+
+    @property
+    def coupling(self) -> str:
+        """How data met noise in training: "independent" only if it was so for both models."""
+        kinds = (getattr(model, "coupling", "independent") for model in self._models)
+        return next((kind for kind in kinds if kind != "independent"), "independent")
+
+    def rows(self, index: Tensor) -> Guided:
+        """Return the guided score of the samples ``index`` of the batch, with their labels."""
+        c, u = (getattr(m, "rows", lambda _, m=m: m)(index) for m in self._models)
+        same = c is self.conditional and u is self.unconditional
+        return self if same else Guided(c, u, self.weight)
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        """Return the guided score, so that the guided model itself is a score."""
+        return self.score(x, t)
+
+    def score(self, x: Tensor, t: Tensor) -> Tensor:
+        """Return (1+w) s_c − w s_0."""
+        return self._mixed(lambda m, x, t, _: m(x, t), x, t)
+
+    def eps(self, x: Tensor, t: Tensor) -> Tensor:
+        """Return (1+w) eps_c − w eps_0."""
+        return self._mixed(_eps, x, t)
+
+    def denoise(self, x: Tensor, t: Tensor) -> Tensor:
+        """Return (1+w) x0_c − w x0_0, which may well lie outside the data's range."""
+        return self._mixed(lambda m, x, t, _: m.denoise(x, t), x, t)
+
+    def velocity(self, x: Tensor, t: Tensor) -> Tensor:
+        """Return the velocity of the probability flow of the guided score."""
+        return self._mixed(lambda m, x, t, _: m.velocity(x, t), x, t)
+
+    @property
+    def predict(self) -> Callable[[str, Tensor, Tensor, Level | Levels], Tensor]:
+        """`ScoreModel.predict` of the guided model, an attribute only where both have it."""
+        for model in self._models:
+            model.predict  # noqa: B018  (solvers ask whether there is one)
+        return lambda form, x, t, at: self._mixed(
+            lambda m, x, t, at: m.predict(form, x, t, at), x, t, at
+        )
+
+    def parts(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return eps_c and eps_0."""
+        return self._both(_eps, x, t, None)
+
+    @property
+    def _models(self) -> tuple[Any, Any]:
+        return self.conditional, self.unconditional
+
+    def _mixed(self, read: Reading, x: Tensor, t: Tensor, at: At = None) -> Tensor:
+        own = self.weight
+        w = own(t) if callable(own) else torch.tensor(own, dtype=torch.float64)
+        if w.ndim == 0 and float(w) in (0.0, -1.0):
+            return read(self.unconditional if w else self.conditional, x, t, at)
+        c, u = self._both(read, x, t, at)
+        # Not lerp nor addcmul, which round otherwise at the end of a batch than inside.
+        return c + expand(w, x) * (c - u)
+
+    def _both(self, read: Reading, x: Tensor, t: Tensor, at: At) -> tuple[Tensor, Tensor]:
+        """Return a form of the conditional and of the unconditional model."""
+        both = self._one_network(len(x))
+        if both is None:
+            return read(self.conditional, x, t, at), read(self.unconditional, x, t, at)
+        at = Levels(*map(_twice, at)) if isinstance(at, Levels) else at
+        c, u = read(both, _twice(x), _twice(t), at).chunk(2)
+        return c, u
+
+    def _one_network(self, n: int) -> ScoreModel | None:
+        """Return the model of both conditions in one batch, None where the networks are two."""
+        c, u = self._models
+        if not (isinstance(c, ScoreModel) and isinstance(u, ScoreModel)):
+            return None
+        one, two = c.network, u.network
+        if not (isinstance(one, Labelled) and isinstance(two, Labelled)):
+            return None
+        if one.network is not two.network or c.prediction != u.prediction:
+            return None
+        for labels in (one.labels, two.labels):
+            if labels.ndim and len(labels) != n:
+                raise wrong_value("Guided", "labels", f"be one, or {n} for this batch",
+                                  f"{len(labels)} labels", "pass as many as samples")  # fmt: skip
+        return c.given(torch.cat([one.labels.expand(n), two.labels.expand(n)]))
+
+
+def guided(model: ScoreModel, labels: Tensor | int, weight: Weight = 1.0) -> Guided:
+    """Return a class-conditional model, guided: one network call an evaluation, on 2B rows.
+
+    The unconditional score is that of the label −1, "no class", which the model knows where it
+    was trained with label dropout.
+
+    Shapes: labels () or (B,), integers.
+    Errors: TypeError for anything but a ScoreModel; ValueError for a network without classes.
+
+    >>> from sde_diffusion import load, sample
+    >>> from sde_diffusion.solvers import DDIM
+    >>> sevens = guided(load("digits"), 7, weight=0.5)
+    >>> sample(sevens, DDIM(), (2, 1, 8, 8), steps=3).nfe
+    3
+    """
+    if not isinstance(model, ScoreModel):
+        raise wrong_type("guided", "model", "be a ScoreModel", type(model).__name__,
+                         "use Guided(conditional, unconditional, weight)")  # fmt: skip
+    config = getattr(model.network, "config", None)
+    if isinstance(config, dict) and not config.get("classes"):
+        raise wrong_value("guided", "model", "have classes", "a network without",
+                          "train one with labels, or use Guided of two models")  # fmt: skip
+    return Guided(model.given(labels), model.given(-1), weight)
+
+
+@final
+@dataclass(frozen=True)
+class GuidanceInterval:
+    """The weight w(t) = w where low < sigma/alpha ≤ high, else 0: guidance at some levels only.
+
+    Shapes: t () or (B,) → the same.
+    Errors: ValueError unless 0 ≤ low < high and w is finite.
+    Source: Kynkäänniemi et al. 2024.
+
+    >>> from sde_diffusion import EDMSDE  # whose t is sigma in other units, and alpha 1
+    >>> w = GuidanceInterval(EDMSDE(), 2.0, low=0.2, high=3.0)
+    >>> w(EDMSDE().time(-torch.tensor([0.1, 1.0, 5.0], dtype=torch.float64).log())).tolist()
+    [0.0, 2.0, 0.0]
+    """
+
+    sde: LinearSDE
+    weight: float
+    low: float = 0.0
+    high: float = math.inf
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.low < self.high:
+            raise wrong_value("GuidanceInterval", "low, high", "satisfy 0 <= low < high",
+                              f"{self.low}, {self.high}", "pass for example 0.2, 3.0")  # fmt: skip
+        _check_weight("GuidanceInterval", self.weight)
+
+    def __call__(self, t: Tensor) -> Tensor:
+        """Return w(t)."""
+        s = self.sde.sigma(t) / self.sde.alpha(t)
+        return self.weight * ((s > self.low) & (s <= self.high)).to(s.dtype)
+
+
+def _check_weight(what: str, weight: object) -> None:
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)):
+        raise wrong_type(what, "weight", "be a number, or a function of t", weight, "pass 1.0")
+    if not math.isfinite(weight):
+        raise wrong_value(what, "weight", "be finite", weight, "pass for example 1.0")
+
+
+def _eps(model: Any, x: Tensor, t: Tensor, _at: At) -> Tensor:  # noqa: ANN401
+    found: Tensor = model.eps(x, t)
+    return found
+
+
+def _twice(values: Tensor) -> Tensor:
+    """Return values of one batch for two copies of it; one for all stays one."""
+    return torch.cat([values, values]) if values.ndim else values

@@ -1,0 +1,217 @@
+"""Evaluations during training: losses by noise level, a held-out bound, pictures of samples.
+
+A monitor sees the averaged model, and its draws are those of its own seed: the values of two
+evaluations, or of two runs, differ by the models alone, and training goes on as if nothing had
+looked at it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, Protocol, final
+
+import torch
+from torch import Tensor
+
+from sde_diffusion._check import positive_integer, wrong_type, wrong_value
+from sde_diffusion._tensors import flat_sum
+from sde_diffusion.bounds import Decoder, GaussianDecoder, LevelDecoder, check_draws, elbo
+from sde_diffusion.data import Dataset
+from sde_diffusion.noise import PerSampleNoise, mix
+from sde_diffusion.pictures import sample_picture
+from sde_diffusion.runs import SAMPLES
+from sde_diffusion.score import DirectScore, LearnedScore, ScoreModel
+
+BOUND: Final = "bits_per_dim"  # the value that patience waits on
+_LEVELS, _SPREAD, _FORKED = 12, 13, 14  # purposes of a seed
+_FARTHEST: Final = 10.0  # |λ| beyond which data, or noise, is all there is
+
+
+class Monitor(Protocol):
+    """What is called with the averaged model, in evaluation mode, every ``evaluate_every`` steps.
+
+    Whatever it draws from torch's global generators is seeded and put back.
+    """
+
+    # Any, as one may take ScoreModels alone: check_monitors.
+    def __call__(self, model: Any, step: int, folder: Path | None) -> Mapping[str, Any]:  # noqa: ANN401
+        """Return JSON values by name, for the metrics; files go to the run's folder, if any."""
+
+
+@final
+class LossByLevel:
+    """The mean of ‖eps − eps_θ‖²/D on held-out data in equal bins of λ = log(alpha/sigma).
+
+    λ runs from the horizon to ``t_min``, within ±10. Every sample is drawn once in each bin.
+    ``rows`` are the first so many samples.
+
+    >>> from sde_diffusion import DataSpec, Gaussian, VPSDE
+    >>> x = torch.linspace(-1.5, 1.5, 9)[:, None]
+    >>> data = Dataset(DataSpec("x", (1,), None), x, None)
+    >>> model = Gaussian(torch.zeros(1), torch.eye(1)).diffused(VPSDE())
+    >>> found = LossByLevel(data, bins=3)(model, 1, None)["loss_by_level"]
+    >>> [round(x, 2) for x in found["lambda"]], found["loss"][0] < 0.2 < 0.8 < found["loss"][2]
+    ([-3.04, 0.94, 4.92], True)
+    """
+
+    def __init__(
+        self, dataset: Dataset, *, bins: int = 10, rows: int = 1000, batch_size: int = 100,
+        t_min: float = 1e-5, seed: int = 0,
+    ) -> None:  # fmt: skip
+        for name, value in (("bins", bins), ("rows", rows), ("batch_size", batch_size)):
+            positive_integer("LossByLevel", name, value)
+        _check_rows("LossByLevel", dataset, 1)
+        self.bins, self.batch_size, self.t_min, self.seed = bins, batch_size, t_min, seed
+        generator = torch.Generator().manual_seed(mix(seed, _SPREAD))
+        index = torch.arange(min(rows, len(dataset)))
+        self._x = dataset.batch(index, generator)
+
+    @torch.no_grad()
+    def __call__(self, model: ScoreModel, step: int, folder: Path | None) -> Mapping[str, Any]:  # noqa: ARG002
+        """Return the middles of the bins, as "lambda", and the mean "loss" in each."""
+        ends = torch.tensor([model.sde.horizon, self.t_min], dtype=torch.float64)
+        far, near = model.sde.lambda_(ends).clamp(-_FARTHEST, _FARTHEST).tolist()
+        width = (near - far) / self.bins
+        totals = torch.zeros(self.bins, dtype=torch.float64)
+        for first in range(0, len(self._x), self.batch_size):
+            x0 = _for(model, self._x[first : first + self.batch_size])
+            noise = PerSampleNoise.numbered(mix(self.seed, _LEVELS), first, len(x0))
+            for i in range(self.bins):
+                u = torch.special.ndtr(noise.normal(torch.empty(len(x0), 1).double()))[:, 0]
+                t = model.sde.time(far + width * (i + u)).clamp(self.t_min, model.sde.horizon)
+                eps = noise.normal(x0)
+                error = eps - model.eps(model.sde.perturb(x0, t, eps), t)
+                totals[i] += flat_sum(error.double().square()).sum().cpu() / x0[0].numel()
+        middles = [far + width * (i + 0.5) for i in range(self.bins)]
+        return {"loss_by_level": {"lambda": middles, "loss": (totals / len(self._x)).tolist()}}
+
+
+@final
+class HeldOutBound:
+    """The bound of `elbo` on held-out data, in bits per dimension, and its error over samples.
+
+    Of integers it is one of log P, at the centres of their bins; of real data one of the density
+    in their own units. ``rows`` are the first so many samples, ``draws`` those of (t, eps) for
+    each: the same in every evaluation, so that differences are far smaller than the error.
+
+    >>> from sde_diffusion import DataSpec, Gaussian, VPSDE
+    >>> data = Dataset(DataSpec("zeros", (1,), None), torch.zeros(8, 1), None)
+    >>> model = Gaussian(torch.zeros(1), torch.eye(1)).diffused(VPSDE())
+    >>> found = HeldOutBound(data)(model, 1, None)  # log2 √2π = 1.3257
+    >>> abs(found["bits_per_dim"] - 1.3257) < 4 * found["standard_error"]
+    True
+    """
+
+    def __init__(
+        self, dataset: Dataset, *, draws: int = 32, rows: int = 1000, batch_size: int = 100,
+        t_min: float = 1e-5, seed: int = 0,
+    ) -> None:  # fmt: skip
+        for name, value in (("rows", rows), ("batch_size", batch_size)):
+            positive_integer("HeldOutBound", name, value)
+        check_draws("HeldOutBound", draws)
+        _check_rows("HeldOutBound", dataset, 2)
+        self.spec, self.draws, self.batch_size = dataset.spec, draws, batch_size
+        self.t_min, self.seed = t_min, seed
+        self._values = dataset.values[: min(rows, len(dataset))]
+
+    def __call__(self, model: ScoreModel, step: int, folder: Path | None) -> Mapping[str, Any]:  # noqa: ARG002
+        """Return the mean over samples, "bits_per_dim", and its "standard_error"."""
+        parts = [self._bits(model, first)
+                 for first in range(0, len(self._values), self.batch_size)]  # fmt: skip
+        bits = torch.cat(parts)
+        error = bits.std() / math.sqrt(len(bits))
+        return {BOUND: bits.mean().item(), "standard_error": error.item()}
+
+    def _bits(self, model: ScoreModel, first: int) -> Tensor:
+        spec = self.spec
+        k = self._values[first : first + self.batch_size]
+        x = spec.encode(k, 0.5)
+        decoder: Decoder = GaussianDecoder()
+        if spec.levels is not None:
+            decoder = LevelDecoder(spec.encode(torch.arange(spec.levels), 0.5))
+        bound = elbo(_for(model, x), model, decoder=decoder, draws=self.draws, seed=self.seed,
+                     first=first, t_min=self.t_min)  # fmt: skip
+        nats = bound.nats.cpu()
+        if spec.levels is None:
+            nats = nats + spec.log_volume(x)
+        return -nats / (math.prod(spec.shape) * math.log(2))
+
+
+@final
+class SamplePicture:
+    """A picture of samples as ``samples/STEP.png`` in the run's folder.
+
+    ``draw`` returns samples of a model, from a seed of its own: for example
+    ``lambda model: sample(model, AngularAdams(), (64, 1, 8, 8), steps=10, seed=0).x``.
+
+    >>> SamplePicture(lambda model: model.sde)(model=None, step=10, folder=None)  # nowhere to draw
+    {}
+    """
+
+    def __init__(self, draw: Callable[[Any], Tensor]) -> None:
+        self.draw = draw
+
+    def __call__(self, model: LearnedScore, step: int, folder: Path | None) -> Mapping[str, Any]:
+        """Return the picture's name below the folder; without a folder nothing is drawn."""
+        if folder is None:
+            return {}
+        path = folder / SAMPLES / f"{step:08}.png"
+        path.parent.mkdir(exist_ok=True)
+        sample_picture(self.draw(model), path)
+        return {"picture": f"{path.parent.name}/{path.name}"}
+
+
+def check_monitors(monitors: Sequence[Monitor], model: LearnedScore) -> None:
+    """Refuse monitors of eps for a model that has none."""
+    for monitor in monitors:
+        if isinstance(model, DirectScore) and isinstance(monitor, LossByLevel | HeldOutBound):
+            raise wrong_type("train", "monitors", "do without eps, which a DirectScore has not",
+                             type(monitor).__name__, "pass SamplePicture(draw)")  # fmt: skip
+
+
+def observe(
+    monitors: Sequence[Monitor], model: LearnedScore, step: int, folder: Path | None, seed: int
+) -> dict[str, Any]:
+    """Return the values of all monitors; of two with one name, the later one's."""
+    found: dict[str, Any] = {}
+    device = model.device
+    for monitor in monitors:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(mix(seed, _FORKED))
+            found |= monitor(model.eval(), step, folder)
+    return found
+
+
+def note_best(notes: dict[str, Any], step: int, found: Mapping[str, Any]) -> bool:
+    """Return whether this evaluation's bound is the best so far, and keep that in the notes.
+
+    ``notes["best"]`` has the bound, its step, and how many evaluations "since" were no better.
+    """
+    if BOUND not in found:
+        return False
+    best, bits = notes.get("best"), float(found[BOUND])
+    if best is None or bits < best[BOUND]:
+        notes["best"] = {BOUND: bits, "step": step, "since": 0}
+        return True
+    notes["best"] = best | {"since": best["since"] + 1}
+    return False
+
+
+def out_of_patience(notes: Mapping[str, Any], patience: int) -> bool:
+    """Return whether so many evaluations were no better than the best; 0 waits for ever."""
+    since: int = notes.get("best", {"since": 0})["since"]
+    return 0 < patience <= since
+
+
+def _check_rows(what: str, dataset: Dataset, least: int) -> None:
+    if len(dataset) < least:
+        raise wrong_value(what, "dataset", f"have at least {least} rows", len(dataset),
+                          "hold more data out")  # fmt: skip
+
+
+def _for(model: ScoreModel, x: Tensor) -> Tensor:
+    """Return x where and as the model computes."""
+    like = next(iter(getattr(model, "parameters", list)()), torch.zeros(()))
+    return x.to(model.device, like.dtype)

@@ -1,0 +1,91 @@
+"""How a training step computes: half precision, memory format, compilation, fused updates.
+
+Weights, optimizer states and averages stay in float32; half precision is that of the network's
+matrix products and convolutions alone, chosen operation by operation by `torch.autocast`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Final
+
+import torch
+from torch import Tensor, nn
+
+from sde_diffusion._check import wrong_value
+from sde_diffusion.score import LearnedScore
+
+if TYPE_CHECKING:
+    from sde_diffusion.training_config import TrainingConfig
+
+_HALF: Final = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+_FUSED: Final = ("cpu", "cuda")  # where AdamW can update all weights in one pass
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """Return a context in which networks compute in ``precision``.
+
+    >>> with autocast("bfloat16", torch.device("cpu")):
+    ...     (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
+    torch.bfloat16
+    """
+    return torch.autocast(device.type, _HALF.get(precision), enabled=precision in _HALF)
+
+
+def scaler_of(precision: str, device: torch.device) -> torch.amp.GradScaler:
+    """Return what keeps float16's small gradients from being 0; for others it does nothing.
+
+    The loss is multiplied by a scale, 2¹⁶ at first. Where gradients overflow the step is skipped
+    and the scale halved; after 2000 steps that do not overflow it doubles.
+    """
+    return torch.amp.GradScaler(device.type, enabled=precision == "float16")
+
+
+def adamw(parameters: Iterable[Tensor], config: TrainingConfig) -> torch.optim.AdamW:
+    """Return the optimizer of a run."""
+    found = list(parameters)
+    fused = all(parameter.device.type in _FUSED for parameter in found)
+    return torch.optim.AdamW(
+        found, lr=config.learning_rate, weight_decay=config.weight_decay, fused=fused
+    )
+
+
+def prepare(model: LearnedScore, config: TrainingConfig) -> None:
+    """Lay out and compile the model's network as the settings say, in place.
+
+    Errors: ValueError for half precision of weights that are not float32, or where nothing can be
+    compiled.
+    """
+    kinds = {p.dtype for p in model.parameters()} - {torch.float32}
+    if config.precision in _HALF and kinds:
+        raise wrong_value("train", "precision", "be float32 unless the weights are in float32",
+                          f"{config.precision} for weights in {kinds.pop()}",
+                          "pass precision='float32' or model.float()")  # fmt: skip
+    if config.channels_last:
+        for weight in (p for p in model.parameters() if p.ndim == 4):
+            weight.data = weight.data.to(memory_format=torch.channels_last)
+    if config.compile:
+        _check_compiler(model.device)
+        # In place: the weights keep their names, and whatever holds the network calls it compiled.
+        # The shapes of training do not change; compiled for any shape it would be slower.
+        model.network.compile(dynamic=False)
+
+
+def release(network: nn.Module) -> None:
+    """Undo the compilation, which would start again for other shapes than training's."""
+    network._compiled_call_impl = None
+
+
+def _check_compiler(device: torch.device) -> None:
+    """Compile a line, for PyTorch says what it lacks in many ways and at the first step only."""
+    try:
+        torch.compile(_line)(torch.zeros(2, device=device))
+    except RuntimeError as error:
+        needed = "a C++ compiler such as g++" if device.type == "cpu" else "Triton"
+        reason = str(error).partition("\n")[0]
+        raise wrong_value("train", "compile", f"be False without {needed}", f"True ({reason})",
+                          f"install {needed}, or pass compile=False") from error  # fmt: skip
+
+
+def _line(x: Tensor) -> Tensor:
+    return x.sin() + 1

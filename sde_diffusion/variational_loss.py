@@ -1,0 +1,121 @@
+"""Training by the bound of the discrete chain, with a variance that may be learned."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC
+from typing import Final, final
+
+import torch
+from torch import Tensor
+
+from sde_diffusion._check import wrong_value
+from sde_diffusion._tensors import flat_sum
+from sde_diffusion.bounds import BinDecoder, Decoder, GaussianDecoder
+from sde_diffusion.chain import Chain, LearnedVariance, own_step
+from sde_diffusion.coefficients import Levels
+from sde_diffusion.ddpm import step_bound
+from sde_diffusion.grids import lattice
+from sde_diffusion.objectives import Batch, Objective
+from sde_diffusion.reverse import check_coupling
+from sde_diffusion.score import ScoreModel, converted
+from sde_diffusion.times import LatticeTimes, Spacing
+
+_SHARE: Final = 1e-3  # of the bound in the hybrid
+
+
+class Chained(Objective, ABC):
+    """A loss at the steps k = 1 … N of the chain at the times k/N of the horizon, all alike.
+
+    Step k takes the numbers u in [(k − 1)/N, k/N), so that a spacing of N bins is one over steps.
+    Integer data are taken at the centres of their bins, the rest as it is.
+    """
+
+    def __init__(self, chain_steps: int, spacing: Spacing) -> None:
+        super().__init__(LatticeTimes(chain_steps), spacing, 0.0)
+        self.chain_steps = chain_steps
+
+    def check(self, model: ScoreModel) -> None:
+        check_coupling(type(self).__name__, "model", model)
+
+    def _states(self, model: ScoreModel, batch: Batch) -> tuple[Chain, Tensor, Tensor, Tensor]:
+        """Return the chain, the steps k, the data x0 and the states x_k of a batch."""
+        chain = Chain(model.sde, lattice(self.chain_steps) * model.sde.horizon)
+        k = (batch.t.cpu() / model.sde.horizon * self.chain_steps).round().long()
+        spec, x0 = model.data, batch.x0
+        if spec is not None and spec.levels is not None:
+            x0 = spec.encode(spec.decode(x0), 0.5).to(x0)
+        return chain, k, x0, chain.perturb(x0, k, batch.eps)
+
+    def _bits(self, nats: Tensor, x0: Tensor) -> Tensor:
+        """Return N times the terms of the bound, in bits per dimension."""
+        return nats * (self.chain_steps / (x0[0].numel() * math.log(2)))
+
+
+@final
+class Vlb(Chained):
+    """L_vlb: N L_{k−1} at random k, whose mean is the bound L_{N−1} + … + L_0 of `vlb`.
+
+    L_T, in which there is nothing to learn, is left out. The variance is what the model learns,
+    or β_k; L_0 is of the data's levels by a `BinDecoder`, or of a density.
+
+    Units: bits per dimension.
+    Source: Ho et al. 2020, equation 5; Nichol & Dhariwal 2021, section 3.3.
+
+    >>> from sde_diffusion import VPSDE
+    >>> from sde_diffusion.times import Stratified
+    >>> Vlb(4, Stratified()).draw(VPSDE(), 4, torch.Generator().manual_seed(0)).t.tolist()
+    [0.25, 0.5, 0.75, 1.0]
+    """
+
+    def forward(self, model: ScoreModel, batch: Batch) -> Tensor:
+        chain, k, x0, x = self._states(model, batch)
+        x0_hat, variance = own_step(model, x, chain.times[k])
+        decoder = decoder_of(model)
+        return self._bits(step_bound(x0, x0_hat, x, chain, k, variance, decoder), x0)
+
+
+@final
+class Hybrid(Chained):
+    """L_hybrid = L_simple + .001 L_vlb, L_vlb with the mean held fixed: it trains the variance.
+
+    L_simple is ‖eps − eps_θ‖²/D.
+
+    Units: L_vlb in bits per dimension.
+    Errors: ValueError for a model without a learned variance.
+    Source: Nichol & Dhariwal 2021, equation 16.
+
+    >>> from sde_diffusion.times import Stratified
+    >>> from sde_diffusion import MLP, VPSDE
+    >>> Hybrid(4, Stratified()).check(ScoreModel(MLP(2), VPSDE()))
+    Traceback (most recent call last):
+    ValueError: Hybrid: model must learn a variance, got variance='fixed'; pass ScoreModel(…, \
+variance='learned') and a network of twice the outputs
+    """
+
+    def check(self, model: ScoreModel) -> None:
+        super().check(model)
+        if model.variance != "learned":
+            raise wrong_value("Hybrid", "model", "learn a variance",
+                              f"variance={model.variance!r}",
+                              "pass ScoreModel(…, variance='learned') and a network of twice the "
+                              "outputs")  # fmt: skip
+
+    def forward(self, model: ScoreModel, batch: Batch) -> Tensor:
+        chain, k, x0, x = self._states(model, batch)
+        eps, v = model.with_fraction("eps", x, chain.times[k])
+        at = Levels(chain.alpha[k], chain.sigma[k])
+        # In float64: near alpha = 0 the division enlarges whatever eps was rounded by.
+        x0_hat = converted("x0", "eps", eps.detach().double(), x.double(), at)
+        variance = LearnedVariance(lambda x, t: v)  # noqa: ARG005
+        bound = step_bound(x0, x0_hat, x, chain, k, variance, decoder_of(model))
+        simple = flat_sum((batch.eps - eps).square()) / x0[0].numel()
+        return simple + _SHARE * self._bits(bound, x0)
+
+
+def decoder_of(model: ScoreModel) -> Decoder:
+    """Return the law of the model's data given x_1: of its levels, or a density if it has none."""
+    spec = model.data
+    if spec is None or spec.levels is None:
+        return GaussianDecoder()
+    return BinDecoder(spec.encode(torch.arange(spec.levels), 0.5))

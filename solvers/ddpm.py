@@ -1,0 +1,71 @@
+"""Sampling of a DDPM with any variance of its steps: β, β̃, learned or analytic."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor
+
+from sde_diffusion.chain import Chain, ForwardVariance, LearnedVariance, Variance, reverse_step
+from sde_diffusion.coefficients import Level
+from sde_diffusion.noise import Noise
+from sde_diffusion.reverse import CountedScore, ReverseSDE, linear
+from sde_diffusion.solvers._checks import backward, own_noise
+
+
+@final
+@dataclass(frozen=True)
+class DDPM:
+    """DDPM step x_{k−1} = μ̃(x_k, x̂0) + σ_k z of the chain at the times of the grid.
+
+    ``variance`` is σ_k²; if not given it is what the model has learned, had in the same pass, or
+    else β_k. With β̃_k it is `Ancestral`. A step to t = 0 draws nothing and ends at x̂0. Tables of
+    an `AnalyticVariance` are of one chain: that of the times of the grid and 0.
+
+    Order: weak 1. NFE: 1 a step, and 1 more with a `LearnedVariance` that is given.
+    Errors: ValueError for a grid that runs forward, or dynamics with a noise_scale; TypeError for
+    an SDE that is not linear.
+    Source: Ho et al. 2020, algorithm 2; Nichol & Dhariwal 2021; Bao et al. 2022.
+
+    >>> from sde_diffusion import DiscreteBeta, Gaussian, VPSDE, lattice, linear_betas, sample
+    >>> ddpm = VPSDE(DiscreteBeta(linear_betas(1000)))
+    >>> model = Gaussian(torch.zeros(2), torch.eye(2)).diffused(ddpm)
+    >>> sample(model, DDPM(), (4, 2), grid=lattice(1000, 50)).nfe
+    50
+    """
+
+    variance: Variance | None = None
+    dynamics = ReverseSDE
+    order: ClassVar[float] = 1
+    strong_order: ClassVar[float] = 1
+    evaluations: ClassVar[int] = 1
+
+    def steps(
+        self, dynamics: ReverseSDE, x: Tensor, grid: Tensor, noise: Noise
+    ) -> Iterator[Tensor]:
+        """Yield the states at grid[1], grid[2], …, given ``x`` at grid[0]."""
+        known, score, variance = linear("DDPM", dynamics), dynamics.score, self.variance
+        own_noise("DDPM", dynamics.noise_scale, "set the noise by variance: DDPM(variance)")
+        backward("DDPM", grid[0], grid[-1])
+        if isinstance(variance, LearnedVariance):
+            variance = LearnedVariance(score.beside(variance.v))
+        chain = Chain(known.sde, torch.cat([grid[grid > 0], grid.new_zeros(1)]))
+        for i, (t, s) in enumerate(pairwise(grid)):
+            x0_hat, law = _predicted(score, x, t, known.level(t), variance)
+            k = torch.full((len(x),), len(chain) - i)
+            x = reverse_step(x, x0_hat, chain, k, law, noise.unit(x, t, s))
+            yield x
+
+
+def _predicted(
+    score: CountedScore, x: Tensor, t: Tensor, at: Level, variance: Variance | None
+) -> tuple[Tensor, Variance]:
+    """Return x̂0 and the variance of the step, of one pass if the model has learned it."""
+    if variance is None and score.learns:
+        x0_hat, v = score.with_fraction("x0", x, t)
+        return x0_hat, LearnedVariance(lambda x, t: v)  # noqa: ARG005
+    return score.predict("x0", x, t, at), ForwardVariance() if variance is None else variance

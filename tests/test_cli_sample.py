@@ -1,0 +1,181 @@
+"""`sde-diffusion sample`: classes, guidance, and several processes that draw the same samples."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from sde_diffusion.checkpoint import load, save_model
+from sde_diffusion.cli.main import main
+from sde_diffusion.data import DataSpec
+from sde_diffusion.guidance import guided
+from sde_diffusion.integration import sample
+from sde_diffusion.nets import MLP
+from sde_diffusion.score import ScoreModel
+from sde_diffusion.sde import VPSDE
+from sde_diffusion.solvers import AngularAdams, Heun
+
+
+def run(*arguments: object) -> dict[str, Any]:
+    words = [str(a) for a in ("sample", *arguments, "--device", "cpu", "--json")]
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 0, result.output
+    found: dict[str, Any] = json.loads(result.stdout)
+    return found
+
+
+def refused(*arguments: object) -> str:
+    result = CliRunner().invoke(main, ["sample", *(str(a) for a in arguments)])
+    assert result.exit_code == 2, result.output
+    return result.output
+
+
+def arrays(folder: Path) -> dict[str, Any]:
+    with np.load(folder / "samples.npz", allow_pickle=False) as file:
+        return dict(file)
+
+
+def test_samples_take_turns_in_classes_and_are_the_librarys(tmp_path: Path) -> None:
+    found = run("--class", "3,7-9", "--guidance", 0.5, "-n", 6, "--solver", "heun", "--steps", 3,
+                "--out", tmp_path)  # fmt: skip
+    labels = torch.tensor([3, 7, 8, 9, 3, 7])
+    model = guided(load("digits"), labels, 0.5)
+    expected = sample(model, Heun(), (6, 1, 8, 8), steps=3)
+    saved = arrays(tmp_path)
+    assert np.array_equal(saved["x"], expected.x.numpy())
+    assert saved["labels"].tolist() == labels.tolist()
+    assert saved["guidance"] == 0.5
+    assert found["nfe"] == expected.nfe == 6
+    assert (found["class"], found["guidance"], found["processes"]) == ("3,7-9", 0.5, 1)
+
+
+def test_the_class_and_guidance_belong_to_the_number_of_a_sample(tmp_path: Path) -> None:
+    options = ["--class", "0-4", "--guidance", 1, "-n", 7, "--steps", 3, "--out"]
+    run(*options, tmp_path / "whole")
+    run(*options, tmp_path / "parts", "--batch-size", 3)
+    whole, parts = arrays(tmp_path / "whole"), arrays(tmp_path / "parts")
+    assert np.allclose(whole["x"], parts["x"], rtol=0, atol=1e-4)  # a network's rounding
+    assert whole["labels"].tolist() == parts["labels"].tolist() == [0, 1, 2, 3, 4, 0, 1]
+    plain = sample(load("digits").given(4), AngularAdams(), (7, 1, 8, 8), steps=3).x[4]
+    assert not np.allclose(whole["x"][4], plain.numpy(), rtol=0, atol=0.05)
+
+
+def test_no_guidance_and_no_class_leave_no_trace_in_the_arrays(tmp_path: Path) -> None:
+    run("--class", 7, "-n", 2, "--steps", 2, "--out", tmp_path / "class")
+    assert set(arrays(tmp_path / "class")) == {"x", "levels", "labels"}
+    run("-n", 2, "--steps", 2, "--out", tmp_path / "plain")
+    assert set(arrays(tmp_path / "plain")) == {"x", "levels"}
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [(["--guidance", 2], "guidance must go with a class to guide to, got 2.0; add for example"),
+     (["--class", "7-11"], "class must be of 0 … 9, such as 7 or 0-2 or 1,2, got 7-11"),
+     (["--class", "9-7"], "class must be of 0 … 9"), (["--class", "seven"], "got seven"),
+     (["--class", "-1"], "got -1"), (["--class", ""], "class must be of 0 … 9"),
+     (["--class", 7, "--guidance", "nan"], "weight must be finite, got nan"),
+     (["--class", 7, "--guidance", "much"], "'much' is not a valid float"),
+     (["--class", 0, "--model", "ring"], "model without classes, got 0"),
+     (["--class", 1, "--guidance", 1, "--model", "always.safetensors"],
+      "be left out for a model that was trained without label dropout, got 1.0; train with")],
+)  # fmt: skip
+def test_wrong_options_are_refused_and_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[object], says: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = ScoreModel(MLP(2, width=8, classes=3), VPSDE(), data=DataSpec("points", (2,), None))
+    save_model("always.safetensors", model, {"training": {"label_dropout": 0.0}})
+    assert says in refused(*options, "--out", "out")
+    assert not Path("out").exists()
+
+
+# --- several processes ---
+
+# The ring, at leisure: a process can be killed on the way.
+MODULE = """
+import os, time
+from sde_diffusion import GaussianMixture, VPSDE
+
+class Slow:
+    def __init__(self):
+        self.model = GaussianMixture.ring(8).diffused(VPSDE())
+        self.oracle, self.sde, self.device = self.model.oracle, self.model.sde, self.model.device
+
+    def __call__(self, x, t):
+        time.sleep(float(os.environ.get("SLOW", "0")))
+        return self.model(x, t)
+
+model = Slow()
+"""
+OPTIONS = ["--model", "slow:model", "-n", "50", "--batch-size", "4", "--solver", "euler-maruyama",
+           "--steps", "30", "--device", "cpu"]  # fmt: skip
+
+
+def torchrun(*arguments: object, **more: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
+               "-m", "sde_diffusion.cli", "sample", *map(str, arguments)]  # fmt: skip
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=dict(os.environ) | {"OMP_NUM_THREADS": "1"} | more, start_new_session=True,
+    )  # fmt: skip
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the slow model, as the current one."""
+    (tmp_path / "slow.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+@pytest.mark.skipif(os.name == "nt", reason="kill -9 is no signal there")
+def test_two_processes_draw_the_samples_of_one_and_a_killed_one_ends_both(here: Path) -> None:
+    run(*OPTIONS, "--out", "alone")
+    with torchrun(*OPTIONS, "--out", "killed", SLOW="0.05") as job:
+        try:
+            file = here / "killed/.ranks/rank-1.json"
+
+            def works() -> bool:
+                return file.exists() and json.loads(file.read_text() or "{}").get("done", 0) > 0
+
+            wait_for(lambda: works() or job.poll() is not None)
+            pid = json.loads(file.read_text())["pid"]
+            os.kill(pid, signal.SIGKILL)
+            killed = time.monotonic()
+            printed, errors = job.communicate(timeout=60)
+        finally:
+            if job.poll() is None:
+                os.killpg(job.pid, signal.SIGKILL)
+    assert time.monotonic() - killed < 60
+    assert job.returncode != 0
+    assert printed == ""
+    [line] = [line for line in errors.splitlines() if line.startswith("Error: ")]
+    assert line == ("Error: ranks: rank 1 must finish its share, got no sign of life from process "
+                    f"{pid}; nothing is written, start again")  # fmt: skip
+    assert list((here / "killed").iterdir()) == []
+    with torchrun(*OPTIONS, "--out", "killed", "--json") as job:
+        printed, errors = job.communicate(timeout=90)
+    assert job.returncode == 0, errors
+    assert json.loads(printed)["processes"] == 2
+    assert (here / "killed/samples.npz").read_bytes() == (here / "alone/samples.npz").read_bytes()
+    assert sorted(p.name for p in (here / "killed").iterdir()) == ["samples.npz", "samples.png"]

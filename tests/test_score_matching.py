@@ -1,0 +1,259 @@
+"""Implicit and sliced score matching have the explicit loss's gradient, and need no kernel."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sde_diffusion import (
+    EDMSDE,
+    MLP,
+    SDE,
+    VESDE,
+    VPSDE,
+    Dataset,
+    DataSpec,
+    GaussianMixture,
+    LinearBeta,
+    PerSampleNoise,
+    ReverseSDE,
+    ScoreModel,
+    SubVPSDE,
+    TrainingConfig,
+    integrate,
+    polynomial,
+    uniform,
+)
+from sde_diffusion.losses import denoising_loss
+from sde_diffusion.noise import Noise
+from sde_diffusion.objectives import Batch
+from sde_diffusion.score_matching import (
+    DirectScore,
+    Implicit,
+    Paths,
+    Sliced,
+    implicit_loss,
+    sliced_loss,
+)
+from sde_diffusion.solvers import EulerMaruyama
+from sde_diffusion.times import Stratified, UniformTimes
+from sde_diffusion.trainer import Trainer
+
+T = torch.tensor(0.5, dtype=torch.float64)
+
+
+def randn(*shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def network(d: int, seed: int = 0) -> MLP:
+    """An MLP in float64 whose output is not 0."""
+    net, generator = MLP(d, width=8, depth=2).double(), torch.Generator().manual_seed(seed)
+    for parameter in net.parameters():
+        nn.init.normal_(parameter, std=0.5, generator=generator)
+    return net
+
+
+class Given(Noise):
+    """The normals that it is given."""
+
+    def __init__(self, z: Tensor) -> None:
+        self.z = z
+
+    def normal(self, x: Tensor) -> Tensor:
+        return self.z.to(x).expand_as(x)
+
+
+def test_of_an_affine_score_it_is_a_square_and_a_trace() -> None:
+    a, b, x = randn(3, 3), randn(3, seed=1), randn(5, 3, seed=2)
+    found = implicit_loss(lambda x, _: x @ a.T + b, x, T)
+    expected = 0.5 * (x @ a.T + b).square().sum(1) + a.trace()
+    assert torch.allclose(found, expected, rtol=1e-13)
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (4, 1, 2, 2)], ids=["rows", "images"])
+def test_sliced_averages_to_implicit_over_all_signs(shape) -> None:
+    net, x = network(math.prod(shape[1:])), randn(*shape)
+
+    def score(x: Tensor, t: Tensor) -> Tensor:
+        return net(x.flatten(1), t.expand(len(x))).reshape(x.shape)
+
+    values = [
+        sliced_loss(score, x, T, Given(torch.tensor(z).reshape(1, *shape[1:])))
+        for z in itertools.product((-1.0, 1.0), repeat=math.prod(shape[1:]))
+    ]
+    assert float(torch.stack(values).detach().std(0).min()) > 1e-3  # probes matter
+    mean = torch.stack(values).mean(0)
+    assert torch.allclose(mean, implicit_loss(score, x, T), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("law", ["implicit", "sliced"])
+def test_its_gradient_is_that_of_explicit_score_matching(law) -> None:
+    """∫ p (½s² + s′) dx and ½ ∫ p (s − ∇log p)² dx, by a rule exact to rounding, in 1-D."""
+    data = GaussianMixture([1, 2], torch.tensor([[-1.0], [0.8]]), stds=[0.5, 0.4])
+    exact, net = data.diffused(VPSDE()), network(1)
+    x = torch.linspace(-9, 9, 1500, dtype=torch.float64)[:, None]
+    p = exact.log_prob(x, T).exp() * (x[1, 0] - x[0, 0])
+
+    def score(x: Tensor, t: Tensor) -> Tensor:
+        return net(x, t.expand(len(x)))
+
+    if law == "implicit":
+        losses = implicit_loss(score, x, T)
+    else:  # in one dimension any sign is exact
+        losses = sliced_loss(score, x, T, Given(randn(1500, 1)))
+    explicit = 0.5 * (score(x, T) - exact(x, T)).square()[:, 0]
+    constant = 0.5 * (p * exact(x, T).square()[:, 0]).sum()
+    assert torch.allclose((p * losses).sum() + constant, (p * explicit).sum(), rtol=1e-11)
+    parameters = list(net.parameters())
+    ours = torch.autograd.grad((p * losses).sum(), parameters)
+    theirs = torch.autograd.grad((p * explicit).sum(), parameters)
+    assert max(float(g.abs().max()) for g in theirs) > 0.01
+    for one, other in zip(ours, theirs, strict=True):
+        assert torch.allclose(one, other, rtol=0, atol=1e-11)
+
+
+class Times(nn.Module):
+    """eps = c x, with c by the time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.c = nn.Parameter(torch.tensor([0.3, 0.5], dtype=torch.float64))
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        return (self.c[0] + self.c[1] * c)[:, None] * x
+
+
+@pytest.mark.parametrize("kind", [Implicit, Sliced])
+@pytest.mark.parametrize("sde", [VPSDE(), SubVPSDE(), VESDE(0.01, 5.0), EDMSDE(5.0)], ids=repr)
+def test_the_objective_has_the_value_of_denoising(sde, kind) -> None:
+    """On N(0, v) and an eps that is linear in x all is squares: four points are the mean."""
+    model = ScoreModel(Times(), sde)
+    x0 = 0.3**0.5 * torch.tensor([1.0, 1.0, -1.0, -1.0], dtype=torch.float64)[:, None]
+    eps = torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64)[:, None]
+    for t in (1e-3, 0.2, 1.0):
+        times = torch.full((4,), t, dtype=torch.float64)
+        batch = Batch(x0, times, eps, PerSampleNoise(range(4)))
+        ours = kind(UniformTimes(), Stratified(), 1e-5)(model, batch).mean()
+        theirs = denoising_loss(model, x0, times, eps).mean()
+        assert torch.allclose(ours, theirs, rtol=1e-11)
+        ours, theirs = (torch.autograd.grad(loss, model.network.c)[0] for loss in (ours, theirs))
+        assert torch.allclose(ours, theirs, rtol=1e-10)
+
+
+@pytest.mark.parametrize("sde", [VPSDE(), SubVPSDE(), EDMSDE(5.0)], ids=repr)
+def test_the_least_value_on_a_mixture_is_what_the_score_leaves_of_the_noise(sde) -> None:
+    """E‖eps − E[eps|x_t]‖² = 1 − sigma² E‖∇log p_t‖²: one by x0 and eps, the other by x alone."""
+    t, weights, means, stds = 0.4 * T, (0.3, 0.7), (-0.8, 0.5), (0.2, 0.4)
+    rows = torch.tensor(means, dtype=torch.float64)[:, None]
+    exact = GaussianMixture(weights, rows, stds=stds).diffused(sde)
+    nodes, p = np.polynomial.hermite_e.hermegauss(60)
+    z, p = torch.tensor(nodes), torch.tensor(p / p.sum())
+    x0 = torch.cat([m + s * z for m, s in zip(means, stds, strict=True)])
+    mass = torch.cat([w * p for w in weights])
+    x0, eps = (v.reshape(-1, 1) for v in torch.meshgrid(x0, z, indexing="ij"))
+    mean = float((mass[:, None] * p).flatten() @ denoising_loss(exact, x0, t, eps))
+    width = 12 * float(sde.alpha(t) + sde.sigma(t))
+    x = torch.linspace(-width, width, 20_001, dtype=torch.float64)[:, None]
+    density = exact.log_prob(x, t).exp() * (x[1] - x[0])
+    left = 1 - float(density @ exact.eps(x, t).square()[:, 0])
+    assert mean == pytest.approx(left, abs=1e-7)
+    assert 0.05 < left < 0.95
+
+
+class Pulled(SDE):
+    """dx = −½ b x dt + √b dw, as one who does not know its kernel has it."""
+
+    rate = 4.0
+
+    def drift(self, x: Tensor, t: Tensor) -> Tensor:  # noqa: ARG002
+        return -0.5 * self.rate * x
+
+    def diffusion(self, x: Tensor, t: Tensor) -> Tensor:  # noqa: ARG002
+        return torch.full((), self.rate**0.5, dtype=x.dtype)
+
+
+GRID = polynomial(50, 2.0, 0.0, 1.0)
+
+
+def test_every_sample_is_at_its_own_time_of_its_own_path() -> None:
+    paths, sde = Paths(EulerMaruyama(), GRID), Pulled()
+    x0, k = randn(6, 5), torch.tensor([1, 50, 3, 7, 7, 20])
+    t = GRID[k]
+    found = paths.states(sde, x0, t, PerSampleNoise(range(6)))
+    for i in range(6):  # alone, step by step, and only as far as its time
+        x, z = x0[i : i + 1], PerSampleNoise([i]).normal(torch.zeros(1, 64, 5).double())
+        for step in range(int(k[i])):
+            dt = GRID[step + 1] - GRID[step]
+            x = x - 0.5 * Pulled.rate * x * dt + (Pulled.rate * dt).sqrt() * z[:, step]
+        assert torch.allclose(found[i : i + 1], x, rtol=1e-12)
+    # The noise that is left does not depend on the batch either, nor so the probes.
+    model = DirectScore(network(5), sde)
+
+    def losses(rows: slice) -> Tensor:
+        noise = PerSampleNoise(range(rows.start, rows.stop))
+        batch = Batch(x0[rows], t[rows], x0[rows], noise)
+        return Sliced(paths, Stratified(), 0.0)(model, batch)
+
+    parts = torch.cat([losses(slice(0, 1)), losses(slice(1, 6))])
+    assert torch.allclose(losses(slice(0, 6)), parts, rtol=1e-12)
+
+
+def test_times_of_paths_are_those_of_the_grid_after_the_data() -> None:
+    paths = Paths(EulerMaruyama(), GRID)
+    u, _ = Stratified().draw(100, torch.Generator().manual_seed(0))
+    assert torch.equal(paths.time(Pulled(), u, 0.0), GRID[1:].repeat_interleave(2))
+
+
+def test_it_learns_the_score_of_an_sde_whose_kernel_is_not_known() -> None:
+    data = GaussianMixture([1, 2], torch.tensor([[-1.0], [1.0]]), stds=[0.5, 0.5])
+    rows = data.sample(8192, torch.Generator().manual_seed(0)).float()
+    model = DirectScore(MLP(1, width=32, depth=2, time_scale=1.0), Pulled())
+    paths = Paths(EulerMaruyama(), polynomial(25, 2.0, 0.0, 1.0))
+    config = TrainingConfig(steps=300, batch_size=256, learning_rate=4e-3, ema_decay=0.98,
+                            schedule="cosine", warmup=20)  # fmt: skip
+    dataset = Dataset(DataSpec("points", (1,), None), rows, None)
+    trainer = Trainer(model, dataset, config, Implicit(paths, Stratified(), 0.0))
+    for _ in range(config.steps):
+        trainer.advance()
+    trainer.finish()
+    exact = data.diffused(VPSDE(LinearBeta(Pulled.rate, Pulled.rate)))
+    for t in (0.2, 0.4, 0.8):
+        time = torch.tensor(t, dtype=torch.float64)
+        x = exact.sample(2000, time, torch.Generator().manual_seed(1)).float()
+        with torch.no_grad():
+            error = (model(x, time) - exact(x, time)).square().mean().sqrt()
+        assert float(error / exact(x, time).square().mean().sqrt()) < 0.12, t
+    x = randn(4000, 1, seed=2).float()
+    with torch.no_grad():
+        solution = integrate(
+            ReverseSDE(model.sde, model), EulerMaruyama(), x, uniform(100, 1.0, 0.01),
+            noise=PerSampleNoise(range(4000)),
+        )  # fmt: skip
+    assert float((solution.x > 0).float().mean()) == pytest.approx(2 / 3, abs=0.05)
+    assert float(solution.x.std()) == pytest.approx(float(rows.std()), rel=0.06)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "text"),
+    [
+        (lambda: DirectScore(len, VPSDE()), TypeError, "network must be a torch.nn.Module"),
+        (lambda: DirectScore(MLP(2), 3), TypeError, "sde must be an SDE, got int"),
+        (lambda: Paths(EulerMaruyama(), uniform(5, 0.1, 1.0)), ValueError, "rise from 0"),
+        (lambda: Paths(EulerMaruyama(), uniform(5, 1.0, 0.0)), ValueError, "rise from 0"),
+        (lambda: implicit_loss(lambda x, t: x.detach(), randn(2, 2), T), TypeError,  # noqa: ARG005
+         "differentiable in x"),
+        (lambda: Implicit(UniformTimes(), Stratified(), 0.0)(
+            DirectScore(MLP(2), Pulled()), Batch(randn(1, 2), T[None], randn(1, 2), Given(T))),
+         TypeError, "Implicit: law must be Paths where sde is not linear, got UniformTimes"),
+    ],
+)  # fmt: skip
+def test_refusals(make, error, text) -> None:
+    with pytest.raises(error, match=text):
+        make()
