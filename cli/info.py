@@ -37,7 +37,8 @@ def _configuration(name: str) -> dict[str, Any]:
     if name in shipped() or Path(name).exists():
         described = describe(name)
         # A network of the user's own class cannot be built here, and need not be.
-        return described | {"parameters": _parameters(name, described) if _known(described) else None}
+        count = _parameters(name, described) if _known(described) else None
+        return described | {"parameters": count}
     model = menu.model(name)
     if isinstance(model, ScoreModel):
         return configuration_of(model) | {"parameters": sum(p.numel() for p in model.parameters())}
@@ -58,7 +59,7 @@ def _known(configuration: dict[str, Any]) -> bool:
 def _parameters(name: str, configuration: dict[str, Any]) -> int:
     from sde_diffusion.checkpoint import load, load_direct
 
-    read = load_direct if configuration.get("model") == "DirectScore" else load
+    read = load_direct if configuration.get("class") == "DirectScore" else load
     return sum(parameter.numel() for parameter in read(name).parameters())
 
 

@@ -184,11 +184,11 @@ __all__ = [
     "discrete_log_prob", "elbo", "encode", "evaluate", "explicit_loss", "exponential", "fastest",
     "first_fold", "fit_dequantizer", "fit_gaussian", "guided", "implicit_loss",
     "importance_weighted", "integrate", "interpolate", "karras", "lattice", "leading",
-    "linear_betas", "linspace", "load", "load_data", "load_direct", "log_prob", "log_snr", "objective_of",
-    "optimised", "polynomial", "quadratic", "recommended", "reconstruct", "reconstruct_average",
-    "sample", "sample_tilted", "sampler_inverse", "sampler_log_prob", "save_model",
-    "scaled_linear_betas", "score_form", "sigmoid", "sigmoid_betas", "sliced_loss", "trailing",
-    "train", "tuned", "uniform", "vlb", "zero_terminal_snr",
+    "linear_betas", "linspace", "load", "load_data", "load_direct", "log_prob", "log_snr",
+    "objective_of", "optimised", "polynomial", "quadratic", "recommended", "reconstruct",
+    "reconstruct_average", "sample", "sample_tilted", "sampler_inverse", "sampler_log_prob",
+    "save_model", "scaled_linear_betas", "score_form", "sigmoid", "sigmoid_betas", "sliced_loss",
+    "trailing", "train", "tuned", "uniform", "vlb", "zero_terminal_snr",
 ]  # fmt: skip
 
 

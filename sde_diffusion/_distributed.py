@@ -13,7 +13,6 @@ import signal
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -150,8 +149,6 @@ class Processes:
             torch.cuda.set_device(local)
         # nccl would abort a process whose exchange has failed before it can say why.
         os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
-        # Of 1×1 convolutions, whose two layouts are the same memory.
-        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         both = gpus and dist.is_nccl_available()
         dist.init_process_group("cpu:gloo,cuda:nccl" if both else "gloo", timeout=_LIMIT)
 

@@ -1,8 +1,8 @@
 """Checkpoints: one ``.safetensors`` file with the weights and the whole configuration as JSON.
 
 The configuration, under the metadata key ``sde_diffusion``, is
-``{format, model, network: {class, config}, sde: {class, …}, prediction, sigma_data, variance,
-coupling, data, versions}`` and whatever the writer adds. ``model`` is "ScoreModel" or
+``{format, class, network: {class, config}, sde: {class, …}, prediction, sigma_data, variance,
+coupling, data, versions}`` and whatever the writer adds. The first class is "ScoreModel" or
 "DirectScore", which has none of sigma_data, variance and coupling; nor have files of format 1.
 Only the classes in the tables below are ever built from a file; nothing is unpickled, so a file
 from a stranger can be wrong but not run code.
@@ -57,7 +57,8 @@ def save_model(
 
     ``extra`` is added to the configuration, for example ``{"training": {…}}``.
 
-    Errors: TypeError for anything but a ScoreModel or a DirectScore; ValueError where ``extra`` is not JSON.
+    Errors: TypeError for anything but a ScoreModel or a DirectScore; ValueError where ``extra`` is
+    not JSON.
     """
     if not isinstance(model, LearnedScore):
         raise wrong_type("save_model", "model", "be a ScoreModel or a DirectScore",
@@ -160,7 +161,7 @@ def configuration_of(model: LearnedScore) -> dict[str, Any]:
         network["class"] = f"{kind.__module__}.{kind.__qualname__}"
     return {
         "format": FORMAT,
-        "model": type(model).__name__,
+        "class": type(model).__name__,
         "network": network,
         "sde": _encode(model.sde),
         "prediction": model.prediction,
@@ -212,7 +213,7 @@ def _loaded(
 ) -> ModelT:  # fmt: skip
     path = _locate(name_or_path)
     configuration, tensors = _read(path, weights=True)
-    saved = configuration.get("model", ScoreModel.__name__)
+    saved = configuration.get("class", ScoreModel.__name__)
     if saved != kind.__name__:
         other = "load_direct" if kind is ScoreModel else "load"
         raise wrong_value(what, str(path), f"hold a {kind.__name__}", f"a {saved}",

@@ -149,8 +149,9 @@ def _completed(saved: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     if "config" in saved["network"] and "config" in now["network"]:
         network["config"] = now["network"]["config"] | saved["network"]["config"]
     usual = json.loads(json.dumps(asdict(TrainingConfig())))
-    plain = {"model": "ScoreModel", "variance": "fixed", "coupling": "independent"}
-    return plain | saved | {"network": network, "training": usual | saved["training"]}
+    plain = {"class": "ScoreModel", "variance": "fixed", "coupling": "independent"}
+    first = {} if "class" in saved else plain
+    return first | saved | {"network": network, "training": usual | saved["training"]}
 
 
 def _check_same(

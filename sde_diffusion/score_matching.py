@@ -39,9 +39,7 @@ def implicit_loss(score: Score, x: Tensor, t: Tensor) -> Tensor:
     [-1.5]
     """
     exact = Exact()
-    s, divergence = exact.evaluate(
-        lambda x: score(x, t), x, exact.probes(x), create_graph=True
-    )
+    s, divergence = exact.evaluate(lambda x: score(x, t), x, exact.probes(x), create_graph=True)
     return 0.5 * flat_sum(s.double().square()) + divergence[:, 0]
 
 
@@ -100,7 +98,7 @@ class Paths(TimeLaw):
         end = float(self.grid[-1])
         if end > sde.horizon:
             raise wrong_value("Paths", "grid", f"end at the SDE's horizon {sde.horizon} at most",
-                              end, f"pass for example uniform(100, 0.0, {sde.horizon})")  # fmt: skip
+                              end, "leave out its later times")  # fmt: skip
 
     def states(self, sde: SDE, x0: Tensor, t: Tensor, noise: Noise) -> Tensor:
         """Return x_t of every sample of x0 at its own time of the grid.

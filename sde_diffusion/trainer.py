@@ -118,8 +118,9 @@ class Trainer:
             raise wrong_value("train", "batch_size", rule, size,
                               f"pass batch_size={parts * max(1, size // parts)}")  # fmt: skip
         if world > 1 and not dist.is_initialized():
-            raise wrong_value("train", "processes", "have met, as torchrun has started several",
-                              "none", "pass processes=p within `with Processes(out) as p`")
+            rule, remedy = "have met", "pass processes=p within `with Processes(out) as p`"
+            raise wrong_value("train", "processes", f"{rule}, as torchrun has started several",
+                              "none", remedy)  # fmt: skip
         local = os.environ.get("LOCAL_RANK", "0")
         if world > 1 and device.type == "cuda" and str(device.index) != local:
             raise wrong_value("train", "model", f"be on cuda:{local}, this process's own GPU",

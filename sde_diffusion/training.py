@@ -69,7 +69,7 @@ def train(
     >>> [progress.step for progress in train(model, data, TrainingConfig(steps=3))]
     [1, 2, 3]
     """
-    _check(model, dataset, config)
+    _check(model, dataset, config, objective)
     check_monitors(monitors, model)
     if monitors and not config.evaluate_every:
         raise wrong_value("train", "evaluate_every", "be above 0 with monitors", 0,
@@ -184,7 +184,9 @@ class _Loop:
             self.saved = self.run.step
 
 
-def _check(model: LearnedScore, dataset: Dataset, config: TrainingConfig) -> None:
+def _check(
+    model: LearnedScore, dataset: Dataset, config: TrainingConfig, objective: Objective | None
+) -> None:
     if not isinstance(model, LearnedScore):
         raise wrong_type("train", "model", "be a ScoreModel or a DirectScore",
                          type(model).__name__, "pass ScoreModel(network, sde)")  # fmt: skip
@@ -197,9 +199,10 @@ def _check(model: LearnedScore, dataset: Dataset, config: TrainingConfig) -> Non
                           "call model.requires_grad_()")  # fmt: skip
     if len(dataset) == 0:
         raise wrong_value("train", "dataset", "have rows", 0, "check the source of the data")
-    if config.t_min >= model.sde.horizon:
+    t_min = config.t_min if objective is None else objective.t_min
+    if t_min >= model.sde.horizon:
         rule = f"be below the SDE's horizon {model.sde.horizon}"
-        raise wrong_value("train", "t_min", rule, config.t_min, "pass t_min=1e-5")
+        raise wrong_value("train", "t_min", rule, t_min, "pass t_min=1e-5")
     if model.classes and dataset.labels is None:
         raise wrong_value("train", "dataset", "have labels for a network with classes", "none",
                           "pass labels or a network with classes=None")  # fmt: skip

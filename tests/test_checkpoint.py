@@ -87,11 +87,11 @@ def test_variance_and_coupling_are_kept(tmp_path, variance, outputs, coupling):
 
 
 def test_a_file_of_format_1_is_that_of_a_fixed_variance(tmp_path: Path):
-    """As written before networks had outputs, and models a variance and a coupling."""
+    """As written before networks had outputs, and models a kind, a variance and a coupling."""
     path, model = tmp_path / "m.safetensors", ScoreModel(network(), VPSDE()).eval()
     save_model(path, model)
     old = describe(path) | {"format": 1}
-    del old["variance"], old["coupling"], old["network"]["config"]["outputs"]
+    del old["class"], old["variance"], old["coupling"], old["network"]["config"]["outputs"]
     save_file(load_file(path), path, metadata={"sde_diffusion": json.dumps(old)})
     loaded, x, t = load(path), torch.ones(1, 2), torch.tensor(0.5, dtype=torch.float64)
     assert torch.equal(loaded(x, t), model(x, t))
@@ -179,6 +179,7 @@ def rewritten(path: Path, change: dict[str, object] | None) -> Path:
         ({"sde": {"class": "VPSDE", "gamma": 1}}, "hold a configuration that builds a model"),
         ({"sde": {"class": "VESDE", "sigma_min": -1}}, "hold a configuration that builds a model"),
         ({"variance": "large"}, "hold a configuration that builds a model, got ValueError"),
+        ({"class": "Oracle"}, "hold a ScoreModel, got a Oracle"),
         ({"prediction": "noise"}, "hold a configuration that builds a model, got ValueError"),
         ({"network": 7}, "hold a configuration that builds a model, got TypeError"),
         ({"network": {"class": "MLP", "config": {"dimension": 3, "width": 16}}},
@@ -226,7 +227,7 @@ def test_a_missing_file_names_the_shipped_models(name: str):
 
 
 def test_only_a_score_model_with_json_extras_is_saved(tmp_path: Path):
-    with pytest.raises(TypeError, match="model must be a ScoreModel, got MLP"):
+    with pytest.raises(TypeError, match="model must be a ScoreModel or a DirectScore, got MLP"):
         save_model(tmp_path / "m", network())  # type: ignore[arg-type]
     for extra in ({"a": torch.zeros(1)}, {"a": math.nan}):
         with pytest.raises(ValueError, match="extra must hold JSON values only"):

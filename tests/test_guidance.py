@@ -18,7 +18,7 @@ from sde_diffusion.integration import OneStep, integrate, sample
 from sde_diffusion.likelihood import log_prob
 from sde_diffusion.nets import MLP
 from sde_diffusion.oracles import Gaussian, GaussianMixture
-from sde_diffusion.reverse import ProbabilityFlow
+from sde_diffusion.reverse import ProbabilityFlow, ReverseSDE
 from sde_diffusion.score import ScoreModel
 from sde_diffusion.sde import EDMSDE, VPSDE, RectifiedFlow, SubVPSDE
 from sde_diffusion.solvers import (
@@ -230,6 +230,20 @@ def test_a_guided_model_is_thresholded_and_refused_in_training() -> None:
     assert StaticThreshold(model).denoise(x, T).abs().max().item() == 1
     with pytest.raises(ValueError, match="model must be in evaluation mode"):
         sample(guided(network_model().train(), 1), Heun(), (2, 3))
+
+
+@pytest.mark.parametrize("coupled", [0, 1, 2])
+def test_guidance_does_not_hide_that_a_models_eps_is_no_score(coupled) -> None:
+    """Of the first model, of the second or, as a control, of none."""
+    models = [ScoreModel(MLP(2, width=4), VPSDE()) for _ in range(3)]
+    models[coupled].coupling = "optimal-transport"
+    for score in (Guided(*models[:2]), StaticThreshold(Guided(*models[:2])),
+                  Guided(*map(StaticThreshold, models[:2]))):  # fmt: skip
+        if coupled == 2:
+            ReverseSDE(score.sde, score)
+            continue
+        with pytest.raises(ValueError, match="score must have coupling='independent'"):
+            ReverseSDE(score.sde, score)
 
 
 def test_likelihoods_are_of_the_guided_flow() -> None:

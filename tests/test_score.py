@@ -11,6 +11,7 @@ from sde_diffusion import (
     MLP,
     VESDE,
     VPSDE,
+    DirectScore,
     Gaussian,
     GaussianMixture,
     RectifiedFlow,
@@ -173,6 +174,16 @@ def test_a_learned_variance_is_the_second_half_of_one_pass(prediction, shape) ->
     a, s = (f(t).reshape(4, *(1 for _ in shape[1:])) for f in (sde.alpha, sde.sigma))
     seen = x / a / ((s / a) ** 2 + 0.25).sqrt() if prediction == "edm" else x
     assert torch.allclose(fraction, 0.5 * (seen.cos() + 1), rtol=1e-12, atol=1e-12)
+
+
+def test_classes_are_those_that_the_network_tells() -> None:
+    class Own(nn.Module):
+        config = "of another kind"
+
+    for network, classes in ((MLP(2, classes=3), 3), (MLP(2), None), (nn.Identity(), None),
+                             (Own(), None), (UNet(1, classes=10), 10)):  # fmt: skip
+        assert ScoreModel(network, VPSDE()).classes == classes
+        assert DirectScore(network, VPSDE()).classes == classes
 
 
 def test_labels_and_rows_keep_what_the_model_is() -> None:

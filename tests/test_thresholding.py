@@ -10,7 +10,9 @@ from sde_diffusion import (
     EDMSDE,
     VPSDE,
     GaussianMixture,
+    ProbabilityFlow,
     RectifiedFlow,
+    ReverseSDE,
     ScoreModel,
     SubVPSDE,
     integrate,
@@ -144,6 +146,19 @@ def test_a_solver_ends_inside_the_limits_after_a_tweedie_step(solver) -> None:
         x = integrate(dynamics_for(solver, model.sde, model), solver, states(), grid).x
         assert float(x.abs().max()) < 1.2
         assert float(model.denoise(x, grid[-1]).abs().max()) <= 1
+
+
+def test_a_threshold_does_not_hide_that_its_models_eps_is_no_score() -> None:
+    for coupling in ("independent", "optimal-transport"):
+        for model in thresholds(ScoreModel(Labels(), VPSDE(), coupling=coupling)):
+            for score in (model, StaticThreshold(model), ProbabilityFlow(model.sde, model).score):
+                if coupling == "independent":
+                    ReverseSDE(model.sde, score)
+                    continue
+                with pytest.raises(ValueError, match="score must have coupling='independent'"):
+                    ReverseSDE(model.sde, score)
+    for model in thresholds(exact()):
+        assert model.coupling == "independent"
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,10 @@ from sde_diffusion import (
     train,
 )
 from sde_diffusion.averages import ema_decay, update_average
+from sde_diffusion.global_batch import GlobalBatch
 from sde_diffusion.monitors import HeldOutBound
+from sde_diffusion.noise import PerSampleNoise, mix
+from sde_diffusion.objectives import Batch, objective_of
 from sde_diffusion.trainer import batch_rows, learning_rate
 
 CONFIG = TrainingConfig(
@@ -344,6 +347,24 @@ class Records(nn.Module):
         return self.weight * x
 
 
+class Draws(nn.Module):
+    """What a loss would draw, in place of the losses."""
+
+    def forward(self, batch: Batch, labels: Tensor | None) -> Tensor:  # noqa: ARG002
+        return torch.stack([batch.noise.normal(batch.x0) for _ in range(2)], 1)
+
+
+def test_what_losses_draw_is_each_samples_own_however_the_batch_is_divided():
+    model, data = fresh(), points()
+    objective = objective_of(TrainingConfig())
+    batch = GlobalBatch.draw(objective, model, data, torch.arange(12), CONFIG, 7)
+    numbered = PerSampleNoise.numbered(mix(CONFIG.seed, 16, 7), 0, 12)
+    expected = torch.stack([numbered.normal(torch.empty(12, 2)) for _ in range(2)], 1)
+    for count in (1, 3, 4):
+        parts = [batch.losses(Draws(), part, count, model.device) for part in range(count)]
+        assert torch.equal(torch.cat(parts), expected)
+
+
 def test_labels_follow_their_rows_and_drop_at_the_given_rate():
     network, data = Records(), points()
     config = replace(CONFIG, steps=100, batch_size=100, label_dropout=0.3)
@@ -457,7 +478,7 @@ def test_what_cannot_be_trained_or_written_is_refused_at_once(whole: Path, tmp_p
         train(fresh(), unlabelled, CONFIG)
     with pytest.raises(ValueError, match=r"t_min must be below the SDE's horizon 1\.0, got 2\.0"):
         train(fresh(), points(), replace(CONFIG, t_min=2.0))
-    with pytest.raises(TypeError, match="model must be a ScoreModel, got MLP"):
+    with pytest.raises(TypeError, match="model must be a ScoreModel or a DirectScore, got MLP"):
         train(fresh().network, points(), CONFIG)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="model must have parameters to train"):
         train(fresh().requires_grad_(requires_grad=False), points(), CONFIG)
@@ -533,7 +554,7 @@ def first_release(saved: dict[str, Any], configuration: dict[str, Any]) -> None:
             "ema_decay", "weighting", "t_min", "label_dropout", "seed", "checkpoint_every",
             "log_every")  # fmt: skip
     configuration["training"] = {name: configuration["training"][name] for name in kept}
-    del configuration["variance"], configuration["coupling"]
+    del configuration["class"], configuration["variance"], configuration["coupling"]
     del configuration["network"]["config"]["outputs"]
     configuration["format"] = 1
 
