@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sde_diffusion.nets import MLP, UNet
+from sde_diffusion.nets import MLP, UNet, _norm
 from sde_diffusion.nets._norm import normalised
 from sde_diffusion.nets.blocks import Attention, ResidualBlock
 from sde_diffusion.nets.embedding import GaussianFourier, Sinusoidal
@@ -26,6 +26,15 @@ OPTIONS = {"resampling": "fir", "progressive": "residual", "rescaling": "none"}
 
 # PyTorch compiles its own rules for forward mode with this when they are first needed.
 forward_mode = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+
+
+@pytest.fixture(params=[0, 2**60], ids=["large", "small"])
+def regime(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways of computing, whatever the size: that for large images and that for small ones."""
+    monkeypatch.setattr(_norm, "SMALL", request.param)
+
+
+either = pytest.mark.usefixtures("regime")
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -90,6 +99,7 @@ def test_casting_a_network_to_bfloat16_leaves_the_phases_alone():
 # Norms and resampling -----------------------------------------------------------------------
 
 
+@either
 @pytest.mark.parametrize("rows", [(), (3,)], ids=["shared", "per sample"])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
 def test_group_norm_is_that_of_pytorch_and_so_are_its_derivatives(
@@ -107,6 +117,7 @@ def test_group_norm_is_that_of_pytorch_and_so_are_its_derivatives(
         assert torch.allclose(a, b, rtol=0, atol=1e-12)
 
 
+@either
 @forward_mode
 @pytest.mark.parametrize("rows", [(), (2,)], ids=["shared", "per sample"])
 def test_group_norm_differentiates_every_way(rows: tuple[int, ...]):
@@ -123,6 +134,7 @@ def test_group_norm_differentiates_every_way(rows: tuple[int, ...]):
     assert torch.autograd.gradgradcheck(norm, leaves, check_fwd_over_rev=True, **batched)
 
 
+@either
 def test_a_large_batch_is_normalised_like_a_small_one():
     x, weight, bias = normal(12, 4, 200, 200), normal(12, 4, seed=1), normal(12, 4, seed=2)
     many = normalised(x, 2, weight, bias)
@@ -176,6 +188,7 @@ def test_a_convolution_of_a_doubled_image_takes_the_image_itself(size: tuple[int
 # Blocks -------------------------------------------------------------------------------------
 
 
+@either
 def test_residual_block_is_its_formula():
     block = shaken(ResidualBlock(8, 12, 5, 0.0, 0.5, generator())).double()
     x, e = normal(2, 8, 4, 3, dtype=torch.float64), normal(2, 5, dtype=torch.float64)
@@ -197,6 +210,7 @@ def test_residual_block_is_its_formula():
     assert torch.allclose(block(x, e), expected, rtol=0, atol=1e-12)
 
 
+@either
 # 4 groups of 6 channels from 24: whole ones for 12 and 12, but not for 8 and 16.
 @pytest.mark.parametrize("channels", [(12, 12), (8, 16)], ids=str)
 @pytest.mark.parametrize("size", [(2, 3), (4, 6)], ids=str)
@@ -352,6 +366,7 @@ def plain(net: UNet, x: Tensor, c: Tensor) -> Tensor:
 SIZES = [(8, 8), (7, 9), (12, 5), (1, 3)]
 
 
+@either
 @pytest.mark.parametrize("option", [{}, *({name: OPTIONS[name]} for name in OPTIONS)], ids=str)
 def test_the_network_is_its_plain_formula_at_any_size(option: dict[str, str]):
     settings = {"multipliers": (1, 2, 3), "attention": (1, 2), "channels": 2, "blocks": 2}
@@ -390,6 +405,7 @@ def assert_rows_are_independent(net: nn.Module, x: Tensor, c: Tensor) -> None:
     assert float((net(itself, c)[1] - out[1]).abs().max()) > 1e-3 * scale
 
 
+@either
 @pytest.mark.parametrize("size", [(8, 8), (7, 9), (28, 28), (33, 47), (1, 3)], ids=str)
 @torch.no_grad()
 def test_images_of_any_size_go_through_row_by_row(size: tuple[int, int]):
@@ -441,6 +457,8 @@ def test_labels_choose_their_row_and_the_null_class_is_none_or_minus_one(
 
 # Derivatives --------------------------------------------------------------------------------
 
+
+@either
 @forward_mode
 @every
 @pytest.mark.parametrize(
@@ -463,6 +481,7 @@ def test_forward_and_reverse_mode_are_dual(
     assert abs(left - right) < atol * size
 
 
+@either
 @forward_mode
 @every
 def test_derivatives_in_batches_equal_those_one_by_one(build: Callable[..., Any]):
@@ -484,6 +503,7 @@ def test_derivatives_in_batches_equal_those_one_by_one(build: Callable[..., Any]
     )
 
 
+@either
 @forward_mode
 @every
 def test_second_derivatives_agree_between_reverse_and_forward_mode(build: Callable[..., Any]):
@@ -503,6 +523,7 @@ def test_second_derivatives_agree_between_reverse_and_forward_mode(build: Callab
     assert torch.allclose(forward_over_reverse, reverse_twice, rtol=1e-8, atol=1e-9)
 
 
+@either
 def test_the_memory_layout_changes_nothing():
     net = small(channels=3).double()
     x, c = inputs(net, dtype=torch.float64)

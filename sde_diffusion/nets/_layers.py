@@ -16,6 +16,16 @@ from sde_diffusion._check import positive_integer, wrong_type, wrong_value
 from sde_diffusion.nets._norm import normalised
 
 
+def keep_freed_memory() -> None:
+    """Have the C library keep up to 64 MB of freed memory for the process.
+
+    By default glibc returns large blocks, and each one that a layer needs then costs a fault for
+    every page: a tenth of a training step. The largest block freed so far, up to 32 MB, sets the
+    limit.
+    """
+    torch.empty(2**25 - 2**16, dtype=torch.uint8, device="cpu")
+
+
 def conv(
     inputs: int, outputs: int, generator: torch.Generator | None, *, kernel: int = 3,
     stride: int = 1,

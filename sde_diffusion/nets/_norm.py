@@ -11,13 +11,15 @@ from torch.nn import functional as F
 
 EPS: Final = 1e-5
 # Numbers of a temporary that stays in the cache of a core.
-CACHED: Final = 2**18
+CACHED: Final = 2**19
 # Numbers that a core passes over in the time of a few calls.
-SMALL: Final = 2**16
+SMALL: Final = 2**17
 
 
 def memory_bound(x: Tensor) -> bool:
     """Return whether passes over x take longer than calls: on the CPU, unless x is small."""
+    if torch.compiler.is_compiling():  # which fuses the passes itself
+        return False
     plain = x.dtype in (torch.float32, torch.float64)
     return plain and x.device.type == "cpu" and x.numel() >= SMALL
 
@@ -30,8 +32,10 @@ def normalised(x: Tensor, groups: int, weight: Tensor, bias: Tensor) -> Tensor:
     # PyTorch's own takes several times as long as this on the CPU with the channels last, where
     # neither its forward mode nor a batch of vectors goes through.
     if memory_bound(x):
-        rows = (part.reshape(-1, x.shape[1]) for part in (weight, bias))
-        out: Tensor = _GroupNorm.apply(x, *rows, groups)[0]  # type: ignore[no-untyped-call]
+        given = x, weight.reshape(-1, x.shape[1]), bias.reshape(-1, x.shape[1]), groups
+        if not torch.is_grad_enabled():
+            return _GroupNorm.forward(*given)[0]
+        out: Tensor = _GroupNorm.apply(*given)[0]  # type: ignore[no-untyped-call]
         return out
     own = weight if weight.ndim == 1 else None
     h = F.group_norm(x.contiguous(), groups, own, None if own is None else bias, EPS)
@@ -134,9 +138,10 @@ def _dots(a: Tensor, b: Tensor) -> Tensor:
 def _moments(pixels: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     """Return mean and 1/√(variance + 1e-5) of every group."""
     n = pixels[0].numel() // groups
-    mean = _grouped(pixels.sum(1), groups).sum(2, keepdim=True) / n
-    square = _grouped(_dots(pixels, pixels), groups).sum(2, keepdim=True) / n
-    return mean, ((square - mean.square()).clamp(min=0) + EPS).rsqrt()
+    sums = torch.cat([pixels.sum(1), _dots(pixels, pixels)], dim=1)
+    both = _grouped(sums, 2 * groups).sum(2, keepdim=True) / n
+    mean, square = both.chunk(2, dim=1)
+    return mean, ((square - mean * mean).clamp(min=0) + EPS).rsqrt()
 
 
 def _along(v: Tensor, pixels: Tensor, mean: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:

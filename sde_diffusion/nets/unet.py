@@ -18,6 +18,7 @@ from sde_diffusion.nets._layers import (
     check_seed,
     conv,
     group_norm,
+    keep_freed_memory,
 )
 from sde_diffusion.nets._norm import channels_last, memory_bound
 from sde_diffusion.nets.blocks import Attention, ResidualBlock
@@ -98,6 +99,7 @@ class UNet(nn.Module):
         rescaling: str = "half-power",
     ) -> None:
         super().__init__()
+        keep_freed_memory()
         multipliers, attention = _integers(multipliers, attention)
         _check_config(channels, width, multipliers, blocks, attention, heads)
         outputs = channels if outputs is None else outputs
