@@ -1,12 +1,11 @@
 """Seconds of a training step and a forward pass of the U-Net, beside peers of its size.
 
-Run it as `python benchmarks/training.py`; with 2 cores it takes about eight minutes. A step is
+Run it as `python benchmarks/training.py`; with 2 cores it takes about five minutes. A step is
 `denoising_loss`, its gradients and AdamW. All networks have the same multipliers of channels and
-attention at the lowest level only, and peers the width that comes nearest to our number of
-parameters: within 6 % and in multiples of 8, which their convolutions like, where there is one.
-They run with one and with two residual blocks a level (ours has two on the way down, two on the
-way up and two at the bottom; theirs have one more a level on the way up, and EDM's resamples in
-blocks), so that one of each is shallower than ours and one deeper.
+attention at the lowest level only, and each the width that comes nearest to the number of
+parameters: a multiple of 8, which convolutions like, where there is one within 6 %. Ours has two
+residual blocks a level, down and up, and two at the bottom. Peers run with one and with two a
+level; they have one more on the way up, and EDM's resamples in blocks.
 
 EDM's network has a licence of its own and no package: `--edm PATH` takes your clone of
 https://github.com/NVlabs/edm. `--bfloat16`, `--compile` and `--channels-last` add these to all.
@@ -21,7 +20,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 import torch
 from _common import Spread, interleaved, options, parsed, peer, ratio, table, write
@@ -32,17 +31,18 @@ from torch.utils.flop_counter import FlopCounterMode
 from sde_diffusion import VPSDE, ScoreModel, UNet, denoising_loss
 
 OURS: Final = "sde_diffusion"
-WIDTHS: Final = {"2.5": 44, "10": 88}  # millions of parameters -> our width
+VARIANTS: Final = ("bfloat16", "compiled", "channels last")
+SIZES: Final = ("2.5", "10")  # millions of parameters
 Build = Callable[[int, tuple[int, int, int], list[int]], nn.Module]  # (width, image, multipliers)
 
 
 class Case(NamedTuple):
-    """An image, and our width."""
+    """What all networks have in common."""
 
     image: tuple[int, int, int]
-    width: int
     multipliers: list[int]
     batch: int
+    parameters: float
 
 
 class Adapter(nn.Module):
@@ -55,6 +55,11 @@ class Adapter(nn.Module):
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         """Return the network's output; peers count time in thousandths."""
         return self.call(self.inner, x, 1000 * c)
+
+
+def ours(width: int, image: tuple[int, int, int], multipliers: list[int]) -> nn.Module:
+    """Return our network."""
+    return UNet(image[0], width, multipliers, attention=[len(multipliers) - 1])
 
 
 def diffusers(
@@ -118,32 +123,29 @@ def parameters(network: nn.Module) -> int:
     return sum(p.numel() for p in network.parameters())
 
 
-def fitted(build: Build, case: Case, number: int) -> nn.Module:
-    """Return the peer in the width that comes nearest to a number of parameters."""
+def fitted(build: Build, case: Case) -> nn.Module:
+    """Return the network in the width that comes nearest to the case's number of parameters."""
 
     def distance(width: int) -> tuple[bool, bool, float]:
         try:
             with torch.device("meta"):
                 count = parameters(build(width, case.image, case.multipliers))
         except (AssertionError, ValueError, NotImplementedError, RuntimeError):
-            return True, True, float("inf")  # a width that the peer does not have
-        off = abs(count / number - 1)
-        return off > 0.06, width % 8 != 0, off
+            return True, True, float("inf")  # a width that the network does not have
+        off = abs(count / case.parameters - 1)
+        return off > 0.06, off <= 0.06 and width % 8 != 0, off
 
-    low, high = case.width // 2 & ~1, case.width * 5 // 4
-    return build(min(range(low, high, 2), key=distance), case.image, case.multipliers)
+    return build(min(range(8, 129, 2), key=distance), case.image, case.multipliers)
 
 
 def networks(case: Case, clone: Path | None) -> tuple[dict[str, nn.Module], dict[str, str]]:
     """Return ours and the peers that are there, and why the others are not."""
-    ours = UNet(case.image[0], case.width, case.multipliers, attention=[len(case.multipliers) - 1])
-    found: dict[str, nn.Module] = {OURS: ours}
-    absent = {}
+    found, absent = {OURS: fitted(ours, case)}, {}
     for name, build in peers(clone):
         if isinstance(build, str):
             absent[name] = build
         else:
-            found[name] = fitted(build, case, parameters(ours))
+            found[name] = fitted(build, case)
     return found, absent
 
 
@@ -204,12 +206,12 @@ def kept(network: nn.Module, case: Case) -> int:
     return sum(found.values())
 
 
-def ceilings(case: Case, size: int) -> dict[str, Callable[[], object]]:
+def ceilings(case: Case, width: int, size: int) -> dict[str, Callable[[], object]]:
     """Return a matrix product, and 3×3 convolutions at the sizes of the U-Net's outer levels."""
     a, b = torch.randn(2, size, size)
     found: dict[str, Callable[[], object]] = {f"sgemm {size}³": lambda: a @ b}
     for level, multiplier in enumerate(case.multipliers[:2]):
-        channels, side = case.width * multiplier, case.image[1] >> level
+        channels, side = width * multiplier, case.image[1] >> level
         w = torch.randn(channels, channels, 3, 3)
         x = torch.randn(case.batch, channels, side, side)
         last = x.to(memory_format=torch.channels_last)
@@ -256,7 +258,8 @@ def measure(chosen: argparse.Namespace, case: Case) -> dict[str, Any]:
     nets, absent = variants(chosen, case)
     steps = {f"step, {name}": training_step(net, case, how) for name, (net, how) in nets.items()}
     passes = {f"forward, {name}": forward(net, case, how) for name, (net, how) in nets.items()}
-    limits = ceilings(case, 256 if chosen.quick else 1024)
+    width = cast("UNet", nets[OURS][0]).config["width"]
+    limits = ceilings(case, width, 256 if chosen.quick else 1024)
     programs = {**steps, **passes, **limits}
     work = {name: flops(run) for name, run in programs.items() if "compiled" not in name}
     counts = {name: parameters(net) for name, (net, _) in nets.items()}
@@ -266,9 +269,17 @@ def measure(chosen: argparse.Namespace, case: Case) -> dict[str, Any]:
             "seconds": taken, "limits": list(limits)}  # fmt: skip
 
 
-def fastest(taken: dict[str, list[float]], kind: str) -> str | None:
-    """Return the peer whose median is the least."""
-    theirs = [name for name in taken if name.startswith(kind) and f", {OURS}" not in name]
+def variant(name: str) -> str:
+    """Return what a program's name says last, if it is an option."""
+    last = name.rpartition(", ")[2]
+    return last if last in VARIANTS else ""
+
+
+def fastest(taken: dict[str, list[float]], like: str) -> str | None:
+    """Return the peer of a program whose median is the least: the same work, the same option."""
+    kind = like.partition(", ")[0]
+    same = [n for n in taken if n.startswith(f"{kind}, ") and variant(n) == variant(like)]
+    theirs = [name for name in same if f", {OURS}" not in name]
     return min(theirs, key=lambda name: Spread.of(taken[name]).median, default=None)
 
 
@@ -281,7 +292,7 @@ def show(found: dict[str, Any], case: Case) -> list[dict[str, Any]]:
     rows = []
     for name, seconds in taken.items():
         kind, _, network = name.partition(", ")
-        base = None if name in limits else fastest(taken, kind)
+        base = None if name in limits else fastest(taken, name)
         rate = [work[name] / s for s in seconds] if name in work else None
         rows.append({
             "program": name, "seconds": asdict(Spread.of(seconds)),
@@ -320,7 +331,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
 def main() -> None:
     """Measure, print the tables and write the JSON."""
     parser = options(__doc__)
-    parser.add_argument("--sizes", nargs="+", choices=WIDTHS, default=list(WIDTHS),
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=SIZES,
                         help="millions of parameters")  # fmt: skip
     parser.add_argument("--images", nargs="+", default=["1x28x28", "3x32x32"],
                         help="channels x height x width")  # fmt: skip
@@ -332,23 +343,23 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="also compiled (minutes more)")
     parser.add_argument("--channels-last", action="store_true", help="also with channels last")
     chosen = parsed(parser)
-    widths = [WIDTHS[size] for size in chosen.sizes]
+    sizes = [1e6 * float(size) for size in chosen.sizes]
     if chosen.quick:
-        chosen.batch, chosen.repeats, chosen.images, widths = 2, 2, ["1x8x8"], [16]
+        chosen.batch, chosen.repeats, chosen.images, sizes = 2, 2, ["1x8x8"], [3e5]
     torch.manual_seed(0)  # peers draw their weights from the global generator
-    cases, ours = [], []
-    for width in widths:
+    cases, answers = [], []
+    for size in sizes:
         for text in chosen.images:
             channels, height, side = map(int, text.split("x"))
-            case = Case((channels, height, side), width, chosen.multipliers, chosen.batch)
+            case = Case((channels, height, side), chosen.multipliers, chosen.batch, size)
             found = measure(chosen, case)
             rows = show(found, case)
             cases.append({"image": text, "parameters": found["parameters"], "rows": rows})
             plain = {row["program"]: row["ratio_to_fastest_peer"] for row in rows}
-            answers = [plain[f"{kind}, {OURS}"] for kind in ("step", "forward")]
-            shown = ("" if a is None else Spread(**a).show(".2f") for a in answers)
-            ours.append([f"{found['parameters'][OURS] / 1e6:.2f} M", text, *shown])
-    table("Ours over the fastest peer", ["parameters", "image", "step", "forward"], ours)
+            both = (plain[f"{kind}, {OURS}"] for kind in ("step", "forward"))
+            shown = ("" if one is None else Spread(**one).show(".2f") for one in both)
+            answers.append([f"{found['parameters'][OURS] / 1e6:.2f} M", text, *shown])
+    table("Ours over the fastest peer", ["parameters", "image", "step", "forward"], answers)
     print("\nmedian (least–most) over the turns; ratios are taken within a turn; MiB kept: what a"
           "\nforward pass keeps for the gradients")  # fmt: skip
     write(chosen.out, batch=chosen.batch, cases=cases)
