@@ -132,3 +132,25 @@ def test_the_commands_on_likelihoods_are_the_command_lines(likelihood) -> None:
         command = main.get_command(click.Context(main), name)
         assert command is not None
         command.make_context(name, options)
+
+
+def test_the_script_for_many_processes_runs_alone_too(root, capsys) -> None:
+    page = (root / "docs" / "distributed.md").read_text(encoding="utf-8")
+    ((code, promised),) = re.findall(
+        r"^```python\n(.*?)^```\n\n```text\n(.*?)^```", page, re.MULTILINE | re.DOTALL
+    )
+    exec(compile(code, "distributed.md", "exec"), {})
+    assert capsys.readouterr().out == promised
+
+
+@pytest.mark.parametrize("page", ["distributed", "guidance"])
+def test_the_commands_of_a_guide_are_the_command_lines(root, page) -> None:
+    """Their options and choices are checked; what they do is run elsewhere."""
+    text = (root / "docs" / f"{page}.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    found = re.findall(r"(?:sde-diffusion|sde_diffusion\.cli) (train|sample) ([^`\n]*)", text)
+    assert found
+    for name, options in found:
+        command = main.get_command(click.Context(main), name)
+        assert command is not None
+        words = [word for word in shlex.split(options) if word != "$resume"]
+        command.make_context(name, words)
