@@ -8,9 +8,10 @@ import math
 import os
 import time
 import zlib
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, final
 
 import torch
@@ -89,10 +90,7 @@ class Trainer:
         prepare(model, config)
         own = Losses(model, self.objective, config.precision)
         # All get the first one's weights here, and its buffers before every part.
-        self._losses = (
-            own if self.processes.world == 1
-            else DistributedDataParallel(own, gradient_as_bucket_view=True)
-        )  # fmt: skip
+        self._losses = own if self.processes.world == 1 else _distributed(own)
         self.averages = Averages(model, config)
         self._trained = [p for p in self._losses.parameters() if p.requires_grad]
         self.optimizer = adamw(self._trained, config)
@@ -242,6 +240,20 @@ class Trainer:
         self.model.network.load_state_dict(self.averages.main.network.state_dict())
         self.model.eval()
         release(self.model.network)
+
+
+def _distributed(losses: Losses) -> DistributedDataParallel:
+    """Return the losses with gradients that are the mean over all processes."""
+    for weight in losses.parameters():
+        if weight.requires_grad and weight.ndim == 4 and weight.shape[2:] == (1, 1):
+            # Its gradient may come with the other strides of the same memory, which DDP warns of.
+            hook = partial(_restrided, weight.stride())
+            weight.register_hook(hook)  # type: ignore[no-untyped-call]
+    return DistributedDataParallel(losses, gradient_as_bucket_view=True)
+
+
+def _restrided(stride: Sequence[int], gradient: Tensor) -> Tensor:
+    return gradient.contiguous().as_strided(gradient.shape, stride)
 
 
 def batch_rows(rows: int, batch_size: int, seed: int, step: int) -> Tensor:

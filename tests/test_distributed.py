@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -309,3 +310,20 @@ def test_a_victim_does_not_say_that_it_failed(
         with pytest.raises(SystemExit):
             processes.__exit__(RuntimeError, RuntimeError("Connection reset by peer"), None)
         assert json.loads((folder / "rank-1.json").read_text())["state"] == "stopped"
+
+
+@pytest.mark.slow
+def test_images_are_trained_on_without_a_warning(tmp_path: Path) -> None:
+    """The gradients of 1×1 convolutions come in other strides than their weights'."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (32, 28, 28), generator=generator, dtype=torch.uint8)
+    np.save(tmp_path / "images.npy", images.numpy())
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+         "-m", "sde_diffusion.cli", "train", "--data", str(tmp_path / "images.npy"),
+         "--steps", "1", "--batch-size", "32", "--width", "24", "--device", "cpu",
+         "--out", str(tmp_path / "run")],
+        capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
