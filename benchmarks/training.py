@@ -3,9 +3,10 @@
 Run it as `python benchmarks/training.py`; with 2 cores it takes about five minutes. A step is
 `denoising_loss`, its gradients and AdamW. All networks have the same multipliers of channels and
 attention at the lowest level only, and each the width that comes nearest to the number of
-parameters: a multiple of 8, which convolutions like, where there is one within 6 %. Ours has two
-residual blocks a level, down and up, and two at the bottom. Peers run with one and with two a
-level; they have one more on the way up, and EDM's resamples in blocks.
+parameters: a multiple of 8, which convolutions like, where there is one within 6 %. All run with
+one and with two residual blocks a level, so that depth can be compared with depth. Ours has as
+many on the way up and two at the bottom; peers have one more on the way up, and EDM's resamples
+in blocks. The last table sets both of ours against the fastest peer of any depth.
 
 EDM's network has a licence of its own and no package: `--edm PATH` takes your clone of
 https://github.com/NVlabs/edm. `--bfloat16`, `--compile` and `--channels-last` add these to all.
@@ -30,7 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sde_diffusion import VPSDE, ScoreModel, UNet, denoising_loss
 
-OURS: Final = "sde_diffusion"
+OURS: Final = {n: f"sde_diffusion, {n} a level" for n in (1, 2)}
 VARIANTS: Final = ("bfloat16", "compiled", "channels last")
 SIZES: Final = ("2.5", "10")  # millions of parameters
 Build = Callable[[int, tuple[int, int, int], list[int]], nn.Module]  # (width, image, multipliers)
@@ -57,9 +58,11 @@ class Adapter(nn.Module):
         return self.call(self.inner, x, 1000 * c)
 
 
-def ours(width: int, image: tuple[int, int, int], multipliers: list[int]) -> nn.Module:
+def ours(
+    blocks: int, width: int, image: tuple[int, int, int], multipliers: list[int]
+) -> nn.Module:
     """Return our network."""
-    return UNet(image[0], width, multipliers, attention=[len(multipliers) - 1])
+    return UNet(image[0], width, multipliers, blocks, attention=[len(multipliers) - 1])
 
 
 def diffusers(
@@ -140,7 +143,8 @@ def fitted(build: Build, case: Case) -> nn.Module:
 
 def networks(case: Case, clone: Path | None) -> tuple[dict[str, nn.Module], dict[str, str]]:
     """Return ours and the peers that are there, and why the others are not."""
-    found, absent = {OURS: fitted(ours, case)}, {}
+    found = {name: fitted(partial(ours, n), case) for n, name in OURS.items()}
+    absent = dict[str, str]()
     for name, build in peers(clone):
         if isinstance(build, str):
             absent[name] = build
@@ -258,7 +262,7 @@ def measure(chosen: argparse.Namespace, case: Case) -> dict[str, Any]:
     nets, absent = variants(chosen, case)
     steps = {f"step, {name}": training_step(net, case, how) for name, (net, how) in nets.items()}
     passes = {f"forward, {name}": forward(net, case, how) for name, (net, how) in nets.items()}
-    width = cast("UNet", nets[OURS][0]).config["width"]
+    width = cast("UNet", nets[OURS[2]][0]).config["width"]
     limits = ceilings(case, width, 256 if chosen.quick else 1024)
     programs = {**steps, **passes, **limits}
     work = {name: flops(run) for name, run in programs.items() if "compiled" not in name}
@@ -279,7 +283,7 @@ def fastest(taken: dict[str, list[float]], like: str) -> str | None:
     """Return the peer of a program whose median is the least: the same work, the same option."""
     kind = like.partition(", ")[0]
     same = [n for n in taken if n.startswith(f"{kind}, ") and variant(n) == variant(like)]
-    theirs = [name for name in same if f", {OURS}" not in name]
+    theirs = [name for name in same if ", sde_diffusion" not in name]
     return min(theirs, key=lambda name: Spread.of(taken[name]).median, default=None)
 
 
@@ -305,8 +309,7 @@ def show(found: dict[str, Any], case: Case) -> list[dict[str, Any]]:
             "of_the_convolutions": None if rate is None else asdict(ratio(rate, best)),
         })  # fmt: skip
     image = "×".join(map(str, case.image))
-    count = found["parameters"][OURS] / 1e6
-    table(f"{count:.2f} M parameters, {image}, batch {case.batch}",
+    table(f"{case.parameters / 1e6:g} M parameters, {image}, batch {case.batch}",
           ["program", "M", "seconds", "images/s", "÷ fastest peer", "MiB kept", "GFLOP/s",
            "of the best convolution"],
           [_cells(row) for row in rows]
@@ -356,10 +359,11 @@ def main() -> None:
             rows = show(found, case)
             cases.append({"image": text, "parameters": found["parameters"], "rows": rows})
             plain = {row["program"]: row["ratio_to_fastest_peer"] for row in rows}
-            both = (plain[f"{kind}, {OURS}"] for kind in ("step", "forward"))
-            shown = ("" if one is None else Spread(**one).show(".2f") for one in both)
-            answers.append([f"{found['parameters'][OURS] / 1e6:.2f} M", text, *shown])
-    table("Ours over the fastest peer", ["parameters", "image", "step", "forward"], answers)
+            for name in OURS.values():
+                both = (plain[f"{kind}, {name}"] for kind in ("step", "forward"))
+                shown = ("" if one is None else Spread(**one).show(".2f") for one in both)
+                answers.append([name, f"{found['parameters'][name] / 1e6:.2f} M", text, *shown])
+    table("Over the fastest peer", ["network", "parameters", "image", "step", "forward"], answers)
     print("\nmedian (least–most) over the turns; ratios are taken within a turn; MiB kept: what a"
           "\nforward pass keeps for the gradients")  # fmt: skip
     write(chosen.out, batch=chosen.batch, cases=cases)
