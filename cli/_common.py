@@ -216,8 +216,12 @@ def _plain(value: object) -> object:
     return value if isinstance(value, (int, float, str, type(None))) else str(value)
 
 
-def progress(total: int, unit: str) -> Any:  # noqa: ANN401  (tqdm has no types)
-    """Return a progress bar on standard error, silent where that is not a terminal."""
+def progress(total: int, unit: str, *, leads: bool = True) -> Any:  # noqa: ANN401  (no types)
+    """Return a progress bar on standard error, silent where that is not a terminal.
+
+    Of several processes only the one that leads shows it.
+    """
     from tqdm import tqdm
 
-    return tqdm(total=total, unit=unit, file=sys.stderr, disable=None, dynamic_ncols=True)
+    hidden = None if leads else True  # None: as tqdm sees fit
+    return tqdm(total=total, unit=unit, file=sys.stderr, disable=hidden, dynamic_ncols=True)

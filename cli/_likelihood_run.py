@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sde_diffusion.cli import _common
 from sde_diffusion.cli._likelihood_job import log_of
-from sde_diffusion.cli._together import TerminatedError, bar, terminations
+from sde_diffusion.cli._together import TerminatedError, terminations
 
 if TYPE_CHECKING:
     from sde_diffusion._ranks import Ranks
@@ -50,7 +51,7 @@ def _compute(job: Job, log: SampleLog, ranks: Ranks) -> None:
     left = sum(len(b) for b in job.evaluator.batches() if b.start in set(job.pending))
     total = len(job.evaluator.dataset)
     start = total - left
-    with bar(total, ranks) as shown:
+    with _common.progress(total, "sample", leads=ranks.rank == 0) as shown:
 
         def tick() -> None:
             shown.update(start + own + ranks.told("done") - shown.n)

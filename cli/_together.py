@@ -1,4 +1,4 @@
-"""Commands that several processes share, as torchrun starts them: devices, signals, progress."""
+"""Commands that several processes share, as torchrun starts them: devices and signals."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from sde_diffusion.cli import _common
 
 if TYPE_CHECKING:
     import torch
-
-    from sde_diffusion._ranks import Ranks
 
 
 class TerminatedError(KeyboardInterrupt):
@@ -46,16 +44,3 @@ def terminations() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def bar(total: int, ranks: Ranks) -> Iterator[Any]:
-    """Give a progress bar, which shows in process 0 alone."""
-    if ranks.rank:
-        from tqdm import tqdm
-
-        with tqdm(disable=True) as silent:
-            yield silent
-        return
-    with _common.progress(total, "sample") as shown:
-        yield shown

@@ -148,10 +148,11 @@ def _shared(job: Job, ranks: Ranks, out: Path) -> Draws | None:
 
     Errors: ChildProcessError where another process ended early, KeyboardInterrupt.
     """
-    from sde_diffusion.cli._together import TerminatedError, bar, terminations
+    from sde_diffusion.cli._together import TerminatedError, terminations
 
     try:
-        with terminations(), bar(job.number, ranks) as shown:
+        bar = _common.progress(job.number, "sample", leads=ranks.rank == 0)
+        with terminations(), bar as shown:
             done = [0]
 
             def tick(count: int = 0) -> None:

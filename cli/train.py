@@ -251,7 +251,8 @@ def _follow(
     from sde_diffusion import describe
 
     step, mean, seconds, drawn = 0, math.nan, 0.0, time.monotonic()
-    with _progress(config.steps, processes) as bar, closing(run):
+    shown = _common.progress(config.steps, "step", leads=processes.leads)
+    with shown as bar, closing(run):
         for item in run:
             step, seconds = item.step, item.seconds
             mean = item.loss if math.isnan(mean) else 0.98 * mean + 0.02 * item.loss
@@ -269,12 +270,6 @@ def _follow(
         "step": step or describe(folder)["step"], "loss": mean, "seconds": seconds,
         "best": best[0] if best else None,
     }  # fmt: skip
-
-
-def _progress(total: int, processes: Processes) -> Any:  # noqa: ANN401  (tqdm has no types)
-    from tqdm import tqdm
-
-    return _common.progress(total, "step") if processes.leads else tqdm(disable=True)
 
 
 def _draw_curves(folder: Path) -> list[dict[str, Any]]:

@@ -21,13 +21,13 @@ from torch import Tensor
 from sde_diffusion._check import wrong_type, wrong_value
 from sde_diffusion._tensors import expand
 from sde_diffusion.bounds import check_model, squares
+from sde_diffusion.coefficients import Level, Levels
 from sde_diffusion.grids import check_grid, lattice
 from sde_diffusion.losses import NoisePredictor
 from sde_diffusion.noise import PerSampleNoise, mix
+from sde_diffusion.reverse import CountedScore
 from sde_diffusion.schedules import DiscreteBeta
-from sde_diffusion.score import ScoreModel
 from sde_diffusion.sde import VPSDE, LinearSDE
-from sde_diffusion.thresholding import Denoiser
 
 _PURPOSE: Final = 15
 
@@ -271,21 +271,24 @@ class AnalyticVariance(Variance):
         return chain.posterior_variances + chain.data_weights.square() * spread.clamp(min=0)
 
 
-def own_variance(model: object) -> Variance:
-    """Return the variance that a model has learned, or else β_k."""
-    if isinstance(model, ScoreModel) and model.variance == "learned":
-        return LearnedVariance(model.fraction)
-    return ForwardVariance()
-
-
-def own_step(
-    model: Denoiser, x: Tensor, t: Tensor, variance: Variance | None = None
+def predicted(
+    score: CountedScore, x: Tensor, t: Tensor, at: Level | Levels, variance: Variance | None
 ) -> tuple[Tensor, Variance]:
-    """Return x̂0 = E[x0 | x_t] and the variance: the model's own if none is given, of one pass."""
-    if variance is None and isinstance(model, ScoreModel) and model.variance == "learned":
-        x0_hat, v = model.with_fraction("x0", x, t)
+    """Return x̂0 = E[x0 | x_t] and the variance of a step.
+
+    If none is given it is what the model has learned, had in the same pass, or else β_k.
+    """
+    if variance is None and score.learns:
+        x0_hat, v = score.with_fraction("x0", x, t)
         return x0_hat, LearnedVariance(lambda x, t: v)  # noqa: ARG005
-    return model.denoise(x, t), ForwardVariance() if variance is None else variance
+    return score.predict("x0", x, t, at), ForwardVariance() if variance is None else variance
+
+
+def counted(score: CountedScore, variance: Variance | None) -> Variance | None:
+    """Return the variance, whose own evaluations, if it has any, count with the score's."""
+    if isinstance(variance, LearnedVariance):
+        return LearnedVariance(score.beside(variance.v))
+    return variance
 
 
 def reverse_step(

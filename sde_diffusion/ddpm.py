@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final, final
+from typing import Final, cast, final
 
 import torch
 from torch import Tensor
@@ -26,15 +26,16 @@ from sde_diffusion.bounds import (
 )
 from sde_diffusion.chain import (
     Chain,
-    LearnedVariance,
+    ForwardVariance,
     PosteriorVariance,
     Variance,
     column,
-    own_step,
-    own_variance,
+    counted,
+    predicted,
 )
+from sde_diffusion.coefficients import Levels
 from sde_diffusion.noise import PerSampleNoise, mix
-from sde_diffusion.reverse import CountedScore
+from sde_diffusion.reverse import CountedScore, Score
 from sde_diffusion.thresholding import Denoiser
 
 _PURPOSE: Final = 12
@@ -156,21 +157,22 @@ def vlb(
         if len(chain) == 1:
             raise wrong_value("vlb", "draws", "be left out for a chain of one step", draws,
                               "drop it")  # fmt: skip
-    calls = [0]
-    if isinstance(variance, LearnedVariance):
-        variance = LearnedVariance(CountedScore(variance.v, calls))
+    score = CountedScore(cast("Score", model), sde=model.sde)  # asked for x0 alone
+    variance = counted(score, variance)
     noise = PerSampleNoise.numbered(mix(seed, _PURPOSE), first, len(x))
     # What ‖eps‖² weighs in each step while the noise is not found: its control variate.
     pull = (chain.data_weights * chain.sigma[1:] / chain.alpha[1:]).square()
-    pull = pull / (2 * (own_variance(model) if variance is None else variance).table(chain))
+    about = variance or (PosteriorVariance() if score.learns else ForwardVariance())
+    pull = pull / (2 * about.table(chain))
     pull[0] *= decoder.control
     tally = _Tally(len(chain), x[0].numel())
 
     def draw(k: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         eps = noise.normal(x)
         x_k = chain.perturb(x, k, eps)
-        calls[0] += 1
-        x0_hat, law = own_step(model, x_k, chain.times[k], variance)
+        t = chain.times[k]
+        at = Levels(model.sde.alpha(t), model.sde.sigma(t))
+        x0_hat, law = predicted(score, x_k, t, at, variance)
         value = step_bound(x, x0_hat, x_k, chain, k, law, decoder)
         snr = (chain.alpha[k] / chain.sigma[k]).square().to(x.device)
         excess = squares(eps) - x[0].numel()
@@ -189,7 +191,7 @@ def vlb(
         terms = {"prior": prior_kl(x, model.sde), "diffusion": pairs.total[0],
                  "reconstruction": pairs.total[1]}  # fmt: skip
     nats, bits = totals("vlb", terms, x, levels)
-    return DiscreteBound(nats, bits, pairs.standard_error, terms, calls[0], tally.table())
+    return DiscreteBound(nats, bits, pairs.standard_error, terms, score.calls, tally.table())
 
 
 def _steps(

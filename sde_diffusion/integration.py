@@ -21,6 +21,7 @@ from sde_diffusion.reverse import ODE, ProbabilityFlow, ReverseSDE, Score, linea
 from sde_diffusion.sde import SDE, LinearSDE
 
 DynamicsT = TypeVar("DynamicsT", bound="SDE | ODE")
+GridT = TypeVar("GridT", bound=Grid)
 ContraT = TypeVar("ContraT", bound="SDE | ODE", contravariant=True)
 
 Callback = Callable[[int, Tensor, Tensor], object]  # (step from 1, its time, its state)
@@ -201,12 +202,9 @@ def sample(
         raise wrong_type("sample", "model", "have a LinearSDE as .sde", type(model).__name__,
                          "pass a ScoreModel, or an oracle's .diffused(sde)")  # fmt: skip
     check_evaluation("sample", model)
-    if steps is not None and grid is not None:
-        raise wrong_value("sample", "steps, grid", "not be given together", "both", "drop one")
     for size in shape:
         positive_integer("sample", "shape", size)
-    if grid is None:
-        grid = recommended(model.sde, 20 if steps is None else steps, solver=solver)
+    grid = grid_for("sample", model.sde, solver, steps, grid)
     check_grid(times_of(grid), model.sde.horizon)
     check_falling("sample", times_of(grid))
     noise = PerSampleNoise.numbered(seed, first, shape[0])
@@ -214,6 +212,17 @@ def sample(
         x = model.sde.prior().sample(noise, shape, dtype=dtype, device=model.device)
         dynamics = dynamics_for(solver, model.sde, model)
         return integrate(dynamics, solver, x, grid, noise=noise, callback=callback)
+
+
+def grid_for(
+    what: str, sde: LinearSDE, solver: Solver[Any], steps: int | None, grid: GridT | None
+) -> GridT | Tensor:
+    """Return the grid, or the solver's `recommended` one of so many steps, 20 if none is given."""
+    if steps is not None and grid is not None:
+        raise wrong_value(what, "steps, grid", "not be given together", "both", "drop one")
+    if grid is None:
+        return recommended(sde, 20 if steps is None else steps, solver=solver)
+    return grid
 
 
 def check_evaluation(what: str, model: object) -> None:

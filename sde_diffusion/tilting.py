@@ -32,9 +32,15 @@ from torch import Tensor
 from sde_diffusion._check import diverged, positive_integer, wrong_type, wrong_value
 from sde_diffusion._tensors import expand, flat_sum
 from sde_diffusion.coefficients import Level, Levels
-from sde_diffusion.grids import check_grid, recommended
+from sde_diffusion.grids import check_grid
 from sde_diffusion.guidance import Guided
-from sde_diffusion.integration import OneStep, check_evaluation, check_falling, dynamics_for
+from sde_diffusion.integration import (
+    OneStep,
+    check_evaluation,
+    check_falling,
+    dynamics_for,
+    grid_for,
+)
 from sde_diffusion.noise import PerSampleNoise, mix
 from sde_diffusion.reverse import CountedScore, ProbabilityFlow, ReverseSDE, check_coupling
 from sde_diffusion.score import converted
@@ -107,11 +113,7 @@ def sample_tilted(
     (0.24, 0.31, 41)
     """
     weight = _checked(guided, solver, shape, resample_below)
-    if grid is not None and steps is not None:
-        raise wrong_value("sample_tilted", "steps, grid", "not be given together", "both",
-                          "drop one")  # fmt: skip
-    if grid is None:
-        grid = recommended(guided.sde, 20 if steps is None else steps, solver=solver)
+    grid = grid_for("sample_tilted", guided.sde, solver, steps, grid)
     check_grid(grid, guided.sde.horizon)
     check_falling("sample_tilted", grid)
     noise = PerSampleNoise.numbered(seed, 0, shape[0])

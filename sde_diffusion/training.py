@@ -111,7 +111,7 @@ class _Loop:
         self, run: Trainer, folder: RunFolder | None, monitors: Sequence[Monitor]
     ) -> None:
         self.run, self.folder, self.monitors = run, folder, monitors
-        self.saved = run.step
+        self.saved = run.step or None  # a fresh run has no checkpoint yet
         if folder is not None:
             self.manifest = Manifest(folder.manifest, run.configuration, run.model.device,
                                      run.processes.world)  # fmt: skip
@@ -124,7 +124,6 @@ class _Loop:
                 self.manifest.write(run.step)
             if run.step == 0:
                 self.folder.truncate(0)
-                self.saved = -1
                 self.save()
         ended = run.step >= run.config.steps or out_of_patience(run.notes, run.config.patience)
         if ended:

@@ -12,12 +12,12 @@ from torch import Tensor
 from sde_diffusion._check import wrong_value
 from sde_diffusion._tensors import flat_sum
 from sde_diffusion.bounds import BinDecoder, Decoder, GaussianDecoder
-from sde_diffusion.chain import Chain, LearnedVariance, own_step
+from sde_diffusion.chain import Chain, LearnedVariance, predicted
 from sde_diffusion.coefficients import Levels
 from sde_diffusion.ddpm import step_bound
 from sde_diffusion.grids import lattice
 from sde_diffusion.objectives import Batch, Objective
-from sde_diffusion.reverse import check_coupling
+from sde_diffusion.reverse import CountedScore, check_coupling
 from sde_diffusion.score import ScoreModel, converted
 from sde_diffusion.times import LatticeTimes, Spacing
 
@@ -70,7 +70,8 @@ class Vlb(Chained):
 
     def forward(self, model: ScoreModel, batch: Batch) -> Tensor:
         chain, k, x0, x = self._states(model, batch)
-        x0_hat, variance = own_step(model, x, chain.times[k])
+        score, at = CountedScore(model, sde=model.sde), Levels(chain.alpha[k], chain.sigma[k])
+        x0_hat, variance = predicted(score, x, chain.times[k], at, None)
         decoder = decoder_of(model)
         return self._bits(step_bound(x0, x0_hat, x, chain, k, variance, decoder), x0)
 

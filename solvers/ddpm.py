@@ -10,10 +10,9 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from sde_diffusion.chain import Chain, ForwardVariance, LearnedVariance, Variance, reverse_step
-from sde_diffusion.coefficients import Level
+from sde_diffusion.chain import Chain, Variance, counted, predicted, reverse_step
 from sde_diffusion.noise import Noise
-from sde_diffusion.reverse import CountedScore, ReverseSDE, linear
+from sde_diffusion.reverse import ReverseSDE, linear
 from sde_diffusion.solvers._checks import backward, own_noise
 
 
@@ -48,24 +47,13 @@ class DDPM:
         self, dynamics: ReverseSDE, x: Tensor, grid: Tensor, noise: Noise
     ) -> Iterator[Tensor]:
         """Yield the states at grid[1], grid[2], …, given ``x`` at grid[0]."""
-        known, score, variance = linear("DDPM", dynamics), dynamics.score, self.variance
+        known, score = linear("DDPM", dynamics), dynamics.score
         own_noise("DDPM", dynamics.noise_scale, "set the noise by variance: DDPM(variance)")
         backward("DDPM", grid[0], grid[-1])
-        if isinstance(variance, LearnedVariance):
-            variance = LearnedVariance(score.beside(variance.v))
+        variance = counted(score, self.variance)
         chain = Chain(known.sde, torch.cat([grid[grid > 0], grid.new_zeros(1)]))
         for i, (t, s) in enumerate(pairwise(grid)):
-            x0_hat, law = _predicted(score, x, t, known.level(t), variance)
+            x0_hat, law = predicted(score, x, t, known.level(t), variance)
             k = torch.full((len(x),), len(chain) - i)
             x = reverse_step(x, x0_hat, chain, k, law, noise.unit(x, t, s))
             yield x
-
-
-def _predicted(
-    score: CountedScore, x: Tensor, t: Tensor, at: Level, variance: Variance | None
-) -> tuple[Tensor, Variance]:
-    """Return x̂0 and the variance of the step, of one pass if the model has learned it."""
-    if variance is None and score.learns:
-        x0_hat, v = score.with_fraction("x0", x, t)
-        return x0_hat, LearnedVariance(lambda x, t: v)  # noqa: ARG005
-    return score.predict("x0", x, t, at), ForwardVariance() if variance is None else variance

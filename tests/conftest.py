@@ -6,7 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import settings
+from torch import Tensor, nn
 
 # Pictures are drawn without a display.
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -33,13 +35,27 @@ def mnist(root: Path) -> Path:
     return folder
 
 
+class InfiniteSlope(nn.Module):
+    """A network whose output is finite at its initial weights and whose gradient is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(2))
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:  # noqa: ARG002
+        return 0.1 * x + self.weight.sqrt()
+
+
+@pytest.fixture
+def infinite_slope() -> nn.Module:
+    return InfiniteSlope()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what is marked `gpu` where there is none."""
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return
-    import torch
-
     if not torch.cuda.is_available():
         for item in marked:
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))

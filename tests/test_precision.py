@@ -218,20 +218,9 @@ def test_float16_skips_steps_until_the_scale_fits() -> None:
     assert {s["exp_avg"].dtype for s in run.optimizer.state.values()} == {torch.float32}
 
 
-class InfiniteSlope(nn.Module):
-    """A network whose output is finite at its initial weights and whose gradient is not."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(2))
-
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:  # noqa: ARG002
-        return 0.1 * x + self.weight.sqrt()
-
-
-def test_float16_gives_up_where_no_scale_helps() -> None:
+def test_float16_gives_up_where_no_scale_helps(infinite_slope: nn.Module) -> None:
     config = replace(CONFIG, precision="float16", steps=50)
-    run = Trainer(ScoreModel(InfiniteSlope(), VPSDE()), points(), config)
+    run = Trainer(ScoreModel(infinite_slope, VPSDE()), points(), config)
     says = r"gradient norm must be finite at step 18, .*pass precision='bfloat16'"
     for _ in range(17):  # from 2¹⁶ down to 1
         assert not math.isfinite(run.advance().grad_norm)

@@ -209,17 +209,6 @@ class Breaks(nn.Module):
         return self.weight * x * (self.factor if self.calls == self.call else 1.0)
 
 
-class InfiniteSlope(nn.Module):
-    """A network whose output is finite at its initial weights and whose gradient is not."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(2))
-
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:  # noqa: ARG002
-        return 0.1 * x + self.weight.sqrt()
-
-
 @pytest.mark.parametrize("factor", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
     tmp_path: Path, factor: float
@@ -237,8 +226,8 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
     assert [p.step for p in steps] == [5, 6, 7, 8, 9]
 
 
-def test_a_gradient_that_is_not_finite_stops_with_the_weights_unchanged():
-    model = ScoreModel(InfiniteSlope(), VPSDE())
+def test_a_gradient_that_is_not_finite_stops_with_the_weights_unchanged(infinite_slope):
+    model = ScoreModel(infinite_slope, VPSDE())
     with pytest.raises(FloatingPointError, match="gradient norm must be finite at step 1"):
         list(train(model, points(), CONFIG))
     assert torch.equal(model.network.weight, torch.zeros(2))
