@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from sde_diffusion.checkpoint import write_atomically
+from sde_diffusion._files import write_atomically
 
 
 def options(doc: str | None) -> argparse.ArgumentParser:

@@ -22,7 +22,7 @@ _TABLE: Final = ("term", "step", "t", "number", "nats", "bits_per_dim", "standar
 
 def write_results(out: Path, job: Job, found: Evaluation) -> dict[str, Any]:
     """Write all files into the folder, manifest.json last, and return what it holds."""
-    from sde_diffusion.checkpoint import write_atomically
+    from sde_diffusion._files import write_arrays, write_atomically
     from sde_diffusion.pictures import likelihood_picture
 
     columns = _columns(found)
@@ -30,7 +30,7 @@ def write_results(out: Path, job: Job, found: Evaluation) -> dict[str, Any]:
     rows = list(zip(*columns.values(), strict=True))
     write_atomically(out / names[0], lambda path: _write_csv(path, list(columns), rows))
     arrays = {"index": columns["index"]} | _arrays(found)
-    write_atomically(out / names[1], lambda path: _write_arrays(path, arrays))
+    write_arrays(out / names[1], arrays)
     title = f"{job.options['--data']} under {job.options['--model']}"
     likelihood_picture(found, title, out / names[2])
     steps = found.per_step()
@@ -194,10 +194,3 @@ def _write_csv(path: Path, names: Sequence[str], rows: Sequence[Sequence[Any]]) 
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(names)
         writer.writerows(rows)
-
-
-def _write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
-    import numpy as np
-
-    with path.open("wb") as file:  # savez would add .npz to the name of the temporary file
-        np.savez(file, **arrays)

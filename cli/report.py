@@ -57,7 +57,7 @@ def comparison_text(comparison: Comparison) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
-    from sde_diffusion.checkpoint import write_atomically
+    from sde_diffusion._files import write_atomically
 
     write_atomically(path, lambda file: file.write_text(text + "\n", encoding="utf-8"))
 

@@ -203,7 +203,9 @@ def _draw(job: Job, ranks: Ranks, tick: Callable[[int], object]) -> Draws:
 def _leave(draws: Draws, out: Path, rank: int) -> None:
     """Write a share where process 0 finds it, in the folder that it removes at the end."""
     cost = {"nfe": draws.nfe, "seconds": draws.seconds}
-    _save(_part(out, rank), {"x": draws.x.numpy()} | cost)
+    from sde_diffusion._files import write_arrays
+
+    write_arrays(_part(out, rank), {"x": draws.x.numpy()} | cost)
 
 
 def _left(out: Path, rank: int) -> Draws:
@@ -281,6 +283,7 @@ def _write(folder: Path, job: Job, x: Tensor) -> list[Path]:
     """Write the picture, where the samples can be seen, and the arrays."""
     import numpy as np
 
+    from sde_diffusion._files import write_arrays
     from sde_diffusion.pictures import sample_picture
 
     arrays: dict[str, Any] = {"x": x.numpy()}
@@ -292,18 +295,6 @@ def _write(folder: Path, job: Job, x: Tensor) -> list[Path]:
     if job.guidance is not None:
         arrays["guidance"] = job.guidance
     npz, png = folder / "samples.npz", folder / "samples.png"
-    _save(npz, arrays)
+    write_arrays(npz, arrays)
     sample_picture(x, png)
     return [png, npz]
-
-
-def _save(path: Path, arrays: dict[str, Any]) -> None:
-    import numpy as np
-
-    from sde_diffusion.checkpoint import write_atomically
-
-    def save(temporary: Path) -> None:
-        with temporary.open("wb") as file:  # savez would add .npz to the temporary file's name
-            np.savez(file, **arrays)
-
-    write_atomically(path, save)

@@ -109,7 +109,7 @@ def _run(
 
 
 def _write_settings(folder: Path, options: dict[str, Any]) -> None:
-    from sde_diffusion.checkpoint import write_atomically
+    from sde_diffusion._files import write_atomically
 
     text = _train_file.text(options, command)
     write_atomically(folder / _train_file.FILE, lambda f: f.write_text(text, encoding="utf-8"))

@@ -20,8 +20,7 @@ from types import FrameType, TracebackType
 from typing import Any, Final, Self, final
 
 import torch
-from torch import Tensor
-from torch import distributed as dist
+from torch import Tensor, distributed as dist
 
 from sde_diffusion._ranks import Ranks, place
 

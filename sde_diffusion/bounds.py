@@ -21,18 +21,18 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._check import diverged, positive_integer, wrong_type, wrong_value
+from sde_diffusion._seeds import Purpose, mix
 from sde_diffusion._tensors import check_state, flat_sum
 from sde_diffusion.coefficients import Coefficients, Level
 from sde_diffusion.data import DataSpec
 from sde_diffusion.integration import check_evaluation
 from sde_diffusion.losses import NoisePredictor
-from sde_diffusion.noise import PerSampleNoise, mix
+from sde_diffusion.noise import PerSampleNoise
 from sde_diffusion.reverse import CountedScore, check_coupling
 from sde_diffusion.scaling import check_dequantized
 from sde_diffusion.sde import LinearSDE
 from sde_diffusion.times import LikelihoodTimes, log_snr_range
 
-_PURPOSE: Final = 11
 _TILE: Final = 16  # levels compared with every number at once
 
 
@@ -225,7 +225,7 @@ def elbo(
     decoder = check_decoder("elbo", x, decoder, levels)
     check_draws("elbo", draws)
     sde, predicted = model.sde, CountedScore(model.eps)
-    noise = PerSampleNoise.numbered(mix(seed, _PURPOSE), first, len(x))
+    noise = PerSampleNoise.numbered(mix(seed, Purpose.ELBO), first, len(x))
     far, near = log_snr_range(sde, t_min)
     end = _level(sde, t_min)
     std, width = end.sigma / end.alpha, float(far - near)

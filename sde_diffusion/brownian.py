@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._check import positive_integer, positive_number, wrong_type, wrong_value
+from sde_diffusion._seeds import PathPurpose, check_seed, mix
 from sde_diffusion._tensors import expand
 from sde_diffusion.grids import check_grid
-from sde_diffusion.noise import Noise, PerSampleNoise, WhiteNoise, check_seed, mix
+from sde_diffusion.noise import Noise, PerSampleNoise, WhiteNoise
 
 T = TypeVar("T")
-_FRESH, _W, _H = range(1, 4)  # what a draw is for: a part of its seed
 _SAME = 2.0**-40  # of the path's length: a grid's time computed in another way is that time
 
 
@@ -84,7 +84,7 @@ class _Tree:
         self.last: dict[float, float] = {}  # the time asked for in a finest cell, by its start
         self.draws = self.room = 0
         end = skeleton.times[-1]
-        dw = self.draw(_W, end).mul_(math.sqrt(end))
+        dw = self.draw(PathPurpose.INCREMENT, end).mul_(math.sqrt(end))
         self.whole = _Stretch(0.0, end, dw, None, 0, len(skeleton.times) - 1)
 
     def draw(self, purpose: int, time: float) -> Tensor:
@@ -150,7 +150,7 @@ class _Tree:
         """Return the halves of a stretch of several cells."""
         a, b, dw, _, lo, hi = part
         p, q = _shares(a, m, b)
-        d = self.draw(_W, m).mul_(math.sqrt((b - a) * p * q))
+        d = self.draw(PathPurpose.INCREMENT, m).mul_(math.sqrt((b - a) * p * q))
         left = _Stretch(a, m, torch.add(d, dw, alpha=p), None, lo, middle)
         return left, _Stretch(m, b, (q * dw).sub_(d), None, middle, hi)
 
@@ -163,8 +163,9 @@ class _Tree:
         a, b, dw, _, lo, hi = part
         p, q = _shares(a, m, b)
         r, h = p**3 + q**3, self.h(part)
-        d = self.draw(_W, m).mul_(math.sqrt((b - a) * p * q * r)).add_(h, alpha=6 * p * q)
-        z = self.draw(_H, m).mul_(math.sqrt((b - a) * p * q / (12 * r)))
+        d = self.draw(PathPurpose.INCREMENT, m).mul_(math.sqrt((b - a) * p * q * r))
+        d.add_(h, alpha=6 * p * q)
+        z = self.draw(PathPurpose.AREA, m).mul_(math.sqrt((b - a) * p * q / (12 * r)))
         c = torch.sub(h, d, alpha=0.5)
         left = _Stretch(a, m, torch.add(d, dw, alpha=p), (p * p / r) * c + q * z, lo, hi)
         return left, _Stretch(m, b, (q * dw).sub_(d), (q * q / r) * c - p * z, lo, hi)
@@ -173,7 +174,7 @@ class _Tree:
         """Return the h of a cell, which W on the grid says nothing of, or of a part of one."""
         if part.h is not None:
             return part.h
-        return self.draw(_H, part.b).mul_(math.sqrt((part.b - part.a) / 12))
+        return self.draw(PathPurpose.AREA, part.b).mul_(math.sqrt((part.b - part.a) / 12))
 
 
 @final
@@ -225,7 +226,7 @@ class BrownianPath(Noise):
             check_grid(grid, math.inf)
             times, given = sorted({0.0, *grid.tolist()}), len(grid)
         self.seed, self.grid, self.end, self.depth = seed, grid, times[-1], depth
-        self._fresh: Noise = WhiteNoise(mix(seed, _FRESH))
+        self._fresh: Noise = WhiteNoise(mix(seed, PathPurpose.FRESH))
         self._numbers: range | None = None
         self._rows: list[BrownianPath] = []
         cell = self.end * 2.0**-depth
@@ -249,7 +250,7 @@ class BrownianPath(Noise):
         for bit, and every sample may ask at times of its own, of shape (B,).
         """
         path = cls(seed, grid=grid, end=end, depth=depth)
-        fresh = PerSampleNoise.numbered(mix(seed, _FRESH), first, count)
+        fresh = PerSampleNoise.numbered(mix(seed, PathPurpose.FRESH), first, count)
         path._fresh, path._numbers = fresh, range(first, first + count)
         path._skeleton = path._skeleton._replace(streams=fresh.seeds)
         return path

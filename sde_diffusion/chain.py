@@ -13,23 +13,22 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple, Self, final
+from typing import NamedTuple, Self, final
 
 import torch
 from torch import Tensor
 
 from sde_diffusion._check import wrong_type, wrong_value
+from sde_diffusion._seeds import Purpose, mix
 from sde_diffusion._tensors import expand
 from sde_diffusion.bounds import check_model, squares
 from sde_diffusion.coefficients import Level, Levels
 from sde_diffusion.grids import check_grid, lattice
 from sde_diffusion.losses import NoisePredictor
-from sde_diffusion.noise import PerSampleNoise, mix
+from sde_diffusion.noise import PerSampleNoise
 from sde_diffusion.reverse import CountedScore
 from sde_diffusion.schedules import DiscreteBeta
 from sde_diffusion.sde import VPSDE, LinearSDE
-
-_PURPOSE: Final = 15
 
 
 class Gap(NamedTuple):
@@ -253,7 +252,7 @@ class AnalyticVariance(Variance):
         Shapes: x0 (B, *event). NFE: N.
         """
         check_model("AnalyticVariance", x0, model, "eps")
-        noise = PerSampleNoise.numbered(mix(seed, _PURPOSE), 0, len(x0))
+        noise = PerSampleNoise.numbered(mix(seed, Purpose.ANALYTIC_VARIANCE), 0, len(x0))
         with torch.no_grad():
             rows = [
                 squares(model.eps(chain.perturb(x0, k, noise.normal(x0)), chain.times[k])).mean()

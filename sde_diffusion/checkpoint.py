@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.resources
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, TypeAlias, TypeVar
@@ -23,8 +22,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-import sde_diffusion
 from sde_diffusion._check import wrong_type, wrong_value
+from sde_diffusion._files import write_atomically
+from sde_diffusion._version import __version__
 from sde_diffusion.data import DataSpec
 from sde_diffusion.nets import MLP, UNet
 from sde_diffusion.schedules import CosineBeta, DiscreteBeta, LinearBeta
@@ -34,7 +34,6 @@ from sde_diffusion.sde import EDMSDE, SDE, VESDE, VPSDE, LinearSDE, RectifiedFlo
 ModelT = TypeVar("ModelT", bound=LearnedScore)
 # (network, sde, data, configuration) -> model
 Build: TypeAlias = Callable[[nn.Module, Any, DataSpec | None, dict[str, Any]], ModelT]
-
 FORMAT: Final = 2
 _KEY: Final = "sde_diffusion"
 _NETWORKS: Final = {c.__name__: c for c in (MLP, UNet)}
@@ -167,29 +166,8 @@ def configuration_of(model: LearnedScore) -> dict[str, Any]:
         "prediction": model.prediction,
         **{name: getattr(model, name) for name in own},
         "data": None if model.data is None else model.data.to_json(),
-        "versions": {"sde_diffusion": sde_diffusion.__version__, "torch": str(torch.__version__)},
+        "versions": {"sde_diffusion": __version__, "torch": str(torch.__version__)},
     }
-
-
-def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
-    """Write a file beside ``path`` with ``write``, then move it there in one step.
-
-    A reader, or a crash at any moment, finds the old file or the new one, never a part of one.
-
-    Errors: OSError that names the folder where it is missing or not writable.
-    """
-    path = Path(path)
-    # The process number keeps two writers apart.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        # Opened here first: not every writer reports a missing folder as an OSError.
-        temporary.open("wb").close()
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())  # or a power cut after the move could leave an empty file
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _locate(name_or_path: str | Path) -> Path:

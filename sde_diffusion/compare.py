@@ -19,17 +19,15 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._check import positive_integer, wrong_value
+from sde_diffusion._seeds import Purpose, mix
 from sde_diffusion.budgets import GridRule, cost, plan
 from sde_diffusion.grids import Denoised, Grid, recommended, times_of
 from sde_diffusion.integration import Model, Solution, Solver, sample
 from sde_diffusion.metrics import Interval, Reference, paired_interval, rms_distance
-from sde_diffusion.noise import mix
 
 Progress: TypeAlias = Callable[[int, int], object]  # (solves done, solves in all)
 
 _SHOWN: Final = 1000  # samples kept for pictures
-_SPLIT: Final = 0x5EED  # keeps the generator of the split apart from the run's own draws
-_OTHER: Final = 0x07E6  # keeps the noise of the flow's own samples apart from the starts
 _AT_ONCE: Final = 1 << 18  # numbers in the states of one solve, which bounds a network's memory
 HELD_OUT: Final = "held-out data"
 THE_FLOW: Final = "the flow from other noise"
@@ -175,7 +173,7 @@ def compare(
     )  # fmt: skip
     report(1, 1 + len(plans))
     parts = [
-        _replicate(problem, x, mix(seed, _SPLIT, i))
+        _replicate(problem, x, mix(seed, Purpose.SPLIT, i))
         for i, x in enumerate(torch.split(flow.x, samples))
     ]
     rows = list[Row]()
@@ -223,7 +221,7 @@ def flow_samples(
     ``solver`` and ``grid`` should be the reference's. The noise is none that `compare` starts
     from, for any seed of its own.
     """
-    return _solve(model, solver, grid, shape, mix(seed, _OTHER), torch.float32).x
+    return _solve(model, solver, grid, shape, mix(seed, Purpose.FLOW_SAMPLES), torch.float32).x
 
 
 def _solve(

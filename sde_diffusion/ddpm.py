@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final, cast, final
+from typing import cast, final
 
 import torch
 from torch import Tensor
 
 from sde_diffusion._check import wrong_value
+from sde_diffusion._seeds import Purpose, mix
 from sde_diffusion._tensors import flat_sum
 from sde_diffusion.bounds import (
     Control,
@@ -34,11 +35,9 @@ from sde_diffusion.chain import (
     predicted,
 )
 from sde_diffusion.coefficients import Levels
-from sde_diffusion.noise import PerSampleNoise, mix
+from sde_diffusion.noise import PerSampleNoise
 from sde_diffusion.reverse import CountedScore, Score
 from sde_diffusion.thresholding import Denoiser
-
-_PURPOSE: Final = 12
 
 
 @final
@@ -159,7 +158,7 @@ def vlb(
                               "drop it")  # fmt: skip
     score = CountedScore(cast("Score", model), sde=model.sde)  # asked for x0 alone
     variance = counted(score, variance)
-    noise = PerSampleNoise.numbered(mix(seed, _PURPOSE), first, len(x))
+    noise = PerSampleNoise.numbered(mix(seed, Purpose.VLB), first, len(x))
     # What ‖eps‖² weighs in each step while the noise is not found: its control variate.
     pull = (chain.data_weights * chain.sigma[1:] / chain.alpha[1:]).square()
     about = variance or (PosteriorVariance() if score.learns else ForwardVariance())

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._check import positive_integer, positive_number, wrong_type, wrong_value
+from sde_diffusion._seeds import Purpose, check_seed, mix
 from sde_diffusion._tensors import flat_sum
 from sde_diffusion.data import DataSpec
-from sde_diffusion.noise import PerSampleNoise, check_seed, mix
+from sde_diffusion.noise import PerSampleNoise
 
-_PURPOSE: Final = 13  # of the seed: no two draws share a stream
 _LAST: Final = math.nextafter(1, 0)
 
 # The log-density in nats, (B,), of scaled x (B, *event), the first of which is sample ``first``.
@@ -47,7 +47,7 @@ class Dequantizer(ABC):
 
         They depend on the seed, the sample's number and its k alone, bit for bit.
         """
-        noise = PerSampleNoise.numbered(mix(self.seed, _PURPOSE), first, len(k))
+        noise = PerSampleNoise.numbered(mix(self.seed, Purpose.DEQUANTIZATION), first, len(k))
         for _ in range(number):
             z = noise.normal(torch.empty(k.shape, dtype=torch.float64))  # one for all devices
             yield self._draw(z.to(k.device), k)

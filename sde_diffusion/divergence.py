@@ -23,7 +23,8 @@ from torch.autograd import forward_ad
 from torch.autograd.graph import saved_tensors_hooks
 
 from sde_diffusion._check import positive_integer, wrong_type, wrong_value
-from sde_diffusion.noise import PerSampleNoise, mix
+from sde_diffusion._seeds import Purpose, mix
+from sde_diffusion.noise import PerSampleNoise
 from sde_diffusion.oracles import Gaussian, turn_rows
 
 _CHANGED: Final = "a tensor that the derivative needs was changed in place"
@@ -483,7 +484,7 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _normals(x: Tensor, number: int, seed: int, first: int) -> Tensor:
-    noise = PerSampleNoise.numbered(mix(seed, 5), first, x.shape[0])
+    noise = PerSampleNoise.numbered(mix(seed, Purpose.PROBES), first, x.shape[0])
     shape = (x.shape[0], number, *x.shape[1:])
     return noise.normal(torch.empty(shape, dtype=x.dtype, device=x.device))
 

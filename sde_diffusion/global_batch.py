@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, final
 import torch
 from torch import Tensor, nn
 
+from sde_diffusion._seeds import Purpose, mix
 from sde_diffusion.data import Dataset
-from sde_diffusion.noise import Noise, PerSampleNoise, mix
+from sde_diffusion.noise import Noise, PerSampleNoise
 from sde_diffusion.objectives import Batch, Drawn, Objective
 from sde_diffusion.precision import autocast
 from sde_diffusion.score import LearnedScore
@@ -18,8 +19,6 @@ from sde_diffusion.score import LearnedScore
 if TYPE_CHECKING:
     from sde_diffusion.training_config import TrainingConfig
 
-# The purposes of a seed, so that no two draws share a stream (that of the order: 3).
-_DRAWS, _DROPOUT, _LOSS = 1, 2, 16
 
 
 @final
@@ -45,7 +44,7 @@ class GlobalBatch:
         config: TrainingConfig, step: int,
     ) -> GlobalBatch:  # fmt: skip
         """Return the batch of the rows; labels only where the data have them."""
-        generator = torch.Generator().manual_seed(mix(config.seed, _DRAWS, step))
+        generator = torch.Generator().manual_seed(mix(config.seed, Purpose.BATCH, step))
         dtype = next(model.parameters()).dtype
         x0 = dataset.batch(rows, generator).to(dtype=dtype)
         sde: Any = model.sde  # of the kind that the objective's law takes: it has been checked
@@ -61,12 +60,12 @@ class GlobalBatch:
         """Return what the module, a `Losses`, gives for one of ``count`` equal parts."""
         size = len(self.x0) // count
         rows = slice(part * size, (part + 1) * size)
-        noise = _OnDemand(mix(self.seed, _LOSS, self.step), rows.start, size)
+        noise = _OnDemand(mix(self.seed, Purpose.LOSS, self.step), rows.start, size)
         x0, eps = self.x0[rows].to(device), self.eps[rows].to(device)
         labels = None if self.labels is None else self.labels[rows]
         # Dropout draws from the global generators: seeded here, put back afterwards.
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(mix(self.seed, _DROPOUT, self.step, part))
+            torch.manual_seed(mix(self.seed, Purpose.DROPOUT, self.step, part))
             losses: Tensor = module(Batch(x0, self.drawn.t[rows], eps, noise), labels)
         return losses
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._check import positive_integer
+from sde_diffusion._seeds import Purpose, check_seed, mix
 from sde_diffusion.divergence import error_of_mean, signs
-from sde_diffusion.noise import PerSampleNoise, check_seed, mix
+from sde_diffusion.noise import PerSampleNoise
 from sde_diffusion.sampler_map import SamplerMap
 
 
@@ -155,7 +156,7 @@ class ArnoldiLogDet(LogDet):
 
     def evaluate(self, map_: SamplerMap, z: Tensor) -> Volume:
         b, d, k = len(z), z[0].numel(), self.probes
-        noise = PerSampleNoise.numbered(mix(self.seed, 14), self.first, b)
+        noise = PerSampleNoise.numbered(mix(self.seed, Purpose.LOG_DET), self.first, b)
         each = torch.arange(b).repeat_interleave(k)
         x, map_ = z[each], map_.rows(each)
         fold = torch.zeros(b, dtype=torch.int64, device=z.device)

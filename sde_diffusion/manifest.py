@@ -13,8 +13,8 @@ from typing import Any, final
 import numpy as np
 import torch
 
-import sde_diffusion
-from sde_diffusion.checkpoint import write_atomically
+from sde_diffusion._files import write_atomically
+from sde_diffusion._version import __version__
 
 
 @final
@@ -36,7 +36,7 @@ class Manifest:
             "python": platform.python_version(),
             "torch": str(torch.__version__),
             "numpy": np.__version__,
-            "sde_diffusion": sde_diffusion.__version__,
+            "sde_diffusion": __version__,
             "platform": platform.platform(),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
             "threads": torch.get_num_threads(),

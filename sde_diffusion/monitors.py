@@ -16,16 +16,16 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._check import positive_integer, wrong_type, wrong_value
+from sde_diffusion._seeds import Purpose, mix
 from sde_diffusion._tensors import flat_sum
 from sde_diffusion.bounds import Decoder, GaussianDecoder, LevelDecoder, check_draws, elbo
 from sde_diffusion.data import Dataset
-from sde_diffusion.noise import PerSampleNoise, mix
+from sde_diffusion.noise import PerSampleNoise
 from sde_diffusion.pictures import sample_picture
 from sde_diffusion.runs import SAMPLES
 from sde_diffusion.score import DirectScore, LearnedScore, ScoreModel
 
 BOUND: Final = "bits_per_dim"  # the value that patience waits on
-_LEVELS, _SPREAD, _FORKED = 12, 13, 14  # purposes of a seed
 _FARTHEST: Final = 10.0  # |λ| beyond which data, or noise, is all there is
 
 
@@ -64,7 +64,7 @@ class LossByLevel:
             positive_integer("LossByLevel", name, value)
         _check_rows("LossByLevel", dataset, 1)
         self.bins, self.batch_size, self.t_min, self.seed = bins, batch_size, t_min, seed
-        generator = torch.Generator().manual_seed(mix(seed, _SPREAD))
+        generator = torch.Generator().manual_seed(mix(seed, Purpose.LOSS_BY_LEVEL_DATA))
         index = torch.arange(min(rows, len(dataset)))
         self._x = dataset.batch(index, generator)
 
@@ -77,7 +77,7 @@ class LossByLevel:
         totals = torch.zeros(self.bins, dtype=torch.float64)
         for first in range(0, len(self._x), self.batch_size):
             x0 = _for(model, self._x[first : first + self.batch_size])
-            noise = PerSampleNoise.numbered(mix(self.seed, _LEVELS), first, len(x0))
+            noise = PerSampleNoise.numbered(mix(self.seed, Purpose.LOSS_BY_LEVEL), first, len(x0))
             for i in range(self.bins):
                 u = torch.special.ndtr(noise.normal(torch.empty(len(x0), 1).double()))[:, 0]
                 t = model.sde.time(far + width * (i + u)).clamp(self.t_min, model.sde.horizon)
@@ -179,7 +179,7 @@ def observe(
     device = model.device
     for monitor in monitors:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(mix(seed, _FORKED))
+            torch.manual_seed(mix(seed, Purpose.MONITOR))
             found |= monitor(model.eval(), step, folder)
     return found
 

@@ -14,36 +14,13 @@ from typing import final
 import torch
 from torch import Tensor
 
-from sde_diffusion._check import positive_integer, wrong_type, wrong_value
+from sde_diffusion._check import wrong_type, wrong_value
+from sde_diffusion._seeds import check_seed, mix
 from sde_diffusion._tensors import expand
-
-_WORD = 0xFFFFFFFFFFFFFFFF
-
-
-def mix(*words: int) -> int:
-    """Return a well-mixed 32-bit number of the given integers (splitmix64 finaliser, chained).
-
-    The CPU generator of PyTorch uses the low 32 bits of its seed only, so seeds that should
-    differ must differ there.
-    """
-    h = 0
-    for word in words:
-        h = (h + int(word) + 0x9E3779B97F4A7C15) & _WORD
-        h = ((h ^ (h >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
-        h = ((h ^ (h >> 27)) * 0x94D049BB133111EB) & _WORD
-        h ^= h >> 31
-    return h & 0xFFFFFFFF
 
 
 def _generator(seed: int, device: torch.device) -> torch.Generator:
     return torch.Generator(device=device).manual_seed(int(seed))
-
-
-def check_seed(what: str, seed: int) -> None:
-    """Refuse what is not an integer in [0, 2⁶⁴)."""
-    positive_integer(what, "seed", seed, least=0)
-    if seed > _WORD:
-        raise wrong_value(what, "seed", "be below 2**64", seed, "pass a smaller one")
 
 
 class Noise(ABC):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._check import wrong_value
-from sde_diffusion.checkpoint import write_atomically
+from sde_diffusion._files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, final
 
 from sde_diffusion._check import wrong_value
-from sde_diffusion.checkpoint import write_atomically
+from sde_diffusion._files import write_atomically
 
 
 @final

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._check import diverged, positive_integer, wrong_type, wrong_value
+from sde_diffusion._seeds import Purpose, mix
 from sde_diffusion._tensors import expand, flat_sum
 from sde_diffusion.coefficients import Level, Levels
 from sde_diffusion.grids import check_grid
@@ -41,11 +42,9 @@ from sde_diffusion.integration import (
     dynamics_for,
     grid_for,
 )
-from sde_diffusion.noise import PerSampleNoise, mix
+from sde_diffusion.noise import PerSampleNoise
 from sde_diffusion.reverse import CountedScore, ProbabilityFlow, ReverseSDE, check_coupling
 from sde_diffusion.score import converted
-
-_RESAMPLING = 0x5A3B1E  # keeps its draws apart from those of the samples
 
 
 @final
@@ -81,7 +80,7 @@ class Tilted:
 
     def resampled(self, seed: int = 0) -> Tensor:
         """Return as many samples of equal weight, some of them several times."""
-        return self.x[_systematic(self.weights, mix(seed, _RESAMPLING)).to(self.x.device)]
+        return self.x[_systematic(self.weights, mix(seed, Purpose.RESAMPLING)).to(self.x.device)]
 
 
 def sample_tilted(
@@ -133,7 +132,7 @@ def sample_tilted(
             weights = log_weights.softmax(0)
             crowded = weights.square().sum() * resample_below * len(x) > 1
             if resample_below and step < len(grid) - 1 and bool(crowded):
-                index = _systematic(weights, mix(seed, _RESAMPLING, step)).to(x.device)
+                index = _systematic(weights, mix(seed, Purpose.RESAMPLING, step)).to(x.device)
                 x, rate, log_mass = x[index], rate[index], log_mass + _log_mean(log_weights)
                 log_weights, resamplings = torch.zeros_like(log_weights), resamplings + 1
     return Tilted(x, log_weights, log_mass + _log_mean(log_weights), score.calls, resamplings)

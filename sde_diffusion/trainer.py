@@ -15,17 +15,16 @@ from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, final
 
 import torch
-from torch import Tensor, nn
-from torch import distributed as dist
+from torch import Tensor, distributed as dist, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sde_diffusion._check import diverged, wrong_value
 from sde_diffusion._distributed import Processes
+from sde_diffusion._seeds import Purpose, mix
 from sde_diffusion.averages import Averages
 from sde_diffusion.checkpoint import configuration_of
 from sde_diffusion.data import Dataset
 from sde_diffusion.global_batch import GlobalBatch, Losses
-from sde_diffusion.noise import mix
 from sde_diffusion.objectives import Objective, objective_of
 from sde_diffusion.precision import adamw, prepare, release, scaler_of
 from sde_diffusion.runs import RunFolder
@@ -34,7 +33,6 @@ from sde_diffusion.score import DirectScore, LearnedScore, ScoreModel
 if TYPE_CHECKING:
     from sde_diffusion.training import TrainingConfig
 
-_ORDER = 3  # the purpose of a seed
 
 
 @dataclass(frozen=True)
@@ -270,7 +268,7 @@ def batch_rows(rows: int, batch_size: int, seed: int, step: int) -> Tensor:
 
 @lru_cache(maxsize=2)
 def _order(rows: int, seed: int, epoch: int) -> Tensor:
-    generator = torch.Generator().manual_seed(mix(seed, _ORDER, epoch))
+    generator = torch.Generator().manual_seed(mix(seed, Purpose.ORDER, epoch))
     return torch.randperm(rows, generator=generator)
 
 

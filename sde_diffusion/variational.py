@@ -15,20 +15,20 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-import sde_diffusion
 from sde_diffusion._check import diverged, positive_integer, positive_number, wrong_value
+from sde_diffusion._files import write_atomically
+from sde_diffusion._seeds import Purpose, check_seed, mix
 from sde_diffusion._tensors import flat_sum
-from sde_diffusion.checkpoint import _KEY, FORMAT, _fill, _read, write_atomically
+from sde_diffusion._version import __version__
+from sde_diffusion.checkpoint import _KEY, FORMAT, _fill, _read
 from sde_diffusion.data import Dataset, DataSpec
 from sde_diffusion.dequantization import Dequantizer, in_bin
 from sde_diffusion.integration import check_evaluation
 from sde_diffusion.nets._layers import conv, linear
-from sde_diffusion.noise import check_seed, mix
 from sde_diffusion.scaling import check_fits
 from sde_diffusion.sde import LinearSDE
 from sde_diffusion.trainer import batch_rows
 
-_PURPOSE: Final = 13
 _STEEPEST: Final = 3.0  # log-scales stay below, so that no step of training can overflow
 _EARLIEST: Final = 1e-5  # the first time at which models are trained
 
@@ -107,7 +107,7 @@ class Variational(Dequantizer):
         check_seed("Variational", seed)
         self.spec, self.levels, self.seed = spec, spec.levels, seed
         self.config = {"couplings": couplings, "width": width, "seed": seed}
-        generator = torch.Generator().manual_seed(mix(seed, _PURPOSE))
+        generator = torch.Generator().manual_seed(mix(seed, Purpose.DEQUANTIZER_WEIGHTS))
         with torch.device("cpu"):  # where the generator is, whatever the default device
             indices = torch.meshgrid(*map(torch.arange, spec.shape), indexing="ij")
             colour = torch.stack(indices).sum(0)
@@ -133,7 +133,7 @@ class Variational(Dequantizer):
             "format": FORMAT,
             "dequantizer": self.config,
             "data": self.spec.to_json(),
-            "versions": {"sde_diffusion": sde_diffusion.__version__},
+            "versions": {"sde_diffusion": __version__},
         }
         tensors = {k: v.detach().cpu().contiguous() for k, v in self.layers.state_dict().items()}
         content = save(tensors, {_KEY: json.dumps(configuration)})
@@ -195,7 +195,7 @@ def fit_dequantizer(
     t = model.sde.time(-noise.log()).clamp(min=_EARLIEST)
     for step in range(1, steps + 1):
         k = dataset.values[batch_rows(len(dataset), batch_size, seed, step)]
-        generator = torch.Generator().manual_seed(mix(seed, _PURPOSE, step))
+        generator = torch.Generator().manual_seed(mix(seed, Purpose.DEQUANTIZER_FIT, step))
         z = torch.randn(k.shape, generator=generator, dtype=torch.float64)
         u, log_q = dequantizer.transform(z, k)
         x = spec.scaling.forward(k.double() + u, levels)

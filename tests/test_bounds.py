@@ -20,6 +20,7 @@ from sde_diffusion import (
     ScoreModel,
     SubVPSDE,
 )
+from sde_diffusion._seeds import mix
 from sde_diffusion.bounds import (
     BinDecoder,
     GaussianDecoder,
@@ -29,7 +30,7 @@ from sde_diffusion.bounds import (
     prior_kl,
     score_form,
 )
-from sde_diffusion.noise import PerSampleNoise, mix
+from sde_diffusion.noise import PerSampleNoise
 from sde_diffusion.times import LikelihoodTimes, log_snr_range
 from sde_diffusion.weighting import likelihood
 

@@ -32,7 +32,8 @@ from sde_diffusion import (
     load_data,
     save_model,
 )
-from sde_diffusion.checkpoint import shipped, write_atomically
+from sde_diffusion._files import write_atomically
+from sde_diffusion.checkpoint import shipped
 from sde_diffusion.times import Stratified
 
 SDES: list[LinearSDE] = [

@@ -23,6 +23,7 @@ from sde_diffusion import (
     ScoreModel,
     save_model,
 )
+from sde_diffusion._seeds import mix
 from sde_diffusion.dequantization import (
     Dequantizer,
     TruncatedNormal,
@@ -30,7 +31,6 @@ from sde_diffusion.dequantization import (
     discrete_log_prob,
     importance_weighted,
 )
-from sde_diffusion.noise import mix
 from sde_diffusion.scaling import Affine, Logit, Scaling
 from sde_diffusion.variational import Variational, fit_dequantizer
 

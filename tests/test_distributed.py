@@ -18,8 +18,17 @@ import numpy as np
 import pytest
 import torch
 
-from sde_diffusion import MLP, VPSDE, Dataset, DataSpec, ScoreModel, TrainingConfig, load, train
-from sde_diffusion import _distributed as distributed
+from sde_diffusion import (
+    MLP,
+    VPSDE,
+    Dataset,
+    DataSpec,
+    ScoreModel,
+    TrainingConfig,
+    _distributed as distributed,
+    load,
+    train,
+)
 from sde_diffusion._distributed import Processes
 from sde_diffusion.trainer import Trainer
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from sde_diffusion._seeds import mix
 from sde_diffusion.divergence import (
     Exact,
     Hutchinson,
@@ -22,7 +23,7 @@ from sde_diffusion.divergence import (
     fit_gaussian,
 )
 from sde_diffusion.nets import MLP, UNet
-from sde_diffusion.noise import PerSampleNoise, mix
+from sde_diffusion.noise import PerSampleNoise
 from sde_diffusion.oracles import Gaussian, GaussianMixture
 from sde_diffusion.reverse import ProbabilityFlow
 from sde_diffusion.sde import VPSDE

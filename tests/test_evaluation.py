@@ -21,8 +21,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from sde_diffusion import (
     MLP,
@@ -36,11 +35,11 @@ from sde_diffusion import (
     Hutchinson,
     ProbabilityFlow,
     ScoreModel,
+    _ranks as ranks_module,
     lattice,
     linear_betas,
     log_prob,
 )
-from sde_diffusion import _ranks as ranks_module
 from sde_diffusion._fingerprint import fingerprint
 from sde_diffusion._ranks import Ranks, place
 from sde_diffusion.bounds import BinDecoder, LevelDecoder, bin_centres, elbo

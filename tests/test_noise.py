@@ -8,12 +8,11 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from sde_diffusion import BrownianPath, PerSampleNoise, WhiteNoise, uniform
+from sde_diffusion._seeds import mix
 from sde_diffusion.brownian import _Tree
-from sde_diffusion.noise import mix
 
 IRREGULAR = torch.tensor([0.97, 0.9, 0.5, 0.49, 0.3, 0.05, 0.01], dtype=torch.float64)
 GRIDS = pytest.mark.parametrize(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import configparser
+import importlib
 import json
 import os
+import pkgutil
 import shutil
 import subprocess
 import sys
@@ -141,9 +144,45 @@ def test_a_heavy_import_would_be_noticed() -> None:
     assert "torch" in loaded_by("from sde_diffusion import VPSDE")
 
 
-def test_every_public_name_can_be_imported() -> None:
-    missing = [name for name in sde_diffusion.__all__ if not hasattr(sde_diffusion, name)]
-    assert missing == []
+def stubbed(root: Path) -> list[str]:
+    """The packages with a stub beside their ``__init__.py``."""
+    return [
+        ".".join(["sde_diffusion", *stub.relative_to(root / "sde_diffusion").parts[:-1]])
+        for stub in sorted((root / "sde_diffusion").rglob("__init__.pyi"))
+    ]
+
+
+def promised(package: str) -> dict[str, str]:
+    """The names that a package's stub hands on to type checkers, with the modules they are of."""
+    stub = Path(str(importlib.import_module(package).__file__)).with_suffix(".pyi")
+    found = dict[str, str]()
+    for node in ast.parse(stub.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                assert alias.asname == alias.name, f"{package}: write {alias.name} as itself"
+                found[alias.name] = str(node.module)
+    return found
+
+
+def test_the_stubs_and_the_packages_agree(root: Path) -> None:
+    packages = stubbed(root)
+    assert "sde_diffusion" in packages
+    for package in packages:
+        module = importlib.import_module(package)
+        names = promised(package)
+        assert names
+        assert sorted(names) == module.__all__
+        assert set(names) <= set(dir(module))
+        for name, home in names.items():
+            assert getattr(module, name) is getattr(importlib.import_module(home), name)
+        # A module of the same name would hide the function once it is imported.
+        assert set(names).isdisjoint(m.name for m in pkgutil.iter_modules(module.__path__))
+        with pytest.raises(AttributeError, match=f"module '{package}' has no attribute 'nothing'"):
+            module.nothing  # noqa: B018
+
+
+def test_the_face_has_all_of_its_names() -> None:
+    assert len(sde_diffusion.__all__) == 142
 
 
 def test_the_command_line_runs_as_a_module() -> None:

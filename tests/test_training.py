@@ -31,10 +31,11 @@ from sde_diffusion import (
     load,
     train,
 )
+from sde_diffusion._seeds import mix
 from sde_diffusion.averages import ema_decay, update_average
 from sde_diffusion.global_batch import GlobalBatch
 from sde_diffusion.monitors import HeldOutBound
-from sde_diffusion.noise import PerSampleNoise, mix
+from sde_diffusion.noise import PerSampleNoise
 from sde_diffusion.objectives import Batch, objective_of
 from sde_diffusion.trainer import batch_rows, learning_rate
 

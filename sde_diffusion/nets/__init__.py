@@ -5,7 +5,6 @@ Both are called as ``network(x, c, labels=None)`` and both are 0 until they are 
 
 from __future__ import annotations
 
-from sde_diffusion.nets.mlp import MLP
-from sde_diffusion.nets.unet import UNet
+from sde_diffusion._exports import exported
 
-__all__ = ["MLP", "UNet"]
+__getattr__, __dir__, __all__ = exported(__name__, __file__)

@@ -1,0 +1,167 @@
+from sde_diffusion._distributed import Processes as Processes
+from sde_diffusion.auditing import audit as audit
+from sde_diffusion.bounds import (
+    BinDecoder as BinDecoder,
+    Bound as Bound,
+    GaussianDecoder as GaussianDecoder,
+    LevelDecoder as LevelDecoder,
+    elbo as elbo,
+    score_form as score_form,
+)
+from sde_diffusion.brownian import BrownianPath as BrownianPath
+from sde_diffusion.chain import (
+    AnalyticVariance as AnalyticVariance,
+    Chain as Chain,
+    ForwardVariance as ForwardVariance,
+    LearnedVariance as LearnedVariance,
+    PosteriorVariance as PosteriorVariance,
+)
+from sde_diffusion.checkpoint import (
+    describe as describe,
+    load as load,
+    load_direct as load_direct,
+    save_model as save_model,
+)
+from sde_diffusion.data import Dataset as Dataset, DataSpec as DataSpec, load_data as load_data
+from sde_diffusion.ddpm import DiscreteBound as DiscreteBound, vlb as vlb
+from sde_diffusion.dequantization import (
+    DiscreteLogLikelihood as DiscreteLogLikelihood,
+    TruncatedNormal as TruncatedNormal,
+    Uniform as Uniform,
+    discrete_log_prob as discrete_log_prob,
+    importance_weighted as importance_weighted,
+)
+from sde_diffusion.divergence import (
+    Exact as Exact,
+    Hutchinson as Hutchinson,
+    HutchPlusPlus as HutchPlusPlus,
+    fastest as fastest,
+    fit_gaussian as fit_gaussian,
+)
+from sde_diffusion.encoding import (
+    Reconstruction as Reconstruction,
+    decode as decode,
+    encode as encode,
+    interpolate as interpolate,
+    reconstruct as reconstruct,
+)
+from sde_diffusion.evaluation import Evaluation as Evaluation, evaluate as evaluate
+from sde_diffusion.evaluation_settings import EvaluationSettings as EvaluationSettings
+from sde_diffusion.evaluator import Evaluator as Evaluator
+from sde_diffusion.grid_fitting import optimised as optimised
+from sde_diffusion.grids import (
+    Denoised as Denoised,
+    angular as angular,
+    cosine as cosine,
+    exponential as exponential,
+    karras as karras,
+    lattice as lattice,
+    leading as leading,
+    linspace as linspace,
+    log_snr as log_snr,
+    polynomial as polynomial,
+    quadratic as quadratic,
+    recommended as recommended,
+    sigmoid as sigmoid,
+    trailing as trailing,
+    uniform as uniform,
+)
+from sde_diffusion.guidance import (
+    GuidanceInterval as GuidanceInterval,
+    Guided as Guided,
+    guided as guided,
+)
+from sde_diffusion.integration import (
+    OneStep as OneStep,
+    Solution as Solution,
+    Solver as Solver,
+    integrate as integrate,
+    sample as sample,
+)
+from sde_diffusion.inversion import (
+    FixedPoint as FixedPoint,
+    Inverse as Inverse,
+    Newton as Newton,
+    sampler_inverse as sampler_inverse,
+)
+from sde_diffusion.ledger import Ledger as Ledger
+from sde_diffusion.likelihood import LogLikelihood as LogLikelihood, log_prob as log_prob
+from sde_diffusion.log_det import ArnoldiLogDet as ArnoldiLogDet, ExactLogDet as ExactLogDet
+from sde_diffusion.losses import denoising_loss as denoising_loss, explicit_loss as explicit_loss
+from sde_diffusion.monitors import (
+    HeldOutBound as HeldOutBound,
+    LossByLevel as LossByLevel,
+    Monitor as Monitor,
+    SamplePicture as SamplePicture,
+)
+from sde_diffusion.multistep import Multistep as Multistep, Step as Step
+from sde_diffusion.nets.mlp import MLP as MLP
+from sde_diffusion.nets.unet import UNet as UNet
+from sde_diffusion.noise import (
+    Noise as Noise,
+    PerSampleNoise as PerSampleNoise,
+    WhiteNoise as WhiteNoise,
+)
+from sde_diffusion.objectives import (
+    Denoising as Denoising,
+    Explicit as Explicit,
+    Objective as Objective,
+    objective_of as objective_of,
+)
+from sde_diffusion.oracles import Gaussian as Gaussian, GaussianMixture as GaussianMixture
+from sde_diffusion.post_hoc import reconstruct_average as reconstruct_average
+from sde_diffusion.reverse import (
+    ODE as ODE,
+    ProbabilityFlow as ProbabilityFlow,
+    ReverseSDE as ReverseSDE,
+)
+from sde_diffusion.sampler_density import (
+    SamplerDensity as SamplerDensity,
+    check_injective as check_injective,
+    first_fold as first_fold,
+    sampler_log_prob as sampler_log_prob,
+)
+from sde_diffusion.scaling import Affine as Affine, Logit as Logit
+from sde_diffusion.schedules import (
+    Beta as Beta,
+    CosineBeta as CosineBeta,
+    DiscreteBeta as DiscreteBeta,
+    LinearBeta as LinearBeta,
+    cosine_betas as cosine_betas,
+    linear_betas as linear_betas,
+    scaled_linear_betas as scaled_linear_betas,
+    sigmoid_betas as sigmoid_betas,
+    zero_terminal_snr as zero_terminal_snr,
+)
+from sde_diffusion.score import DirectScore as DirectScore, ScoreModel as ScoreModel
+from sde_diffusion.score_matching import (
+    Implicit as Implicit,
+    Paths as Paths,
+    Sliced as Sliced,
+    implicit_loss as implicit_loss,
+    sliced_loss as sliced_loss,
+)
+from sde_diffusion.sde import (
+    EDMSDE as EDMSDE,
+    SDE as SDE,
+    VESDE as VESDE,
+    VPSDE as VPSDE,
+    LinearSDE as LinearSDE,
+    RectifiedFlow as RectifiedFlow,
+    SubVPSDE as SubVPSDE,
+)
+from sde_diffusion.thresholding import (
+    DynamicThreshold as DynamicThreshold,
+    StaticThreshold as StaticThreshold,
+)
+from sde_diffusion.tilting import Tilted as Tilted, sample_tilted as sample_tilted
+from sde_diffusion.training import TrainingConfig as TrainingConfig, train as train
+from sde_diffusion.tuning import audited as audited, tuned as tuned
+from sde_diffusion.variables import Angle as Angle, LogSNR as LogSNR, Time as Time
+from sde_diffusion.variational import (
+    Variational as Variational,
+    fit_dequantizer as fit_dequantizer,
+)
+from sde_diffusion.variational_loss import Hybrid as Hybrid, Vlb as Vlb
+
+__version__: str

@@ -1,0 +1,2 @@
+from sde_diffusion.nets.mlp import MLP as MLP
+from sde_diffusion.nets.unet import UNet as UNet
