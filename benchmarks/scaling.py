@@ -22,8 +22,8 @@ from _common import Spread, options, parsed, ratio, seconds, table, write
 from torch import distributed as dist
 
 from sde_diffusion import VPSDE, Dataset, DataSpec, ScoreModel, TrainingConfig, UNet
-from sde_diffusion._distributed import Processes
 from sde_diffusion.nets.unet import mnist_config
+from sde_diffusion.parallel.processes import Processes
 from sde_diffusion.trainer import Trainer
 
 ONE = "one process"

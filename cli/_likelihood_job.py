@@ -20,10 +20,10 @@ from sde_diffusion.cli import _common, menu
 if TYPE_CHECKING:
     import torch
 
-    from sde_diffusion._ranks import Ranks
-    from sde_diffusion.data import Dataset
+    from sde_diffusion.data.dataset import Dataset
     from sde_diffusion.evaluation_settings import EvaluationSettings
     from sde_diffusion.evaluator import Evaluator
+    from sde_diffusion.parallel.ranks import Ranks
     from sde_diffusion.sample_log import SampleLog
 
 _ALL: Final = "all"
@@ -211,7 +211,7 @@ def _dataset(options: Mapping[str, Any], model: Any) -> Dataset:  # noqa: ANN401
     Errors: ValueError for data of another shape or levels, whose likelihood would mean nothing.
     """
     from sde_diffusion import Dataset, load_data
-    from sde_diffusion.scaling import check_fits
+    from sde_diffusion.data.checks import check_fits
 
     path, split = options["--data"], options["--split"]
     split = split or ("all" if Path(path).is_file() else "test")
@@ -231,7 +231,7 @@ def _dataset(options: Mapping[str, Any], model: Any) -> Dataset:  # noqa: ANN401
 
 def _content(evaluator: Evaluator, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return what tells the model and the data from others."""
-    from sde_diffusion._fingerprint import fingerprint
+    from sde_diffusion.checkpoints.fingerprint import fingerprint
 
     data = evaluator.dataset
     return {
@@ -246,7 +246,7 @@ def _session(evaluator: Evaluator, done: int) -> dict[str, Any]:
     import torch
 
     import sde_diffusion
-    from sde_diffusion._ranks import place
+    from sde_diffusion.parallel.ranks import place
 
     return {
         "command": shlex.join(["sde-diffusion", *sys.argv[1:]]),

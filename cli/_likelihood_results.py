@@ -23,7 +23,7 @@ _TABLE: Final = ("term", "step", "t", "number", "nats", "bits_per_dim", "standar
 def write_results(out: Path, job: Job, found: Evaluation) -> dict[str, Any]:
     """Write all files into the folder, manifest.json last, and return what it holds."""
     from sde_diffusion._files import write_arrays, write_atomically
-    from sde_diffusion.pictures import likelihood_picture
+    from sde_diffusion.pictures.likelihoods import likelihood_picture
 
     columns = _columns(found)
     names = ["likelihood.csv", "likelihood.npz", "likelihood.png", "vlb_terms.csv"]

@@ -12,9 +12,9 @@ from sde_diffusion.cli._likelihood_job import log_of
 from sde_diffusion.cli._together import TerminatedError, terminations
 
 if TYPE_CHECKING:
-    from sde_diffusion._ranks import Ranks
     from sde_diffusion.cli._likelihood_job import Job
     from sde_diffusion.evaluator import Evaluator
+    from sde_diffusion.parallel.ranks import Ranks
     from sde_diffusion.sample_log import Batch, SampleLog
 
 

@@ -172,7 +172,7 @@ def _held_out(
     """Return the test data, of the model's own set if no other is named; none if there is none."""
     import torch
 
-    from sde_diffusion.data import load_data
+    from sde_diffusion.data.dataset import load_data
 
     event = menu.event_shape(model)
     own: str | None = getattr(getattr(model, "data", None), "name", None)
@@ -216,7 +216,7 @@ def _compare(
 
 
 def _write(folder: Path, comparisons: Sequence[Comparison], text: str) -> list[Path]:
-    from sde_diffusion.pictures import error_picture, solver_picture
+    from sde_diffusion.pictures.comparisons import error_picture, solver_picture
 
     table, errors = folder / "table.txt", folder / "error_vs_nfe.png"
     report.write_text(table, text)

@@ -31,7 +31,7 @@ def command(model: str, as_json: bool) -> None:
 
 def _configuration(name: str) -> dict[str, Any]:
     """Return the configuration and the number of parameters."""
-    from sde_diffusion.checkpoint import configuration_of, describe, shipped
+    from sde_diffusion.checkpoints.checkpoint import configuration_of, describe, shipped
     from sde_diffusion.score import ScoreModel
 
     if name in shipped() or Path(name).exists():
@@ -57,7 +57,7 @@ def _known(configuration: dict[str, Any]) -> bool:
 
 
 def _parameters(name: str, configuration: dict[str, Any]) -> int:
-    from sde_diffusion.checkpoint import load, load_direct
+    from sde_diffusion.checkpoints.checkpoint import load, load_direct
 
     read = load_direct if configuration.get("class") == "DirectScore" else load
     return sum(parameter.numel() for parameter in read(name).parameters())

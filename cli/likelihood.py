@@ -75,11 +75,11 @@ def command(
     it is done. Sample i depends on --seed and i alone, not on --batch-size nor on the number of
     processes; torchrun shares the batches among several.
     """
-    from sde_diffusion._ranks import Ranks, place
     from sde_diffusion.cli._likelihood_job import agreed, log_of, prepared
     from sde_diffusion.cli._likelihood_results import lines_of
     from sde_diffusion.cli._likelihood_run import computed, finished
     from sde_diffusion.cli._together import device_of
+    from sde_diffusion.parallel.ranks import Ranks, place
 
     rank, world = place()
     where = device_of(device, world)

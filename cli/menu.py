@@ -149,7 +149,7 @@ def model(name: str | Path, device: torch.device | str = "cpu") -> Any:  # noqa:
     Errors: those of `load`; ValueError for an unknown name, TypeError for an object that is no
     score model.
     """
-    from sde_diffusion.checkpoint import load, shipped
+    from sde_diffusion.checkpoints.checkpoint import load, shipped
 
     text = str(name)
     kind, _, detail = text.partition(":")

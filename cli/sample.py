@@ -16,8 +16,8 @@ from sde_diffusion.cli import _common, menu
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from sde_diffusion._ranks import Ranks
     from sde_diffusion.grids import Grid
+    from sde_diffusion.parallel.ranks import Ranks
 
 EXAMPLES: Final = """\b
 Examples:
@@ -89,9 +89,9 @@ def command(
     alone, not on --batch-size nor on the number of processes; torchrun shares the batches among
     several.
     """
-    from sde_diffusion._ranks import Ranks, place
     from sde_diffusion.cli._together import device_of
     from sde_diffusion.grids import Denoised, times_of
+    from sde_diffusion.parallel.ranks import Ranks, place
 
     rank, world = place()
     where = device_of(device, world)
@@ -181,7 +181,7 @@ def _draw(job: Job, ranks: Ranks, tick: Callable[[int], object]) -> Draws:
     import torch
 
     from sde_diffusion import sample
-    from sde_diffusion.evaluation import share_of
+    from sde_diffusion.parallel.ranks import share_of
 
     event = menu.event_shape(job.model)
     parts = [torch.empty(0, *event)]
@@ -273,7 +273,7 @@ def _numbers(classes: str, known: int) -> list[int]:
 
 def _dropout(name: str) -> float | None:
     """Return the label dropout that a checkpoint was trained with, None if it does not say."""
-    from sde_diffusion.checkpoint import describe, shipped
+    from sde_diffusion.checkpoints.checkpoint import describe, shipped
 
     training = describe(name).get("training") if name in shipped() or Path(name).exists() else None
     return training.get("label_dropout") if isinstance(training, dict) else None
@@ -284,7 +284,7 @@ def _write(folder: Path, job: Job, x: Tensor) -> list[Path]:
     import numpy as np
 
     from sde_diffusion._files import write_arrays
-    from sde_diffusion.pictures import sample_picture
+    from sde_diffusion.pictures.samples import sample_picture
 
     arrays: dict[str, Any] = {"x": x.numpy()}
     spec = getattr(job.model, "data", None)

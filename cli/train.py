@@ -21,9 +21,9 @@ from sde_diffusion.cli._train_options import MODEL_OPTIONS, TrainCommand, train_
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from sde_diffusion._distributed import Processes
-    from sde_diffusion.data import Dataset
+    from sde_diffusion.data.dataset import Dataset
     from sde_diffusion.monitors import Monitor
+    from sde_diffusion.parallel.processes import Processes
     from sde_diffusion.score import ScoreModel
     from sde_diffusion.training import Progress, TrainingConfig
 
@@ -49,7 +49,7 @@ def command(ctx: click.Context, /, **_options: Any) -> None:  # noqa: ANN401
     other commands take, state.pt to resume from, config.toml to repeat it with --config,
     metrics.jsonl and its picture curves.png, and manifest.json. Ctrl-C saves before it stops.
     """
-    from sde_diffusion._distributed import Processes
+    from sde_diffusion.parallel.processes import Processes
 
     options, given, folder = _settings(ctx)
     with Processes(folder) as processes:
@@ -274,7 +274,7 @@ def _follow(
 
 def _draw_curves(folder: Path) -> list[dict[str, Any]]:
     """Draw the metrics of the run, and return them."""
-    from sde_diffusion.pictures import curves_picture
+    from sde_diffusion.pictures.runs import curves_picture
 
     path = folder / "metrics.jsonl"
     text = path.read_text(encoding="utf-8") if path.exists() else ""  # none before the first line

@@ -216,7 +216,7 @@ def _number(value: float) -> float | None:
 
 
 def _write(folder: Path, rows: Iterable[Row], sde: str, text: str) -> list[Path]:
-    from sde_diffusion.pictures import order_picture
+    from sde_diffusion.pictures.orders import order_picture
 
     table, picture = folder / "table.md", folder / "orders.png"
     report.write_text(table, text)

@@ -1,4 +1,3 @@
-from sde_diffusion._distributed import Processes as Processes
 from sde_diffusion.auditing import audit as audit
 from sde_diffusion.bounds import (
     BinDecoder as BinDecoder,
@@ -16,13 +15,15 @@ from sde_diffusion.chain import (
     LearnedVariance as LearnedVariance,
     PosteriorVariance as PosteriorVariance,
 )
-from sde_diffusion.checkpoint import (
+from sde_diffusion.checkpoints.checkpoint import (
     describe as describe,
     load as load,
     load_direct as load_direct,
     save_model as save_model,
 )
-from sde_diffusion.data import Dataset as Dataset, DataSpec as DataSpec, load_data as load_data
+from sde_diffusion.data.dataset import Dataset as Dataset, load_data as load_data
+from sde_diffusion.data.scaling import Affine as Affine, Logit as Logit
+from sde_diffusion.data.spec import DataSpec as DataSpec
 from sde_diffusion.ddpm import DiscreteBound as DiscreteBound, vlb as vlb
 from sde_diffusion.dequantization import (
     DiscreteLogLikelihood as DiscreteLogLikelihood,
@@ -109,6 +110,7 @@ from sde_diffusion.objectives import (
     objective_of as objective_of,
 )
 from sde_diffusion.oracles import Gaussian as Gaussian, GaussianMixture as GaussianMixture
+from sde_diffusion.parallel.processes import Processes as Processes
 from sde_diffusion.post_hoc import reconstruct_average as reconstruct_average
 from sde_diffusion.reverse import (
     ODE as ODE,
@@ -121,7 +123,6 @@ from sde_diffusion.sampler_density import (
     first_fold as first_fold,
     sampler_log_prob as sampler_log_prob,
 )
-from sde_diffusion.scaling import Affine as Affine, Logit as Logit
 from sde_diffusion.schedules import (
     Beta as Beta,
     CosineBeta as CosineBeta,

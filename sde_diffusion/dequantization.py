@@ -18,7 +18,7 @@ from torch import Tensor
 from sde_diffusion._check import positive_integer, positive_number, wrong_type, wrong_value
 from sde_diffusion._seeds import Purpose, check_seed, mix
 from sde_diffusion._tensors import flat_sum
-from sde_diffusion.data import DataSpec
+from sde_diffusion.data.spec import DataSpec
 from sde_diffusion.noise import PerSampleNoise
 
 _LAST: Final = math.nextafter(1, 0)

@@ -10,12 +10,12 @@ from typing import Any, Final, final
 import torch
 from torch import Tensor
 
-from sde_diffusion._ranks import Ranks
-from sde_diffusion.data import Dataset
+from sde_diffusion.data.dataset import Dataset
 from sde_diffusion.ddpm import StepTable
 from sde_diffusion.evaluation_settings import EvaluationSettings
 from sde_diffusion.evaluator import Evaluator, ScoreLike
 from sde_diffusion.integration import Solver
+from sde_diffusion.parallel.ranks import Ranks, share_of
 from sde_diffusion.sample_log import Batch, SampleLog
 
 _DOUBLE: Final = torch.float64
@@ -151,16 +151,6 @@ def logged(
             ranks.tell(done=done)
             yield batch
             ranks.check()
-
-
-def share_of(pending: Sequence[int], rank: int, world: int) -> set[int]:
-    """Return the neighbouring batches of one of several processes.
-
-    >>> [sorted(share_of([0, 64, 128, 320, 384], rank, 2)) for rank in range(2)]
-    [[0, 64], [128, 320, 384]]
-    """
-    n = len(pending)
-    return set(pending[rank * n // world : (rank + 1) * n // world])
 
 
 def _error(values: Sequence[float]) -> float:

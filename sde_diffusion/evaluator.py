@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sde_diffusion._check import wrong_value
 from sde_diffusion.bounds import BinDecoder, Decoder, GaussianDecoder, LevelDecoder, elbo
-from sde_diffusion.data import Dataset
+from sde_diffusion.data.dataset import Dataset
 from sde_diffusion.ddpm import vlb
 from sde_diffusion.dequantization import Dequantizer, TruncatedNormal, Uniform, discrete_log_prob
 from sde_diffusion.divergence import Divergence, Exact, Hutchinson, HutchPlusPlus, fastest

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sde_diffusion._seeds import Purpose, mix
-from sde_diffusion.data import Dataset
+from sde_diffusion.data.dataset import Dataset
 from sde_diffusion.noise import Noise, PerSampleNoise
 from sde_diffusion.objectives import Batch, Drawn, Objective
 from sde_diffusion.precision import autocast

@@ -26,7 +26,7 @@ from sde_diffusion.sde import LinearSDE
 from sde_diffusion.thresholding import Denoiser
 
 if TYPE_CHECKING:
-    from sde_diffusion.data import DataSpec
+    from sde_diffusion.data.spec import DataSpec
 
 Weight: TypeAlias = "float | Callable[[Tensor], Tensor]"  # a number, or t -> w(t) in t's shape
 At: TypeAlias = "Level | Levels | None"

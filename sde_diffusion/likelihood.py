@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from sde_diffusion._check import positive_integer, wrong_type, wrong_value
 from sde_diffusion._tensors import check_state
-from sde_diffusion.data import DataSpec
+from sde_diffusion.data.checks import check_dequantized
+from sde_diffusion.data.spec import DataSpec
 from sde_diffusion.divergence import Divergence, Hutchinson
 from sde_diffusion.grids import check_grid
 from sde_diffusion.integration import Solver, check_evaluation, integrate
 from sde_diffusion.reverse import ODE, ProbabilityFlow, check_flow
-from sde_diffusion.scaling import check_dequantized
 from sde_diffusion.sde import LinearSDE
 from sde_diffusion.variables import Angle, Kind, Time, Variable
 

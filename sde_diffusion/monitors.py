@@ -19,9 +19,9 @@ from sde_diffusion._check import positive_integer, wrong_type, wrong_value
 from sde_diffusion._seeds import Purpose, mix
 from sde_diffusion._tensors import flat_sum
 from sde_diffusion.bounds import Decoder, GaussianDecoder, LevelDecoder, check_draws, elbo
-from sde_diffusion.data import Dataset
+from sde_diffusion.data.dataset import Dataset
 from sde_diffusion.noise import PerSampleNoise
-from sde_diffusion.pictures import sample_picture
+from sde_diffusion.pictures.samples import sample_picture
 from sde_diffusion.runs import SAMPLES
 from sde_diffusion.score import DirectScore, LearnedScore, ScoreModel
 

@@ -19,7 +19,7 @@ from sde_diffusion.coefficients import Level, Levels
 from sde_diffusion.sde import SDE, LinearSDE
 
 if TYPE_CHECKING:
-    from sde_diffusion.data import DataSpec
+    from sde_diffusion.data.spec import DataSpec
 
 Number: TypeAlias = "float | Tensor"
 # (alpha, sigma) -> (p, q) of p x_t + q output

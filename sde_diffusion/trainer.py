@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any, final
 
 import torch
@@ -19,20 +19,19 @@ from torch import Tensor, distributed as dist, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sde_diffusion._check import diverged, wrong_value
-from sde_diffusion._distributed import Processes
-from sde_diffusion._seeds import Purpose, mix
 from sde_diffusion.averages import Averages
-from sde_diffusion.checkpoint import configuration_of
-from sde_diffusion.data import Dataset
+from sde_diffusion.checkpoints.checkpoint import configuration_of
+from sde_diffusion.data.dataset import Dataset
+from sde_diffusion.data.shuffling import batch_rows
 from sde_diffusion.global_batch import GlobalBatch, Losses
 from sde_diffusion.objectives import Objective, objective_of
+from sde_diffusion.parallel.processes import Processes
 from sde_diffusion.precision import adamw, prepare, release, scaler_of
 from sde_diffusion.runs import RunFolder
 from sde_diffusion.score import DirectScore, LearnedScore, ScoreModel
 
 if TYPE_CHECKING:
     from sde_diffusion.training import TrainingConfig
-
 
 
 @dataclass(frozen=True)
@@ -252,24 +251,6 @@ def _distributed(losses: Losses) -> DistributedDataParallel:
 
 def _restrided(stride: Sequence[int], gradient: Tensor) -> Tensor:
     return gradient.contiguous().as_strided(gradient.shape, stride)
-
-
-def batch_rows(rows: int, batch_size: int, seed: int, step: int) -> Tensor:
-    """Return the rows of step 1, 2, …: a stretch of the endless row of shuffled epochs.
-
-    Shapes: (batch_size,), int64.
-    """
-    first = (step - 1) * batch_size
-    places = torch.arange(first, first + batch_size)
-    epochs = range(first // rows, (first + batch_size - 1) // rows + 1)
-    order = torch.cat([_order(rows, seed, epoch) for epoch in epochs])
-    return order[places - epochs[0] * rows]
-
-
-@lru_cache(maxsize=2)
-def _order(rows: int, seed: int, epoch: int) -> Tensor:
-    generator = torch.Generator().manual_seed(mix(seed, Purpose.ORDER, epoch))
-    return torch.randperm(rows, generator=generator)
 
 
 def _fingerprint(dataset: Dataset) -> dict[str, Any]:

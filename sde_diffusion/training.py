@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any, final
 
 from sde_diffusion._check import wrong_type, wrong_value
-from sde_diffusion._distributed import Processes
-from sde_diffusion.checkpoint import save_model
-from sde_diffusion.data import Dataset
+from sde_diffusion.checkpoints.checkpoint import save_model
+from sde_diffusion.data.dataset import Dataset
 from sde_diffusion.manifest import Manifest
 from sde_diffusion.monitors import (
     BOUND,
@@ -24,6 +23,7 @@ from sde_diffusion.monitors import (
     out_of_patience,
 )
 from sde_diffusion.objectives import Objective
+from sde_diffusion.parallel.processes import Processes
 from sde_diffusion.runs import RunFolder
 from sde_diffusion.score import LearnedScore
 from sde_diffusion.trainer import Progress, Trainer

@@ -20,14 +20,15 @@ from sde_diffusion._files import write_atomically
 from sde_diffusion._seeds import Purpose, check_seed, mix
 from sde_diffusion._tensors import flat_sum
 from sde_diffusion._version import __version__
-from sde_diffusion.checkpoint import _KEY, FORMAT, _fill, _read
-from sde_diffusion.data import Dataset, DataSpec
+from sde_diffusion.checkpoints.checkpoint import _KEY, FORMAT, _fill, _read
+from sde_diffusion.data.checks import check_fits
+from sde_diffusion.data.dataset import Dataset
+from sde_diffusion.data.shuffling import batch_rows
+from sde_diffusion.data.spec import DataSpec
 from sde_diffusion.dequantization import Dequantizer, in_bin
 from sde_diffusion.integration import check_evaluation
 from sde_diffusion.nets._layers import conv, linear
-from sde_diffusion.scaling import check_fits
 from sde_diffusion.sde import LinearSDE
-from sde_diffusion.trainer import batch_rows
 
 _STEEPEST: Final = 3.0  # log-scales stay below, so that no step of training can overflow
 _EARLIEST: Final = 1e-5  # the first time at which models are trained

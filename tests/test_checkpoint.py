@@ -33,7 +33,7 @@ from sde_diffusion import (
     save_model,
 )
 from sde_diffusion._files import write_atomically
-from sde_diffusion.checkpoint import shipped
+from sde_diffusion.checkpoints.checkpoint import shipped
 from sde_diffusion.times import Stratified
 
 SDES: list[LinearSDE] = [

@@ -383,7 +383,7 @@ def test_data_of_other_levels_or_shape_than_the_models_are_refused(here: Path) -
 
 
 def test_the_models_scaling_is_taken(here: Path) -> None:
-    from sde_diffusion.scaling import Logit
+    from sde_diffusion.data.scaling import Logit
 
     spec = DataSpec("grey", (2,), 17, Logit(0.1))
     model = ScoreModel(MLP(2, width=8), VPSDE(), data=spec)

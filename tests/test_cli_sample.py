@@ -17,9 +17,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from sde_diffusion.checkpoint import load, save_model
+from sde_diffusion.checkpoints.checkpoint import load, save_model
 from sde_diffusion.cli.main import main
-from sde_diffusion.data import DataSpec
+from sde_diffusion.data.spec import DataSpec
 from sde_diffusion.guidance import guided
 from sde_diffusion.integration import sample
 from sde_diffusion.nets import MLP

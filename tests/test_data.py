@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sde_diffusion import MLP, VPSDE, Dataset, DataSpec, ScoreModel, load, load_data, save_model
-from sde_diffusion.scaling import Affine, Logit, Scaling
+from sde_diffusion.data.scaling import Affine, Logit, Scaling
 
 LEVELS = (2, 3, 10, 17, 200, 255, 256, 257, 65536)
 SCALINGS = [Affine(), Affine(0, 1), Affine(-300, 12.5), Logit(), Logit(1e-6)]

@@ -24,6 +24,7 @@ from sde_diffusion import (
     save_model,
 )
 from sde_diffusion._seeds import mix
+from sde_diffusion.data.scaling import Affine, Logit, Scaling
 from sde_diffusion.dequantization import (
     Dequantizer,
     TruncatedNormal,
@@ -31,7 +32,6 @@ from sde_diffusion.dequantization import (
     discrete_log_prob,
     importance_weighted,
 )
-from sde_diffusion.scaling import Affine, Logit, Scaling
 from sde_diffusion.variational import Variational, fit_dequantizer
 
 ONE = {

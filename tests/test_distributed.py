@@ -25,11 +25,11 @@ from sde_diffusion import (
     DataSpec,
     ScoreModel,
     TrainingConfig,
-    _distributed as distributed,
     load,
     train,
 )
-from sde_diffusion._distributed import Processes
+from sde_diffusion.parallel import processes as distributed
+from sde_diffusion.parallel.processes import Processes
 from sde_diffusion.trainer import Trainer
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="torchrun's signals are POSIX's")

@@ -35,22 +35,22 @@ from sde_diffusion import (
     Hutchinson,
     ProbabilityFlow,
     ScoreModel,
-    _ranks as ranks_module,
     lattice,
     linear_betas,
     log_prob,
 )
-from sde_diffusion._fingerprint import fingerprint
-from sde_diffusion._ranks import Ranks, place
 from sde_diffusion.bounds import BinDecoder, LevelDecoder, bin_centres, elbo
+from sde_diffusion.checkpoints.fingerprint import fingerprint
+from sde_diffusion.data.scaling import Affine, Logit
 from sde_diffusion.ddpm import vlb
 from sde_diffusion.dequantization import TruncatedNormal, Uniform, discrete_log_prob
-from sde_diffusion.evaluation import Evaluation, evaluate, share_of
+from sde_diffusion.evaluation import Evaluation, evaluate
 from sde_diffusion.evaluation_settings import EvaluationSettings
 from sde_diffusion.evaluator import Evaluator
+from sde_diffusion.parallel import ranks as ranks_module
+from sde_diffusion.parallel.ranks import Ranks, place, share_of
 from sde_diffusion.runs import check_same
 from sde_diffusion.sample_log import Batch, SampleLog
-from sde_diffusion.scaling import Affine, Logit
 from sde_diffusion.solvers import DormandPrince, Heun
 
 RING = GaussianMixture.ring(8).diffused(VPSDE())
@@ -308,7 +308,8 @@ def test_a_fingerprint_tells_contents_apart() -> None:
     assert fingerprint(model().eval()) == names[0]  # a mode, not a content
     same(torch.ones(1, 2), torch.tensor(0.5, dtype=torch.float64))
     assert fingerprint(same) == names[0]
-    code = ("from sde_diffusion import *; from sde_diffusion._fingerprint import fingerprint\n"
+    code = ("from sde_diffusion import *\n"
+            "from sde_diffusion.checkpoints.fingerprint import fingerprint\n"
             "print(fingerprint(ScoreModel(MLP(2, width=8, seed=0), VPSDE())))")  # fmt: skip
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == names[0]
 

@@ -33,12 +33,12 @@ from sde_diffusion import (
     load_data,
     train,
 )
-from sde_diffusion._distributed import Processes  # noqa: F401  (for the job)
 from sde_diffusion.evaluation import Evaluation
 from sde_diffusion.evaluation_settings import EvaluationSettings
 from sde_diffusion.evaluator import Evaluator
 from sde_diffusion.monitors import HeldOutBound, LossByLevel, SamplePicture, observe
-from sde_diffusion.pictures import _bound_curve, curves_picture
+from sde_diffusion.parallel.processes import Processes  # noqa: F401  (for the job)
+from sde_diffusion.pictures.runs import _bound_curve, curves_picture
 from sde_diffusion.solvers import Heun
 
 CONFIG = TrainingConfig(

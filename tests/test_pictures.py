@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sde_diffusion.pictures import sample_picture, tiles
+from sde_diffusion.pictures.samples import sample_picture, tiles
 
 
 def images(*shape: int) -> Tensor:

@@ -25,10 +25,11 @@ from sde_diffusion import (
     load,
     train,
 )
+from sde_diffusion.data.shuffling import batch_rows
 from sde_diffusion.global_batch import GlobalBatch
 from sde_diffusion.objectives import Batch, Objective, objective_of
 from sde_diffusion.times import SPACINGS, UniformTimes
-from sde_diffusion.trainer import Trainer, batch_rows, learning_rate
+from sde_diffusion.trainer import Trainer, learning_rate
 
 CONFIG = TrainingConfig(steps=6, batch_size=24, warmup=2, learning_rate=0.01, clip=0.5, seed=3)
 

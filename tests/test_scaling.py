@@ -13,14 +13,8 @@ import torch
 from torch import Tensor
 
 from sde_diffusion import DataSpec
-from sde_diffusion.scaling import (
-    Affine,
-    Logit,
-    Scaling,
-    check_dequantized,
-    check_fits,
-    scaling_from_json,
-)
+from sde_diffusion.data.checks import check_dequantized, check_fits
+from sde_diffusion.data.scaling import Affine, Logit, Scaling, scaling_from_json
 
 SCALINGS = [Affine(), Affine(0, 1), Affine(-3.5, 0.25), Affine(0, 255), Logit(), Logit(1e-6)]
 every_scaling = pytest.mark.parametrize("scaling", SCALINGS, ids=repr)

@@ -33,11 +33,12 @@ from sde_diffusion import (
 )
 from sde_diffusion._seeds import mix
 from sde_diffusion.averages import ema_decay, update_average
+from sde_diffusion.data.shuffling import batch_rows
 from sde_diffusion.global_batch import GlobalBatch
 from sde_diffusion.monitors import HeldOutBound
 from sde_diffusion.noise import PerSampleNoise
 from sde_diffusion.objectives import Batch, objective_of
-from sde_diffusion.trainer import batch_rows, learning_rate
+from sde_diffusion.trainer import learning_rate
 
 CONFIG = TrainingConfig(
     steps=9, batch_size=16, learning_rate=0.01, warmup=4, schedule="cosine", ema_decay=0.5,

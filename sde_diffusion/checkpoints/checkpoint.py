@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from sde_diffusion._check import wrong_type, wrong_value
 from sde_diffusion._files import write_atomically
 from sde_diffusion._version import __version__
-from sde_diffusion.data import DataSpec
+from sde_diffusion.data.spec import DataSpec
 from sde_diffusion.nets import MLP, UNet
 from sde_diffusion.schedules import CosineBeta, DiscreteBeta, LinearBeta
 from sde_diffusion.score import DirectScore, LearnedScore, ScoreModel

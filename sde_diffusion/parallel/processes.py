@@ -22,7 +22,7 @@ from typing import Any, Final, Self, final
 import torch
 from torch import Tensor, distributed as dist
 
-from sde_diffusion._ranks import Ranks, place
+from sde_diffusion.parallel.ranks import Ranks, place
 
 _LOOK: Final = 0.5  # seconds between two looks at the others
 _GRACE: Final = 5.0  # seconds for a process to end by itself once another one is gone

@@ -14,7 +14,7 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -244,3 +244,13 @@ def _is_dead(body: Mapping[str, Any]) -> bool:
 def _gone(rank: int, got: str) -> ChildProcessError:
     text = wrong_value("ranks", f"rank {rank}", "finish its share", got, "what is done is kept")
     return ChildProcessError(str(text))
+
+
+def share_of(pending: Sequence[int], rank: int, world: int) -> set[int]:
+    """Return the neighbouring batches of one of several processes.
+
+    >>> [sorted(share_of([0, 64, 128, 320, 384], rank, 2)) for rank in range(2)]
+    [[0, 64], [128, 320, 384]]
+    """
+    n = len(pending)
+    return set(pending[rank * n // world : (rank + 1) * n // world])

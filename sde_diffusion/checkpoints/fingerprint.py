@@ -4,10 +4,29 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from typing import Final
 
 import torch
 from torch import Tensor, nn
 
+# The modules in which version 0.1 had the classes that a model or a data set is made of. A class
+# goes by the name of its first home wherever it lives now, so that runs go on across versions;
+# another class of this package goes by its own name alone.
+_FIRST_HOME: Final = {
+    "ScoreModel": "score", "DirectScore": "score", "Labelled": "score",
+    "Gaussian": "oracles", "GaussianMixture": "oracles", "ExactScore": "oracles",
+    "Guided": "guidance", "GuidanceInterval": "guidance",
+    "StaticThreshold": "thresholding", "DynamicThreshold": "thresholding",
+    "DataSpec": "data", "Affine": "scaling", "Logit": "scaling",
+    **dict.fromkeys(("VPSDE", "SubVPSDE", "VESDE", "EDMSDE", "RectifiedFlow"), "sde"),
+    **dict.fromkeys(("LinearBeta", "CosineBeta", "DiscreteBeta"), "schedules"),
+    **dict.fromkeys(("GroupNorm",), "nets._layers"),
+    **dict.fromkeys(("_GroupNorm",), "nets._norm"),
+    **dict.fromkeys(("ResidualBlock", "Attention",), "nets.blocks"),
+    **dict.fromkeys(("Sinusoidal", "GaussianFourier", "Conditioning",), "nets.embedding"),
+    **dict.fromkeys(("Layer", "MLP",), "nets.mlp"),
+    **dict.fromkeys(("Stage", "UNet",), "nets.unet"),
+}  # fmt: skip
 
 def fingerprint(value: object) -> str:
     """Return a hash of everything in an object: numbers, tensors, weights, objects inside it.
@@ -23,10 +42,18 @@ def fingerprint(value: object) -> str:
     return digest.hexdigest()[:16]
 
 
+def _stable_name(kind: type) -> str:
+    """Return the name of a class, the same wherever this package keeps it."""
+    package, *_ = kind.__module__.partition(".")
+    if package != __name__.partition(".")[0]:
+        return f"{kind.__module__}.{kind.__qualname__}"
+    home = _FIRST_HOME.get(kind.__qualname__)
+    return ".".join(filter(None, (package, home, kind.__qualname__)))
+
+
 def _parts(value: object, above: tuple[int, ...]) -> Iterator[bytes]:
     """Yield the content as bytes; an object inside itself counts once."""
-    kind = f"{type(value).__module__}.{type(value).__qualname__}"
-    yield kind.encode()
+    yield _stable_name(type(value)).encode()
     if value is None or isinstance(value, (bool, int, float, complex, str, torch.dtype)):
         yield repr(value).encode()
     elif isinstance(value, bytes):

@@ -1,36 +1,20 @@
-"""Data sets that know their grey levels and their scaling.
-
-A likelihood of images is only a number when the scale of the pixels is known, so every data set
-carries a `DataSpec`: integer data of L levels becomes x = 2(k + u)/L − 1 with u in [0, 1), real
-data stays as it is, unless another `Scaling` is asked for.
-"""
+"""What data are: a shape, a number of levels and a scale."""
 
 from __future__ import annotations
 
-import importlib.resources
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, Self, final
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sde_diffusion._check import positive_integer, wrong_type, wrong_value
-from sde_diffusion._readers import SPLITS, Rows, checked, read_file, read_folder
-from sde_diffusion.scaling import Affine, Scaling, scaling_from_json
+from sde_diffusion._check import wrong_type, wrong_value
+from sde_diffusion.data.scaling import Affine, Scaling, scaling_from_json
 
 _MOST_LEVELS: Final = 2**16
 _BLUR: Final = 1 / 8  # of the thinnest bin: the most that float32 may round by
-_DIGITS_TRAIN: Final = 1437
-_CHUNK: Final = 4096  # rows
-_NUMPY: Final = {torch.uint8: np.uint8, torch.int32: np.int32, torch.float32: np.float32}
-_ACCEPTED: Final = (
-    "be 'digits', an IDX image file (.gz or not), a .npy or .npz file, a CIFAR-10 .bin file, or a "
-    "folder of MNIST files, CIFAR-10 batches or images"
-)
 
 
 @final
@@ -120,10 +104,10 @@ class DataSpec:
         """
         if self.levels is None:
             return self.scaling.forward(k).to(k.dtype)
-        if not _is_integer(k):
+        if not is_integer(k):
             raise wrong_type("DataSpec.encode", "k", "be an integer tensor", k.dtype,
                              "pass the levels, not x")  # fmt: skip
-        _check_span("DataSpec.encode", "k", k, self.levels)
+        check_span("DataSpec.encode", "k", k, self.levels)
         noise = torch.as_tensor(u, dtype=torch.float64, device=k.device)
         if noise.numel() and not (float(noise.min()) >= 0 and float(noise.max()) < 1):
             raise wrong_value("DataSpec.encode", "u", "be in [0, 1)", _span(noise),
@@ -170,150 +154,7 @@ class DataSpec:
         return cls(name, shape, levels, *([] if scaling is None else [scaling_from_json(scaling)]))
 
 
-@final
-@dataclass(frozen=True, eq=False)
-class Dataset:
-    """Samples in memory, with their labels where they have any.
-
-    Shapes: values (N, *spec.shape), integers for ``spec.levels``, else float32; labels (N,),
-    integers from 0.
-    Errors: ValueError where shape, dtype or values do not fit the specification.
-
-    >>> data = Dataset(DataSpec("pixels", (1,), 2), torch.tensor([[0], [1], [1]]), None)
-    >>> len(data), data.centred().flatten().tolist()
-    (3, [-0.5, 0.5, 0.5])
-    """
-
-    spec: DataSpec
-    values: Tensor
-    labels: Tensor | None
-
-    def __post_init__(self) -> None:
-        values, name, levels = self.values, self.spec.name, self.spec.levels
-        if tuple(values.shape[1:]) != self.spec.shape:
-            raise wrong_value("Dataset", f"values of {name!r}",
-                              f"have shape (N, {', '.join(map(str, self.spec.shape))})",
-                              tuple(values.shape), "reshape them or the spec")  # fmt: skip
-        if not (values.dtype == torch.float32 if levels is None else _is_integer(values)):
-            rule = "be float32" if levels is None else f"be integers for {levels} levels"
-            raise wrong_value("Dataset", f"values of {name!r}", rule, values.dtype,
-                              f"pass values.to({self.spec.storage})")  # fmt: skip
-        _check_span("Dataset", f"values of {name!r}", values, levels)
-        labels = self.labels
-        if labels is not None and (labels.shape != values.shape[:1] or not _is_integer(labels)):
-            rule = f"be {len(values)} integers"
-            raise wrong_value("Dataset", f"labels of {name!r}", rule,
-                              f"{labels.dtype} of shape {tuple(labels.shape)}",
-                              "pass one class number a row, or None")  # fmt: skip
-        if labels is not None and labels.numel() and int(labels.min()) < 0:
-            raise wrong_value("Dataset", f"labels of {name!r}", "be 0 or more",
-                              int(labels.min()), "number the classes from 0")  # fmt: skip
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-    def centred(self) -> Tensor:
-        """Return all rows at the centres of their bins, float32."""
-        levels = self.spec.levels
-        if levels is None:
-            return self.spec.encode(self.values, 0.5)
-        centres = self.spec.encode(torch.arange(levels, device=self.values.device), 0.5)
-        return centres[self.values.long()]
-
-    def dequantized(self, generator: torch.Generator) -> Tensor:
-        """Return all rows, each value spread uniformly over its bin, float32."""
-        # In parts: the coefficients are float64, eight times the memory of 8-bit pixels.
-        parts = torch.split(self.values, _CHUNK)
-        return torch.cat([self._spread(part, generator) for part in parts])
-
-    def batch(self, index: Tensor, generator: torch.Generator) -> Tensor:
-        """Return the rows of ``index``, each value spread uniformly over its bin, float32."""
-        return self._spread(self.values[index], generator)
-
-    def _spread(self, k: Tensor, generator: torch.Generator) -> Tensor:
-        if not isinstance(generator, torch.Generator):
-            raise wrong_type("Dataset", "generator", "be a torch.Generator", generator,
-                             "pass torch.Generator().manual_seed(0)")  # fmt: skip
-        if self.spec.levels is None:
-            return self.spec.encode(k, 0.5)
-        u = torch.rand(k.shape, generator=generator, device=generator.device)
-        return self.spec.encode(k, u.to(k.device))
-
-
-def load_data(
-    source: str | Path, split: str = "train", limit: int | None = None, *,
-    levels: int | None = None,
-) -> Dataset:  # fmt: skip
-    """Return the data set of a name or path, its first ``limit`` rows where given.
-
-    ``source`` is "digits" (1797 images of 8×8, 17 levels) or the path of an IDX image file (.gz
-    or not), a .npy or .npz file, a CIFAR-10 .bin file, or a folder of MNIST files, of CIFAR-10
-    batches or of images. ``split`` is "train", "test" or "all". A file, or a folder of images
-    without the subfolders train and test, has no test part.
-
-    Integers have ``levels`` levels, 256 unless given; floats are used as they are. Arrays are
-    (N, D), (N, H, W), (N, C, H, W), or, for uint8, (N, H, W, C) with 1, 3 or 4 channels where
-    axis 1 cannot be the channels. Samples are channels-first; (N, H, W) becomes (N, 1, H, W).
-
-    Errors: FileNotFoundError; ValueError that names the file and what is wrong with it.
-
-    >>> data = load_data("digits", "test")
-    >>> len(data), data.spec
-    (360, DataSpec(name='digits', shape=(1, 8, 8), levels=17, scaling=Affine(low=-1, high=1)))
-    """
-    if split not in SPLITS:
-        raise wrong_value("load_data", "split", "be train, test or all", split,
-                          "pass split='train'")  # fmt: skip
-    if limit is not None:
-        positive_integer("load_data", "limit", limit)
-    if source == "digits":
-        return _dataset(Path(source), _digits(split), limit, 17 if levels is None else levels)
-    path = Path(source)
-    if path.is_dir():
-        return _dataset(path, read_folder(path, split, limit), limit, levels)
-    error = wrong_value("load_data", "source", _ACCEPTED, repr(str(source)), "check the spelling")
-    if not path.exists():
-        raise FileNotFoundError(str(error))
-    rows = read_file(path, split)
-    if rows is None:
-        raise error
-    return _dataset(path, rows, limit, levels)
-
-
-def _digits(split: str) -> Rows:
-    file = importlib.resources.files("sde_diffusion").joinpath("assets", "digits.npz")
-    with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-        part = {"train": slice(_DIGITS_TRAIN), "test": slice(_DIGITS_TRAIN, None)}.get(
-            split, slice(None)
-        )
-        return arrays["images"][part], arrays["labels"][part]
-
-
-def _dataset(path: Path, rows: Rows, limit: int | None, levels: int | None) -> Dataset:
-    """Return the rows in the house's layout and dtypes.
-
-    Errors: ValueError that names the file for what no data set may hold.
-    """
-    values, classes = checked(path, rows)
-    values = values[:limit]
-    if values.dtype.kind == "f":
-        if levels is not None:
-            raise wrong_value("load_data", "levels", "be left out for floats", levels,
-                              f"save {path} as integers")  # fmt: skip
-        with np.errstate(over="ignore"):  # what float32 cannot hold is refused as infinite
-            values = values.astype(np.float32)
-    else:
-        levels = 256 if levels is None else levels
-    name = path.absolute().name
-    spec = DataSpec(name.split(".")[0] or name, values.shape[1:], levels)
-    _check_span("load_data", str(path), values, levels)
-    # A copy: the bytes of a file are read-only, and a limit must not keep the other rows alive.
-    copy = torch.from_numpy(values.astype(_NUMPY[spec.storage], order="C"))
-    labels = None if classes is None else torch.from_numpy(classes[:limit].astype(np.int64))
-    return Dataset(spec, copy, labels)
-
-
-def _check_span(
+def check_span(
     what: str, argument: str, values: Tensor | NDArray[Any], levels: int | None
 ) -> None:
     """Refuse levels outside 0 … levels − 1, and real numbers that are not finite."""
@@ -344,5 +185,6 @@ def _is_size(value: object, least: int = 1, most: float = math.inf) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
-def _is_integer(values: Tensor) -> bool:
+def is_integer(values: Tensor) -> bool:
+    """Return whether the dtype is one of whole numbers."""
     return not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)

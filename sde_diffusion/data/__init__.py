@@ -1,0 +1,7 @@
+"""Data sets: what they are, how they are read, scaled and shuffled."""
+
+from __future__ import annotations
+
+from sde_diffusion._exports import exported
+
+__getattr__, __dir__, __all__ = exported(__name__, __file__)

@@ -1,0 +1,3 @@
+from sde_diffusion.data.dataset import Dataset as Dataset, load_data as load_data
+from sde_diffusion.data.scaling import Affine as Affine, Logit as Logit
+from sde_diffusion.data.spec import DataSpec as DataSpec

@@ -1,0 +1,79 @@
+"""Refusals of data that do not fit a model or a likelihood."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import torch
+from torch import Tensor
+
+from sde_diffusion._check import wrong_value
+from sde_diffusion._tensors import check_state
+
+if TYPE_CHECKING:
+    from sde_diffusion.data.spec import DataSpec
+
+_ON_A_LEVEL: Final = 1e-3
+_FEWEST: Final = 4  # so many numbers lie on levels by chance once in 10⁸ times
+
+
+def check_dequantized(what: str, x: Tensor, spec: DataSpec) -> None:
+    """Refuse x that is not the scaled data of ``spec``, or that sits on its grey levels.
+
+    The density of undequantized integers is unbounded. A row counts as undequantized where all
+    its numbers are edges or centres of bins, or k of the scaling that takes L − 1 to the end; rows
+    of less than 8 numbers only where all of the batch are, for a few may be so by chance.
+
+    Errors: ValueError for another shape, numbers that are not finite or outside the range of the
+    scaling, and undequantized rows.
+    """
+    check_state(what, x)
+    if tuple(x.shape[1:]) != spec.shape:
+        raise wrong_value(what, "x", f"have the data's shape {spec.shape}", tuple(x.shape[1:]),
+                          "reshape it")  # fmt: skip
+    span = f"{float(x.min()):.4g} … {float(x.max()):.4g}"
+    if not bool(torch.isfinite(x).all()):
+        raise wrong_value(what, "x", "be finite", span, "remove the rows that are not")
+    if spec.levels is None:
+        return
+    scaling, levels = spec.scaling, spec.levels
+    low, high = scaling.forward(torch.tensor([0.0, 1.0])).tolist()
+    if not low - scaling.rounding <= float(x.min()) <= float(x.max()) <= high + scaling.rounding:
+        raise wrong_value(what, "x", f"lie in [{_short(low)}, {_short(high)}], as levels are "
+                          "scaled", span, "scale it with dataset.spec.encode")  # fmt: skip
+    near = max(_ON_A_LEVEL, scaling.rounding * scaling.slope(levels))
+    y = scaling.inverse(x, levels)
+    # Twice y, so that edges and centres are integers.
+    for place in (2 * y, y * (levels - 1) / levels):
+        rows = ((place - place.round()).abs() < near).flatten(1).all(1)
+        few = x[0].numel() < 8
+        if bool(rows.all()) and x.numel() >= _FEWEST if few else bool(rows.any()):
+            raise wrong_value(what, "x", "be dequantized", f"values on the {levels} levels only",
+                              "add uniform noise: dataset.dequantized(generator)")  # fmt: skip
+
+
+def check_fits(model_spec: DataSpec | None, spec: DataSpec) -> None:
+    """Refuse data of another shape, levels or scaling than the model was trained on.
+
+    Its likelihood would mean nothing. A model that knows nothing of its data fits any.
+
+    Errors: ValueError.
+    """
+    if model_spec is None:
+        return
+    remedy = "name the data it was trained on"
+    if spec.shape != model_spec.shape:
+        raise wrong_value("data", "samples", f"have the model's shape {model_spec.shape}",
+                          spec.shape, remedy)  # fmt: skip
+    if spec.levels != model_spec.levels:
+        known = model_spec.levels
+        remedy = f"pass --levels {known}" if known else "use data of real numbers"
+        raise wrong_value("data", "samples", f"have the model's {known or 'no'} grey levels",
+                          spec.levels or "real numbers", remedy)  # fmt: skip
+    if spec.scaling != model_spec.scaling:
+        raise wrong_value("data", "samples", f"have the model's scaling {model_spec.scaling}",
+                          spec.scaling, "scale them as for training")  # fmt: skip
+
+
+def _short(value: float) -> str:
+    return f"{value:.4g}".replace("-", "−")

@@ -1,0 +1,28 @@
+"""The order of a data set's rows in training: a new permutation for every epoch."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from sde_diffusion._seeds import Purpose, mix
+
+
+def batch_rows(rows: int, batch_size: int, seed: int, step: int) -> Tensor:
+    """Return the rows of step 1, 2, …: a stretch of the endless row of shuffled epochs.
+
+    Shapes: (batch_size,), int64.
+    """
+    first = (step - 1) * batch_size
+    places = torch.arange(first, first + batch_size)
+    epochs = range(first // rows, (first + batch_size - 1) // rows + 1)
+    order = torch.cat([_order(rows, seed, epoch) for epoch in epochs])
+    return order[places - epochs[0] * rows]
+
+
+@lru_cache(maxsize=2)
+def _order(rows: int, seed: int, epoch: int) -> Tensor:
+    generator = torch.Generator().manual_seed(mix(seed, Purpose.ORDER, epoch))
+    return torch.randperm(rows, generator=generator)

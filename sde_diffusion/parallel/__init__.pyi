@@ -1,0 +1,1 @@
+from sde_diffusion.parallel.processes import Processes as Processes
