@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from sde_diffusion import VPSDE, uniform
-from sde_diffusion.budgets import cost
-from sde_diffusion.integration import Solver
+from sde_diffusion.sampling.costs import cost
+from sde_diffusion.solver import Solver
 from sde_diffusion.solvers import TorchDiffEq, catalogue
 
 _ALL: Final[Mapping[str, Solver[Any]]] = {

@@ -32,12 +32,14 @@ from sde_diffusion import (
     quadratic,
     uniform,
 )
-from sde_diffusion.budgets import steps_within
-from sde_diffusion.grid_fitting import optimised
 from sde_diffusion.grids import cosine
-from sde_diffusion.integration import Model, Solver, dynamics_for
+from sde_diffusion.integration import dynamics_for
 from sde_diffusion.metrics import rms_distance
+from sde_diffusion.models.protocols import Model
 from sde_diffusion.noise import PerSampleNoise
+from sde_diffusion.sampling.costs import steps_within
+from sde_diffusion.sampling.grid_fitting import optimised
+from sde_diffusion.solver import Solver
 from sde_diffusion.solvers import AdamsBashforth, Ancestral, DormandPrince, Heun
 from sde_diffusion.solvers.dpm_solver_pp import DPMSolverPP
 from sde_diffusion.solvers.unipc import UniPC

@@ -42,10 +42,10 @@ from sde_diffusion import (
     load_data,
     log_prob,
 )
-from sde_diffusion.integration import Solver
+from sde_diffusion.counting import Score
 from sde_diffusion.likelihood import Density
 from sde_diffusion.nets.unet import mnist_config
-from sde_diffusion.reverse import Score
+from sde_diffusion.solver import Solver
 from sde_diffusion.solvers import AdaptiveAdams, DormandPrince
 
 FIRST: Final = 1e-5  # the time of the data, on both sides

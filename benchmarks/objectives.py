@@ -37,7 +37,7 @@ from sde_diffusion import (
 from sde_diffusion.metrics import sliced_wasserstein
 from sde_diffusion.objectives import Explicit, Objective
 from sde_diffusion.solvers import Euler
-from sde_diffusion.times import Stratified, UniformTimes
+from sde_diffusion.time_distributions import Stratified, UniformTimes
 from sde_diffusion.weighting import perceptual
 
 DATA: Final = GaussianMixture(

@@ -26,8 +26,9 @@ from _solvers import DETERMINISTIC, STOCHASTIC
 from torch import Tensor, nn
 
 from sde_diffusion import VPSDE, ScoreModel, UNet, uniform
-from sde_diffusion.integration import Solver, sample
 from sde_diffusion.nets.unet import mnist_config
+from sde_diffusion.sampling.generate import sample
+from sde_diffusion.solver import Solver
 from sde_diffusion.solvers import (
     DDIM,
     DEIS,

@@ -49,10 +49,12 @@ from sde_diffusion import (
     quadratic,
     uniform,
 )
-from sde_diffusion.budgets import steps_within
-from sde_diffusion.integration import Model, Solver, dynamics_for
+from sde_diffusion.integration import dynamics_for
 from sde_diffusion.metrics import rms_distance, sliced_wasserstein
-from sde_diffusion.oracles import ExactScore
+from sde_diffusion.models.exact import ExactScore
+from sde_diffusion.models.protocols import Model
+from sde_diffusion.sampling.costs import steps_within
+from sde_diffusion.solver import Solver
 from sde_diffusion.solvers import (
     DDIM,
     DEIS,

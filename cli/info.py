@@ -32,7 +32,7 @@ def command(model: str, as_json: bool) -> None:
 def _configuration(name: str) -> dict[str, Any]:
     """Return the configuration and the number of parameters."""
     from sde_diffusion.checkpoints.checkpoint import configuration_of, describe, shipped
-    from sde_diffusion.score import ScoreModel
+    from sde_diffusion.models.score import ScoreModel
 
     if name in shipped() or Path(name).exists():
         described = describe(name)

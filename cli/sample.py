@@ -49,7 +49,7 @@ class Job:
         labels = self.labels[first : first + count]
         if self.guidance is None:
             return self.model.given(labels)
-        from sde_diffusion.guidance import guided
+        from sde_diffusion.models.guidance import guided
 
         return guided(self.model, labels, self.guidance)
 

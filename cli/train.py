@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from sde_diffusion.data.dataset import Dataset
+    from sde_diffusion.models.score import ScoreModel
     from sde_diffusion.monitors import Monitor
     from sde_diffusion.parallel.processes import Processes
-    from sde_diffusion.score import ScoreModel
     from sde_diffusion.training import Progress, TrainingConfig
 
 EXAMPLES: Final = """\b

@@ -37,58 +37,54 @@ from sde_diffusion.divergence import (
     Hutchinson as Hutchinson,
     HutchPlusPlus as HutchPlusPlus,
     fastest as fastest,
-    fit_gaussian as fit_gaussian,
 )
-from sde_diffusion.encoding import (
-    Reconstruction as Reconstruction,
-    decode as decode,
-    encode as encode,
-    interpolate as interpolate,
-    reconstruct as reconstruct,
+from sde_diffusion.dynamics import (
+    ODE as ODE,
+    ProbabilityFlow as ProbabilityFlow,
+    ReverseSDE as ReverseSDE,
 )
 from sde_diffusion.evaluation import Evaluation as Evaluation, evaluate as evaluate
 from sde_diffusion.evaluation_settings import EvaluationSettings as EvaluationSettings
 from sde_diffusion.evaluator import Evaluator as Evaluator
-from sde_diffusion.grid_fitting import optimised as optimised
 from sde_diffusion.grids import (
     Denoised as Denoised,
     angular as angular,
     cosine as cosine,
     exponential as exponential,
     karras as karras,
-    lattice as lattice,
-    leading as leading,
-    linspace as linspace,
     log_snr as log_snr,
     polynomial as polynomial,
     quadratic as quadratic,
     recommended as recommended,
     sigmoid as sigmoid,
-    trailing as trailing,
     uniform as uniform,
 )
-from sde_diffusion.guidance import (
-    GuidanceInterval as GuidanceInterval,
-    Guided as Guided,
-    guided as guided,
-)
-from sde_diffusion.integration import (
-    OneStep as OneStep,
-    Solution as Solution,
-    Solver as Solver,
-    integrate as integrate,
-    sample as sample,
-)
-from sde_diffusion.inversion import (
-    FixedPoint as FixedPoint,
-    Inverse as Inverse,
-    Newton as Newton,
-    sampler_inverse as sampler_inverse,
+from sde_diffusion.integration import Solution as Solution, integrate as integrate
+from sde_diffusion.lattices import (
+    lattice as lattice,
+    leading as leading,
+    linspace as linspace,
+    trailing as trailing,
 )
 from sde_diffusion.ledger import Ledger as Ledger
 from sde_diffusion.likelihood import LogLikelihood as LogLikelihood, log_prob as log_prob
 from sde_diffusion.log_det import ArnoldiLogDet as ArnoldiLogDet, ExactLogDet as ExactLogDet
 from sde_diffusion.losses import denoising_loss as denoising_loss, explicit_loss as explicit_loss
+from sde_diffusion.models.exact import (
+    Gaussian as Gaussian,
+    GaussianMixture as GaussianMixture,
+    fit_gaussian as fit_gaussian,
+)
+from sde_diffusion.models.guidance import (
+    GuidanceInterval as GuidanceInterval,
+    Guided as Guided,
+    guided as guided,
+)
+from sde_diffusion.models.score import DirectScore as DirectScore, ScoreModel as ScoreModel
+from sde_diffusion.models.thresholding import (
+    DynamicThreshold as DynamicThreshold,
+    StaticThreshold as StaticThreshold,
+)
 from sde_diffusion.monitors import (
     HeldOutBound as HeldOutBound,
     LossByLevel as LossByLevel,
@@ -109,20 +105,30 @@ from sde_diffusion.objectives import (
     Objective as Objective,
     objective_of as objective_of,
 )
-from sde_diffusion.oracles import Gaussian as Gaussian, GaussianMixture as GaussianMixture
 from sde_diffusion.parallel.processes import Processes as Processes
 from sde_diffusion.post_hoc import reconstruct_average as reconstruct_average
-from sde_diffusion.reverse import (
-    ODE as ODE,
-    ProbabilityFlow as ProbabilityFlow,
-    ReverseSDE as ReverseSDE,
-)
 from sde_diffusion.sampler_density import (
     SamplerDensity as SamplerDensity,
     check_injective as check_injective,
     first_fold as first_fold,
     sampler_log_prob as sampler_log_prob,
 )
+from sde_diffusion.sampling.encoding import (
+    Reconstruction as Reconstruction,
+    decode as decode,
+    encode as encode,
+    interpolate as interpolate,
+    reconstruct as reconstruct,
+)
+from sde_diffusion.sampling.generate import sample as sample
+from sde_diffusion.sampling.grid_fitting import optimised as optimised
+from sde_diffusion.sampling.inversion import (
+    FixedPoint as FixedPoint,
+    Inverse as Inverse,
+    Newton as Newton,
+    sampler_inverse as sampler_inverse,
+)
+from sde_diffusion.sampling.tilting import Tilted as Tilted, sample_tilted as sample_tilted
 from sde_diffusion.schedules import (
     Beta as Beta,
     CosineBeta as CosineBeta,
@@ -134,7 +140,6 @@ from sde_diffusion.schedules import (
     sigmoid_betas as sigmoid_betas,
     zero_terminal_snr as zero_terminal_snr,
 )
-from sde_diffusion.score import DirectScore as DirectScore, ScoreModel as ScoreModel
 from sde_diffusion.score_matching import (
     Implicit as Implicit,
     Paths as Paths,
@@ -151,11 +156,7 @@ from sde_diffusion.sde import (
     RectifiedFlow as RectifiedFlow,
     SubVPSDE as SubVPSDE,
 )
-from sde_diffusion.thresholding import (
-    DynamicThreshold as DynamicThreshold,
-    StaticThreshold as StaticThreshold,
-)
-from sde_diffusion.tilting import Tilted as Tilted, sample_tilted as sample_tilted
+from sde_diffusion.solver import OneStep as OneStep, Solver as Solver
 from sde_diffusion.training import TrainingConfig as TrainingConfig, train as train
 from sde_diffusion.tuning import audited as audited, tuned as tuned
 from sde_diffusion.variables import Angle as Angle, LogSNR as LogSNR, Time as Time

@@ -18,13 +18,14 @@ from torch import Tensor, nn
 
 from sde_diffusion._check import wrong_value
 from sde_diffusion.bounds import prior_kl
+from sde_diffusion.counting import Score
 from sde_diffusion.dequantization import DiscreteLogLikelihood
 from sde_diffusion.divergence import Divergence, Hutchinson, Velocity
-from sde_diffusion.integration import Solver
+from sde_diffusion.dynamics import ProbabilityFlow
 from sde_diffusion.ledger import LINES, Ledger, Line
 from sde_diffusion.likelihood import Density, LogLikelihood, log_prob
-from sde_diffusion.reverse import ProbabilityFlow, Score
 from sde_diffusion.sde import LinearSDE
+from sde_diffusion.solver import Solver
 from sde_diffusion.variables import Kind
 
 # A tolerance smaller by so much leaves a hundredth of the error or less, though not in proportion.

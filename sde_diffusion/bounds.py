@@ -24,14 +24,15 @@ from sde_diffusion._check import diverged, positive_integer, wrong_type, wrong_v
 from sde_diffusion._seeds import Purpose, mix
 from sde_diffusion._tensors import check_state, flat_sum
 from sde_diffusion.coefficients import Coefficients, Level
+from sde_diffusion.counting import CountedScore
 from sde_diffusion.data.checks import check_dequantized
 from sde_diffusion.data.spec import DataSpec
+from sde_diffusion.dynamics import check_coupling
 from sde_diffusion.integration import check_evaluation
-from sde_diffusion.losses import NoisePredictor
+from sde_diffusion.models.protocols import NoisePredictor
 from sde_diffusion.noise import PerSampleNoise
-from sde_diffusion.reverse import CountedScore, check_coupling
 from sde_diffusion.sde import LinearSDE
-from sde_diffusion.times import LikelihoodTimes, log_snr_range
+from sde_diffusion.time_distributions import LikelihoodTimes, log_snr_range
 
 _TILE: Final = 16  # levels compared with every number at once
 

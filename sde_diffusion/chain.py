@@ -23,10 +23,11 @@ from sde_diffusion._seeds import Purpose, mix
 from sde_diffusion._tensors import expand
 from sde_diffusion.bounds import check_model, squares
 from sde_diffusion.coefficients import Level, Levels
-from sde_diffusion.grids import check_grid, lattice
-from sde_diffusion.losses import NoisePredictor
+from sde_diffusion.counting import CountedScore
+from sde_diffusion.grids import check_grid
+from sde_diffusion.lattices import lattice
+from sde_diffusion.models.protocols import NoisePredictor
 from sde_diffusion.noise import PerSampleNoise
-from sde_diffusion.reverse import CountedScore
 from sde_diffusion.schedules import DiscreteBeta
 from sde_diffusion.sde import VPSDE, LinearSDE
 

@@ -35,9 +35,9 @@ from sde_diffusion.chain import (
     predicted,
 )
 from sde_diffusion.coefficients import Levels
+from sde_diffusion.counting import CountedScore, Score
+from sde_diffusion.models.protocols import Denoiser
 from sde_diffusion.noise import PerSampleNoise
-from sde_diffusion.reverse import CountedScore, Score
-from sde_diffusion.thresholding import Denoiser
 
 
 @final

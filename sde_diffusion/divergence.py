@@ -24,8 +24,8 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from sde_diffusion._check import positive_integer, wrong_type, wrong_value
 from sde_diffusion._seeds import Purpose, mix
+from sde_diffusion.models.exact import Gaussian, turn_rows
 from sde_diffusion.noise import PerSampleNoise
-from sde_diffusion.oracles import Gaussian, turn_rows
 
 _CHANGED: Final = "a tensor that the derivative needs was changed in place"
 
@@ -283,29 +283,6 @@ class HutchPlusPlus(Divergence):
 
     def error(self, integral: Tensor) -> Tensor:
         return error_of_mean(integral)
-
-
-def fit_gaussian(samples: Tensor, shrinkage: float = 0.1) -> Gaussian:
-    """Return the Gaussian of the samples' mean and covariance, for a control variate.
-
-    Its covariance is (1 − a) C + a (tr C/D) I with a = ``shrinkage``: few samples, or pixels that
-    never vary, make C itself singular.
-
-    Shapes: samples (N, *event).
-
-    >>> fit_gaussian(torch.tensor([[-1.0], [1.0]])).variances.item()
-    2.0
-    """
-    if not 0 <= shrinkage <= 1:
-        raise wrong_value("fit_gaussian", "shrinkage", "lie in [0, 1]", shrinkage, "pass 0.1")
-    if len(samples) < 2:
-        raise wrong_value("fit_gaussian", "samples", "be two or more", len(samples),
-                          "pass the training data")  # fmt: skip
-    flat = samples.flatten(1).double()
-    identity = torch.eye(flat.shape[1], dtype=torch.float64, device=samples.device)
-    covariance = torch.cov(flat.T).reshape(identity.shape)
-    ball = covariance.diagonal().mean() * identity
-    return Gaussian(samples.double().mean(0), torch.lerp(covariance, ball, shrinkage))
 
 
 def fastest(

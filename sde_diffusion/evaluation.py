@@ -14,9 +14,9 @@ from sde_diffusion.data.dataset import Dataset
 from sde_diffusion.ddpm import StepTable
 from sde_diffusion.evaluation_settings import EvaluationSettings
 from sde_diffusion.evaluator import Evaluator, ScoreLike
-from sde_diffusion.integration import Solver
 from sde_diffusion.parallel.ranks import Ranks, share_of
 from sde_diffusion.sample_log import Batch, SampleLog
+from sde_diffusion.solver import Solver
 
 _DOUBLE: Final = torch.float64
 _LN2: Final = math.log(2)

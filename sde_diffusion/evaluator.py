@@ -17,16 +17,15 @@ from sde_diffusion.data.dataset import Dataset
 from sde_diffusion.ddpm import vlb
 from sde_diffusion.dequantization import Dequantizer, TruncatedNormal, Uniform, discrete_log_prob
 from sde_diffusion.divergence import Divergence, Exact, Hutchinson, HutchPlusPlus, fastest
+from sde_diffusion.dynamics import ProbabilityFlow
 from sde_diffusion.evaluation_settings import EvaluationSettings
-from sde_diffusion.grids import lattice
-from sde_diffusion.integration import Model, Solver
+from sde_diffusion.lattices import lattice
 from sde_diffusion.likelihood import frozen, log_prob
-from sde_diffusion.losses import NoisePredictor
-from sde_diffusion.reverse import ProbabilityFlow
+from sde_diffusion.models.protocols import Denoiser, Model, NoisePredictor
 from sde_diffusion.sample_log import Batch
 from sde_diffusion.schedules import DiscreteBeta
 from sde_diffusion.sde import VPSDE
-from sde_diffusion.thresholding import Denoiser
+from sde_diffusion.solver import Solver
 from sde_diffusion.variables import Angle, LogSNR, Time
 
 _FEW: Final = 16  # dimensions or samples that cost little

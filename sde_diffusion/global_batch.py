@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from sde_diffusion._seeds import Purpose, mix
 from sde_diffusion.data.dataset import Dataset
+from sde_diffusion.models.score import LearnedScore
 from sde_diffusion.noise import Noise, PerSampleNoise
 from sde_diffusion.objectives import Batch, Drawn, Objective
 from sde_diffusion.precision import autocast
-from sde_diffusion.score import LearnedScore
 
 if TYPE_CHECKING:
     from sde_diffusion.training_config import TrainingConfig

@@ -3,63 +3,26 @@
 from __future__ import annotations
 
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any, ClassVar, Generic, Protocol, TypeVar, cast, final
+from typing import Any, cast, final
 
 import torch
 from torch import Tensor
 
-from sde_diffusion._check import diverged, positive_integer, wrong_type, wrong_value
+from sde_diffusion._check import diverged, wrong_type, wrong_value
 from sde_diffusion._tensors import check_state
-from sde_diffusion.grids import Denoised, Grid, check_grid, recommended, times_of
-from sde_diffusion.noise import Noise, NoNoise, PerSampleNoise
-from sde_diffusion.reverse import ODE, ProbabilityFlow, ReverseSDE, Score, linear
+from sde_diffusion.counting import Score
+from sde_diffusion.dynamics import ODE, ProbabilityFlow, ReverseSDE, linear
+from sde_diffusion.grids import Denoised, Grid, check_grid, times_of
+from sde_diffusion.noise import Noise, NoNoise
 from sde_diffusion.sde import SDE, LinearSDE
-
-DynamicsT = TypeVar("DynamicsT", bound="SDE | ODE")
-GridT = TypeVar("GridT", bound=Grid)
-ContraT = TypeVar("ContraT", bound="SDE | ODE", contravariant=True)
+from sde_diffusion.solver import DynamicsT, Solver
 
 Callback = Callable[[int, Tensor, Tensor], object]  # (step from 1, its time, its state)
 
 _CHECK_EVERY = 64  # steps between looks for a non-finite state; each look waits for the GPU
-
-
-class Solver(Protocol[ContraT]):
-    """What `integrate` needs: the kind of dynamics, and an iterator of states along the grid."""
-
-    @property
-    def dynamics(self) -> type[Any]:
-        """The class of the dynamics this solver solves."""
-
-    def steps(self, dynamics: ContraT, x: Tensor, grid: Tensor, noise: Noise) -> Iterator[Tensor]:
-        """Yield the state at grid[1], grid[2], …, given ``x`` at grid[0].
-
-        A generator may return the sum of its steps' absolute embedded errors, in x's shape.
-        """
-
-
-class OneStep(ABC, Generic[DynamicsT]):
-    """A solver whose steps do not depend on earlier steps: one method, `step`."""
-
-    dynamics: ClassVar[type[Any]]
-    order: ClassVar[float]  # of the error in the step size: of the state (ODE) or of the law (SDE)
-
-    @abstractmethod
-    def step(self, dynamics: DynamicsT, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
-        """Return the state at s, given ``x`` at t; dt = s − t is signed."""
-
-    def steps(
-        self, dynamics: DynamicsT, x: Tensor, grid: Tensor, noise: Noise
-    ) -> Iterator[Tensor]:
-        """Yield the states of all steps along the grid."""
-        for t, s in pairwise(grid):
-            x = self.step(dynamics, x, t, s, noise)
-            yield x
 
 
 @final
@@ -162,69 +125,6 @@ def _tabulated(dynamics: object, grid: Tensor) -> Iterator[None]:
         known.tabulate(None)
 
 
-class Model(Protocol):
-    """What `sample` needs of a score model: the score itself, its SDE and its device."""
-
-    @property
-    def sde(self) -> LinearSDE:
-        """The SDE whose score it is."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where it computes."""
-
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        """Return the score at (x, t)."""
-
-
-def sample(
-    model: Model,
-    solver: Solver[Any],
-    shape: Sequence[int],
-    *,
-    steps: int | None = None,
-    grid: Grid | None = None,
-    seed: int = 0,
-    first: int = 0,
-    callback: Callback | None = None,
-    dtype: torch.dtype = torch.float32,
-) -> Solution:
-    """Return samples of ``model``: a draw of the prior, carried to the data by ``solver``.
-
-    Sample i of a run depends on ``seed`` and ``first`` + i only, not on the batch it is in (unless
-    the solver's own rule does, as `SongLangevin`'s). Give a grid, or a number of steps (20 if
-    neither is given) for the `recommended` one of the solver.
-
-    Shapes: shape (B, *event).
-    Errors: those of `integrate`; ValueError for steps and grid together or a model in training.
-    """
-    if not isinstance(getattr(model, "sde", None), LinearSDE):
-        raise wrong_type("sample", "model", "have a LinearSDE as .sde", type(model).__name__,
-                         "pass a ScoreModel, or an oracle's .diffused(sde)")  # fmt: skip
-    check_evaluation("sample", model)
-    for size in shape:
-        positive_integer("sample", "shape", size)
-    grid = grid_for("sample", model.sde, solver, steps, grid)
-    check_grid(times_of(grid), model.sde.horizon)
-    check_falling("sample", times_of(grid))
-    noise = PerSampleNoise.numbered(seed, first, shape[0])
-    with torch.no_grad():
-        x = model.sde.prior().sample(noise, shape, dtype=dtype, device=model.device)
-        dynamics = dynamics_for(solver, model.sde, model)
-        return integrate(dynamics, solver, x, grid, noise=noise, callback=callback)
-
-
-def grid_for(
-    what: str, sde: LinearSDE, solver: Solver[Any], steps: int | None, grid: GridT | None
-) -> GridT | Tensor:
-    """Return the grid, or the solver's `recommended` one of so many steps, 20 if none is given."""
-    if steps is not None and grid is not None:
-        raise wrong_value(what, "steps, grid", "not be given together", "both", "drop one")
-    if grid is None:
-        return recommended(sde, 20 if steps is None else steps, solver=solver)
-    return grid
-
-
 def check_evaluation(what: str, model: object) -> None:
     """Refuse a model in training mode, whose dropout would draw from the global generator."""
     if getattr(model, "training", False):
@@ -300,3 +200,11 @@ class _Watch:
                            "use more steps, or move the ends of the grid")  # fmt: skip
         self.seen += len(self.sums)
         self.sums.clear()
+
+
+def whole_way(what: str, flow: ProbabilityFlow, solver: object) -> Tensor:
+    """Return the ends 1e-5 and the horizon, between which an adaptive solver finds its way."""
+    if not getattr(solver, "adaptive", False):
+        raise wrong_value(what, "grid", "be given for a solver with fixed steps", "none",
+                          "pass for example uniform(100, 1e-5, 1.0)")  # fmt: skip
+    return torch.tensor([1e-5, flow.horizon], dtype=torch.float64)

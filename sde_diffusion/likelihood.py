@@ -21,10 +21,11 @@ from sde_diffusion._tensors import check_state
 from sde_diffusion.data.checks import check_dequantized
 from sde_diffusion.data.spec import DataSpec
 from sde_diffusion.divergence import Divergence, Hutchinson
-from sde_diffusion.grids import check_grid
-from sde_diffusion.integration import Solver, check_evaluation, integrate
-from sde_diffusion.reverse import ODE, ProbabilityFlow, check_flow
+from sde_diffusion.dynamics import ODE, ProbabilityFlow, check_flow
+from sde_diffusion.grids import check_grid, check_rising
+from sde_diffusion.integration import check_evaluation, integrate, whole_way
 from sde_diffusion.sde import LinearSDE
+from sde_diffusion.solver import Solver
 from sde_diffusion.variables import Angle, Kind, Time, Variable
 
 
@@ -219,14 +220,6 @@ def _check_parts(flow: ProbabilityFlow, solver: object) -> None:
     check_evaluation("log_prob", flow.score.function)
 
 
-def whole_way(what: str, flow: ProbabilityFlow, solver: object) -> Tensor:
-    """Return the ends 1e-5 and the horizon, between which an adaptive solver finds its way."""
-    if not getattr(solver, "adaptive", False):
-        raise wrong_value(what, "grid", "be given for a solver with fixed steps", "none",
-                          "pass for example uniform(100, 1e-5, 1.0)")  # fmt: skip
-    return torch.tensor([1e-5, flow.horizon], dtype=torch.float64)
-
-
 def prior_of(what: str, flow: ProbabilityFlow, *, keep_graph: bool = False) -> Density:
     """Return the SDE's own prior."""
     if not isinstance(flow.sde, LinearSDE):
@@ -237,11 +230,3 @@ def prior_of(what: str, flow: ProbabilityFlow, *, keep_graph: bool = False) -> D
                           "pass one that keeps the graph to sigma")  # fmt: skip
     with torch.no_grad():
         return flow.sde.prior()
-
-
-def check_rising(what: str, grid: Tensor) -> None:
-    """Refuse a grid from the prior to the data."""
-    if grid[0] > grid[-1]:
-        raise wrong_value(what, "grid", "run from the data (t near 0) to the prior",
-                          f"{float(grid[0]):.4g} … {float(grid[-1]):.4g}",
-                          "reverse it with grid.flip(0)")  # fmt: skip

@@ -2,24 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 from torch import Tensor
 
 from sde_diffusion._tensors import flat_sum
-from sde_diffusion.sde import LinearSDE
+from sde_diffusion.models.protocols import NoisePredictor
 from sde_diffusion.weighting import Weighting, perceptual
-
-
-class NoisePredictor(Protocol):
-    """What a denoising loss needs of a model: its SDE and E[eps | x_t]."""
-
-    @property
-    def sde(self) -> LinearSDE:
-        """The SDE that perturbs the data."""
-
-    def eps(self, x: Tensor, t: Tensor) -> Tensor:
-        """Return the predicted noise, in x's shape."""
 
 
 def denoising_loss(

@@ -20,10 +20,10 @@ from sde_diffusion._seeds import Purpose, mix
 from sde_diffusion._tensors import flat_sum
 from sde_diffusion.bounds import Decoder, GaussianDecoder, LevelDecoder, check_draws, elbo
 from sde_diffusion.data.dataset import Dataset
+from sde_diffusion.models.score import DirectScore, LearnedScore, ScoreModel
 from sde_diffusion.noise import PerSampleNoise
 from sde_diffusion.pictures.samples import sample_picture
 from sde_diffusion.runs import SAMPLES
-from sde_diffusion.score import DirectScore, LearnedScore, ScoreModel
 
 BOUND: Final = "bits_per_dim"  # the value that patience waits on
 _FARTHEST: Final = 10.0  # |λ| beyond which data, or noise, is all there is

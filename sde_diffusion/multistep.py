@@ -15,9 +15,9 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 from torch import Tensor
 
 from sde_diffusion.coefficients import Level
+from sde_diffusion.dynamics import ProbabilityFlow, ReverseSDE, linear
+from sde_diffusion.forms import FORMS
 from sde_diffusion.noise import Noise
-from sde_diffusion.reverse import ProbabilityFlow, ReverseSDE, linear
-from sde_diffusion.score import FORMS
 
 LinearT = TypeVar("LinearT", bound="ReverseSDE | ProbabilityFlow")
 

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from sde_diffusion._check import wrong_type, wrong_value
 from sde_diffusion.coupling import COUPLINGS, Coupling, IndependentCoupling
-from sde_diffusion.losses import NoisePredictor, denoising_loss, explicit_loss
+from sde_diffusion.losses import denoising_loss, explicit_loss
+from sde_diffusion.models.protocols import NoisePredictor
+from sde_diffusion.models.score import DirectScore, ScoreModel
 from sde_diffusion.noise import Noise
-from sde_diffusion.score import DirectScore, ScoreModel
 from sde_diffusion.sde import LinearSDE
-from sde_diffusion.times import SPACINGS, TIMES, Spacing, TimeLaw, UniformTimes
+from sde_diffusion.time_distributions import SPACINGS, TIMES, Spacing, TimeLaw, UniformTimes
 from sde_diffusion.uncertainty import Uncertainty
 from sde_diffusion.weighting import EDM, WEIGHTINGS, Weighting
 
@@ -106,7 +107,7 @@ class Denoising(Objective):
     than the independent one makes a model of its flow alone, and is written on the model.
 
     >>> from sde_diffusion import VPSDE
-    >>> from sde_diffusion.times import Stratified
+    >>> from sde_diffusion.time_distributions import Stratified
     >>> from sde_diffusion.weighting import perceptual
     >>> objective = Denoising(UniformTimes(), Stratified(), 1e-5, perceptual)
     >>> objective.draw(VPSDE(), 3, torch.Generator().manual_seed(0)).weight.tolist()
@@ -155,7 +156,7 @@ class Explicit(Objective):
     """Explicit score matching against an oracle, w(t) ‖E[eps|x_t] − eps_θ(x_t, t)‖²/D.
 
     >>> from sde_diffusion import VPSDE, Gaussian
-    >>> from sde_diffusion.times import Stratified
+    >>> from sde_diffusion.time_distributions import Stratified
     >>> from sde_diffusion.weighting import perceptual
     >>> exact = Gaussian(torch.zeros(1), torch.eye(1)).diffused(VPSDE())
     >>> Explicit(UniformTimes(), Stratified(), 1e-5, perceptual, exact).t_min

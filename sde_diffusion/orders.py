@@ -20,14 +20,16 @@ from torch import Tensor
 from sde_diffusion._check import wrong_type, wrong_value
 from sde_diffusion._tensors import expand
 from sde_diffusion.brownian import BrownianPath
-from sde_diffusion.budgets import cost
 from sde_diffusion.coefficients import Level
+from sde_diffusion.counting import Score
+from sde_diffusion.dynamics import ReverseSDE
 from sde_diffusion.grids import uniform
-from sde_diffusion.integration import Solver, dynamics_for, integrate
+from sde_diffusion.integration import dynamics_for, integrate
+from sde_diffusion.models.exact import ExactScore, Gaussian, GaussianMixture
 from sde_diffusion.noise import Noise
-from sde_diffusion.oracles import ExactScore, Gaussian, GaussianMixture
-from sde_diffusion.reverse import ReverseSDE, Score
+from sde_diffusion.sampling.costs import cost
 from sde_diffusion.sde import LinearSDE
+from sde_diffusion.solver import Solver
 
 Kind: TypeAlias = Literal["ode", "weak", "strong"]
 Rule: TypeAlias = Callable[[int, float, float], Tensor]  # steps, start, end -> grid, as `uniform`

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from sde_diffusion._check import wrong_value
 from sde_diffusion.averages import SNAPSHOTS, gamma_of
 from sde_diffusion.checkpoints.checkpoint import describe, load
-from sde_diffusion.score import ScoreModel
+from sde_diffusion.models.score import ScoreModel
 from sde_diffusion.sde import LinearSDE
 
 _FAR = 0.2

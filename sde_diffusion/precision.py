@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sde_diffusion._check import wrong_value
-from sde_diffusion.score import LearnedScore
+from sde_diffusion.models.score import LearnedScore
 
 if TYPE_CHECKING:
     from sde_diffusion.training_config import TrainingConfig

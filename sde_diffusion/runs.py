@@ -17,7 +17,7 @@ from sde_diffusion._check import wrong_value
 from sde_diffusion._files import write_atomically
 from sde_diffusion.averages import SNAPSHOTS
 from sde_diffusion.checkpoints.checkpoint import save_model
-from sde_diffusion.score import LearnedScore
+from sde_diffusion.models.score import LearnedScore
 from sde_diffusion.training_config import TrainingConfig
 
 SAMPLES: Final = "samples"

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from sde_diffusion._check import wrong_value
 from sde_diffusion._tensors import check_state
+from sde_diffusion.dynamics import ProbabilityFlow
 from sde_diffusion.grids import Grid, times_of
-from sde_diffusion.integration import Solver
 from sde_diffusion.likelihood import Density, prior_of
 from sde_diffusion.log_det import ArnoldiLogDet, ExactLogDet, LogDet
-from sde_diffusion.reverse import ProbabilityFlow
-from sde_diffusion.sampler_map import SamplerMap
+from sde_diffusion.sampling.sampler_map import SamplerMap
+from sde_diffusion.solver import Solver
 
 _EXACT: Final = 256  # the largest dimension in which the determinant is exact by default
 

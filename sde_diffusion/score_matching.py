@@ -15,15 +15,16 @@ from torch import Tensor
 
 from sde_diffusion._check import wrong_type, wrong_value
 from sde_diffusion._tensors import flat_sum
+from sde_diffusion.counting import Score
 from sde_diffusion.divergence import Exact, Hutchinson, signs
 from sde_diffusion.grids import check_grid
-from sde_diffusion.integration import Solver, integrate
+from sde_diffusion.integration import integrate
+from sde_diffusion.models.score import DirectScore, LearnedScore, ScoreModel
 from sde_diffusion.noise import Noise
 from sde_diffusion.objectives import Batch, Objective
-from sde_diffusion.reverse import Score
-from sde_diffusion.score import DirectScore, LearnedScore, ScoreModel
 from sde_diffusion.sde import SDE, LinearSDE
-from sde_diffusion.times import TimeLaw
+from sde_diffusion.solver import Solver
+from sde_diffusion.time_distributions import TimeLaw
 
 _BLOCK: Final = 32  # draws of a sample's noise at a time
 
@@ -182,7 +183,7 @@ class Marginal(Objective, ABC):
 class Implicit(Marginal):
     """Implicit score matching: `implicit_loss`, of D products with the score's Jacobian.
 
-    >>> from sde_diffusion.times import Stratified, UniformTimes
+    >>> from sde_diffusion.time_distributions import Stratified, UniformTimes
     >>> Implicit(UniformTimes(), Stratified(), 1e-5).t_min
     1e-05
     """
@@ -195,7 +196,7 @@ class Implicit(Marginal):
 class Sliced(Marginal):
     """Sliced score matching: `sliced_loss`, of one product with the score's Jacobian.
 
-    >>> from sde_diffusion.times import Stratified, UniformTimes
+    >>> from sde_diffusion.time_distributions import Stratified, UniformTimes
     >>> Sliced(UniformTimes(), Stratified(), 1e-5).t_min
     1e-05
     """

@@ -24,11 +24,11 @@ from sde_diffusion.checkpoints.checkpoint import configuration_of
 from sde_diffusion.data.dataset import Dataset
 from sde_diffusion.data.shuffling import batch_rows
 from sde_diffusion.global_batch import GlobalBatch, Losses
+from sde_diffusion.models.score import DirectScore, LearnedScore, ScoreModel
 from sde_diffusion.objectives import Objective, objective_of
 from sde_diffusion.parallel.processes import Processes
 from sde_diffusion.precision import adamw, prepare, release, scaler_of
 from sde_diffusion.runs import RunFolder
-from sde_diffusion.score import DirectScore, LearnedScore, ScoreModel
 
 if TYPE_CHECKING:
     from sde_diffusion.training import TrainingConfig

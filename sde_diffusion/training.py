@@ -14,6 +14,7 @@ from sde_diffusion._check import wrong_type, wrong_value
 from sde_diffusion.checkpoints.checkpoint import save_model
 from sde_diffusion.data.dataset import Dataset
 from sde_diffusion.manifest import Manifest
+from sde_diffusion.models.score import LearnedScore
 from sde_diffusion.monitors import (
     BOUND,
     Monitor,
@@ -25,7 +26,6 @@ from sde_diffusion.monitors import (
 from sde_diffusion.objectives import Objective
 from sde_diffusion.parallel.processes import Processes
 from sde_diffusion.runs import RunFolder
-from sde_diffusion.score import LearnedScore
 from sde_diffusion.trainer import Progress, Trainer
 from sde_diffusion.training_config import TrainingConfig
 

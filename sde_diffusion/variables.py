@@ -17,7 +17,7 @@ from torch import Tensor
 from sde_diffusion._check import wrong_type
 from sde_diffusion._tensors import expand
 from sde_diffusion.coefficients import Levels
-from sde_diffusion.reverse import ODE, ProbabilityFlow
+from sde_diffusion.dynamics import ODE, ProbabilityFlow
 from sde_diffusion.sde import LinearSDE
 
 

@@ -14,12 +14,14 @@ from sde_diffusion._tensors import flat_sum
 from sde_diffusion.bounds import BinDecoder, Decoder, GaussianDecoder
 from sde_diffusion.chain import Chain, LearnedVariance, predicted
 from sde_diffusion.coefficients import Levels
+from sde_diffusion.counting import CountedScore
 from sde_diffusion.ddpm import step_bound
-from sde_diffusion.grids import lattice
+from sde_diffusion.dynamics import check_coupling
+from sde_diffusion.forms import converted
+from sde_diffusion.lattices import lattice
+from sde_diffusion.models.score import ScoreModel
 from sde_diffusion.objectives import Batch, Objective
-from sde_diffusion.reverse import CountedScore, check_coupling
-from sde_diffusion.score import ScoreModel, converted
-from sde_diffusion.times import LatticeTimes, Spacing
+from sde_diffusion.time_distributions import LatticeTimes, Spacing
 
 _SHARE: Final = 1e-3  # of the bound in the hybrid
 
@@ -63,7 +65,7 @@ class Vlb(Chained):
     Source: Ho et al. 2020, equation 5; Nichol & Dhariwal 2021, section 3.3.
 
     >>> from sde_diffusion import VPSDE
-    >>> from sde_diffusion.times import Stratified
+    >>> from sde_diffusion.time_distributions import Stratified
     >>> Vlb(4, Stratified()).draw(VPSDE(), 4, torch.Generator().manual_seed(0)).t.tolist()
     [0.25, 0.5, 0.75, 1.0]
     """
@@ -86,7 +88,7 @@ class Hybrid(Chained):
     Errors: ValueError for a model without a learned variance.
     Source: Nichol & Dhariwal 2021, equation 16.
 
-    >>> from sde_diffusion.times import Stratified
+    >>> from sde_diffusion.time_distributions import Stratified
     >>> from sde_diffusion import MLP, VPSDE
     >>> Hybrid(4, Stratified()).check(ScoreModel(MLP(2), VPSDE()))
     Traceback (most recent call last):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sde_diffusion._check import positive_integer, positive_number, wrong_value
 from sde_diffusion.sde import LinearSDE
-from sde_diffusion.times import (
+from sde_diffusion.time_distributions import (
     LatticeTimes,
     LikelihoodTimes,
     LogitNormalTimes,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._tensors import expand
-from sde_diffusion.reverse import ODE
+from sde_diffusion.dynamics import ODE
 from sde_diffusion.solvers._adaptive import kept
 from sde_diffusion.solvers._dormand_prince import first_sizes
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._tensors import rms
-from sde_diffusion.reverse import ProbabilityFlow, linear
+from sde_diffusion.dynamics import ProbabilityFlow, linear
 from sde_diffusion.solvers._adaptive import check_steps, growth, kept, settle
 from sde_diffusion.solvers._dpm_pair import pair, predicted
 

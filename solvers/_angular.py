@@ -12,9 +12,9 @@ import numpy as np
 from torch import Tensor
 
 from sde_diffusion.coefficients import Level
+from sde_diffusion.dynamics import ProbabilityFlow
 from sde_diffusion.grids import angular
 from sde_diffusion.multistep import Multistep, Step
-from sde_diffusion.reverse import ProbabilityFlow
 from sde_diffusion.sde import LinearSDE
 from sde_diffusion.solvers._weights import Array, integrals
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._tensors import expand, rms
-from sde_diffusion.reverse import ODE
+from sde_diffusion.dynamics import ODE
 
 _C: Final = (0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)
 _A: Final = (

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._tensors import expand
-from sde_diffusion.reverse import CountedScore
+from sde_diffusion.counting import CountedScore
 from sde_diffusion.sde import LinearSDE
 
 

@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from sde_diffusion.coefficients import Level
+from sde_diffusion.dynamics import ProbabilityFlow, linear
 from sde_diffusion.multistep import Multistep, Step
 from sde_diffusion.noise import Noise
-from sde_diffusion.reverse import ProbabilityFlow, linear
 from sde_diffusion.solvers._checks import choice
 from sde_diffusion.solvers._exponential import ORDERS, latest, own_grid, through
 from sde_diffusion.solvers._singlestep import singlestep

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from sde_diffusion._check import wrong_type
 from sde_diffusion._tensors import expand
-from sde_diffusion.integration import OneStep
+from sde_diffusion.dynamics import ODE, ProbabilityFlow
 from sde_diffusion.noise import Noise, NoNoise
-from sde_diffusion.reverse import ODE, ProbabilityFlow
 from sde_diffusion.sde import VPSDE
+from sde_diffusion.solver import OneStep
 
 
 def radius(dynamics: ODE, grid: Tensor) -> Tensor:

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.coefficients import Coefficients
-from sde_diffusion.integration import OneStep
+from sde_diffusion.counting import CountedScore
+from sde_diffusion.dynamics import ProbabilityFlow, linear
 from sde_diffusion.multistep import Step
 from sde_diffusion.noise import Noise
-from sde_diffusion.reverse import CountedScore, ProbabilityFlow, linear
+from sde_diffusion.solver import OneStep
 from sde_diffusion.solvers._checks import choice
 from sde_diffusion.solvers._exponential import ORDERS, own_grid, through
 

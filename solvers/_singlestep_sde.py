@@ -6,8 +6,8 @@ from typing import Final
 
 from torch import Tensor
 
+from sde_diffusion.dynamics import ReverseSDE, linear
 from sde_diffusion.noise import Noise
-from sde_diffusion.reverse import ReverseSDE, linear
 from sde_diffusion.solvers._exponential_sde import kernel, phis
 
 # Row i: the place r of stage i between λ_t and λ_s, and the two predictions through which the line

@@ -9,7 +9,7 @@ from typing import Any, Final, final
 from torch import Tensor, nn
 
 from sde_diffusion._check import diverged, wrong_value
-from sde_diffusion.reverse import ODE
+from sde_diffusion.dynamics import ODE
 
 # The orders of the methods; scipy_solver has that of the scipy method it is given.
 ORDERS: Final[Mapping[str, float]] = {

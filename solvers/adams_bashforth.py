@@ -12,8 +12,8 @@ from torch import Tensor
 
 from sde_diffusion._check import wrong_value
 from sde_diffusion._tensors import plus
+from sde_diffusion.dynamics import ODE
 from sde_diffusion.noise import Noise
-from sde_diffusion.reverse import ODE
 from sde_diffusion.solvers.heun import heun_step
 from sde_diffusion.solvers.runge_kutta import rk4_step
 

@@ -11,8 +11,8 @@ from typing import Any, ClassVar, final
 from torch import Tensor
 
 from sde_diffusion._check import positive_integer
+from sde_diffusion.dynamics import ProbabilityFlow, linear
 from sde_diffusion.noise import Noise
-from sde_diffusion.reverse import ProbabilityFlow, linear
 from sde_diffusion.solvers._adaptive import carry
 from sde_diffusion.solvers._adaptive_dpm import Progress, attempt, start
 from sde_diffusion.solvers._checks import above_zero, choice

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from sde_diffusion._check import positive_integer
 from sde_diffusion._tensors import expand, rms
+from sde_diffusion.dynamics import ReverseSDE
 from sde_diffusion.noise import Noise
-from sde_diffusion.reverse import ReverseSDE
 from sde_diffusion.sde import SDE
 from sde_diffusion.solvers._adaptive import check_steps, growth, too_many
 from sde_diffusion.solvers._brownian_pieces import Progress, start

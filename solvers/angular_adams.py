@@ -12,9 +12,9 @@ from torch import Tensor
 
 from sde_diffusion._check import positive_number
 from sde_diffusion.coefficients import Level
+from sde_diffusion.dynamics import ProbabilityFlow, linear
 from sde_diffusion.multistep import Step
 from sde_diffusion.noise import Noise
-from sde_diffusion.reverse import ProbabilityFlow, linear
 from sde_diffusion.solvers._angular import CORRECTED, PREDICTED, InAngle
 from sde_diffusion.solvers._checks import choice
 

@@ -11,9 +11,9 @@ import numpy as np
 from torch import Tensor
 
 from sde_diffusion.coefficients import Level
+from sde_diffusion.dynamics import ReverseSDE
 from sde_diffusion.grids import angular
 from sde_diffusion.multistep import Multistep, Step
-from sde_diffusion.reverse import ReverseSDE
 from sde_diffusion.sde import LinearSDE
 from sde_diffusion.solvers._angular import CORRECTED, PREDICTED, half_angle
 from sde_diffusion.solvers._weights import integrals

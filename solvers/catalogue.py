@@ -11,7 +11,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Final
 
 from sde_diffusion import solvers
-from sde_diffusion.integration import Solver
+from sde_diffusion.solver import Solver
 
 # Parts of solvers whose order no closed form gives: a step sees the whole batch.
 _UNMEASURED: Final = frozenset({"SongLangevin"})

@@ -9,8 +9,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from sde_diffusion._check import positive_integer, positive_number
+from sde_diffusion.dynamics import ReverseSDE
 from sde_diffusion.noise import Noise
-from sde_diffusion.reverse import ReverseSDE
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from typing import ClassVar, final
 from torch import Tensor
 
 from sde_diffusion._tensors import expand, plus
-from sde_diffusion.integration import OneStep
+from sde_diffusion.dynamics import ProbabilityFlow, linear
 from sde_diffusion.noise import Noise
-from sde_diffusion.reverse import ProbabilityFlow, linear
+from sde_diffusion.solver import OneStep
 from sde_diffusion.solvers.edm_heun import euler_in_rho
 
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.chain import Chain, Variance, counted, predicted, reverse_step
+from sde_diffusion.dynamics import ReverseSDE, linear
 from sde_diffusion.noise import Noise
-from sde_diffusion.reverse import ReverseSDE, linear
 from sde_diffusion.solvers._checks import backward, own_noise
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from sde_diffusion._check import positive_integer
 from sde_diffusion._tensors import rms
+from sde_diffusion.dynamics import ODE
 from sde_diffusion.noise import Noise
-from sde_diffusion.reverse import ODE
 from sde_diffusion.solvers._adaptive import carry, check_steps, growth, kept, settle
 from sde_diffusion.solvers._checks import above_zero
 from sde_diffusion.solvers._dormand_prince import Progress, first_sizes, stages

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.coefficients import Coefficients, Level
-from sde_diffusion.integration import OneStep
+from sde_diffusion.counting import CountedScore
+from sde_diffusion.dynamics import ProbabilityFlow, linear
 from sde_diffusion.noise import Noise
-from sde_diffusion.reverse import CountedScore, ProbabilityFlow, linear
+from sde_diffusion.solver import OneStep
 
 
 def euler_in_rho(x: Tensor, eps: Tensor, at: Level, to: Level) -> Tensor:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._tensors import expand
-from sde_diffusion.integration import OneStep
 from sde_diffusion.noise import Noise
 from sde_diffusion.sde import SDE
+from sde_diffusion.solver import OneStep
 
 
 @final

@@ -8,9 +8,9 @@ from typing import ClassVar, final
 from torch import Tensor
 
 from sde_diffusion._tensors import plus
-from sde_diffusion.integration import OneStep
+from sde_diffusion.dynamics import ODE
 from sde_diffusion.noise import Noise
-from sde_diffusion.reverse import ODE
+from sde_diffusion.solver import OneStep
 
 
 @final

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from sde_diffusion._check import wrong_value
 from sde_diffusion._tensors import expand, plus
-from sde_diffusion.integration import OneStep
 from sde_diffusion.noise import Noise
 from sde_diffusion.sde import SDE
+from sde_diffusion.solver import OneStep
 
 
 @final

@@ -9,9 +9,9 @@ from typing import Any, ClassVar, final
 from torch import Tensor
 
 from sde_diffusion.coefficients import Level
+from sde_diffusion.dynamics import ProbabilityFlow, linear
 from sde_diffusion.multistep import Multistep, Step
 from sde_diffusion.noise import Noise
-from sde_diffusion.reverse import ProbabilityFlow, linear
 from sde_diffusion.solvers.ipndm_published import fixed_step
 from sde_diffusion.solvers.plms import pseudo_runge_kutta
 

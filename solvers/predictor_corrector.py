@@ -9,9 +9,9 @@ from typing import Any, ClassVar, final
 from torch import Tensor
 
 from sde_diffusion._check import wrong_type
-from sde_diffusion.integration import OneStep
+from sde_diffusion.dynamics import ReverseSDE
 from sde_diffusion.noise import Noise
-from sde_diffusion.reverse import ReverseSDE
+from sde_diffusion.solver import OneStep
 from sde_diffusion.solvers.ancestral import Ancestral
 from sde_diffusion.solvers.annealed_langevin import AnnealedLangevin
 from sde_diffusion.solvers.corrector import Corrector

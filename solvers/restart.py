@@ -10,9 +10,9 @@ from typing import Any, ClassVar, final
 from torch import Tensor
 
 from sde_diffusion._check import positive_integer, wrong_type, wrong_value
-from sde_diffusion.integration import Solver
+from sde_diffusion.dynamics import ProbabilityFlow, ReverseSDE, linear
 from sde_diffusion.noise import Noise
-from sde_diffusion.reverse import ProbabilityFlow, ReverseSDE, linear
+from sde_diffusion.solver import Solver
 from sde_diffusion.solvers._checks import backward, own_noise
 from sde_diffusion.solvers._restart import Interval, Intervals, ways_down
 from sde_diffusion.solvers.edm_heun import EDMHeun

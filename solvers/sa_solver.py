@@ -10,8 +10,8 @@ import numpy as np
 
 from sde_diffusion._check import wrong_value
 from sde_diffusion.coefficients import Level
+from sde_diffusion.dynamics import ReverseSDE
 from sde_diffusion.multistep import Multistep, Step
-from sde_diffusion.reverse import ReverseSDE
 from sde_diffusion.solvers._exponential import latest
 from sde_diffusion.solvers._exponential_sde import kernel
 from sde_diffusion.solvers._weights import integrals

@@ -8,8 +8,8 @@ from typing import Any, ClassVar, final
 
 from sde_diffusion._check import wrong_value
 from sde_diffusion.coefficients import Level
+from sde_diffusion.dynamics import ReverseSDE
 from sde_diffusion.multistep import Multistep, Step
-from sde_diffusion.reverse import ReverseSDE
 from sde_diffusion.solvers._exponential import latest, own_grid
 from sde_diffusion.solvers._exponential_sde import kernel, newton, phis
 

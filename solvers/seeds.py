@@ -8,9 +8,9 @@ from typing import Any, ClassVar, final
 
 from torch import Tensor
 
-from sde_diffusion.integration import OneStep
+from sde_diffusion.dynamics import ReverseSDE, linear
 from sde_diffusion.noise import Noise
-from sde_diffusion.reverse import ReverseSDE, linear
+from sde_diffusion.solver import OneStep
 from sde_diffusion.solvers._checks import choice
 from sde_diffusion.solvers._singlestep_sde import staged
 

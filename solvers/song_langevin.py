@@ -7,7 +7,7 @@ from typing import final
 
 from torch import Tensor
 
-from sde_diffusion.reverse import ReverseSDE, linear
+from sde_diffusion.dynamics import ReverseSDE, linear
 from sde_diffusion.solvers.corrector import Corrector
 
 

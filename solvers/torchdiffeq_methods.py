@@ -9,8 +9,8 @@ from typing import Any, ClassVar, final
 from torch import Tensor
 
 from sde_diffusion._check import wrong_value
+from sde_diffusion.dynamics import ODE
 from sde_diffusion.noise import Noise
-from sde_diffusion.reverse import ODE
 from sde_diffusion.solvers._checks import above_zero
 from sde_diffusion.solvers._torchdiffeq import ADAPTIVE, DEFAULTS, ORDERS, Module, states
 

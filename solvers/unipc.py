@@ -9,8 +9,8 @@ from typing import Any, ClassVar, final
 from torch import Tensor
 
 from sde_diffusion.coefficients import Level
+from sde_diffusion.dynamics import ProbabilityFlow, linear
 from sde_diffusion.noise import Noise
-from sde_diffusion.reverse import ProbabilityFlow, linear
 from sde_diffusion.solvers._singlestep import singlestep
 from sde_diffusion.solvers._unipc import WIDTHS, UniPCBase
 

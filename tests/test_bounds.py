@@ -31,7 +31,7 @@ from sde_diffusion.bounds import (
     score_form,
 )
 from sde_diffusion.noise import PerSampleNoise
-from sde_diffusion.times import LikelihoodTimes, log_snr_range
+from sde_diffusion.time_distributions import LikelihoodTimes, log_snr_range
 from sde_diffusion.weighting import likelihood
 
 

@@ -9,8 +9,8 @@ import pytest
 from sde_diffusion import solvers
 from sde_diffusion.cli import menu
 from sde_diffusion.cli._solvers import solver_class
-from sde_diffusion.integration import Solver
-from sde_diffusion.reverse import ODE
+from sde_diffusion.dynamics import ODE
+from sde_diffusion.solver import Solver
 from sde_diffusion.solvers import (
     Ancestral,
     Corrector,

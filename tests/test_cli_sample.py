@@ -20,10 +20,10 @@ from click.testing import CliRunner
 from sde_diffusion.checkpoints.checkpoint import load, save_model
 from sde_diffusion.cli.main import main
 from sde_diffusion.data.spec import DataSpec
-from sde_diffusion.guidance import guided
-from sde_diffusion.integration import sample
+from sde_diffusion.models.guidance import guided
+from sde_diffusion.models.score import ScoreModel
 from sde_diffusion.nets import MLP
-from sde_diffusion.score import ScoreModel
+from sde_diffusion.sampling.generate import sample
 from sde_diffusion.sde import VPSDE
 from sde_diffusion.solvers import AngularAdams, Heun
 

@@ -33,9 +33,9 @@ from sde_diffusion.cli._train_options import PREDICTIONS
 from sde_diffusion.cli.main import main
 from sde_diffusion.cli.train import command
 from sde_diffusion.coupling import COUPLINGS
+from sde_diffusion.models.score import PREDICTIONS as KNOWN
 from sde_diffusion.monitors import HeldOutBound
-from sde_diffusion.score import PREDICTIONS as KNOWN
-from sde_diffusion.times import SPACINGS, TIMES
+from sde_diffusion.time_distributions import SPACINGS, TIMES
 from sde_diffusion.training_config import CHOICES
 from sde_diffusion.weighting import WEIGHTINGS
 

@@ -22,8 +22,9 @@ from sde_diffusion import (
     uniform,
 )
 from sde_diffusion.coefficients import Coefficients
-from sde_diffusion.reverse import CountedScore, linear
-from sde_diffusion.score import FORMS, converted
+from sde_diffusion.counting import CountedScore
+from sde_diffusion.dynamics import linear
+from sde_diffusion.forms import FORMS, converted
 from sde_diffusion.solvers import Ancestral, Heun
 
 FAMILY = [VPSDE(), SubVPSDE(), VESDE(0.01, 5.0), EDMSDE(5.0), RectifiedFlow()]

@@ -25,11 +25,11 @@ from sde_diffusion import (
     sample,
     uniform,
 )
-from sde_diffusion.budgets import adapts, cost, plan, steps_within
 from sde_diffusion.cli.compare import command
 from sde_diffusion.cli.report import comparison_text, table
 from sde_diffusion.compare import THE_FLOW, Comparison, Problem, compare, flow_samples
 from sde_diffusion.metrics import rms_distance
+from sde_diffusion.sampling.costs import adapts, cost, plan, steps_within
 from sde_diffusion.solvers import (
     AdamsBashforth,
     Ancestral,

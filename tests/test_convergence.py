@@ -22,6 +22,8 @@ from sde_diffusion import (
     uniform,
 )
 from sde_diffusion.coefficients import Coefficients
+from sde_diffusion.counting import CountedScore
+from sde_diffusion.dynamics import ODE
 from sde_diffusion.grids import karras, log_snr
 from sde_diffusion.orders import (
     Convergence,
@@ -33,7 +35,6 @@ from sde_diffusion.orders import (
     ode_convergence,
     weak_convergence,
 )
-from sde_diffusion.reverse import ODE, CountedScore
 from sde_diffusion.solvers import (
     AdamsBashforth,
     Ancestral,

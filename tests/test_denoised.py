@@ -22,8 +22,8 @@ from sde_diffusion import (
     uniform,
 )
 from sde_diffusion.compare import Problem
+from sde_diffusion.dynamics import ODE
 from sde_diffusion.integration import dynamics_for
-from sde_diffusion.reverse import ODE
 from sde_diffusion.solvers import (
     AngularAdams,
     DormandPrince,

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from sde_diffusion import VPSDE, ScoreModel, uniform
-from sde_diffusion.integration import Solver, dynamics_for
+from sde_diffusion.integration import dynamics_for
 from sde_diffusion.noise import Noise
+from sde_diffusion.solver import Solver
 from sde_diffusion.solvers import Milstein, Picard, TorchDiffEq, TorchDiffEqAdjoint, catalogue
 
 # A check of g, convergence, a program of others.

@@ -15,17 +15,11 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from sde_diffusion._seeds import mix
-from sde_diffusion.divergence import (
-    Exact,
-    Hutchinson,
-    HutchPlusPlus,
-    fastest,
-    fit_gaussian,
-)
+from sde_diffusion.divergence import Exact, Hutchinson, HutchPlusPlus, fastest
+from sde_diffusion.dynamics import ProbabilityFlow
+from sde_diffusion.models.exact import Gaussian, GaussianMixture, fit_gaussian
 from sde_diffusion.nets import MLP, UNet
 from sde_diffusion.noise import PerSampleNoise
-from sde_diffusion.oracles import Gaussian, GaussianMixture
-from sde_diffusion.reverse import ProbabilityFlow
 from sde_diffusion.sde import VPSDE
 
 both_modes = pytest.mark.parametrize("mode", ["reverse", "forward"])

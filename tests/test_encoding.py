@@ -23,7 +23,7 @@ from sde_diffusion import (
     uniform,
 )
 from sde_diffusion.divergence import Exact
-from sde_diffusion.encoding import decode, encode, interpolate, reconstruct
+from sde_diffusion.sampling.encoding import decode, encode, interpolate, reconstruct
 from sde_diffusion.solvers import DDIM, DormandPrince, EulerMaruyama, Heun, RungeKutta4
 
 FAMILY = [VPSDE(), SubVPSDE(), VESDE(0.01, 5.0), EDMSDE(5.0), RectifiedFlow()]

@@ -24,12 +24,12 @@ from sde_diffusion import (
     log_snr,
     quadratic,
 )
-from sde_diffusion.budgets import steps_within
-from sde_diffusion.grid_fitting import _Calibration, _equal_parts, flow, optimised
 from sde_diffusion.grids import check_grid, cosine
 from sde_diffusion.integration import dynamics_for
 from sde_diffusion.metrics import rms_distance
 from sde_diffusion.noise import PerSampleNoise
+from sde_diffusion.sampling.costs import steps_within
+from sde_diffusion.sampling.grid_fitting import _Calibration, _equal_parts, flow, optimised
 from sde_diffusion.solvers import (
     AdamsBashforth,
     Ancestral,

@@ -31,13 +31,11 @@ from sde_diffusion.grids import (
     check_grid,
     cosine,
     exponential,
-    leading,
-    linspace,
     polynomial,
     sigmoid,
     times_of,
-    trailing,
 )
+from sde_diffusion.lattices import leading, linspace, trailing
 from sde_diffusion.solvers import Ancestral
 
 FAMILY = [VPSDE(), VPSDE(CosineBeta()), SubVPSDE(), VESDE(), EDMSDE(), RectifiedFlow()]

@@ -12,15 +12,19 @@ import torch
 
 from sde_diffusion.coefficients import Levels
 from sde_diffusion.divergence import Exact
+from sde_diffusion.dynamics import ProbabilityFlow, ReverseSDE
 from sde_diffusion.grids import angular, uniform
-from sde_diffusion.guidance import GuidanceInterval, Guided, guided
-from sde_diffusion.integration import OneStep, integrate, sample
+from sde_diffusion.integration import integrate
 from sde_diffusion.likelihood import log_prob
+from sde_diffusion.models.exact import Gaussian, GaussianMixture
+from sde_diffusion.models.guidance import GuidanceInterval, Guided, guided
+from sde_diffusion.models.score import ScoreModel
+from sde_diffusion.models.thresholding import StaticThreshold
 from sde_diffusion.nets import MLP
-from sde_diffusion.oracles import Gaussian, GaussianMixture
-from sde_diffusion.reverse import ProbabilityFlow, ReverseSDE
-from sde_diffusion.score import ScoreModel
+from sde_diffusion.sampling.generate import sample
+from sde_diffusion.sampling.tilting import Tilted, sample_tilted
 from sde_diffusion.sde import EDMSDE, VPSDE, RectifiedFlow, SubVPSDE
+from sde_diffusion.solver import OneStep
 from sde_diffusion.solvers import (
     SRA,
     AngularAdams,
@@ -30,8 +34,6 @@ from sde_diffusion.solvers import (
     EulerMaruyama,
     Heun,
 )
-from sde_diffusion.thresholding import StaticThreshold
-from sde_diffusion.tilting import Tilted, sample_tilted
 
 T = torch.tensor(0.4, dtype=torch.float64)
 SDES = [VPSDE(), SubVPSDE(), EDMSDE(), RectifiedFlow()]

@@ -27,8 +27,8 @@ from sde_diffusion import (
     sample,
     uniform,
 )
-from sde_diffusion.budgets import cost
 from sde_diffusion.integration import dynamics_for
+from sde_diffusion.sampling.costs import cost
 from sde_diffusion.solvers import (
     AdamsBashforth,
     Ancestral,

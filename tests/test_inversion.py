@@ -19,9 +19,9 @@ from sde_diffusion import (
     uniform,
 )
 from sde_diffusion.divergence import Exact
-from sde_diffusion.encoding import encode
-from sde_diffusion.inversion import FixedPoint, Newton, sampler_inverse
 from sde_diffusion.sampler_density import sampler_log_prob
+from sde_diffusion.sampling.encoding import encode
+from sde_diffusion.sampling.inversion import FixedPoint, Newton, sampler_inverse
 from sde_diffusion.solvers import DDIM, AngularAdams, DormandPrince, DPMSolverPP, EDMHeun, Euler
 
 

@@ -28,9 +28,9 @@ from sde_diffusion.bounds import GaussianDecoder
 from sde_diffusion.chain import Chain, ForwardVariance
 from sde_diffusion.ddpm import step_bound
 from sde_diffusion.losses import explicit_loss
-from sde_diffusion.score import PREDICTIONS
+from sde_diffusion.models.score import PREDICTIONS
 from sde_diffusion.sde import derivative
-from sde_diffusion.times import (
+from sde_diffusion.time_distributions import (
     LatticeTimes,
     LikelihoodTimes,
     Stratified,

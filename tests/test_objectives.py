@@ -28,7 +28,14 @@ from sde_diffusion.coupling import COUPLINGS, OptimalTransport
 from sde_diffusion.noise import PerSampleNoise
 from sde_diffusion.objectives import Batch, Denoising, Explicit, Objective, objective_of
 from sde_diffusion.score_matching import Implicit, Sliced
-from sde_diffusion.times import SPACINGS, TIMES, LatticeTimes, LossAware, Stratified, UniformTimes
+from sde_diffusion.time_distributions import (
+    SPACINGS,
+    TIMES,
+    LatticeTimes,
+    LossAware,
+    Stratified,
+    UniformTimes,
+)
 from sde_diffusion.training_config import CHOICES
 from sde_diffusion.uncertainty import Uncertainty
 from sde_diffusion.variational_loss import Hybrid, Vlb

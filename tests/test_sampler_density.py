@@ -29,10 +29,10 @@ from sde_diffusion import (
 )
 from sde_diffusion._seeds import mix
 from sde_diffusion.divergence import Exact
-from sde_diffusion.inversion import sampler_inverse
 from sde_diffusion.log_det import ArnoldiLogDet, ExactLogDet
 from sde_diffusion.sampler_density import check_injective, first_fold, sampler_log_prob
-from sde_diffusion.sampler_map import SamplerMap
+from sde_diffusion.sampling.inversion import sampler_inverse
+from sde_diffusion.sampling.sampler_map import SamplerMap
 from sde_diffusion.solvers import (
     DDIM,
     AngularAdams,

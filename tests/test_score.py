@@ -25,7 +25,8 @@ from sde_diffusion import (
 from sde_diffusion.bounds import elbo
 from sde_diffusion.coefficients import Level
 from sde_diffusion.ddpm import vlb
-from sde_diffusion.score import PREDICTIONS, converted, edm_form, joined
+from sde_diffusion.forms import converted, edm_form, joined
+from sde_diffusion.models.score import PREDICTIONS
 from sde_diffusion.solvers import Ancestral, Heun
 
 HALF = torch.tensor(0.5, dtype=torch.float64)

@@ -47,7 +47,7 @@ from sde_diffusion.noise import Noise
 from sde_diffusion.objectives import Batch, Objective, objective_of
 from sde_diffusion.score_matching import Implicit, Paths, Sliced, implicit_loss, sliced_loss
 from sde_diffusion.solvers import EulerMaruyama
-from sde_diffusion.times import Stratified, UniformTimes
+from sde_diffusion.time_distributions import Stratified, UniformTimes
 
 T = torch.tensor(0.5, dtype=torch.float64)
 

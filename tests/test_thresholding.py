@@ -20,8 +20,8 @@ from sde_diffusion import (
     uniform,
 )
 from sde_diffusion.integration import dynamics_for
+from sde_diffusion.models.thresholding import DynamicThreshold, StaticThreshold
 from sde_diffusion.solvers import AdamsBashforth, Ancestral, DormandPrince
-from sde_diffusion.thresholding import DynamicThreshold, StaticThreshold
 
 T = torch.tensor(0.4, dtype=torch.float64)
 EVENT = (3, 4, 5)

@@ -22,7 +22,7 @@ from sde_diffusion import (
     SubVPSDE,
     lattice,
 )
-from sde_diffusion.times import (
+from sde_diffusion.time_distributions import (
     SPACINGS,
     TIMES,
     Antithetic,

@@ -26,7 +26,7 @@ from sde_diffusion.chain import AnalyticVariance, Chain, ForwardVariance, Learne
 from sde_diffusion.ddpm import vlb
 from sde_diffusion.losses import denoising_loss
 from sde_diffusion.objectives import Batch
-from sde_diffusion.times import LossAware, Stratified
+from sde_diffusion.time_distributions import LossAware, Stratified
 from sde_diffusion.variational_loss import Hybrid, Vlb
 
 LN2 = math.log(2)

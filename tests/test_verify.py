@@ -20,7 +20,7 @@ from sde_diffusion.solvers import AdamsBashforth, Ancestral, Heun, catalogue
 OWN = '''
 import torch
 from sde_diffusion import ODE, OneStep, ProbabilityFlow, ReverseSDE
-from sde_diffusion.reverse import linear
+from sde_diffusion.dynamics import linear
 from sde_diffusion.solvers import Heun
 
 

@@ -26,9 +26,9 @@ from sde_diffusion._check import wrong_type, wrong_value
 from sde_diffusion._files import write_atomically
 from sde_diffusion._version import __version__
 from sde_diffusion.data.spec import DataSpec
+from sde_diffusion.models.score import DirectScore, LearnedScore, ScoreModel
 from sde_diffusion.nets import MLP, UNet
 from sde_diffusion.schedules import CosineBeta, DiscreteBeta, LinearBeta
-from sde_diffusion.score import DirectScore, LearnedScore, ScoreModel
 from sde_diffusion.sde import EDMSDE, SDE, VESDE, VPSDE, LinearSDE, RectifiedFlow, SubVPSDE
 
 ModelT = TypeVar("ModelT", bound=LearnedScore)

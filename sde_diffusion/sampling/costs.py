@@ -11,10 +11,11 @@ from torch import Tensor
 
 from sde_diffusion._check import positive_integer, wrong_value
 from sde_diffusion.grids import Grid, times_of
-from sde_diffusion.integration import Solver, dynamics_for, integrate
+from sde_diffusion.integration import dynamics_for, integrate
+from sde_diffusion.models.exact import Gaussian
 from sde_diffusion.noise import Noise, WhiteNoise
-from sde_diffusion.oracles import Gaussian
 from sde_diffusion.sde import LinearSDE
+from sde_diffusion.solver import Solver
 
 GridRule: TypeAlias = Callable[[int], Grid]  # steps -> grid of steps + 1 times
 

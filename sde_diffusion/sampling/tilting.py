@@ -33,18 +33,15 @@ from sde_diffusion._check import diverged, positive_integer, wrong_type, wrong_v
 from sde_diffusion._seeds import Purpose, mix
 from sde_diffusion._tensors import expand, flat_sum
 from sde_diffusion.coefficients import Level, Levels
+from sde_diffusion.counting import CountedScore
+from sde_diffusion.dynamics import ProbabilityFlow, ReverseSDE, check_coupling
+from sde_diffusion.forms import converted
 from sde_diffusion.grids import check_grid
-from sde_diffusion.guidance import Guided
-from sde_diffusion.integration import (
-    OneStep,
-    check_evaluation,
-    check_falling,
-    dynamics_for,
-    grid_for,
-)
+from sde_diffusion.integration import check_evaluation, check_falling, dynamics_for
+from sde_diffusion.models.guidance import Guided
 from sde_diffusion.noise import PerSampleNoise
-from sde_diffusion.reverse import CountedScore, ProbabilityFlow, ReverseSDE, check_coupling
-from sde_diffusion.score import converted
+from sde_diffusion.sampling.generate import grid_for
+from sde_diffusion.solver import OneStep
 
 
 @final

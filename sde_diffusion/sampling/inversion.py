@@ -11,11 +11,12 @@ from torch import Tensor
 
 from sde_diffusion._check import diverged, positive_integer, positive_number
 from sde_diffusion._tensors import check_state, rms
+from sde_diffusion.dynamics import ProbabilityFlow
 from sde_diffusion.grids import Grid, times_of
-from sde_diffusion.integration import Solver, integrate
-from sde_diffusion.reverse import ProbabilityFlow
-from sde_diffusion.sampler_map import SamplerMap
+from sde_diffusion.integration import integrate
+from sde_diffusion.sampling.sampler_map import SamplerMap
 from sde_diffusion.sde import LinearSDE
+from sde_diffusion.solver import Solver
 
 _LOW: Final = 64  # the largest dimension in which Newton's method is the default
 _HALVINGS: Final = 30
@@ -133,7 +134,7 @@ def sampler_inverse(
     iteration ends before.
 
     >>> from sde_diffusion import Gaussian, VPSDE, uniform
-    >>> from sde_diffusion.encoding import decode
+    >>> from sde_diffusion.sampling.encoding import decode
     >>> from sde_diffusion.solvers import DDIM
     >>> model = Gaussian(torch.zeros(1), torch.eye(1)).diffused(VPSDE())
     >>> x, flow = torch.ones(1, 1, dtype=torch.float64), ProbabilityFlow(VPSDE(), model)

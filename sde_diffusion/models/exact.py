@@ -17,6 +17,30 @@ from sde_diffusion._check import wrong_type, wrong_value
 from sde_diffusion._tensors import check_state, expand
 from sde_diffusion.sde import LinearSDE
 
+
+def fit_gaussian(samples: Tensor, shrinkage: float = 0.1) -> Gaussian:
+    """Return the Gaussian of the samples' mean and covariance, for a control variate.
+
+    Its covariance is (1 − a) C + a (tr C/D) I with a = ``shrinkage``: few samples, or pixels that
+    never vary, make C itself singular.
+
+    Shapes: samples (N, *event).
+
+    >>> fit_gaussian(torch.tensor([[-1.0], [1.0]])).variances.item()
+    2.0
+    """
+    if not 0 <= shrinkage <= 1:
+        raise wrong_value("fit_gaussian", "shrinkage", "lie in [0, 1]", shrinkage, "pass 0.1")
+    if len(samples) < 2:
+        raise wrong_value("fit_gaussian", "samples", "be two or more", len(samples),
+                          "pass the training data")  # fmt: skip
+    flat = samples.flatten(1).double()
+    identity = torch.eye(flat.shape[1], dtype=torch.float64, device=samples.device)
+    covariance = torch.cov(flat.T).reshape(identity.shape)
+    ball = covariance.diagonal().mean() * identity
+    return Gaussian(samples.double().mean(0), torch.lerp(covariance, ball, shrinkage))
+
+
 _TILE = 16  # rows multiplied at once: a fixed shape keeps a sample's bits apart from its batch
 
 

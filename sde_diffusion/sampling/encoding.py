@@ -11,10 +11,10 @@ from torch import Tensor
 
 from sde_diffusion._check import wrong_value
 from sde_diffusion._tensors import check_state, rms
-from sde_diffusion.grids import Grid, check_grid, times_of
-from sde_diffusion.integration import Solution, Solver, check_falling, integrate
-from sde_diffusion.likelihood import check_rising, whole_way
-from sde_diffusion.reverse import ProbabilityFlow, check_flow
+from sde_diffusion.dynamics import ProbabilityFlow, check_flow
+from sde_diffusion.grids import Grid, check_grid, check_rising, times_of
+from sde_diffusion.integration import Solution, check_falling, integrate, whole_way
+from sde_diffusion.solver import Solver
 
 
 def encode(

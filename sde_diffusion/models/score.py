@@ -7,8 +7,7 @@ score = −eps/sigma, x0 = (x_t − sigma eps)/alpha, v = alpha eps − sigma x0
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, Self, TypeAlias, final
+from typing import TYPE_CHECKING, Final, Self, final
 
 import torch
 from torch import Tensor, nn
@@ -16,101 +15,16 @@ from torch import Tensor, nn
 from sde_diffusion._check import one_of, positive_number, wrong_type, wrong_value
 from sde_diffusion._tensors import check_state, expand, per_sample
 from sde_diffusion.coefficients import Level, Levels
+from sde_diffusion.forms import FORMS, converted, edm_form, joined
+from sde_diffusion.models.conditioned import Labelled
 from sde_diffusion.sde import SDE, LinearSDE
 
 if TYPE_CHECKING:
     from sde_diffusion.data.spec import DataSpec
 
-Number: TypeAlias = "float | Tensor"
-# (alpha, sigma) -> (p, q) of p x_t + q output
-Conversion: TypeAlias = Callable[[Any, Any], tuple[Number, Number]]
-
-# Rows: what the network predicts. Columns: what is asked for. v = alpha eps − sigma x0, and its
-# row divides by alpha² + sigma², so that it holds outside the VP family too; so does the row of
-# flow = eps − x0, the velocity of `RectifiedFlow`.
-FORMS: Final[dict[str, dict[str, Conversion]]] = {
-    "eps": {
-        "eps": lambda a, s: (0.0, 1.0),  # noqa: ARG005
-        "x0": lambda a, s: (1 / a, -s / a),
-        "v": lambda a, s: (-s / a, (a * a + s * s) / a),
-    },
-    "x0": {
-        "eps": lambda a, s: (1 / s, -a / s),
-        "x0": lambda a, s: (0.0, 1.0),  # noqa: ARG005
-        "v": lambda a, s: (a / s, -(a * a + s * s) / s),
-    },
-    "v": {
-        "eps": lambda a, s: (s / (a * a + s * s), a / (a * a + s * s)),
-        "x0": lambda a, s: (a / (a * a + s * s), -s / (a * a + s * s)),
-        "v": lambda a, s: (0.0, 1.0),  # noqa: ARG005
-    },
-    "score": {
-        "eps": lambda a, s: (0.0, -s),  # noqa: ARG005
-        "x0": lambda a, s: (1 / a, s * s / a),
-        "v": lambda a, s: (-s / a, -s * (a * a + s * s) / a),
-    },
-    "flow": {
-        "eps": lambda a, s: (1 / (a + s), a / (a + s)),
-        "x0": lambda a, s: (1 / (a + s), -s / (a + s)),
-        "v": lambda a, s: ((a - s) / (a + s), (a * a + s * s) / (a + s)),
-    },
-}
-
 PREDICTIONS: Final = (*FORMS, "edm")
 VARIANCES: Final = ("fixed", "learned")
 COUPLINGS: Final = ("independent", "optimal-transport")
-
-
-def edm_form(form: str, alpha: Number, sigma: Number, d: float) -> tuple[Number, Number]:
-    """Return (p, q) of p x_t + q F for the inner network's output F, with d = sigma_data.
-
-    In y = x/alpha and s = sigma/alpha, x0 = d²/(s²+d²) y + s d/√(s²+d²) F and
-    eps = (y − x0)/s = s/(s²+d²) y − d/√(s²+d²) F. Made of x0 instead, eps would cancel where
-    sigma is small.
-    """
-    s = sigma / alpha
-    total = s * s + d * d
-    root = d / total**0.5
-    if form == "x0":
-        return d * d / (total * alpha), s * root
-    if form == "eps":
-        return s / (total * alpha), -root
-    return s * (1 - d * d) / total, -root * (alpha + s * sigma)
-
-
-def converted(form: str, prediction: str, out: Tensor, x: Tensor, at: Level | Levels) -> Tensor:
-    """Return eps, x0 or v of an output that predicts another of them."""
-    return joined(FORMS[prediction][form](at.alpha, at.sigma), out, x)
-
-
-def joined(weights: tuple[Number, Number], out: Tensor, x: Tensor) -> Tensor:
-    """Return p x + q out."""
-    p, q = weights
-    if isinstance(q, Tensor):
-        turned = expand(q, x) * out
-        return turned + expand(p, x) * x if isinstance(p, Tensor) else turned
-    p, q = float(p), float(q)
-    if p == 0:  # as when the network predicts what is asked for
-        return out if q == 1 else out * q
-    return (x * p).add_(out, alpha=q)
-
-
-@final
-class Labelled(nn.Module):
-    """A class-conditional network with its labels filled in."""
-
-    def __init__(self, network: nn.Module, labels: Tensor) -> None:
-        super().__init__()
-        self.network, self.labels = network, labels
-
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        """Return network(x, c, labels)."""
-        labels = self.labels.to(x.device)
-        if labels.ndim and labels.shape != c.shape:
-            raise wrong_value("ScoreModel", "labels", f"be one, or {len(c)} for this batch",
-                              f"{len(labels)} labels", "pass as many as samples")  # fmt: skip
-        out: Tensor = self.network(x, c, labels.expand(x.shape[0]))
-        return out
 
 
 class LearnedScore(nn.Module, ABC):

@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from sde_diffusion._check import diverged, wrong_type, wrong_value
+from sde_diffusion.dynamics import ProbabilityFlow, check_flow
 from sde_diffusion.grids import Denoised, Grid, check_grid, times_of
-from sde_diffusion.integration import OneStep, Solver, check_falling, integrate
-from sde_diffusion.reverse import ProbabilityFlow, check_flow
+from sde_diffusion.integration import check_falling, integrate
+from sde_diffusion.solver import OneStep, Solver
 
 _STATES: Final = 1024  # solved at once, or the columns of one sample if they are more
 

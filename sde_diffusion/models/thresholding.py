@@ -11,29 +11,15 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Protocol, Self, final
+from typing import Self, final
 
 import torch
 from torch import Tensor
 
 from sde_diffusion._check import positive_number, wrong_type, wrong_value
 from sde_diffusion._tensors import expand
+from sde_diffusion.models.protocols import Denoiser
 from sde_diffusion.sde import LinearSDE
-
-
-class Denoiser(Protocol):
-    """What a threshold needs of a score model."""
-
-    @property
-    def sde(self) -> LinearSDE:
-        """The SDE whose score it is."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where it computes."""
-
-    def denoise(self, x: Tensor, t: Tensor) -> Tensor:
-        """Return E[x0 | x_t]."""
 
 
 class Threshold(ABC):

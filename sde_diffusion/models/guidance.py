@@ -21,9 +21,10 @@ from torch import Tensor
 from sde_diffusion._check import wrong_type, wrong_value
 from sde_diffusion._tensors import expand
 from sde_diffusion.coefficients import Level, Levels
-from sde_diffusion.score import Labelled, ScoreModel
+from sde_diffusion.models.conditioned import Labelled
+from sde_diffusion.models.protocols import Denoiser
+from sde_diffusion.models.score import ScoreModel
 from sde_diffusion.sde import LinearSDE
-from sde_diffusion.thresholding import Denoiser
 
 if TYPE_CHECKING:
     from sde_diffusion.data.spec import DataSpec

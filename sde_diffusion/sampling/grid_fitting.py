@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._check import diverged, positive_integer, wrong_type, wrong_value
-from sde_diffusion.budgets import adapts, cost
 from sde_diffusion.grids import cosine, karras, log_snr, quadratic, sampling_ends
-from sde_diffusion.integration import Model, Solver, check_evaluation, dynamics_for, integrate
+from sde_diffusion.integration import check_evaluation, dynamics_for, integrate
+from sde_diffusion.models.protocols import Model
 from sde_diffusion.noise import PerSampleNoise
+from sde_diffusion.sampling.costs import adapts, cost
 from sde_diffusion.sde import LinearSDE
+from sde_diffusion.solver import Solver
 
 _REFERENCE: Final = 32  # Runge–Kutta steps of the reference flow
 _LOCAL: Final = 12  # Runge–Kutta steps beside all steps of the grid, at least one beside each

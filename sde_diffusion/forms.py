@@ -1,0 +1,84 @@
+"""The forms of a prediction, one another's linear images.
+
+With x_t = alpha x0 + sigma eps: score = −eps/sigma, x0 = (x_t − sigma eps)/alpha,
+v = alpha eps − sigma x0, flow = eps − x0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, TypeAlias
+
+from torch import Tensor
+
+from sde_diffusion._tensors import expand
+from sde_diffusion.coefficients import Level, Levels
+
+Number: TypeAlias = "float | Tensor"
+# (alpha, sigma) -> (p, q) of p x_t + q output
+Conversion: TypeAlias = Callable[[Any, Any], tuple[Number, Number]]
+
+# Rows: what the network predicts. Columns: what is asked for. v = alpha eps − sigma x0, and its
+# row divides by alpha² + sigma², so that it holds outside the VP family too; so does the row of
+# flow = eps − x0, the velocity of `RectifiedFlow`.
+FORMS: Final[dict[str, dict[str, Conversion]]] = {
+    "eps": {
+        "eps": lambda a, s: (0.0, 1.0),  # noqa: ARG005
+        "x0": lambda a, s: (1 / a, -s / a),
+        "v": lambda a, s: (-s / a, (a * a + s * s) / a),
+    },
+    "x0": {
+        "eps": lambda a, s: (1 / s, -a / s),
+        "x0": lambda a, s: (0.0, 1.0),  # noqa: ARG005
+        "v": lambda a, s: (a / s, -(a * a + s * s) / s),
+    },
+    "v": {
+        "eps": lambda a, s: (s / (a * a + s * s), a / (a * a + s * s)),
+        "x0": lambda a, s: (a / (a * a + s * s), -s / (a * a + s * s)),
+        "v": lambda a, s: (0.0, 1.0),  # noqa: ARG005
+    },
+    "score": {
+        "eps": lambda a, s: (0.0, -s),  # noqa: ARG005
+        "x0": lambda a, s: (1 / a, s * s / a),
+        "v": lambda a, s: (-s / a, -s * (a * a + s * s) / a),
+    },
+    "flow": {
+        "eps": lambda a, s: (1 / (a + s), a / (a + s)),
+        "x0": lambda a, s: (1 / (a + s), -s / (a + s)),
+        "v": lambda a, s: ((a - s) / (a + s), (a * a + s * s) / (a + s)),
+    },
+}
+
+
+def edm_form(form: str, alpha: Number, sigma: Number, d: float) -> tuple[Number, Number]:
+    """Return (p, q) of p x_t + q F for the inner network's output F, with d = sigma_data.
+
+    In y = x/alpha and s = sigma/alpha, x0 = d²/(s²+d²) y + s d/√(s²+d²) F and
+    eps = (y − x0)/s = s/(s²+d²) y − d/√(s²+d²) F. Made of x0 instead, eps would cancel where
+    sigma is small.
+    """
+    s = sigma / alpha
+    total = s * s + d * d
+    root = d / total**0.5
+    if form == "x0":
+        return d * d / (total * alpha), s * root
+    if form == "eps":
+        return s / (total * alpha), -root
+    return s * (1 - d * d) / total, -root * (alpha + s * sigma)
+
+
+def converted(form: str, prediction: str, out: Tensor, x: Tensor, at: Level | Levels) -> Tensor:
+    """Return eps, x0 or v of an output that predicts another of them."""
+    return joined(FORMS[prediction][form](at.alpha, at.sigma), out, x)
+
+
+def joined(weights: tuple[Number, Number], out: Tensor, x: Tensor) -> Tensor:
+    """Return p x + q out."""
+    p, q = weights
+    if isinstance(q, Tensor):
+        turned = expand(q, x) * out
+        return turned + expand(p, x) * x if isinstance(p, Tensor) else turned
+    p, q = float(p), float(q)
+    if p == 0:  # as when the network predicts what is asked for
+        return out if q == 1 else out * q
+    return (x * p).add_(out, alpha=q)

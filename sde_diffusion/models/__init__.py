@@ -1,0 +1,7 @@
+"""What answers at (x, t): learned scores, exact ones, and wrappers of both."""
+
+from __future__ import annotations
+
+from sde_diffusion._exports import exported
+
+__getattr__, __dir__, __all__ = exported(__name__, __file__)

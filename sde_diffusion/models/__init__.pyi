@@ -1,0 +1,15 @@
+from sde_diffusion.models.exact import (
+    Gaussian as Gaussian,
+    GaussianMixture as GaussianMixture,
+    fit_gaussian as fit_gaussian,
+)
+from sde_diffusion.models.guidance import (
+    GuidanceInterval as GuidanceInterval,
+    Guided as Guided,
+    guided as guided,
+)
+from sde_diffusion.models.score import DirectScore as DirectScore, ScoreModel as ScoreModel
+from sde_diffusion.models.thresholding import (
+    DynamicThreshold as DynamicThreshold,
+    StaticThreshold as StaticThreshold,
+)

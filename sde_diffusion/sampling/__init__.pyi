@@ -1,0 +1,16 @@
+from sde_diffusion.sampling.encoding import (
+    Reconstruction as Reconstruction,
+    decode as decode,
+    encode as encode,
+    interpolate as interpolate,
+    reconstruct as reconstruct,
+)
+from sde_diffusion.sampling.generate import sample as sample
+from sde_diffusion.sampling.grid_fitting import optimised as optimised
+from sde_diffusion.sampling.inversion import (
+    FixedPoint as FixedPoint,
+    Inverse as Inverse,
+    Newton as Newton,
+    sampler_inverse as sampler_inverse,
+)
+from sde_diffusion.sampling.tilting import Tilted as Tilted, sample_tilted as sample_tilted
