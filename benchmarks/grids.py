@@ -32,9 +32,9 @@ from sde_diffusion import (
     quadratic,
     uniform,
 )
+from sde_diffusion.diagnostics.metrics import rms_distance
 from sde_diffusion.grids import cosine
 from sde_diffusion.integration import dynamics_for
-from sde_diffusion.metrics import rms_distance
 from sde_diffusion.models.protocols import Model
 from sde_diffusion.noise import PerSampleNoise
 from sde_diffusion.sampling.costs import steps_within

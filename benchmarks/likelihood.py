@@ -43,7 +43,7 @@ from sde_diffusion import (
     log_prob,
 )
 from sde_diffusion.counting import Score
-from sde_diffusion.likelihood import Density
+from sde_diffusion.likelihood.flow import Density
 from sde_diffusion.nets.unet import mnist_config
 from sde_diffusion.solver import Solver
 from sde_diffusion.solvers import AdaptiveAdams, DormandPrince

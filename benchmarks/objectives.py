@@ -34,7 +34,7 @@ from sde_diffusion import (
     sample,
     train,
 )
-from sde_diffusion.metrics import sliced_wasserstein
+from sde_diffusion.diagnostics.metrics import sliced_wasserstein
 from sde_diffusion.objectives import Explicit, Objective
 from sde_diffusion.solvers import Euler
 from sde_diffusion.time_distributions import Stratified, UniformTimes

@@ -49,8 +49,8 @@ from sde_diffusion import (
     quadratic,
     uniform,
 )
+from sde_diffusion.diagnostics.metrics import rms_distance, sliced_wasserstein
 from sde_diffusion.integration import dynamics_for
-from sde_diffusion.metrics import rms_distance, sliced_wasserstein
 from sde_diffusion.models.exact import ExactScore
 from sde_diffusion.models.protocols import Model
 from sde_diffusion.sampling.costs import steps_within

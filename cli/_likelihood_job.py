@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     import torch
 
     from sde_diffusion.data.dataset import Dataset
-    from sde_diffusion.evaluation_settings import EvaluationSettings
-    from sde_diffusion.evaluator import Evaluator
+    from sde_diffusion.evaluation.evaluator import Evaluator
+    from sde_diffusion.evaluation.sample_log import SampleLog
+    from sde_diffusion.evaluation.settings import EvaluationSettings
     from sde_diffusion.parallel.ranks import Ranks
-    from sde_diffusion.sample_log import SampleLog
 
 _ALL: Final = "all"
 
@@ -46,7 +46,7 @@ class Job:
 
 def log_of(out: Path, rank: int = 0) -> SampleLog:
     """Return the log of the unfinished run in a folder."""
-    from sde_diffusion.sample_log import SampleLog
+    from sde_diffusion.evaluation.sample_log import SampleLog
 
     return SampleLog(out / "unfinished", rank)
 
@@ -94,7 +94,7 @@ def _audited(
     error, rows, samples = options["--error"], options["--ledger"], len(evaluator.dataset)
     if error is None and rows is None:
         return evaluator, {}
-    from sde_diffusion import tuning
+    from sde_diffusion.evaluation import tuning
 
     rows = 4 if rows is None else rows
     if error is None:
@@ -147,8 +147,8 @@ def evaluator_of(
 
     Errors: ValueError or TypeError for options, data or a model that do not go together.
     """
-    from sde_diffusion.evaluation_settings import EvaluationSettings
-    from sde_diffusion.evaluator import Evaluator
+    from sde_diffusion.evaluation.evaluator import Evaluator
+    from sde_diffusion.evaluation.settings import EvaluationSettings
 
     chosen = _settings(options) if settings is None else EvaluationSettings.from_json(settings)
     solver = _ode_solver(options["--solver"], chosen.tolerance)
@@ -171,7 +171,7 @@ def _check_folder(out: Path, log: SampleLog, *, resume: bool) -> None:
 
 
 def _saved(out: Path, log: SampleLog) -> dict[str, Any]:
-    from sde_diffusion.sample_log import read_manifest
+    from sde_diffusion.evaluation.sample_log import read_manifest
 
     saved = log.read() if log.exists() else read_manifest(out / "manifest.json")
     if not {"options", "settings", "model", "data", "sessions"} <= saved.keys():
@@ -181,7 +181,7 @@ def _saved(out: Path, log: SampleLog) -> dict[str, Any]:
 
 
 def _settings(options: Mapping[str, Any]) -> EvaluationSettings:
-    from sde_diffusion.evaluation_settings import BOUNDS, EvaluationSettings
+    from sde_diffusion.evaluation.settings import BOUNDS, EvaluationSettings
 
     bound = options["--bound"]
     return EvaluationSettings(

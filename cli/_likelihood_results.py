@@ -13,8 +13,8 @@ from sde_diffusion.cli import report
 
 if TYPE_CHECKING:
     from sde_diffusion.cli._likelihood_job import Job
-    from sde_diffusion.ddpm import StepTable
-    from sde_diffusion.evaluation import Evaluation
+    from sde_diffusion.ddpm.discrete_bound import StepTable
+    from sde_diffusion.evaluation.results import Evaluation
 
 _SAMPLE: Final = ("nats", "bits_per_dim", "standard_error")
 _TABLE: Final = ("term", "step", "t", "number", "nats", "bits_per_dim", "standard_error")

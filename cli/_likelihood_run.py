@@ -13,9 +13,9 @@ from sde_diffusion.cli._together import TerminatedError, terminations
 
 if TYPE_CHECKING:
     from sde_diffusion.cli._likelihood_job import Job
-    from sde_diffusion.evaluator import Evaluator
+    from sde_diffusion.evaluation.evaluator import Evaluator
+    from sde_diffusion.evaluation.sample_log import Batch, SampleLog
     from sde_diffusion.parallel.ranks import Ranks
-    from sde_diffusion.sample_log import Batch, SampleLog
 
 
 def computed(job: Job, log: SampleLog, ranks: Ranks) -> None:
@@ -43,7 +43,7 @@ def computed(job: Job, log: SampleLog, ranks: Ranks) -> None:
 
 
 def _compute(job: Job, log: SampleLog, ranks: Ranks) -> None:
-    from sde_diffusion.evaluation import logged
+    from sde_diffusion.evaluation.run import logged
 
     if "result" in job.manifest:
         return
@@ -68,7 +68,7 @@ def _compute(job: Job, log: SampleLog, ranks: Ranks) -> None:
 def finished(job: Job, out: Path) -> Mapping[str, Any]:
     """Return the manifest with the results, which are written unless they are there already."""
     from sde_diffusion.cli._likelihood_results import write_results
-    from sde_diffusion.evaluation import Evaluation
+    from sde_diffusion.evaluation.results import Evaluation
 
     if "result" in job.manifest:
         return job.manifest

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from sde_diffusion.compare import Comparison, Problem
+    from sde_diffusion.diagnostics.comparison import Comparison, Problem
 
 EXAMPLES: Final = """\b
 Examples:
@@ -138,7 +138,7 @@ def _task(
     """Return what to compare on and how, with no data where there are none at hand."""
     import torch
 
-    from sde_diffusion.compare import Problem
+    from sde_diffusion.diagnostics.comparison import Problem
     from sde_diffusion.grids import Denoised
     from sde_diffusion.solvers import AdamsBashforth, RungeKutta4
 
@@ -194,7 +194,7 @@ def _compare(
     replicates: int,
     seed: int,
 ) -> Comparison:
-    from sde_diffusion.compare import THE_FLOW, compare, flow_samples
+    from sde_diffusion.diagnostics.comparison import THE_FLOW, compare, flow_samples
 
     problem, steps = task.problem, task.reference_steps
     with _common.progress(0, "solve") as bar:

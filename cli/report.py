@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sde_diffusion.compare import Comparison, Row
-    from sde_diffusion.metrics import Interval
+    from sde_diffusion.diagnostics.comparison import Comparison, Row
+    from sde_diffusion.diagnostics.metrics import Interval
 
 _HEADERS = (
     "solver", "steps", "NFE", "seconds", "RMS to flow", "sliced W2", "above floor", "MMD^2",

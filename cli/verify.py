@@ -15,7 +15,8 @@ from sde_diffusion.cli import _common, menu, report
 from sde_diffusion.cli._solvers import solver_class
 
 if TYPE_CHECKING:
-    from sde_diffusion.orders import Certificate, Measurement, Rule
+    from sde_diffusion.diagnostics.convergence import Certificate, Measurement
+    from sde_diffusion.diagnostics.orders import Rule
     from sde_diffusion.sde import LinearSDE
 
 EXAMPLES: Final = """\b
@@ -127,7 +128,8 @@ def _chosen(names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _measure(row: Row, name: str, sde: LinearSDE, rule: Rule) -> None:
-    from sde_diffusion.orders import certify, declared
+    from sde_diffusion.diagnostics.convergence import declared
+    from sde_diffusion.diagnostics.orders import certify
 
     try:
         if declared(row.solver) is not None:

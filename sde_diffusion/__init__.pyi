@@ -1,20 +1,4 @@
-from sde_diffusion.auditing import audit as audit
-from sde_diffusion.bounds import (
-    BinDecoder as BinDecoder,
-    Bound as Bound,
-    GaussianDecoder as GaussianDecoder,
-    LevelDecoder as LevelDecoder,
-    elbo as elbo,
-    score_form as score_form,
-)
 from sde_diffusion.brownian import BrownianPath as BrownianPath
-from sde_diffusion.chain import (
-    AnalyticVariance as AnalyticVariance,
-    Chain as Chain,
-    ForwardVariance as ForwardVariance,
-    LearnedVariance as LearnedVariance,
-    PosteriorVariance as PosteriorVariance,
-)
 from sde_diffusion.checkpoints.checkpoint import (
     describe as describe,
     load as load,
@@ -24,28 +8,26 @@ from sde_diffusion.checkpoints.checkpoint import (
 from sde_diffusion.data.dataset import Dataset as Dataset, load_data as load_data
 from sde_diffusion.data.scaling import Affine as Affine, Logit as Logit
 from sde_diffusion.data.spec import DataSpec as DataSpec
-from sde_diffusion.ddpm import DiscreteBound as DiscreteBound, vlb as vlb
-from sde_diffusion.dequantization import (
-    DiscreteLogLikelihood as DiscreteLogLikelihood,
-    TruncatedNormal as TruncatedNormal,
-    Uniform as Uniform,
-    discrete_log_prob as discrete_log_prob,
-    importance_weighted as importance_weighted,
-)
-from sde_diffusion.divergence import (
-    Exact as Exact,
-    Hutchinson as Hutchinson,
-    HutchPlusPlus as HutchPlusPlus,
-    fastest as fastest,
+from sde_diffusion.ddpm.chain import Chain as Chain
+from sde_diffusion.ddpm.discrete_bound import DiscreteBound as DiscreteBound, vlb as vlb
+from sde_diffusion.ddpm.variances import (
+    AnalyticVariance as AnalyticVariance,
+    ForwardVariance as ForwardVariance,
+    LearnedVariance as LearnedVariance,
+    PosteriorVariance as PosteriorVariance,
 )
 from sde_diffusion.dynamics import (
     ODE as ODE,
     ProbabilityFlow as ProbabilityFlow,
     ReverseSDE as ReverseSDE,
 )
-from sde_diffusion.evaluation import Evaluation as Evaluation, evaluate as evaluate
-from sde_diffusion.evaluation_settings import EvaluationSettings as EvaluationSettings
-from sde_diffusion.evaluator import Evaluator as Evaluator
+from sde_diffusion.evaluation.auditing import audit as audit
+from sde_diffusion.evaluation.evaluator import Evaluator as Evaluator
+from sde_diffusion.evaluation.ledger import Ledger as Ledger
+from sde_diffusion.evaluation.results import Evaluation as Evaluation
+from sde_diffusion.evaluation.run import evaluate as evaluate
+from sde_diffusion.evaluation.settings import EvaluationSettings as EvaluationSettings
+from sde_diffusion.evaluation.tuning import audited as audited, tuned as tuned
 from sde_diffusion.grids import (
     Denoised as Denoised,
     angular as angular,
@@ -66,9 +48,45 @@ from sde_diffusion.lattices import (
     linspace as linspace,
     trailing as trailing,
 )
-from sde_diffusion.ledger import Ledger as Ledger
-from sde_diffusion.likelihood import LogLikelihood as LogLikelihood, log_prob as log_prob
-from sde_diffusion.log_det import ArnoldiLogDet as ArnoldiLogDet, ExactLogDet as ExactLogDet
+from sde_diffusion.likelihood.continuous_bound import (
+    Bound as Bound,
+    elbo as elbo,
+    score_form as score_form,
+)
+from sde_diffusion.likelihood.decoders import (
+    BinDecoder as BinDecoder,
+    GaussianDecoder as GaussianDecoder,
+    LevelDecoder as LevelDecoder,
+)
+from sde_diffusion.likelihood.dequantization import (
+    DiscreteLogLikelihood as DiscreteLogLikelihood,
+    TruncatedNormal as TruncatedNormal,
+    Uniform as Uniform,
+    discrete_log_prob as discrete_log_prob,
+    importance_weighted as importance_weighted,
+)
+from sde_diffusion.likelihood.divergence import (
+    Exact as Exact,
+    Hutchinson as Hutchinson,
+    HutchPlusPlus as HutchPlusPlus,
+)
+from sde_diffusion.likelihood.fastest_mode import fastest as fastest
+from sde_diffusion.likelihood.flow import LogLikelihood as LogLikelihood, log_prob as log_prob
+from sde_diffusion.likelihood.flow_variables import Angle as Angle, LogSNR as LogSNR, Time as Time
+from sde_diffusion.likelihood.learned_dequantization import (
+    Variational as Variational,
+    fit_dequantizer as fit_dequantizer,
+)
+from sde_diffusion.likelihood.log_det import (
+    ArnoldiLogDet as ArnoldiLogDet,
+    ExactLogDet as ExactLogDet,
+)
+from sde_diffusion.likelihood.sampler_density import (
+    SamplerDensity as SamplerDensity,
+    check_injective as check_injective,
+    first_fold as first_fold,
+    sampler_log_prob as sampler_log_prob,
+)
 from sde_diffusion.losses import denoising_loss as denoising_loss, explicit_loss as explicit_loss
 from sde_diffusion.models.exact import (
     Gaussian as Gaussian,
@@ -107,12 +125,6 @@ from sde_diffusion.objectives import (
 )
 from sde_diffusion.parallel.processes import Processes as Processes
 from sde_diffusion.post_hoc import reconstruct_average as reconstruct_average
-from sde_diffusion.sampler_density import (
-    SamplerDensity as SamplerDensity,
-    check_injective as check_injective,
-    first_fold as first_fold,
-    sampler_log_prob as sampler_log_prob,
-)
 from sde_diffusion.sampling.encoding import (
     Reconstruction as Reconstruction,
     decode as decode,
@@ -158,12 +170,6 @@ from sde_diffusion.sde import (
 )
 from sde_diffusion.solver import OneStep as OneStep, Solver as Solver
 from sde_diffusion.training import TrainingConfig as TrainingConfig, train as train
-from sde_diffusion.tuning import audited as audited, tuned as tuned
-from sde_diffusion.variables import Angle as Angle, LogSNR as LogSNR, Time as Time
-from sde_diffusion.variational import (
-    Variational as Variational,
-    fit_dequantizer as fit_dequantizer,
-)
 from sde_diffusion.variational_loss import Hybrid as Hybrid, Vlb as Vlb
 
 __version__: str

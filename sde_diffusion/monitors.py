@@ -18,8 +18,10 @@ from torch import Tensor
 from sde_diffusion._check import positive_integer, wrong_type, wrong_value
 from sde_diffusion._seeds import Purpose, mix
 from sde_diffusion._tensors import flat_sum
-from sde_diffusion.bounds import Decoder, GaussianDecoder, LevelDecoder, check_draws, elbo
 from sde_diffusion.data.dataset import Dataset
+from sde_diffusion.likelihood.continuous_bound import elbo
+from sde_diffusion.likelihood.decoders import Decoder, GaussianDecoder, LevelDecoder
+from sde_diffusion.likelihood.estimates import check_draws
 from sde_diffusion.models.score import DirectScore, LearnedScore, ScoreModel
 from sde_diffusion.noise import PerSampleNoise
 from sde_diffusion.pictures.samples import sample_picture

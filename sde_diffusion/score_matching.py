@@ -16,9 +16,9 @@ from torch import Tensor
 from sde_diffusion._check import wrong_type, wrong_value
 from sde_diffusion._tensors import flat_sum
 from sde_diffusion.counting import Score
-from sde_diffusion.divergence import Exact, Hutchinson, signs
 from sde_diffusion.grids import check_grid
 from sde_diffusion.integration import integrate
+from sde_diffusion.likelihood.divergence import Exact, Hutchinson, signs
 from sde_diffusion.models.score import DirectScore, LearnedScore, ScoreModel
 from sde_diffusion.noise import Noise
 from sde_diffusion.objectives import Batch, Objective

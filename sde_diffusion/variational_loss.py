@@ -11,14 +11,15 @@ from torch import Tensor
 
 from sde_diffusion._check import wrong_value
 from sde_diffusion._tensors import flat_sum
-from sde_diffusion.bounds import BinDecoder, Decoder, GaussianDecoder
-from sde_diffusion.chain import Chain, LearnedVariance, predicted
 from sde_diffusion.coefficients import Levels
 from sde_diffusion.counting import CountedScore
-from sde_diffusion.ddpm import step_bound
+from sde_diffusion.ddpm.chain import Chain
+from sde_diffusion.ddpm.discrete_bound import step_bound
+from sde_diffusion.ddpm.variances import LearnedVariance, predicted
 from sde_diffusion.dynamics import check_coupling
 from sde_diffusion.forms import converted
 from sde_diffusion.lattices import lattice
+from sde_diffusion.likelihood.decoders import BinDecoder, Decoder, GaussianDecoder
 from sde_diffusion.models.score import ScoreModel
 from sde_diffusion.objectives import Batch, Objective
 from sde_diffusion.time_distributions import LatticeTimes, Spacing

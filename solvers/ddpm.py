@@ -10,7 +10,8 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from sde_diffusion.chain import Chain, Variance, counted, predicted, reverse_step
+from sde_diffusion.ddpm.chain import Chain
+from sde_diffusion.ddpm.variances import Variance, counted, predicted, reverse_step
 from sde_diffusion.dynamics import ReverseSDE, linear
 from sde_diffusion.noise import Noise
 from sde_diffusion.solvers._checks import backward, own_noise

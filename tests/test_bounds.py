@@ -21,14 +21,12 @@ from sde_diffusion import (
     SubVPSDE,
 )
 from sde_diffusion._seeds import mix
-from sde_diffusion.bounds import (
+from sde_diffusion.likelihood.continuous_bound import elbo, prior_kl, score_form
+from sde_diffusion.likelihood.decoders import (
     BinDecoder,
     GaussianDecoder,
     LevelDecoder,
     bin_centres,
-    elbo,
-    prior_kl,
-    score_form,
 )
 from sde_diffusion.noise import PerSampleNoise
 from sde_diffusion.time_distributions import LikelihoodTimes, log_snr_range
@@ -273,7 +271,7 @@ def test_the_control_variate_cuts_the_error_and_moves_nothing(monkeypatch) -> No
     data = correlated(16)
     model, x = data.diffused(VPSDE()), data.sample(200, generator(3))
     with_it = elbo(x, model, draws=64)
-    monkeypatch.setattr("sde_diffusion.bounds.Control", NoControl)
+    monkeypatch.setattr("sde_diffusion.likelihood.continuous_bound.Control", NoControl)
     without = elbo(x, model, draws=64)
     variances = [b.standard_error.square().mean() for b in (with_it, without)]
     assert variances[0] < 0.25 * variances[1]

@@ -52,7 +52,7 @@ from sde_diffusion import (
 )
 from sde_diffusion.cli import menu
 from sde_diffusion.cli.main import main
-from sde_diffusion.dequantization import Uniform
+from sde_diffusion.likelihood.dequantization import Uniform
 from sde_diffusion.solvers import (
     DDIM,
     AdamsBashforth,

@@ -22,8 +22,8 @@ from click.testing import CliRunner, Result
 
 from sde_diffusion import MLP, VPSDE, Dataset, DataSpec, GaussianMixture, ScoreModel, save_model
 from sde_diffusion.cli.main import main
-from sde_diffusion.evaluation import evaluate
-from sde_diffusion.evaluation_settings import EvaluationSettings
+from sde_diffusion.evaluation.run import evaluate
+from sde_diffusion.evaluation.settings import EvaluationSettings
 from sde_diffusion.solvers import DormandPrince
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -323,11 +323,11 @@ def test_what_was_measured_is_not_measured_again(
     def chosen(divergence: Hutchinson, *_rest: object) -> tuple[Hutchinson, str]:
         return Hutchinson(divergence.number, divergence.seed, mode="forward"), "by this test"
 
-    monkeypatch.setattr("sde_diffusion.evaluator.fastest", chosen)
+    monkeypatch.setattr("sde_diffusion.evaluation.evaluator.fastest", chosen)
     options = ["--model", "watched:model", "--data", "points.npy", "--batch-size", 2,
                "--limit", 5, "--tolerance", 1e-2]  # fmt: skip
     interrupted(watched, *options, "--out", "out")
-    monkeypatch.setattr("sde_diffusion.evaluator.fastest", None)
+    monkeypatch.setattr("sde_diffusion.evaluation.evaluator.fastest", None)
     assert run("--resume", "--out", "out")["mode"] == "forward"
     run(*options, "--mode", "forward", "--out", "whole")
     assert same_results(Path("out"), Path("whole"))

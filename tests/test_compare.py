@@ -27,8 +27,14 @@ from sde_diffusion import (
 )
 from sde_diffusion.cli.compare import command
 from sde_diffusion.cli.report import comparison_text, table
-from sde_diffusion.compare import THE_FLOW, Comparison, Problem, compare, flow_samples
-from sde_diffusion.metrics import rms_distance
+from sde_diffusion.diagnostics.comparison import (
+    THE_FLOW,
+    Comparison,
+    Problem,
+    compare,
+    flow_samples,
+)
+from sde_diffusion.diagnostics.metrics import rms_distance
 from sde_diffusion.sampling.costs import adapts, cost, plan, steps_within
 from sde_diffusion.solvers import (
     AdamsBashforth,
@@ -231,7 +237,7 @@ def test_many_samples_are_computed_in_parts(monkeypatch: pytest.MonkeyPatch) -> 
         return [(row.nfe, row.error, row.sliced_wasserstein) for row in found.rows]
 
     whole = once()
-    monkeypatch.setattr("sde_diffusion.compare._AT_ONCE", 14)  # seven points
+    monkeypatch.setattr("sde_diffusion.diagnostics.comparison._AT_ONCE", 14)  # seven points
     assert once() == whole
 
 

@@ -23,11 +23,8 @@ from sde_diffusion import (
 )
 from sde_diffusion.coefficients import Coefficients
 from sde_diffusion.counting import CountedScore
-from sde_diffusion.dynamics import ODE
-from sde_diffusion.grids import karras, log_snr
-from sde_diffusion.orders import (
-    Convergence,
-    Measurement,
+from sde_diffusion.diagnostics.convergence import Convergence, Measurement
+from sde_diffusion.diagnostics.orders import (
     _both,
     _Line,
     certify,
@@ -35,6 +32,8 @@ from sde_diffusion.orders import (
     ode_convergence,
     weak_convergence,
 )
+from sde_diffusion.dynamics import ODE
+from sde_diffusion.grids import karras, log_snr
 from sde_diffusion.solvers import (
     AdamsBashforth,
     Ancestral,

@@ -28,17 +28,18 @@ from sde_diffusion import (
     trailing,
     uniform,
 )
-from sde_diffusion.bounds import BinDecoder, GaussianDecoder, bin_centres, elbo, prior_kl
-from sde_diffusion.chain import (
+from sde_diffusion.ddpm.chain import Chain
+from sde_diffusion.ddpm.discrete_bound import step_bound, vlb
+from sde_diffusion.ddpm.variances import (
     AnalyticVariance,
-    Chain,
     ForwardVariance,
     LearnedVariance,
     PosteriorVariance,
     Variance,
     reverse_step,
 )
-from sde_diffusion.ddpm import step_bound, vlb
+from sde_diffusion.likelihood.continuous_bound import elbo, prior_kl
+from sde_diffusion.likelihood.decoders import BinDecoder, GaussianDecoder, bin_centres
 from sde_diffusion.solvers import DormandPrince
 
 NORMAL = GaussianDecoder()

@@ -21,7 +21,7 @@ from sde_diffusion import (
     sample,
     uniform,
 )
-from sde_diffusion.compare import Problem
+from sde_diffusion.diagnostics.comparison import Problem
 from sde_diffusion.dynamics import ODE
 from sde_diffusion.integration import dynamics_for
 from sde_diffusion.solvers import (

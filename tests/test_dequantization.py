@@ -25,14 +25,14 @@ from sde_diffusion import (
 )
 from sde_diffusion._seeds import mix
 from sde_diffusion.data.scaling import Affine, Logit, Scaling
-from sde_diffusion.dequantization import (
+from sde_diffusion.likelihood.dequantization import (
     Dequantizer,
     TruncatedNormal,
     Uniform,
     discrete_log_prob,
     importance_weighted,
 )
-from sde_diffusion.variational import Variational, fit_dequantizer
+from sde_diffusion.likelihood.learned_dequantization import Variational, fit_dequantizer
 
 ONE = {
     (levels, scaling): DataSpec("one", (1,), levels, scaling)

@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from sde_diffusion._seeds import mix
-from sde_diffusion.divergence import Exact, Hutchinson, HutchPlusPlus, fastest
 from sde_diffusion.dynamics import ProbabilityFlow
+from sde_diffusion.likelihood.divergence import Exact, Hutchinson, HutchPlusPlus
+from sde_diffusion.likelihood.fastest_mode import fastest
 from sde_diffusion.models.exact import Gaussian, GaussianMixture, fit_gaussian
 from sde_diffusion.nets import MLP, UNet
 from sde_diffusion.noise import PerSampleNoise

@@ -22,7 +22,7 @@ from sde_diffusion import (
     log_prob,
     uniform,
 )
-from sde_diffusion.divergence import Exact
+from sde_diffusion.likelihood.divergence import Exact
 from sde_diffusion.sampling.encoding import decode, encode, interpolate, reconstruct
 from sde_diffusion.solvers import DDIM, DormandPrince, EulerMaruyama, Heun, RungeKutta4
 

@@ -39,18 +39,20 @@ from sde_diffusion import (
     linear_betas,
     log_prob,
 )
-from sde_diffusion.bounds import BinDecoder, LevelDecoder, bin_centres, elbo
 from sde_diffusion.checkpoints.fingerprint import fingerprint
 from sde_diffusion.data.scaling import Affine, Logit
-from sde_diffusion.ddpm import vlb
-from sde_diffusion.dequantization import TruncatedNormal, Uniform, discrete_log_prob
-from sde_diffusion.evaluation import Evaluation, evaluate
-from sde_diffusion.evaluation_settings import EvaluationSettings
-from sde_diffusion.evaluator import Evaluator
+from sde_diffusion.ddpm.discrete_bound import vlb
+from sde_diffusion.evaluation.evaluator import Evaluator
+from sde_diffusion.evaluation.results import Evaluation
+from sde_diffusion.evaluation.run import evaluate
+from sde_diffusion.evaluation.sample_log import Batch, SampleLog
+from sde_diffusion.evaluation.settings import EvaluationSettings
+from sde_diffusion.likelihood.continuous_bound import elbo
+from sde_diffusion.likelihood.decoders import BinDecoder, LevelDecoder, bin_centres
+from sde_diffusion.likelihood.dequantization import TruncatedNormal, Uniform, discrete_log_prob
 from sde_diffusion.parallel import ranks as ranks_module
 from sde_diffusion.parallel.ranks import Ranks, place, share_of
 from sde_diffusion.runs import check_same
-from sde_diffusion.sample_log import Batch, SampleLog
 from sde_diffusion.solvers import DormandPrince, Heun
 
 RING = GaussianMixture.ring(8).diffused(VPSDE())
@@ -206,7 +208,7 @@ def test_the_mode_is_measured_once_and_not_where_memory_has_no_bound(
     def replace_mode(divergence: Hutchinson) -> Hutchinson:
         return Hutchinson(divergence.number, divergence.seed, divergence.first, mode="forward")
 
-    monkeypatch.setattr("sde_diffusion.evaluator.fastest", fastest)
+    monkeypatch.setattr("sde_diffusion.evaluation.evaluator.fastest", fastest)
     evaluator, why = Evaluator(RING, points(), SOLVER).decided()
     assert (evaluator.settings.mode, why) == ("forward", "forward, as this test has it")
     assert getattr(evaluator.divergence(0), "mode", None) == "forward"

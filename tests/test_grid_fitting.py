@@ -24,9 +24,9 @@ from sde_diffusion import (
     log_snr,
     quadratic,
 )
+from sde_diffusion.diagnostics.metrics import rms_distance
 from sde_diffusion.grids import check_grid, cosine
 from sde_diffusion.integration import dynamics_for
-from sde_diffusion.metrics import rms_distance
 from sde_diffusion.noise import PerSampleNoise
 from sde_diffusion.sampling.costs import steps_within
 from sde_diffusion.sampling.grid_fitting import _Calibration, _equal_parts, flow, optimised

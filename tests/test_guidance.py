@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from sde_diffusion.coefficients import Levels
-from sde_diffusion.divergence import Exact
 from sde_diffusion.dynamics import ProbabilityFlow, ReverseSDE
 from sde_diffusion.grids import angular, uniform
 from sde_diffusion.integration import integrate
-from sde_diffusion.likelihood import log_prob
+from sde_diffusion.likelihood.divergence import Exact
+from sde_diffusion.likelihood.flow import log_prob
 from sde_diffusion.models.exact import Gaussian, GaussianMixture
 from sde_diffusion.models.guidance import GuidanceInterval, Guided, guided
 from sde_diffusion.models.score import ScoreModel

@@ -18,8 +18,8 @@ from sde_diffusion import (
     quadratic,
     uniform,
 )
-from sde_diffusion.divergence import Exact
-from sde_diffusion.sampler_density import sampler_log_prob
+from sde_diffusion.likelihood.divergence import Exact
+from sde_diffusion.likelihood.sampler_density import sampler_log_prob
 from sde_diffusion.sampling.encoding import encode
 from sde_diffusion.sampling.inversion import FixedPoint, Newton, sampler_inverse
 from sde_diffusion.solvers import DDIM, AngularAdams, DormandPrince, DPMSolverPP, EDMHeun, Euler

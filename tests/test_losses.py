@@ -24,9 +24,10 @@ from sde_diffusion import (
     lattice,
     linear_betas,
 )
-from sde_diffusion.bounds import GaussianDecoder
-from sde_diffusion.chain import Chain, ForwardVariance
-from sde_diffusion.ddpm import step_bound
+from sde_diffusion.ddpm.chain import Chain
+from sde_diffusion.ddpm.discrete_bound import step_bound
+from sde_diffusion.ddpm.variances import ForwardVariance
+from sde_diffusion.likelihood.decoders import GaussianDecoder
 from sde_diffusion.losses import explicit_loss
 from sde_diffusion.models.score import PREDICTIONS
 from sde_diffusion.sde import derivative

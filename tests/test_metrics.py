@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, strategies as st
 from torch import Tensor
 
-from sde_diffusion.metrics import (
+from sde_diffusion.diagnostics.metrics import (
     Interval,
     Reference,
     directions,

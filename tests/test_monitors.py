@@ -33,9 +33,9 @@ from sde_diffusion import (
     load_data,
     train,
 )
-from sde_diffusion.evaluation import Evaluation
-from sde_diffusion.evaluation_settings import EvaluationSettings
-from sde_diffusion.evaluator import Evaluator
+from sde_diffusion.evaluation.evaluator import Evaluator
+from sde_diffusion.evaluation.results import Evaluation
+from sde_diffusion.evaluation.settings import EvaluationSettings
 from sde_diffusion.monitors import HeldOutBound, LossByLevel, SamplePicture, observe
 from sde_diffusion.parallel.processes import Processes  # noqa: F401  (for the job)
 from sde_diffusion.pictures.runs import _bound_curve, curves_picture

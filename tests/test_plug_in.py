@@ -22,8 +22,8 @@ from sde_diffusion import (
     sample,
     uniform,
 )
+from sde_diffusion.diagnostics.orders import ode_convergence, weak_convergence
 from sde_diffusion.dynamics import ODE
-from sde_diffusion.orders import ode_convergence, weak_convergence
 from sde_diffusion.sde import VPSDE
 from sde_diffusion.solvers import (
     Ancestral,

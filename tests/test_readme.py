@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from sde_diffusion.cli.verify import markdown
-from sde_diffusion.orders import TOLERANCE, declared
+from sde_diffusion.diagnostics.convergence import TOLERANCE, declared
 from sde_diffusion.solvers import catalogue
 
 

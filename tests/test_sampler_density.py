@@ -28,9 +28,10 @@ from sde_diffusion import (
     uniform,
 )
 from sde_diffusion._seeds import mix
-from sde_diffusion.divergence import Exact
-from sde_diffusion.log_det import ArnoldiLogDet, ExactLogDet
-from sde_diffusion.sampler_density import check_injective, first_fold, sampler_log_prob
+from sde_diffusion.likelihood.divergence import Exact
+from sde_diffusion.likelihood.flow_variables import Time
+from sde_diffusion.likelihood.log_det import ArnoldiLogDet, ExactLogDet
+from sde_diffusion.likelihood.sampler_density import check_injective, first_fold, sampler_log_prob
 from sde_diffusion.sampling.inversion import sampler_inverse
 from sde_diffusion.sampling.sampler_map import SamplerMap
 from sde_diffusion.solvers import (
@@ -46,7 +47,6 @@ from sde_diffusion.solvers import (
     TorchDiffEq,
 )
 from sde_diffusion.solvers.catalogue import instances
-from sde_diffusion.variables import Time
 
 SOLVERS = {
     name: solver

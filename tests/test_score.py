@@ -22,10 +22,10 @@ from sde_diffusion import (
     lattice,
     sample,
 )
-from sde_diffusion.bounds import elbo
 from sde_diffusion.coefficients import Level
-from sde_diffusion.ddpm import vlb
+from sde_diffusion.ddpm.discrete_bound import vlb
 from sde_diffusion.forms import converted, edm_form, joined
+from sde_diffusion.likelihood.continuous_bound import elbo
 from sde_diffusion.models.score import PREDICTIONS
 from sde_diffusion.solvers import Ancestral, Heun
 

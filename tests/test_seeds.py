@@ -18,7 +18,7 @@ from sde_diffusion import (
     vlb,
 )
 from sde_diffusion._seeds import PathPurpose, Purpose, mix
-from sde_diffusion.dequantization import Dequantizer
+from sde_diffusion.likelihood.dequantization import Dequantizer
 
 SEED = 7
 

@@ -32,9 +32,9 @@ from sde_diffusion import (
     quadratic,
     uniform,
 )
+from sde_diffusion.diagnostics.metrics import rms_distance
+from sde_diffusion.diagnostics.orders import ode_convergence, weak_convergence
 from sde_diffusion.grids import angular
-from sde_diffusion.metrics import rms_distance
-from sde_diffusion.orders import ode_convergence, weak_convergence
 from sde_diffusion.solvers import DormandPrince, Heun
 from sde_diffusion.solvers.angular_adams import AngularAdams
 from sde_diffusion.solvers.angular_sde import AngularSDE

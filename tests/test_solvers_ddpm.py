@@ -21,7 +21,8 @@ from sde_diffusion import (
     linear_betas,
     uniform,
 )
-from sde_diffusion.chain import AnalyticVariance, Chain, LearnedVariance, PosteriorVariance
+from sde_diffusion.ddpm.chain import Chain
+from sde_diffusion.ddpm.variances import AnalyticVariance, LearnedVariance, PosteriorVariance
 from sde_diffusion.noise import Noise, WhiteNoise
 from sde_diffusion.solvers import DDPM, Ancestral
 

@@ -27,8 +27,8 @@ from sde_diffusion import (
     linear_betas,
     uniform,
 )
+from sde_diffusion.diagnostics.orders import ode_convergence
 from sde_diffusion.grids import karras
-from sde_diffusion.orders import ode_convergence
 from sde_diffusion.solvers import AdamsBashforth, Ancestral, Euler, Heun, RungeKutta4, TorchDiffEq
 from sde_diffusion.solvers._weights_in_rho import VARIABLES
 from sde_diffusion.solvers.ddim import DDIM

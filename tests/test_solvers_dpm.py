@@ -21,8 +21,8 @@ from sde_diffusion import (
     uniform,
 )
 from sde_diffusion.coefficients import Coefficients
+from sde_diffusion.diagnostics.orders import ends, ode_convergence
 from sde_diffusion.grids import log_snr
-from sde_diffusion.orders import ends, ode_convergence
 from sde_diffusion.solvers import Ancestral
 from sde_diffusion.solvers.adaptive_dpm_solver import AdaptiveDPMSolver
 from sde_diffusion.solvers.dpm_solver import DPMSolver, DPMSolverMultistep

@@ -21,9 +21,9 @@ from sde_diffusion import (
     integrate,
     uniform,
 )
+from sde_diffusion.diagnostics.orders import strong_convergence, weak_convergence
 from sde_diffusion.grids import karras, log_snr
 from sde_diffusion.noise import Noise
-from sde_diffusion.orders import strong_convergence, weak_convergence
 from sde_diffusion.solvers.adams_bashforth import AdamsBashforth
 from sde_diffusion.solvers.adaptive_sde import AdaptiveSDE
 from sde_diffusion.solvers.dormand_prince import DormandPrince

@@ -23,9 +23,9 @@ from sde_diffusion import (
     quadratic,
 )
 from sde_diffusion.coefficients import Coefficients
+from sde_diffusion.diagnostics.orders import strong_convergence, weak_convergence
 from sde_diffusion.dynamics import ODE
 from sde_diffusion.noise import Noise
-from sde_diffusion.orders import strong_convergence, weak_convergence
 from sde_diffusion.solvers.ancestral import Ancestral
 from sde_diffusion.solvers.dormand_prince import DormandPrince
 from sde_diffusion.solvers.dpm_solver import DPMSolver

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from sde_diffusion import VPSDE, Dataset, DataSpec, GaussianMixture, LinearBeta, angular
-from sde_diffusion.evaluation_settings import EvaluationSettings
-from sde_diffusion.evaluator import Evaluator
+from sde_diffusion.evaluation.evaluator import Evaluator
+from sde_diffusion.evaluation.settings import EvaluationSettings
+from sde_diffusion.evaluation.tuning import audited, sizes_of, summary, tuned
 from sde_diffusion.solvers import DormandPrince, Heun
-from sde_diffusion.tuning import audited, sizes_of, summary, tuned
 
 D = 3
 

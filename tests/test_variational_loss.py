@@ -21,9 +21,11 @@ from sde_diffusion import (
     lattice,
     linear_betas,
 )
-from sde_diffusion.bounds import BinDecoder, bin_centres, prior_kl
-from sde_diffusion.chain import AnalyticVariance, Chain, ForwardVariance, LearnedVariance
-from sde_diffusion.ddpm import vlb
+from sde_diffusion.ddpm.chain import Chain
+from sde_diffusion.ddpm.discrete_bound import vlb
+from sde_diffusion.ddpm.variances import AnalyticVariance, ForwardVariance, LearnedVariance
+from sde_diffusion.likelihood.continuous_bound import prior_kl
+from sde_diffusion.likelihood.decoders import BinDecoder, bin_centres
 from sde_diffusion.losses import denoising_loss
 from sde_diffusion.objectives import Batch
 from sde_diffusion.time_distributions import LossAware, Stratified

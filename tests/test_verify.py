@@ -14,7 +14,7 @@ from PIL import Image
 from sde_diffusion import VPSDE
 from sde_diffusion.cli.main import main
 from sde_diffusion.cli.verify import Row, markdown
-from sde_diffusion.orders import certify
+from sde_diffusion.diagnostics.orders import certify
 from sde_diffusion.solvers import AdamsBashforth, Ancestral, Heun, catalogue
 
 OWN = '''

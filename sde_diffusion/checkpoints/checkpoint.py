@@ -35,7 +35,7 @@ ModelT = TypeVar("ModelT", bound=LearnedScore)
 # (network, sde, data, configuration) -> model
 Build: TypeAlias = Callable[[nn.Module, Any, DataSpec | None, dict[str, Any]], ModelT]
 FORMAT: Final = 2
-_KEY: Final = "sde_diffusion"
+KEY: Final = "sde_diffusion"
 _NETWORKS: Final = {c.__name__: c for c in (MLP, UNet)}
 _SETTINGS: Final = {
     c.__name__: c
@@ -65,7 +65,7 @@ def save_model(
                          "wrap the network: ScoreModel(network, sde)")  # fmt: skip
     configuration = configuration_of(model) | dict(extra or {})
     try:
-        metadata = {_KEY: json.dumps(configuration, allow_nan=False)}
+        metadata = {KEY: json.dumps(configuration, allow_nan=False)}
     except (TypeError, ValueError) as error:
         raise wrong_value("save_model", "extra", "hold JSON values only", str(error),
                           "pass numbers, strings, lists and dicts") from error  # fmt: skip
@@ -139,7 +139,7 @@ def describe(name_or_path: str | Path) -> dict[str, Any]:
 
     Errors: those of `load`.
     """
-    return _read(_locate(name_or_path), weights=False)[0]
+    return read(_locate(name_or_path), weights=False)[0]
 
 
 def shipped() -> list[str]:
@@ -190,7 +190,7 @@ def _loaded(
     network: nn.Module | None, sde: SDE | None,
 ) -> ModelT:  # fmt: skip
     path = _locate(name_or_path)
-    configuration, tensors = _read(path, weights=True)
+    configuration, tensors = read(path, weights=True)
     saved = configuration.get("class", ScoreModel.__name__)
     if saved != kind.__name__:
         other = "load_direct" if kind is ScoreModel else "load"
@@ -211,11 +211,15 @@ def _loaded(
         got = f"{type(error).__name__}: {error}"
         rule = "hold a configuration that builds a model"
         raise wrong_value(what, str(path), rule, got, "save it again") from error
-    _fill(network, tensors, path)
+    fill(network, tensors, path)
     return model.eval()
 
 
-def _read(path: Path, *, weights: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read(path: Path, *, weights: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the configuration of a file and its weights, which are left out unless asked for.
+
+    Errors: ValueError for a file that is damaged, foreign or newer than this version.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -224,7 +228,7 @@ def _read(path: Path, *, weights: bool) -> tuple[dict[str, Any], dict[str, Tenso
         raise wrong_value("load", str(path), "be a whole .safetensors file", str(error),
                           "copy or download it again") from error  # fmt: skip
     try:
-        configuration = json.loads(metadata[_KEY])
+        configuration = json.loads(metadata[KEY])
         version = configuration["format"]
         newer = version > FORMAT
     except (KeyError, TypeError, ValueError) as error:
@@ -268,7 +272,7 @@ def _network(description: dict[str, Any]) -> nn.Module:
     return _NETWORKS[name](**description["config"])
 
 
-def _fill(network: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+def fill(network: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
     """Copy the weights into the network, in the precision in which they were saved."""
     own = network.state_dict()
     for name in sorted(own.keys() | tensors.keys()):

@@ -12,8 +12,8 @@ from sde_diffusion.pictures.samples import draw_cell
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from sde_diffusion.compare import Comparison, Row
-    from sde_diffusion.metrics import Interval
+    from sde_diffusion.diagnostics.comparison import Comparison, Row
+    from sde_diffusion.diagnostics.metrics import Interval
 
 
 def error_picture(comparisons: Sequence[Comparison], path: str | Path) -> None:

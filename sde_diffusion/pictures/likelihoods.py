@@ -12,8 +12,8 @@ from sde_diffusion.pictures._panels import new_figure, save_figure
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from sde_diffusion.ddpm import StepTable
-    from sde_diffusion.evaluation import Evaluation
+    from sde_diffusion.ddpm.discrete_bound import StepTable
+    from sde_diffusion.evaluation.results import Evaluation
 
 
 def likelihood_picture(found: Evaluation, title: str, path: str | Path) -> None:

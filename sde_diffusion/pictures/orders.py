@@ -12,7 +12,7 @@ from sde_diffusion.pictures._panels import LINES, MARKERS, new_figure, plain_tic
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from sde_diffusion.orders import Convergence
+    from sde_diffusion.diagnostics.convergence import Convergence
 
 
 def order_picture(

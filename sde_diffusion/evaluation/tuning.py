@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._check import positive_integer, positive_number, wrong_value
-from sde_diffusion.auditing import audit
-from sde_diffusion.dequantization import DiscreteLogLikelihood, discrete_log_prob
 from sde_diffusion.dynamics import ProbabilityFlow
-from sde_diffusion.evaluator import VARIABLES, Evaluator
-from sde_diffusion.ledger import Ledger, Line
-from sde_diffusion.likelihood import log_prob
+from sde_diffusion.evaluation.auditing import audit
+from sde_diffusion.evaluation.evaluator import VARIABLES, Evaluator
+from sde_diffusion.evaluation.ledger import Ledger, Line
+from sde_diffusion.likelihood.dequantization import DiscreteLogLikelihood, discrete_log_prob
+from sde_diffusion.likelihood.flow import log_prob
 from sde_diffusion.models.exact import fit_gaussian
 
 _NO_ERRORS: Final = ("offset", "dequantization")  # a constant, and the slack of a bound

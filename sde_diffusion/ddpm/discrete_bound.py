@@ -13,20 +13,10 @@ from torch import Tensor
 from sde_diffusion._check import wrong_value
 from sde_diffusion._seeds import Purpose, mix
 from sde_diffusion._tensors import flat_sum
-from sde_diffusion.bounds import (
-    Control,
-    Decoder,
-    Pairs,
-    check_decoder,
-    check_draws,
-    check_model,
-    prior_kl,
-    squares,
-    totals,
-    uniforms,
-)
-from sde_diffusion.chain import (
-    Chain,
+from sde_diffusion.coefficients import Levels
+from sde_diffusion.counting import CountedScore, Score
+from sde_diffusion.ddpm.chain import Chain
+from sde_diffusion.ddpm.variances import (
     ForwardVariance,
     PosteriorVariance,
     Variance,
@@ -34,8 +24,18 @@ from sde_diffusion.chain import (
     counted,
     predicted,
 )
-from sde_diffusion.coefficients import Levels
-from sde_diffusion.counting import CountedScore, Score
+from sde_diffusion.likelihood.continuous_bound import prior_kl
+from sde_diffusion.likelihood.decoders import Decoder
+from sde_diffusion.likelihood.estimates import (
+    Control,
+    Pairs,
+    check_decoder,
+    check_draws,
+    check_model,
+    squares,
+    totals,
+    uniforms,
+)
 from sde_diffusion.models.protocols import Denoiser
 from sde_diffusion.noise import PerSampleNoise
 

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, final
+from typing import Final, final
 
 import torch
 from torch import Tensor
 
-from sde_diffusion.data.dataset import Dataset
-from sde_diffusion.ddpm import StepTable
-from sde_diffusion.evaluation_settings import EvaluationSettings
-from sde_diffusion.evaluator import Evaluator, ScoreLike
-from sde_diffusion.parallel.ranks import Ranks, share_of
-from sde_diffusion.sample_log import Batch, SampleLog
-from sde_diffusion.solver import Solver
+from sde_diffusion.ddpm.discrete_bound import StepTable
+from sde_diffusion.evaluation.evaluator import Evaluator
+from sde_diffusion.evaluation.sample_log import Batch
 
 _DOUBLE: Final = torch.float64
 _LN2: Final = math.log(2)
@@ -111,46 +107,6 @@ class Evaluation:
             return None
         return StepTable(self.sums["vlb_number"], self.sums["vlb_total"], self.sums["vlb_squares"],
                          self.dimension)  # fmt: skip
-
-
-def evaluate(
-    model: ScoreLike, dataset: Dataset, solver: Solver[Any],
-    settings: EvaluationSettings | None = None, *, grid: Tensor | None = None,
-) -> Evaluation:  # fmt: skip
-    """Return log-likelihoods of all samples, by up to three bounds, as ``settings`` say.
-
-    See `Evaluator` for what they are of, and for the grid.
-
-    >>> from sde_diffusion import DataSpec, Gaussian, VPSDE
-    >>> from sde_diffusion.solvers import DormandPrince
-    >>> data = Dataset(DataSpec("zeros", (1,), None), torch.zeros(8, 1), None)
-    >>> model = Gaussian(torch.zeros(1), torch.eye(1)).diffused(VPSDE())
-    >>> found = evaluate(model, data, DormandPrince(), EvaluationSettings(("flow", "elbo")))
-    >>> flow, elbo = map(found.summary, found.bounds)
-    >>> round(flow.nats, 3), abs(flow.bits_per_dim - elbo.bits_per_dim) < 3 * elbo.standard_error
-    (-0.919, True)
-    """
-    evaluator, _ = Evaluator(model, dataset, solver, settings, grid).decided()
-    return Evaluation.of(map(evaluator.batch, evaluator.batches()), evaluator)
-
-
-def logged(
-    evaluator: Evaluator, log: SampleLog, pending: Sequence[int], ranks: Ranks
-) -> Iterator[Batch]:
-    """Yield this process's share of the batches that begin at ``pending``, each once in the log.
-
-    Errors: ChildProcessError, in process 0, where another process has ended early.
-    """
-    share = share_of(pending, ranks.rank, ranks.world)
-    done = 0
-    for indices in evaluator.batches():
-        if indices.start in share:
-            batch = evaluator.batch(indices)
-            log.append(batch)
-            done += batch.count
-            ranks.tell(done=done)
-            yield batch
-            ranks.check()
 
 
 def _error(values: Sequence[float]) -> float:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sde_diffusion._check import positive_integer
 from sde_diffusion._seeds import Purpose, check_seed, mix
-from sde_diffusion.divergence import error_of_mean, signs
+from sde_diffusion.likelihood.divergence import error_of_mean, signs
 from sde_diffusion.noise import PerSampleNoise
 from sde_diffusion.sampling.sampler_map import SamplerMap
 

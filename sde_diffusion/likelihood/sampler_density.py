@@ -19,8 +19,8 @@ from sde_diffusion._check import wrong_value
 from sde_diffusion._tensors import check_state
 from sde_diffusion.dynamics import ProbabilityFlow
 from sde_diffusion.grids import Grid, times_of
-from sde_diffusion.likelihood import Density, prior_of
-from sde_diffusion.log_det import ArnoldiLogDet, ExactLogDet, LogDet
+from sde_diffusion.likelihood.flow import Density, prior_of
+from sde_diffusion.likelihood.log_det import ArnoldiLogDet, ExactLogDet, LogDet
 from sde_diffusion.sampling.sampler_map import SamplerMap
 from sde_diffusion.solver import Solver
 

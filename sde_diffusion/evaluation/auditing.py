@@ -17,16 +17,17 @@ import torch
 from torch import Tensor, nn
 
 from sde_diffusion._check import wrong_value
-from sde_diffusion.bounds import prior_kl
 from sde_diffusion.counting import Score
-from sde_diffusion.dequantization import DiscreteLogLikelihood
-from sde_diffusion.divergence import Divergence, Hutchinson, Velocity
 from sde_diffusion.dynamics import ProbabilityFlow
-from sde_diffusion.ledger import LINES, Ledger, Line
-from sde_diffusion.likelihood import Density, LogLikelihood, log_prob
+from sde_diffusion.evaluation.ledger import LINES, Ledger, Line
+from sde_diffusion.likelihood.continuous_bound import prior_kl
+from sde_diffusion.likelihood.dequantization import DiscreteLogLikelihood
+from sde_diffusion.likelihood.divergence import Divergence, Hutchinson
+from sde_diffusion.likelihood.flow import Density, LogLikelihood, log_prob
+from sde_diffusion.likelihood.flow_variables import Kind
+from sde_diffusion.likelihood.jacobian import Velocity
 from sde_diffusion.sde import LinearSDE
 from sde_diffusion.solver import Solver
-from sde_diffusion.variables import Kind
 
 # A tolerance smaller by so much leaves a hundredth of the error or less, though not in proportion.
 _TIGHTER: Final = 1000.0

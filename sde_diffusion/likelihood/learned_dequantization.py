@@ -20,13 +20,13 @@ from sde_diffusion._files import write_atomically
 from sde_diffusion._seeds import Purpose, check_seed, mix
 from sde_diffusion._tensors import flat_sum
 from sde_diffusion._version import __version__
-from sde_diffusion.checkpoints.checkpoint import _KEY, FORMAT, _fill, _read
+from sde_diffusion.checkpoints.checkpoint import FORMAT, KEY, fill, read
 from sde_diffusion.data.checks import check_fits
 from sde_diffusion.data.dataset import Dataset
 from sde_diffusion.data.shuffling import batch_rows
 from sde_diffusion.data.spec import DataSpec
-from sde_diffusion.dequantization import Dequantizer, in_bin
 from sde_diffusion.integration import check_evaluation
+from sde_diffusion.likelihood.dequantization import Dequantizer, in_bin
 from sde_diffusion.nets._layers import conv, linear
 from sde_diffusion.sde import LinearSDE
 
@@ -137,7 +137,7 @@ class Variational(Dequantizer):
             "versions": {"sde_diffusion": __version__},
         }
         tensors = {k: v.detach().cpu().contiguous() for k, v in self.layers.state_dict().items()}
-        content = save(tensors, {_KEY: json.dumps(configuration)})
+        content = save(tensors, {KEY: json.dumps(configuration)})
         write_atomically(path, lambda file: file.write_bytes(content))
 
     @classmethod
@@ -146,7 +146,7 @@ class Variational(Dequantizer):
 
         Errors: FileNotFoundError; ValueError for files that are damaged or of something else.
         """
-        configuration, tensors = _read(Path(path), weights=True)
+        configuration, tensors = read(Path(path), weights=True)
         try:
             spec = DataSpec.from_json(configuration["data"])
             made = cls(spec, **configuration["dequantizer"])
@@ -154,7 +154,7 @@ class Variational(Dequantizer):
             got = f"{type(error).__name__}: {error}"
             raise wrong_value("Variational.load", str(path), "hold a dequantizer", got,
                               "pass the file that Variational.save wrote") from error  # fmt: skip
-        _fill(made.layers, tensors, Path(path))
+        fill(made.layers, tensors, Path(path))
         return made
 
 

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Final, Literal, TypeAlias, final
+from typing import Any, Final, TypeAlias, final
 
 import torch
 from torch import Tensor
@@ -22,6 +21,14 @@ from sde_diffusion._tensors import expand
 from sde_diffusion.brownian import BrownianPath
 from sde_diffusion.coefficients import Level
 from sde_diffusion.counting import Score
+from sde_diffusion.diagnostics.convergence import (
+    FLOOR,
+    Certificate,
+    Convergence,
+    Kind,
+    Measurement,
+    declared,
+)
 from sde_diffusion.dynamics import ReverseSDE
 from sde_diffusion.grids import uniform
 from sde_diffusion.integration import dynamics_for, integrate
@@ -31,95 +38,11 @@ from sde_diffusion.sampling.costs import cost
 from sde_diffusion.sde import LinearSDE
 from sde_diffusion.solver import Solver
 
-Kind: TypeAlias = Literal["ode", "weak", "strong"]
 Rule: TypeAlias = Callable[[int, float, float], Tensor]  # steps, start, end -> grid, as `uniform`
 _Errors: TypeAlias = Callable[[int], Sequence[float]]  # steps -> an error for each problem
-
-TOLERANCE: Final = 0.15  # how far an observed order may be from the declared one
-_FLOOR: Final = 1e-13  # errors below it are rounding and say nothing of the order
 _COARSEST, _MOST = 8, 512  # steps
 _STILL: Final = 0.03  # difference of two slopes that are nearly where they go
 _STRONG_STEPS: Final = ((32, 64, 128), (128, 256, 512))  # more where the first are coarse
-
-
-@final
-@dataclass(frozen=True)
-class Convergence:
-    """Errors at doubling step counts.
-
-    >>> round(Convergence((1, 2, 4), (1.0, 0.25, 0.0625)).order, 6)
-    2.0
-    """
-
-    steps: tuple[int, ...]
-    errors: tuple[float, ...]
-
-    @property
-    def slopes(self) -> list[float]:
-        """The observed order of every doubling, as far as the errors are above rounding."""
-        kept = [e for e in self.errors if e > _FLOOR]
-        return [math.log2(a / b) for a, b in pairwise(kept)]
-
-    @property
-    def order(self) -> float:
-        """The observed order, the slope of the finest doubling above rounding; NaN without one."""
-        return (self.slopes or [math.nan])[-1]
-
-    @property
-    def overall(self) -> float:
-        """The mean slope of all doublings, for errors that are averages over paths."""
-        return sum(self.slopes) / len(self.slopes) if self.slopes else math.nan
-
-    def constant(self, order: float) -> float:
-        """Return C of error ≈ C n^{−order}, from the most steps n with an error above rounding."""
-        kept = [(n, e) for n, e in zip(self.steps, self.errors, strict=True) if e > _FLOOR]
-        return kept[-1][1] * kept[-1][0] ** order if kept else math.nan
-
-
-@final
-@dataclass(frozen=True)
-class Measurement:
-    """One order: what was measured, on which closed form, beside what the solver declares.
-
-    ``least`` is for linear problems, on which the leading error of some methods is 0 (that of the
-    midpoint rule on EDM is): there more than the declared order is right too.
-    """
-
-    kind: Kind
-    problem: str
-    declared: float
-    convergence: Convergence
-    least: bool = False
-
-    @property
-    def observed(self) -> float:
-        """The observed order: of all doublings where paths were drawn, else of the finest."""
-        return self.convergence.overall if self.kind == "strong" else self.convergence.order
-
-    @property
-    def constant(self) -> float:
-        """C of error ≈ C n^{−declared}, with n steps between the ends of the grid."""
-        return self.convergence.constant(self.declared)
-
-    @property
-    def passed(self) -> bool:
-        """Whether the observed order is the declared one within `TOLERANCE`; NaN is not."""
-        off = self.observed - self.declared
-        return off >= -TOLERANCE and (self.least or off <= TOLERANCE)
-
-
-@final
-@dataclass(frozen=True)
-class Certificate:
-    """All orders of a solver on one SDE, and the evaluations of one more step, counted."""
-
-    evaluations: float
-    measurements: tuple[Measurement, ...]
-
-    @property
-    def passed(self) -> bool:
-        """Whether every order is the declared one."""
-        return all(m.passed for m in self.measurements)
 
 
 def ends(sde: LinearSDE, kind: Kind = "ode") -> tuple[float, float]:
@@ -132,20 +55,6 @@ def ends(sde: LinearSDE, kind: Kind = "ode") -> tuple[float, float]:
     first, last = {"ode": (-1.0, 0.5), "weak": (-0.25, 0.25), "strong": (-0.125, 0.125)}[kind]
     start, end = sde.time(_tensor(first, last)).tolist()
     return start, end
-
-
-def declared(solver: Solver[Any]) -> float | None:
-    """Return the order that the solver declares, None for one that has a tolerance instead.
-
-    Errors: TypeError for a solver that has neither.
-    """
-    order = getattr(solver, "order", None)
-    if isinstance(order, (int, float)) and math.isfinite(order):
-        return float(order)
-    if getattr(solver, "adaptive", False):
-        return None
-    raise wrong_type(type(solver).__name__, "order", "be a number", order,
-                     "declare it on the class, as in order = 2")  # fmt: skip
 
 
 def certify(
@@ -215,7 +124,7 @@ def _settled(errors: _Errors, least: int) -> list[Convergence]:
 
 
 def _still(c: Convergence, least: int) -> bool:
-    if c.errors[-1] <= _FLOOR:
+    if c.errors[-1] <= FLOOR:
         return True
     enough = c.steps[-1] >= least and len(c.slopes) > 1
     return enough and abs(c.slopes[-1] - c.slopes[-2]) < _STILL

@@ -6,35 +6,25 @@ the quadratic form zᵀJz of Hutchinson's estimator.
 
 from __future__ import annotations
 
-import copy
 import math
-import time
-import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from typing import Final, Literal, TypeVar, cast, final
+from typing import Final, Literal, cast, final
 
 import torch
-from torch import Tensor, nn
-from torch.autograd import forward_ad
-from torch.autograd.graph import saved_tensors_hooks
+from torch import Tensor
 
 from sde_diffusion._check import positive_integer, wrong_type, wrong_value
 from sde_diffusion._seeds import Purpose, mix
+from sde_diffusion.likelihood.jacobian import Graph, Velocity, forward_mode, measured
 from sde_diffusion.models.exact import Gaussian, turn_rows
 from sde_diffusion.noise import PerSampleNoise
 
-_CHANGED: Final = "a tensor that the derivative needs was changed in place"
-
-Velocity = Callable[[Tensor], Tensor]
 Mode = Literal["reverse", "forward"]
 Law = Literal["rademacher", "gaussian"]
 MODES: Final[tuple[Mode, ...]] = ("reverse", "forward")
 LAWS: Final[tuple[Law, ...]] = ("rademacher", "gaussian")
-DivergenceT = TypeVar("DivergenceT", bound="Divergence")
 
 
 class Divergence(ABC):
@@ -115,11 +105,11 @@ class Exact(Divergence):
     ) -> tuple[Tensor, Tensor]:
         d = x[0].numel()
         if self.mode == "forward":
-            v, products = _forward("Exact", velocity, x, _units(x, 0, d), create_graph)
+            v, products = forward_mode("Exact", velocity, x, _units(x, 0, d), create_graph)
             parts = [_diagonal(products, 0, d)]
         else:
-            with _measured() as sizes:
-                graph = _Graph("Exact", velocity, x, create_graph)
+            with measured() as sizes:
+                graph = Graph("Exact", velocity, x, create_graph)
             chunk, parts, v = self._chunk(x, sizes), [], graph.v
             for start in range(0, d, chunk):
                 # A product alone rounds otherwise than among others, so a last one has company.
@@ -137,8 +127,8 @@ class Exact(Divergence):
     def _crowded(self, velocity: Velocity, x: Tensor) -> bool:
         """Return whether ``memory`` is known to be too small for all products at once."""
         try:
-            with _measured() as sizes:
-                _Graph("Exact", velocity, x, create_graph=False)
+            with measured() as sizes:
+                Graph("Exact", velocity, x, create_graph=False)
         except (RuntimeError, TypeError):  # no reverse mode, which tells the size
             return False
         return self._chunk(x, sizes) < x[0].numel()
@@ -206,9 +196,9 @@ class Hutchinson(Divergence):
     ) -> tuple[Tensor, Tensor]:
         vectors = z.transpose(0, 1)
         if self.mode == "forward":
-            v, products = _forward("Hutchinson", velocity, x, vectors, create_graph)
+            v, products = forward_mode("Hutchinson", velocity, x, vectors, create_graph)
         else:
-            graph = _Graph("Hutchinson", velocity, x, create_graph)
+            graph = Graph("Hutchinson", velocity, x, create_graph)
             v, products = graph.v, graph.products(vectors, last=True)
         return _result(v, _dot(products, vectors).T, create_graph)
 
@@ -269,7 +259,7 @@ class HutchPlusPlus(Divergence):
     def evaluate(
         self, velocity: Velocity, x: Tensor, z: Tensor, create_graph: bool = False
     ) -> tuple[Tensor, Tensor]:
-        graph = _Graph("HutchPlusPlus", velocity, x, create_graph)
+        graph = Graph("HutchPlusPlus", velocity, x, create_graph)
         vectors = z.transpose(0, 1)
         range_ = graph.products(vectors[: self.sketch]).detach().flatten(2)
         # (B, D, sketch), in float64 for dtypes that have no QR.
@@ -283,160 +273,6 @@ class HutchPlusPlus(Divergence):
 
     def error(self, integral: Tensor) -> Tensor:
         return error_of_mean(integral)
-
-
-def fastest(
-    divergence: DivergenceT, velocity: Velocity, x: Tensor, repeats: int = 3
-) -> tuple[DivergenceT, str]:
-    """Return the divergence in the mode that takes less time on this batch, and the two times.
-
-    The modes are timed in turn, ``repeats`` times, each by its best. One that the velocity does
-    not go through is not taken, nor forward mode if `Exact` has no memory for it.
-
-    Errors: TypeError for a velocity without a derivative in x.
-    """
-    if not isinstance(divergence, (Exact, Hutchinson)):
-        return divergence, f"{type(divergence).__name__} has no mode to choose"
-    if isinstance(divergence, Exact) and divergence._crowded(velocity, x):
-        shown = "reverse mode: forward mode would form all products at once, beyond the memory"
-        return _in_mode(divergence, "reverse"), shown
-    z = divergence.probes(x)
-    times: dict[Mode, list[float]] = {mode: [] for mode in MODES}
-    failed: dict[Mode, Exception] = {}
-    for _ in range(repeats):
-        for mode in [mode for mode in MODES if mode not in failed]:
-            try:
-                times[mode].append(_seconds(_in_mode(divergence, mode), velocity, x, z))
-            except (RuntimeError, TypeError) as error:
-                failed[mode] = error
-    if len(failed) == len(MODES):
-        raise failed["reverse"]
-    best, other = sorted(MODES, key=lambda mode: (mode in failed, min(times[mode], default=0.0)))
-    shown = f"{best} mode: {1e3 * min(times[best]):.3g} ms an evaluation, {other} "
-    if other in failed:
-        shown += f"impossible ({str(failed[other]).splitlines()[0]})"
-    else:
-        shown += f"{1e3 * min(times[other]):.3g} ms"
-    return _in_mode(divergence, best), shown
-
-
-def _in_mode(divergence: DivergenceT, mode: Mode) -> DivergenceT:
-    """Return the divergence in another mode, each field as it is."""
-    same = copy.copy(divergence)
-    object.__setattr__(same, "mode", mode)
-    return same
-
-
-def _seconds(divergence: Divergence, velocity: Velocity, x: Tensor, z: Tensor) -> float:
-    """Return the time of one evaluation."""
-    _wait(x.device)
-    begin = time.perf_counter()
-    divergence.evaluate(velocity, x, z)
-    _wait(x.device)
-    return time.perf_counter() - begin
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-@final
-class _Graph:
-    """The velocity at x with its graph, for products with the Jacobian in reverse mode."""
-
-    def __init__(self, what: str, velocity: Velocity, x: Tensor, create_graph: bool) -> None:
-        self.what, self.create_graph = what, create_graph
-        leaf = _leaf(x, create_graph)
-        with _tracking():
-            self.x = leaf if leaf.requires_grad else leaf.requires_grad_()
-            self.v = velocity(self.x)
-        if not self.v.requires_grad:
-            raise _no_derivative(what)
-
-    def products(self, vectors: Tensor, *, last: bool = False) -> Tensor:
-        """Return uᵀJ for every u: (K, B, *event) → (K, B, *event)."""
-        batched = len(vectors) > 1
-        with _tracking():
-            found = torch.autograd.grad(
-                self.v, self.x, vectors if batched else vectors[0], is_grads_batched=batched,
-                retain_graph=self.create_graph or not last, create_graph=self.create_graph,
-                allow_unused=True,
-            )[0]  # fmt: skip
-        if found is None:
-            raise _no_derivative(self.what)
-        return found if batched else found[None]
-
-
-def _forward(
-    what: str, velocity: Velocity, x: Tensor, vectors: Tensor, create_graph: bool
-) -> tuple[Tensor, Tensor]:
-    """Return v and J u for every u: (K, B, *event) → (B, *event), (K, B, *event)."""
-
-    def checked(x: Tensor) -> Tensor:
-        v = velocity(x)
-        if forward_ad.unpack_dual(v).tangent is None:  # type: ignore[no-untyped-call]
-            raise _no_derivative(what)
-        return v
-
-    _load_forward_mode()
-    leaf = _leaf(x, create_graph)
-    with _tracking() if create_graph else torch.no_grad():
-
-        def product(u: Tensor) -> tuple[Tensor, Tensor]:
-            found = torch.func.jvp(checked, (leaf,), (u,))
-            return found[0], found[1]
-
-        if len(vectors) == 1:
-            v, found = product(vectors[0])
-            return v, found[None]
-        v, found = torch.vmap(product, out_dims=(None, 0))(vectors)  # type: ignore[arg-type]
-        return v, found
-
-
-@cache
-def _load_forward_mode() -> None:
-    """Let torch load its rules for forward mode, which warns of torch's own compiler."""
-    one = torch.ones(())
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", DeprecationWarning)
-        torch.func.jvp(torch.sin, (one,), (one,))
-
-
-@contextmanager
-def _tracking() -> Iterator[None]:
-    with torch.inference_mode(mode=False), torch.enable_grad():
-        yield
-
-
-@contextmanager
-def _measured() -> Iterator[dict[int, int]]:
-    """Yield the bytes of every storage that the graph made inside keeps, less the parameters'."""
-    sizes: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> tuple[Tensor, int]:
-        if not isinstance(tensor, nn.Parameter):
-            storage = tensor.untyped_storage()
-            sizes[storage.data_ptr()] = storage.nbytes()
-        return tensor.detach(), tensor._version  # not the tensor: a cycle, never collected
-
-    def restore(kept: tuple[Tensor, int]) -> Tensor:
-        tensor, version = kept
-        if tensor._version != version:  # autograd leaves this check to its hooks
-            raise RuntimeError(_CHANGED)
-        return tensor
-
-    with saved_tensors_hooks(keep, restore):
-        yield sizes
-
-
-def _leaf(x: Tensor, create_graph: bool) -> Tensor:
-    """Return x itself where its graph is asked for, and else a copy without one."""
-    # Without gradients, as in the forward of an autograd.Function, x has no graph to join.
-    if create_graph and x.requires_grad and torch.is_grad_enabled():
-        return x
-    with torch.inference_mode(mode=False):
-        return x.detach().clone()
 
 
 def _result(v: Tensor, columns: Tensor, create_graph: bool) -> tuple[Tensor, Tensor]:
@@ -479,11 +315,6 @@ def error_of_mean(integral: Tensor) -> Tensor:
     # Summed by hand: torch's std of one row rounds otherwise than that of many.
     squares = (integral - integral.mean(1, keepdim=True)).square().sum(1)
     return (squares / (k * (k - 1))).sqrt()
-
-
-def _no_derivative(what: str) -> TypeError:
-    return wrong_type(what, "velocity", "be differentiable in x", "a detached tensor",
-                      "remove no_grad or detach")  # fmt: skip
 
 
 def _check_probes(what: str, probes: int, seed: int, first: int) -> None:

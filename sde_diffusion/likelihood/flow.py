@@ -20,13 +20,13 @@ from sde_diffusion._check import positive_integer, wrong_type, wrong_value
 from sde_diffusion._tensors import check_state
 from sde_diffusion.data.checks import check_dequantized
 from sde_diffusion.data.spec import DataSpec
-from sde_diffusion.divergence import Divergence, Hutchinson
 from sde_diffusion.dynamics import ODE, ProbabilityFlow, check_flow
 from sde_diffusion.grids import check_grid, check_rising
 from sde_diffusion.integration import check_evaluation, integrate, whole_way
+from sde_diffusion.likelihood.divergence import Divergence, Hutchinson
+from sde_diffusion.likelihood.flow_variables import Angle, Kind, Time, Variable
 from sde_diffusion.sde import LinearSDE
 from sde_diffusion.solver import Solver
-from sde_diffusion.variables import Angle, Kind, Time, Variable
 
 
 class Density(Protocol):

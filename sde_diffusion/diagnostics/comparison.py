@@ -20,9 +20,9 @@ from torch import Tensor
 
 from sde_diffusion._check import positive_integer, wrong_value
 from sde_diffusion._seeds import Purpose, mix
+from sde_diffusion.diagnostics.metrics import Interval, Reference, paired_interval, rms_distance
 from sde_diffusion.grids import Denoised, Grid, recommended, times_of
 from sde_diffusion.integration import Solution
-from sde_diffusion.metrics import Interval, Reference, paired_interval, rms_distance
 from sde_diffusion.models.protocols import Model
 from sde_diffusion.sampling.costs import GridRule, cost, plan
 from sde_diffusion.sampling.generate import sample

@@ -12,21 +12,28 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._check import wrong_value
-from sde_diffusion.bounds import BinDecoder, Decoder, GaussianDecoder, LevelDecoder, elbo
 from sde_diffusion.data.dataset import Dataset
-from sde_diffusion.ddpm import vlb
-from sde_diffusion.dequantization import Dequantizer, TruncatedNormal, Uniform, discrete_log_prob
-from sde_diffusion.divergence import Divergence, Exact, Hutchinson, HutchPlusPlus, fastest
+from sde_diffusion.ddpm.discrete_bound import vlb
 from sde_diffusion.dynamics import ProbabilityFlow
-from sde_diffusion.evaluation_settings import EvaluationSettings
+from sde_diffusion.evaluation.sample_log import Batch
+from sde_diffusion.evaluation.settings import EvaluationSettings
 from sde_diffusion.lattices import lattice
-from sde_diffusion.likelihood import frozen, log_prob
+from sde_diffusion.likelihood.continuous_bound import elbo
+from sde_diffusion.likelihood.decoders import BinDecoder, Decoder, GaussianDecoder, LevelDecoder
+from sde_diffusion.likelihood.dequantization import (
+    Dequantizer,
+    TruncatedNormal,
+    Uniform,
+    discrete_log_prob,
+)
+from sde_diffusion.likelihood.divergence import Divergence, Exact, Hutchinson, HutchPlusPlus
+from sde_diffusion.likelihood.fastest_mode import fastest
+from sde_diffusion.likelihood.flow import frozen, log_prob
+from sde_diffusion.likelihood.flow_variables import Angle, LogSNR, Time
 from sde_diffusion.models.protocols import Denoiser, Model, NoisePredictor
-from sde_diffusion.sample_log import Batch
 from sde_diffusion.schedules import DiscreteBeta
 from sde_diffusion.sde import VPSDE
 from sde_diffusion.solver import Solver
-from sde_diffusion.variables import Angle, LogSNR, Time
 
 _FEW: Final = 16  # dimensions or samples that cost little
 # Of the truncated normal, in bins: the edges, which a smooth model hardly covers, are drawn less.

@@ -1,0 +1,37 @@
+from sde_diffusion.diagnostics.comparison import (
+    HELD_OUT as HELD_OUT,
+    THE_FLOW as THE_FLOW,
+    Comparison as Comparison,
+    Problem as Problem,
+    Progress as Progress,
+    Row as Row,
+    compare as compare,
+    flow_samples as flow_samples,
+)
+from sde_diffusion.diagnostics.convergence import (
+    TOLERANCE as TOLERANCE,
+    Certificate as Certificate,
+    Convergence as Convergence,
+    Kind as Kind,
+    Measurement as Measurement,
+    declared as declared,
+)
+from sde_diffusion.diagnostics.metrics import (
+    Interval as Interval,
+    Reference as Reference,
+    directions as directions,
+    frechet_distance as frechet_distance,
+    median_distance as median_distance,
+    mmd as mmd,
+    paired_interval as paired_interval,
+    rms_distance as rms_distance,
+    sliced_wasserstein as sliced_wasserstein,
+)
+from sde_diffusion.diagnostics.orders import (
+    Rule as Rule,
+    certify as certify,
+    ends as ends,
+    ode_convergence as ode_convergence,
+    strong_convergence as strong_convergence,
+    weak_convergence as weak_convergence,
+)

@@ -1,0 +1,7 @@
+"""Log-likelihoods of a data set, with an account of every source of error."""
+
+from __future__ import annotations
+
+from sde_diffusion._exports import exported
+
+__getattr__, __dir__, __all__ = exported(__name__, __file__)

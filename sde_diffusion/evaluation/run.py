@@ -1,0 +1,56 @@
+"""Evaluating a data set batch by batch, with every finished batch kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from sde_diffusion.data.dataset import Dataset
+from sde_diffusion.evaluation.evaluator import Evaluator, ScoreLike
+from sde_diffusion.evaluation.results import Evaluation
+from sde_diffusion.evaluation.sample_log import Batch, SampleLog
+from sde_diffusion.evaluation.settings import EvaluationSettings
+from sde_diffusion.parallel.ranks import Ranks, share_of
+from sde_diffusion.solver import Solver
+
+
+def evaluate(
+    model: ScoreLike, dataset: Dataset, solver: Solver[Any],
+    settings: EvaluationSettings | None = None, *, grid: Tensor | None = None,
+) -> Evaluation:  # fmt: skip
+    """Return log-likelihoods of all samples, by up to three bounds, as ``settings`` say.
+
+    See `Evaluator` for what they are of, and for the grid.
+
+    >>> from sde_diffusion import DataSpec, Gaussian, VPSDE
+    >>> from sde_diffusion.solvers import DormandPrince
+    >>> data = Dataset(DataSpec("zeros", (1,), None), torch.zeros(8, 1), None)
+    >>> model = Gaussian(torch.zeros(1), torch.eye(1)).diffused(VPSDE())
+    >>> found = evaluate(model, data, DormandPrince(), EvaluationSettings(("flow", "elbo")))
+    >>> flow, elbo = map(found.summary, found.bounds)
+    >>> round(flow.nats, 3), abs(flow.bits_per_dim - elbo.bits_per_dim) < 3 * elbo.standard_error
+    (-0.919, True)
+    """
+    evaluator, _ = Evaluator(model, dataset, solver, settings, grid).decided()
+    return Evaluation.of(map(evaluator.batch, evaluator.batches()), evaluator)
+
+
+def logged(
+    evaluator: Evaluator, log: SampleLog, pending: Sequence[int], ranks: Ranks
+) -> Iterator[Batch]:
+    """Yield this process's share of the batches that begin at ``pending``, each once in the log.
+
+    Errors: ChildProcessError, in process 0, where another process has ended early.
+    """
+    share = share_of(pending, ranks.rank, ranks.world)
+    done = 0
+    for indices in evaluator.batches():
+        if indices.start in share:
+            batch = evaluator.batch(indices)
+            log.append(batch)
+            done += batch.count
+            ranks.tell(done=done)
+            yield batch
+            ranks.check()

@@ -1,0 +1,123 @@
+"""Products with the Jacobian of a velocity, in reverse and in forward mode."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Final, final
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.autograd.graph import saved_tensors_hooks
+
+from sde_diffusion._check import wrong_type
+
+_CHANGED: Final = "a tensor that the derivative needs was changed in place"
+
+Velocity = Callable[[Tensor], Tensor]
+
+
+@final
+class Graph:
+    """The velocity at x with its graph, for products with the Jacobian in reverse mode."""
+
+    def __init__(self, what: str, velocity: Velocity, x: Tensor, create_graph: bool) -> None:
+        self.what, self.create_graph = what, create_graph
+        leaf = _leaf(x, create_graph)
+        with _tracking():
+            self.x = leaf if leaf.requires_grad else leaf.requires_grad_()
+            self.v = velocity(self.x)
+        if not self.v.requires_grad:
+            raise _no_derivative(what)
+
+    def products(self, vectors: Tensor, *, last: bool = False) -> Tensor:
+        """Return uᵀJ for every u: (K, B, *event) → (K, B, *event)."""
+        batched = len(vectors) > 1
+        with _tracking():
+            found = torch.autograd.grad(
+                self.v, self.x, vectors if batched else vectors[0], is_grads_batched=batched,
+                retain_graph=self.create_graph or not last, create_graph=self.create_graph,
+                allow_unused=True,
+            )[0]  # fmt: skip
+        if found is None:
+            raise _no_derivative(self.what)
+        return found if batched else found[None]
+
+
+def forward_mode(
+    what: str, velocity: Velocity, x: Tensor, vectors: Tensor, create_graph: bool
+) -> tuple[Tensor, Tensor]:
+    """Return v and J u for every u: (K, B, *event) → (B, *event), (K, B, *event)."""
+
+    def checked(x: Tensor) -> Tensor:
+        v = velocity(x)
+        if forward_ad.unpack_dual(v).tangent is None:  # type: ignore[no-untyped-call]
+            raise _no_derivative(what)
+        return v
+
+    _load_forward_mode()
+    leaf = _leaf(x, create_graph)
+    with _tracking() if create_graph else torch.no_grad():
+
+        def product(u: Tensor) -> tuple[Tensor, Tensor]:
+            found = torch.func.jvp(checked, (leaf,), (u,))
+            return found[0], found[1]
+
+        if len(vectors) == 1:
+            v, found = product(vectors[0])
+            return v, found[None]
+        v, found = torch.vmap(product, out_dims=(None, 0))(vectors)  # type: ignore[arg-type]
+        return v, found
+
+
+@cache
+def _load_forward_mode() -> None:
+    """Let torch load its rules for forward mode, which warns of torch's own compiler."""
+    one = torch.ones(())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", DeprecationWarning)
+        torch.func.jvp(torch.sin, (one,), (one,))
+
+
+@contextmanager
+def _tracking() -> Iterator[None]:
+    with torch.inference_mode(mode=False), torch.enable_grad():
+        yield
+
+
+@contextmanager
+def measured() -> Iterator[dict[int, int]]:
+    """Yield the bytes of every storage that the graph made inside keeps, less the parameters'."""
+    sizes: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> tuple[Tensor, int]:
+        if not isinstance(tensor, nn.Parameter):
+            storage = tensor.untyped_storage()
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor.detach(), tensor._version  # not the tensor: a cycle, never collected
+
+    def restore(kept: tuple[Tensor, int]) -> Tensor:
+        tensor, version = kept
+        if tensor._version != version:  # autograd leaves this check to its hooks
+            raise RuntimeError(_CHANGED)
+        return tensor
+
+    with saved_tensors_hooks(keep, restore):
+        yield sizes
+
+
+def _leaf(x: Tensor, create_graph: bool) -> Tensor:
+    """Return x itself where its graph is asked for, and else a copy without one."""
+    # Without gradients, as in the forward of an autograd.Function, x has no graph to join.
+    if create_graph and x.requires_grad and torch.is_grad_enabled():
+        return x
+    with torch.inference_mode(mode=False):
+        return x.detach().clone()
+
+
+def _no_derivative(what: str) -> TypeError:
+    return wrong_type(what, "velocity", "be differentiable in x", "a detached tensor",
+                      "remove no_grad or detach")  # fmt: skip
