@@ -35,10 +35,12 @@ from sde_diffusion import (
     train,
 )
 from sde_diffusion.diagnostics.metrics import sliced_wasserstein
-from sde_diffusion.objectives import Explicit, Objective
+from sde_diffusion.objectives.base import Objective
+from sde_diffusion.objectives.denoising import Explicit
+from sde_diffusion.objectives.spacings import Stratified
+from sde_diffusion.objectives.weighting import perceptual
 from sde_diffusion.solvers import Euler
-from sde_diffusion.time_distributions import Stratified, UniformTimes
-from sde_diffusion.weighting import perceptual
+from sde_diffusion.time_distributions import UniformTimes
 
 DATA: Final = GaussianMixture(
     [0.2, 0.3, 0.5], torch.tensor([[-1.0, -0.6], [1.0, -0.4], [0.0, 0.9]]), stds=[0.3, 0.25, 0.35]

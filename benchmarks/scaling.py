@@ -24,7 +24,7 @@ from torch import distributed as dist
 from sde_diffusion import VPSDE, Dataset, DataSpec, ScoreModel, TrainingConfig, UNet
 from sde_diffusion.nets.unet import mnist_config
 from sde_diffusion.parallel.processes import Processes
-from sde_diffusion.trainer import Trainer
+from sde_diffusion.training.trainer import Trainer
 
 ONE = "one process"
 

@@ -109,7 +109,7 @@ def _audited(
 
 def _resumed(given: Mapping[str, Any], saved: Mapping[str, Any], where: torch.device) -> Evaluator:
     """Return the evaluator of a run, whose options, model and data must be those of now."""
-    from sde_diffusion.runs import check_same
+    from sde_diffusion.training.folder import check_same
 
     known = {flag: saved["options"].get(flag) for flag in given}
     elsewhere = "leave it out, or start a new run in another --out"

@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 import click
 
 from sde_diffusion.cli import _common, menu
-from sde_diffusion.training_config import CHOICES, TrainingConfig
+from sde_diffusion.training.config import CHOICES, TrainingConfig
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
     from sde_diffusion.data.dataset import Dataset
     from sde_diffusion.models.score import ScoreModel
-    from sde_diffusion.monitors import Monitor
     from sde_diffusion.parallel.processes import Processes
-    from sde_diffusion.training import Progress, TrainingConfig
+    from sde_diffusion.training.loop import Progress, TrainingConfig
+    from sde_diffusion.training.monitors import Monitor
 
 EXAMPLES: Final = """\b
 Examples:
@@ -143,7 +143,7 @@ def _data(options: dict[str, Any], config: TrainingConfig) -> tuple[Dataset, Dat
 
 def _monitors(held_out: Dataset, config: TrainingConfig) -> list[Monitor]:
     """Return the loss by level, the bound, and a picture of samples where they can be seen."""
-    from sde_diffusion.monitors import HeldOutBound, LossByLevel, SamplePicture
+    from sde_diffusion.training.monitors import HeldOutBound, LossByLevel, SamplePicture
 
     shape, t_min = tuple(held_out.spec.shape), config.t_min
     monitors: list[Monitor] = []

@@ -87,7 +87,6 @@ from sde_diffusion.likelihood.sampler_density import (
     first_fold as first_fold,
     sampler_log_prob as sampler_log_prob,
 )
-from sde_diffusion.losses import denoising_loss as denoising_loss, explicit_loss as explicit_loss
 from sde_diffusion.models.exact import (
     Gaussian as Gaussian,
     GaussianMixture as GaussianMixture,
@@ -103,12 +102,6 @@ from sde_diffusion.models.thresholding import (
     DynamicThreshold as DynamicThreshold,
     StaticThreshold as StaticThreshold,
 )
-from sde_diffusion.monitors import (
-    HeldOutBound as HeldOutBound,
-    LossByLevel as LossByLevel,
-    Monitor as Monitor,
-    SamplePicture as SamplePicture,
-)
 from sde_diffusion.multistep import Multistep as Multistep, Step as Step
 from sde_diffusion.nets.mlp import MLP as MLP
 from sde_diffusion.nets.unet import UNet as UNet
@@ -117,14 +110,22 @@ from sde_diffusion.noise import (
     PerSampleNoise as PerSampleNoise,
     WhiteNoise as WhiteNoise,
 )
-from sde_diffusion.objectives import (
+from sde_diffusion.objectives.base import Objective as Objective
+from sde_diffusion.objectives.denoising import (
     Denoising as Denoising,
     Explicit as Explicit,
-    Objective as Objective,
-    objective_of as objective_of,
+    denoising_loss as denoising_loss,
+    explicit_loss as explicit_loss,
+)
+from sde_diffusion.objectives.discrete_bound import Hybrid as Hybrid, Vlb as Vlb
+from sde_diffusion.objectives.score_matching import (
+    Implicit as Implicit,
+    Paths as Paths,
+    Sliced as Sliced,
+    implicit_loss as implicit_loss,
+    sliced_loss as sliced_loss,
 )
 from sde_diffusion.parallel.processes import Processes as Processes
-from sde_diffusion.post_hoc import reconstruct_average as reconstruct_average
 from sde_diffusion.sampling.encoding import (
     Reconstruction as Reconstruction,
     decode as decode,
@@ -152,13 +153,6 @@ from sde_diffusion.schedules import (
     sigmoid_betas as sigmoid_betas,
     zero_terminal_snr as zero_terminal_snr,
 )
-from sde_diffusion.score_matching import (
-    Implicit as Implicit,
-    Paths as Paths,
-    Sliced as Sliced,
-    implicit_loss as implicit_loss,
-    sliced_loss as sliced_loss,
-)
 from sde_diffusion.sde import (
     EDMSDE as EDMSDE,
     SDE as SDE,
@@ -169,7 +163,14 @@ from sde_diffusion.sde import (
     SubVPSDE as SubVPSDE,
 )
 from sde_diffusion.solver import OneStep as OneStep, Solver as Solver
-from sde_diffusion.training import TrainingConfig as TrainingConfig, train as train
-from sde_diffusion.variational_loss import Hybrid as Hybrid, Vlb as Vlb
+from sde_diffusion.training.loop import TrainingConfig as TrainingConfig, train as train
+from sde_diffusion.training.monitors import (
+    HeldOutBound as HeldOutBound,
+    LossByLevel as LossByLevel,
+    Monitor as Monitor,
+    SamplePicture as SamplePicture,
+)
+from sde_diffusion.training.objective_by_name import objective_of as objective_of
+from sde_diffusion.training.post_hoc import reconstruct_average as reconstruct_average
 
 __version__: str

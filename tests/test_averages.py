@@ -24,9 +24,9 @@ from sde_diffusion import (
     load,
     train,
 )
-from sde_diffusion.averages import Averages, ema_decay, gamma_of, update_average
-from sde_diffusion.post_hoc import Profile, fit, reconstruct_average
-from sde_diffusion.training_config import WIDEST
+from sde_diffusion.training.averages import Averages, ema_decay, gamma_of, update_average
+from sde_diffusion.training.config import WIDEST
+from sde_diffusion.training.post_hoc import Profile, fit, reconstruct_average
 
 CONFIG = TrainingConfig(steps=40, batch_size=8, learning_rate=0.01, warmup=0, checkpoint_every=100)
 WIDTHS = (0.03, 0.05, 0.1, 0.15, 0.2, 0.25)

@@ -29,8 +29,8 @@ from sde_diffusion.likelihood.decoders import (
     bin_centres,
 )
 from sde_diffusion.noise import PerSampleNoise
+from sde_diffusion.objectives.weighting import likelihood
 from sde_diffusion.time_distributions import LikelihoodTimes, log_snr_range
-from sde_diffusion.weighting import likelihood
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -34,7 +34,7 @@ from sde_diffusion import (
 )
 from sde_diffusion._files import write_atomically
 from sde_diffusion.checkpoints.checkpoint import shipped
-from sde_diffusion.time_distributions import Stratified
+from sde_diffusion.objectives.spacings import Stratified
 
 SDES: list[LinearSDE] = [
     VPSDE(),

@@ -32,12 +32,13 @@ from sde_diffusion.cli import _train_file
 from sde_diffusion.cli._train_options import PREDICTIONS
 from sde_diffusion.cli.main import main
 from sde_diffusion.cli.train import command
-from sde_diffusion.coupling import COUPLINGS
 from sde_diffusion.models.score import PREDICTIONS as KNOWN
-from sde_diffusion.monitors import HeldOutBound
-from sde_diffusion.time_distributions import SPACINGS, TIMES
-from sde_diffusion.training_config import CHOICES
-from sde_diffusion.weighting import WEIGHTINGS
+from sde_diffusion.objectives.coupling import COUPLINGS
+from sde_diffusion.objectives.spacings import SPACINGS
+from sde_diffusion.objectives.weighting import WEIGHTINGS
+from sde_diffusion.time_distributions import TIMES
+from sde_diffusion.training.config import CHOICES
+from sde_diffusion.training.monitors import HeldOutBound
 
 TINY = ["--width", "8", "--batch-size", "8", "--warmup", "0", "--device", "cpu"]
 

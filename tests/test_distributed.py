@@ -30,7 +30,7 @@ from sde_diffusion import (
 )
 from sde_diffusion.parallel import processes as distributed
 from sde_diffusion.parallel.processes import Processes
-from sde_diffusion.trainer import Trainer
+from sde_diffusion.training.trainer import Trainer
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="torchrun's signals are POSIX's")
 

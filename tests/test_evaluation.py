@@ -52,8 +52,8 @@ from sde_diffusion.likelihood.decoders import BinDecoder, LevelDecoder, bin_cent
 from sde_diffusion.likelihood.dequantization import TruncatedNormal, Uniform, discrete_log_prob
 from sde_diffusion.parallel import ranks as ranks_module
 from sde_diffusion.parallel.ranks import Ranks, place, share_of
-from sde_diffusion.runs import check_same
 from sde_diffusion.solvers import DormandPrince, Heun
+from sde_diffusion.training.folder import check_same
 
 RING = GaussianMixture.ring(8).diffused(VPSDE())
 SOLVER = DormandPrince(1e-4, 1e-4)

@@ -28,17 +28,10 @@ from sde_diffusion.ddpm.chain import Chain
 from sde_diffusion.ddpm.discrete_bound import step_bound
 from sde_diffusion.ddpm.variances import ForwardVariance
 from sde_diffusion.likelihood.decoders import GaussianDecoder
-from sde_diffusion.losses import explicit_loss
 from sde_diffusion.models.score import PREDICTIONS
-from sde_diffusion.sde import derivative
-from sde_diffusion.time_distributions import (
-    LatticeTimes,
-    LikelihoodTimes,
-    Stratified,
-    UniformTimes,
-    log_snr_range,
-)
-from sde_diffusion.weighting import (
+from sde_diffusion.objectives.denoising import explicit_loss
+from sde_diffusion.objectives.spacings import Stratified
+from sde_diffusion.objectives.weighting import (
     EDM,
     P2,
     VDM,
@@ -47,6 +40,13 @@ from sde_diffusion.weighting import (
     likelihood,
     min_snr,
     perceptual,
+)
+from sde_diffusion.sde import derivative
+from sde_diffusion.time_distributions import (
+    LatticeTimes,
+    LikelihoodTimes,
+    UniformTimes,
+    log_snr_range,
 )
 
 SDES: list[LinearSDE] = [

@@ -36,10 +36,10 @@ from sde_diffusion import (
 from sde_diffusion.evaluation.evaluator import Evaluator
 from sde_diffusion.evaluation.results import Evaluation
 from sde_diffusion.evaluation.settings import EvaluationSettings
-from sde_diffusion.monitors import HeldOutBound, LossByLevel, SamplePicture, observe
 from sde_diffusion.parallel.processes import Processes  # noqa: F401  (for the job)
 from sde_diffusion.pictures.runs import _bound_curve, curves_picture
 from sde_diffusion.solvers import Heun
+from sde_diffusion.training.monitors import HeldOutBound, LossByLevel, SamplePicture, observe
 
 CONFIG = TrainingConfig(
     steps=12, batch_size=16, learning_rate=0.01, warmup=0, ema_decay=0.5, checkpoint_every=4,

@@ -24,22 +24,18 @@ from sde_diffusion import (
     TrainingConfig,
     train,
 )
-from sde_diffusion.coupling import COUPLINGS, OptimalTransport
 from sde_diffusion.noise import PerSampleNoise
-from sde_diffusion.objectives import Batch, Denoising, Explicit, Objective, objective_of
-from sde_diffusion.score_matching import Implicit, Sliced
-from sde_diffusion.time_distributions import (
-    SPACINGS,
-    TIMES,
-    LatticeTimes,
-    LossAware,
-    Stratified,
-    UniformTimes,
-)
-from sde_diffusion.training_config import CHOICES
-from sde_diffusion.uncertainty import Uncertainty
-from sde_diffusion.variational_loss import Hybrid, Vlb
-from sde_diffusion.weighting import EDM, WEIGHTINGS, likelihood, perceptual
+from sde_diffusion.objectives.base import Batch, Objective
+from sde_diffusion.objectives.coupling import COUPLINGS, OptimalTransport
+from sde_diffusion.objectives.denoising import Denoising, Explicit
+from sde_diffusion.objectives.discrete_bound import Hybrid, Vlb
+from sde_diffusion.objectives.score_matching import Implicit, Sliced
+from sde_diffusion.objectives.spacings import SPACINGS, LossAware, Stratified
+from sde_diffusion.objectives.uncertainty import Uncertainty
+from sde_diffusion.objectives.weighting import EDM, WEIGHTINGS, likelihood, perceptual
+from sde_diffusion.time_distributions import TIMES, LatticeTimes, UniformTimes
+from sde_diffusion.training.config import CHOICES
+from sde_diffusion.training.objective_by_name import objective_of
 
 T_MIN = 3e-3
 CONTINUOUS = [name for name in WEIGHTINGS if name != "exact"]

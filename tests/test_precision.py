@@ -26,10 +26,12 @@ from sde_diffusion import (
     train,
 )
 from sde_diffusion.data.shuffling import batch_rows
-from sde_diffusion.global_batch import GlobalBatch
-from sde_diffusion.objectives import Batch, Objective, objective_of
-from sde_diffusion.time_distributions import SPACINGS, UniformTimes
-from sde_diffusion.trainer import Trainer, learning_rate
+from sde_diffusion.objectives.base import Batch, Objective
+from sde_diffusion.objectives.spacings import SPACINGS
+from sde_diffusion.time_distributions import UniformTimes
+from sde_diffusion.training.batch import GlobalBatch
+from sde_diffusion.training.objective_by_name import objective_of
+from sde_diffusion.training.trainer import Trainer, learning_rate
 
 CONFIG = TrainingConfig(steps=6, batch_size=24, warmup=2, learning_rate=0.01, clip=0.5, seed=3)
 

@@ -19,7 +19,7 @@ from sde_diffusion import (
     quadratic,
     sample,
 )
-from sde_diffusion.losses import denoising_loss
+from sde_diffusion.objectives.denoising import denoising_loss
 from sde_diffusion.solvers import AdamsBashforth, AngularAdams, DormandPrince
 
 

@@ -42,12 +42,20 @@ from sde_diffusion import (
     uniform,
 )
 from sde_diffusion.cli.main import main
-from sde_diffusion.losses import denoising_loss
 from sde_diffusion.noise import Noise
-from sde_diffusion.objectives import Batch, Objective, objective_of
-from sde_diffusion.score_matching import Implicit, Paths, Sliced, implicit_loss, sliced_loss
+from sde_diffusion.objectives.base import Batch, Objective
+from sde_diffusion.objectives.denoising import denoising_loss
+from sde_diffusion.objectives.score_matching import (
+    Implicit,
+    Paths,
+    Sliced,
+    implicit_loss,
+    sliced_loss,
+)
+from sde_diffusion.objectives.spacings import Stratified
 from sde_diffusion.solvers import EulerMaruyama
-from sde_diffusion.time_distributions import Stratified, UniformTimes
+from sde_diffusion.time_distributions import UniformTimes
+from sde_diffusion.training.objective_by_name import objective_of
 
 T = torch.tensor(0.5, dtype=torch.float64)
 

@@ -22,18 +22,20 @@ from sde_diffusion import (
     SubVPSDE,
     lattice,
 )
-from sde_diffusion.time_distributions import (
+from sde_diffusion.objectives.spacings import (
     SPACINGS,
-    TIMES,
     Antithetic,
     Independent,
+    LossAware,
+    Spacing,
+    Stratified,
+)
+from sde_diffusion.time_distributions import (
+    TIMES,
     LatticeTimes,
     LikelihoodTimes,
     LogitNormalTimes,
     LogNormalTimes,
-    LossAware,
-    Spacing,
-    Stratified,
     TimeLaw,
     log_snr_range,
 )

@@ -32,13 +32,14 @@ from sde_diffusion import (
     train,
 )
 from sde_diffusion._seeds import mix
-from sde_diffusion.averages import ema_decay, update_average
 from sde_diffusion.data.shuffling import batch_rows
-from sde_diffusion.global_batch import GlobalBatch
-from sde_diffusion.monitors import HeldOutBound
 from sde_diffusion.noise import PerSampleNoise
-from sde_diffusion.objectives import Batch, objective_of
-from sde_diffusion.trainer import learning_rate
+from sde_diffusion.objectives.base import Batch
+from sde_diffusion.training.averages import ema_decay, update_average
+from sde_diffusion.training.batch import GlobalBatch
+from sde_diffusion.training.monitors import HeldOutBound
+from sde_diffusion.training.objective_by_name import objective_of
+from sde_diffusion.training.trainer import learning_rate
 
 CONFIG = TrainingConfig(
     steps=9, batch_size=16, learning_rate=0.01, warmup=4, schedule="cosine", ema_decay=0.5,

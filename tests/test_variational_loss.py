@@ -26,10 +26,10 @@ from sde_diffusion.ddpm.discrete_bound import vlb
 from sde_diffusion.ddpm.variances import AnalyticVariance, ForwardVariance, LearnedVariance
 from sde_diffusion.likelihood.continuous_bound import prior_kl
 from sde_diffusion.likelihood.decoders import BinDecoder, bin_centres
-from sde_diffusion.losses import denoising_loss
-from sde_diffusion.objectives import Batch
-from sde_diffusion.time_distributions import LossAware, Stratified
-from sde_diffusion.variational_loss import Hybrid, Vlb
+from sde_diffusion.objectives.base import Batch
+from sde_diffusion.objectives.denoising import denoising_loss
+from sde_diffusion.objectives.discrete_bound import Hybrid, Vlb
+from sde_diffusion.objectives.spacings import LossAware, Stratified
 
 LN2 = math.log(2)
 

@@ -24,6 +24,7 @@ def evaluate(
 
     See `Evaluator` for what they are of, and for the grid.
 
+    >>> import torch
     >>> from sde_diffusion import DataSpec, Gaussian, VPSDE
     >>> from sde_diffusion.solvers import DormandPrince
     >>> data = Dataset(DataSpec("zeros", (1,), None), torch.zeros(8, 1), None)

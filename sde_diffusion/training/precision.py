@@ -16,7 +16,7 @@ from sde_diffusion._check import wrong_value
 from sde_diffusion.models.score import LearnedScore
 
 if TYPE_CHECKING:
-    from sde_diffusion.training_config import TrainingConfig
+    from sde_diffusion.training.config import TrainingConfig
 
 _HALF: Final = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 _FUSED: Final = ("cpu", "cuda")  # where AdamW can update all weights in one pass

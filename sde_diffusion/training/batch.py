@@ -13,12 +13,11 @@ from sde_diffusion._seeds import Purpose, mix
 from sde_diffusion.data.dataset import Dataset
 from sde_diffusion.models.score import LearnedScore
 from sde_diffusion.noise import Noise, PerSampleNoise
-from sde_diffusion.objectives import Batch, Drawn, Objective
-from sde_diffusion.precision import autocast
+from sde_diffusion.objectives.base import Batch, Drawn, Objective
+from sde_diffusion.training.precision import autocast
 
 if TYPE_CHECKING:
-    from sde_diffusion.training_config import TrainingConfig
-
+    from sde_diffusion.training.config import TrainingConfig
 
 
 @final

@@ -15,10 +15,10 @@ import torch
 
 from sde_diffusion._check import wrong_value
 from sde_diffusion._files import write_atomically
-from sde_diffusion.averages import SNAPSHOTS
 from sde_diffusion.checkpoints.checkpoint import save_model
 from sde_diffusion.models.score import LearnedScore
-from sde_diffusion.training_config import TrainingConfig
+from sde_diffusion.training.averages import SNAPSHOTS
+from sde_diffusion.training.config import TrainingConfig
 
 SAMPLES: Final = "samples"
 _ELSEWHERE: Final = "start a new run in another folder"

@@ -21,7 +21,7 @@ from sde_diffusion.integration import integrate
 from sde_diffusion.likelihood.divergence import Exact, Hutchinson, signs
 from sde_diffusion.models.score import DirectScore, LearnedScore, ScoreModel
 from sde_diffusion.noise import Noise
-from sde_diffusion.objectives import Batch, Objective
+from sde_diffusion.objectives.base import Batch, Objective
 from sde_diffusion.sde import SDE, LinearSDE
 from sde_diffusion.solver import Solver
 from sde_diffusion.time_distributions import TimeLaw
@@ -183,7 +183,8 @@ class Marginal(Objective, ABC):
 class Implicit(Marginal):
     """Implicit score matching: `implicit_loss`, of D products with the score's Jacobian.
 
-    >>> from sde_diffusion.time_distributions import Stratified, UniformTimes
+    >>> from sde_diffusion.objectives.spacings import Stratified
+    >>> from sde_diffusion.time_distributions import UniformTimes
     >>> Implicit(UniformTimes(), Stratified(), 1e-5).t_min
     1e-05
     """
@@ -196,7 +197,8 @@ class Implicit(Marginal):
 class Sliced(Marginal):
     """Sliced score matching: `sliced_loss`, of one product with the score's Jacobian.
 
-    >>> from sde_diffusion.time_distributions import Stratified, UniformTimes
+    >>> from sde_diffusion.objectives.spacings import Stratified
+    >>> from sde_diffusion.time_distributions import UniformTimes
     >>> Sliced(UniformTimes(), Stratified(), 1e-5).t_min
     1e-05
     """

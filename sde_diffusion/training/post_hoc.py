@@ -18,10 +18,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sde_diffusion._check import wrong_value
-from sde_diffusion.averages import SNAPSHOTS, gamma_of
 from sde_diffusion.checkpoints.checkpoint import describe, load
 from sde_diffusion.models.score import ScoreModel
 from sde_diffusion.sde import LinearSDE
+from sde_diffusion.training.averages import SNAPSHOTS, gamma_of
 
 _FAR = 0.2
 

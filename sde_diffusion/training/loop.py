@@ -13,9 +13,13 @@ from typing import Any, final
 from sde_diffusion._check import wrong_type, wrong_value
 from sde_diffusion.checkpoints.checkpoint import save_model
 from sde_diffusion.data.dataset import Dataset
-from sde_diffusion.manifest import Manifest
 from sde_diffusion.models.score import LearnedScore
-from sde_diffusion.monitors import (
+from sde_diffusion.objectives.base import Objective
+from sde_diffusion.parallel.processes import Processes
+from sde_diffusion.training.config import TrainingConfig
+from sde_diffusion.training.folder import RunFolder
+from sde_diffusion.training.manifest import Manifest
+from sde_diffusion.training.monitors import (
     BOUND,
     Monitor,
     check_monitors,
@@ -23,11 +27,7 @@ from sde_diffusion.monitors import (
     observe,
     out_of_patience,
 )
-from sde_diffusion.objectives import Objective
-from sde_diffusion.parallel.processes import Processes
-from sde_diffusion.runs import RunFolder
-from sde_diffusion.trainer import Progress, Trainer
-from sde_diffusion.training_config import TrainingConfig
+from sde_diffusion.training.trainer import Progress, Trainer
 
 __all__ = ["Progress", "TrainingConfig", "train"]
 

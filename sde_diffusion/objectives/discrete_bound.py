@@ -21,8 +21,9 @@ from sde_diffusion.forms import converted
 from sde_diffusion.lattices import lattice
 from sde_diffusion.likelihood.decoders import BinDecoder, Decoder, GaussianDecoder
 from sde_diffusion.models.score import ScoreModel
-from sde_diffusion.objectives import Batch, Objective
-from sde_diffusion.time_distributions import LatticeTimes, Spacing
+from sde_diffusion.objectives.base import Batch, Objective
+from sde_diffusion.objectives.spacings import Spacing
+from sde_diffusion.time_distributions import LatticeTimes
 
 _SHARE: Final = 1e-3  # of the bound in the hybrid
 
@@ -66,7 +67,7 @@ class Vlb(Chained):
     Source: Ho et al. 2020, equation 5; Nichol & Dhariwal 2021, section 3.3.
 
     >>> from sde_diffusion import VPSDE
-    >>> from sde_diffusion.time_distributions import Stratified
+    >>> from sde_diffusion.objectives.spacings import Stratified
     >>> Vlb(4, Stratified()).draw(VPSDE(), 4, torch.Generator().manual_seed(0)).t.tolist()
     [0.25, 0.5, 0.75, 1.0]
     """
@@ -89,7 +90,7 @@ class Hybrid(Chained):
     Errors: ValueError for a model without a learned variance.
     Source: Nichol & Dhariwal 2021, equation 16.
 
-    >>> from sde_diffusion.time_distributions import Stratified
+    >>> from sde_diffusion.objectives.spacings import Stratified
     >>> from sde_diffusion import MLP, VPSDE
     >>> Hybrid(4, Stratified()).check(ScoreModel(MLP(2), VPSDE()))
     Traceback (most recent call last):

@@ -25,7 +25,7 @@ from sde_diffusion.likelihood.estimates import check_draws
 from sde_diffusion.models.score import DirectScore, LearnedScore, ScoreModel
 from sde_diffusion.noise import PerSampleNoise
 from sde_diffusion.pictures.samples import sample_picture
-from sde_diffusion.runs import SAMPLES
+from sde_diffusion.training.folder import SAMPLES
 
 BOUND: Final = "bits_per_dim"  # the value that patience waits on
 _FARTHEST: Final = 10.0  # |λ| beyond which data, or noise, is all there is

@@ -10,13 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, final
 
-from sde_diffusion._check import (
-    one_of,
-    positive_integer,
-    positive_number,
-    wrong_type,
-    wrong_value,
-)
+from sde_diffusion._check import one_of, positive_integer, positive_number, wrong_type, wrong_value
 
 CHOICES: Final[dict[str, tuple[str, ...]]] = {
     "schedule": ("constant", "cosine"),

@@ -19,19 +19,20 @@ from torch import Tensor, distributed as dist, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sde_diffusion._check import diverged, wrong_value
-from sde_diffusion.averages import Averages
 from sde_diffusion.checkpoints.checkpoint import configuration_of
 from sde_diffusion.data.dataset import Dataset
 from sde_diffusion.data.shuffling import batch_rows
-from sde_diffusion.global_batch import GlobalBatch, Losses
 from sde_diffusion.models.score import DirectScore, LearnedScore, ScoreModel
-from sde_diffusion.objectives import Objective, objective_of
+from sde_diffusion.objectives.base import Objective
 from sde_diffusion.parallel.processes import Processes
-from sde_diffusion.precision import adamw, prepare, release, scaler_of
-from sde_diffusion.runs import RunFolder
+from sde_diffusion.training.averages import Averages
+from sde_diffusion.training.batch import GlobalBatch, Losses
+from sde_diffusion.training.folder import RunFolder
+from sde_diffusion.training.objective_by_name import objective_of
+from sde_diffusion.training.precision import adamw, prepare, release, scaler_of
 
 if TYPE_CHECKING:
-    from sde_diffusion.training import TrainingConfig
+    from sde_diffusion.training.loop import TrainingConfig
 
 
 @dataclass(frozen=True)

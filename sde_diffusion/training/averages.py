@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from sde_diffusion._check import positive_number, wrong_value
 from sde_diffusion.checkpoints.checkpoint import save_model
 from sde_diffusion.models.score import LearnedScore
-from sde_diffusion.training_config import WIDEST
+from sde_diffusion.training.config import WIDEST
 
 if TYPE_CHECKING:
-    from sde_diffusion.training_config import TrainingConfig
+    from sde_diffusion.training.config import TrainingConfig
 
 SNAPSHOTS: Final = "snapshots"
 

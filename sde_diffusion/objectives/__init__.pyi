@@ -1,0 +1,15 @@
+from sde_diffusion.objectives.base import Batch as Batch, Drawn as Drawn, Objective as Objective
+from sde_diffusion.objectives.denoising import (
+    Denoising as Denoising,
+    Explicit as Explicit,
+    denoising_loss as denoising_loss,
+    explicit_loss as explicit_loss,
+)
+from sde_diffusion.objectives.discrete_bound import Hybrid as Hybrid, Vlb as Vlb
+from sde_diffusion.objectives.score_matching import (
+    Implicit as Implicit,
+    Paths as Paths,
+    Sliced as Sliced,
+    implicit_loss as implicit_loss,
+    sliced_loss as sliced_loss,
+)

@@ -1,0 +1,167 @@
+"""Denoising score matching: the error of a predicted noise, or of a score, at random times."""
+
+from __future__ import annotations
+
+from typing import final
+
+from torch import Tensor
+
+from sde_diffusion._check import wrong_value
+from sde_diffusion._tensors import flat_sum
+from sde_diffusion.models.protocols import NoisePredictor
+from sde_diffusion.models.score import ScoreModel
+from sde_diffusion.objectives.base import Batch, Objective
+from sde_diffusion.objectives.coupling import Coupling
+from sde_diffusion.objectives.spacings import Spacing
+from sde_diffusion.objectives.uncertainty import Uncertainty
+from sde_diffusion.objectives.weighting import EDM, Weighting, perceptual
+from sde_diffusion.time_distributions import TimeLaw
+
+
+def denoising_loss(
+    model: NoisePredictor,
+    x0: Tensor,
+    t: Tensor,
+    eps: Tensor,
+    weighting: Weighting = perceptual,
+) -> Tensor:
+    """Return w(t) ‖eps − eps_θ(x_t, t)‖²/D with x_t = alpha x0 + sigma eps, D numbers a sample.
+
+    Its mean over eps is least at eps_θ = E[eps | x_t] = −sigma ∇log p_t(x_t), whatever w > 0; it
+    differs from the explicit w ‖eps_θ + sigma ∇log p_t‖²/D by a constant.
+
+    Shapes: x0, eps (B, *event); t () or (B,); result (B,).
+    Errors: ValueError where the shapes of x0, t and eps disagree.
+    Source: Vincent 2011; Song et al. 2021, equation 7; Ho et al. 2020, equation 14.
+
+    >>> import torch
+    >>> from sde_diffusion import VPSDE, ScoreModel
+    >>> class Zero(torch.nn.Module):
+    ...     def forward(self, x, c):
+    ...         return torch.zeros_like(x)
+    >>> eps = torch.tensor([[1.0, 3.0]])
+    >>> t = torch.tensor(0.5, dtype=torch.float64)
+    >>> denoising_loss(ScoreModel(Zero(), VPSDE()), torch.zeros(1, 2), t, eps).tolist()
+    [5.0]
+    """
+    x_t = model.sde.perturb(x0, t, eps)
+    return _weighted(model, eps - model.eps(x_t, t), t, weighting)
+
+
+def explicit_loss(
+    model: NoisePredictor,
+    exact: NoisePredictor,
+    x0: Tensor,
+    t: Tensor,
+    eps: Tensor,
+    weighting: Weighting = perceptual,
+) -> Tensor:
+    """Return w(t) ‖E[eps|x_t] − eps_θ(x_t, t)‖²/D, the target given by the oracle ``exact``.
+
+    It is w sigma² ‖s_θ − ∇log p_t‖²/D. Its mean has the gradient of `denoising_loss` in θ, and is
+    0 at the exact score.
+
+    Shapes: as `denoising_loss`. Errors: as `denoising_loss`.
+    Source: Hyvärinen 2005, equation 2; Vincent 2011, section 4.
+
+    >>> import torch
+    >>> from sde_diffusion import VPSDE, Gaussian
+    >>> exact = Gaussian(torch.zeros(1), torch.eye(1)).diffused(VPSDE())
+    >>> t = torch.tensor(0.5, dtype=torch.float64)
+    >>> explicit_loss(exact, exact, torch.ones(2, 1), t, torch.ones(2, 1)).tolist()
+    [0.0, 0.0]
+    """
+    x_t = model.sde.perturb(x0, t, eps)
+    return _weighted(model, exact.eps(x_t, t) - model.eps(x_t, t), t, weighting)
+
+
+def _weighted(model: NoisePredictor, error: Tensor, t: Tensor, weighting: Weighting) -> Tensor:
+    """Return w(t) ‖error‖²/D: (B, *event) → (B,)."""
+    weight = weighting(model.sde, t).to(device=error.device, dtype=error.dtype)
+    return weight * flat_sum(error**2) / error[0].numel()
+
+
+@final
+class Denoising(Objective):
+    """Denoising score matching, E over times of ``law`` of w(t) ‖eps − eps_θ(x_t, t)‖²/D.
+
+    Times drawn by another law, ``times``, count with the ratio of the densities, so that what is
+    minimised stays and its noise changes. An `Uncertainty` evens out the levels; a coupling other
+    than the independent one makes a model of its flow alone, and is written on the model.
+
+    >>> import torch
+    >>> from sde_diffusion import VPSDE
+    >>> from sde_diffusion.objectives.spacings import Stratified
+    >>> from sde_diffusion.objectives.weighting import perceptual
+    >>> from sde_diffusion.time_distributions import UniformTimes
+    >>> objective = Denoising(UniformTimes(), Stratified(), 1e-5, perceptual)
+    >>> objective.draw(VPSDE(), 3, torch.Generator().manual_seed(0)).weight.tolist()
+    [1.0, 1.0, 1.0]
+    """
+
+    def __init__(
+        self,
+        law: TimeLaw,
+        spacing: Spacing,
+        t_min: float,
+        weighting: Weighting,
+        *,
+        times: TimeLaw | None = None,
+        coupling: Coupling | None = None,
+        uncertainty: Uncertainty | None = None,
+    ) -> None:
+        super().__init__(law if times is None else times, spacing, t_min)
+        self.own, self.weighting = law, weighting
+        if coupling is not None:
+            self.coupling = coupling
+        self.uncertainty = uncertainty
+
+    def check(self, model: ScoreModel) -> None:
+        if self.coupling.name != "independent" and model.classes:
+            # Within a class the coupled noise would not be standard normal, as sampling has it.
+            raise wrong_value("train", "coupling", "be independent for a network with classes",
+                              self.coupling.name, "drop it, or build classes=None")  # fmt: skip
+        super().check(model)
+        if isinstance(self.weighting, EDM):
+            self.weighting = EDM(model.sigma_data)
+
+    def forward(self, model: ScoreModel, batch: Batch) -> Tensor:
+        sde, t = model.sde, batch.t
+        losses = denoising_loss(model, batch.x0, t, batch.eps, self.weighting)
+        if self.uncertainty is not None:
+            losses = self.uncertainty(losses, sde, t)
+        if self.own == self.law:
+            return losses
+        ratio = self.own.density(sde, t, self.t_min) / self.law.density(sde, t, self.t_min)
+        return ratio.to(losses) * losses
+
+
+@final
+class Explicit(Objective):
+    """Explicit score matching against an oracle, w(t) ‖E[eps|x_t] − eps_θ(x_t, t)‖²/D.
+
+    >>> import torch
+    >>> from sde_diffusion import VPSDE, Gaussian
+    >>> from sde_diffusion.objectives.spacings import Stratified
+    >>> from sde_diffusion.objectives.weighting import perceptual
+    >>> from sde_diffusion.time_distributions import UniformTimes
+    >>> exact = Gaussian(torch.zeros(1), torch.eye(1)).diffused(VPSDE())
+    >>> Explicit(UniformTimes(), Stratified(), 1e-5, perceptual, exact).t_min
+    1e-05
+    """
+
+    def __init__(
+        self, law: TimeLaw, spacing: Spacing, t_min: float, weighting: Weighting,
+        exact: NoisePredictor,
+    ) -> None:  # fmt: skip
+        super().__init__(law, spacing, t_min)
+        self.weighting, self.exact = weighting, exact
+
+    def check(self, model: ScoreModel) -> None:
+        super().check(model)
+        if self.exact.sde != model.sde:
+            raise wrong_value("Explicit", "exact", f"be diffused by the model's {model.sde}",
+                              str(self.exact.sde), "pass oracle.diffused(model.sde)")  # fmt: skip
+
+    def forward(self, model: ScoreModel, batch: Batch) -> Tensor:
+        return explicit_loss(model, self.exact, batch.x0, batch.t, batch.eps, self.weighting)
