@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import ast
-import importlib
-import importlib.util
 import inspect
 import re
 from pathlib import Path
 from typing import Any, Final
 
+from sde_diffusion import solvers
 from sde_diffusion._check import wrong_type, wrong_value
 
-_PACKAGE: Final = "sde_diffusion.solvers"
 _PARTS: Final = ("Corrector", "Langevin", "AnnealedLangevin", "SongLangevin")  # no solvers
 # Words that the capitals of a class name do not tell apart, and shorter ones.
 _WORDS: Final = {
@@ -35,30 +33,24 @@ def spelled(name: str) -> str:
 def exported() -> dict[str, str]:
     """Return the classes of all exported solvers, by their names here.
 
-    They are read from the source, since help must not wait for torch.
+    Their list is read without loading them, since help must not wait for torch.
     """
-    tree = ast.parse(_source("__init__.py"))
-    names = [alias.name for node in tree.body if isinstance(node, ast.ImportFrom)
-             for alias in node.names if alias.name[0].isupper()]  # fmt: skip
-    return {spelled(name): name for name in sorted(names, key=spelled) if name not in _PARTS}
+    names = (name for name in solvers.__all__ if name not in _PARTS)
+    return {spelled(name): name for name in sorted(names, key=spelled)}
 
 
 def of_any_ode() -> set[str]:
     """Return the names of classes whose ``dynamics`` are ODE: they need a velocity only."""
-    parts = re.split(r"^class ", _source("*.py"), flags=re.MULTILINE)
+    folder = Path(str(solvers.__file__)).parent
+    sources = (path.read_text(encoding="utf-8") for path in folder.rglob("*.py"))
+    parts = re.split(r"^class ", "\n".join(sources), flags=re.MULTILINE)
     ours = (part for part in parts if "\n    dynamics = ODE\n" in part)
     return {spelled(re.split(r"\W", part)[0]) for part in ours}
 
 
-def _source(pattern: str) -> str:
-    package = importlib.util.find_spec(_PACKAGE)
-    folder = Path(str(package and package.origin)).parent
-    return "\n".join(path.read_text(encoding="utf-8") for path in folder.glob(pattern))
-
-
 def solver_class(name: str) -> type[Any]:
     """Return the class of that name here."""
-    found: type[Any] = getattr(importlib.import_module(_PACKAGE), exported()[name])
+    found: type[Any] = getattr(solvers, exported()[name])
     return found
 
 

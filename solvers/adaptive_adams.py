@@ -15,9 +15,9 @@ from sde_diffusion._check import positive_integer
 from sde_diffusion._tensors import expand, rms
 from sde_diffusion.dynamics import ODE
 from sde_diffusion.noise import Noise
-from sde_diffusion.solvers._adams_history import RATIO, History, adams_weights, begun, moved
-from sde_diffusion.solvers._adaptive import carry, check_steps, growth, kept, settle
-from sde_diffusion.solvers._checks import above_zero, choice
+from sde_diffusion.solvers._shared.adams_history import RATIO, History, adams_weights, begun, moved
+from sde_diffusion.solvers._shared.adaptive import carry, check_steps, growth, kept, settle
+from sde_diffusion.solvers._shared.checks import above_zero, choice
 
 
 @final

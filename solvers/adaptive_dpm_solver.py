@@ -13,9 +13,9 @@ from torch import Tensor
 from sde_diffusion._check import positive_integer
 from sde_diffusion.dynamics import ProbabilityFlow, linear
 from sde_diffusion.noise import Noise
-from sde_diffusion.solvers._adaptive import carry
-from sde_diffusion.solvers._adaptive_dpm import Progress, attempt, start
-from sde_diffusion.solvers._checks import above_zero, choice
+from sde_diffusion.solvers._shared.adaptive import carry
+from sde_diffusion.solvers._shared.adaptive_dpm import Progress, attempt, start
+from sde_diffusion.solvers._shared.checks import above_zero, choice
 
 
 @final

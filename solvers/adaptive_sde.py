@@ -15,9 +15,9 @@ from sde_diffusion._tensors import expand, rms
 from sde_diffusion.dynamics import ReverseSDE
 from sde_diffusion.noise import Noise
 from sde_diffusion.sde import SDE
-from sde_diffusion.solvers._adaptive import check_steps, growth, too_many
-from sde_diffusion.solvers._brownian_pieces import Progress, start
-from sde_diffusion.solvers._checks import above_zero
+from sde_diffusion.solvers._shared.adaptive import check_steps, growth, too_many
+from sde_diffusion.solvers._shared.brownian_pieces import Progress, start
+from sde_diffusion.solvers._shared.checks import above_zero
 from sde_diffusion.solvers.sra import check_additive
 
 

@@ -14,7 +14,7 @@ from sde_diffusion.coefficients import kernel
 from sde_diffusion.dynamics import ReverseSDE, linear
 from sde_diffusion.noise import Noise
 from sde_diffusion.solver import OneStep
-from sde_diffusion.solvers._checks import at_least_zero, backward, own_noise
+from sde_diffusion.solvers._shared.checks import at_least_zero, backward, own_noise
 
 
 @final

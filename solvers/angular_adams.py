@@ -15,8 +15,8 @@ from sde_diffusion.coefficients import Level
 from sde_diffusion.dynamics import ProbabilityFlow, linear
 from sde_diffusion.multistep import Step
 from sde_diffusion.noise import Noise
-from sde_diffusion.solvers._angular import CORRECTED, PREDICTED, InAngle
-from sde_diffusion.solvers._checks import choice
+from sde_diffusion.solvers._shared.angular import CORRECTED, PREDICTED, InAngle
+from sde_diffusion.solvers._shared.checks import choice
 
 # cos φ below which v hardly depends on the state, and so neither on the error of the first step.
 _NOISE: Final = 0.1

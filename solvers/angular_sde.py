@@ -15,8 +15,8 @@ from sde_diffusion.dynamics import ReverseSDE
 from sde_diffusion.grids import angular
 from sde_diffusion.multistep import Multistep, Step
 from sde_diffusion.sde import LinearSDE
-from sde_diffusion.solvers._angular import CORRECTED, PREDICTED, half_angle
-from sde_diffusion.solvers._weights import integrals
+from sde_diffusion.solvers._shared.angular import CORRECTED, PREDICTED, half_angle
+from sde_diffusion.solvers._shared.weights import integrals
 
 # As many values as `AngularAdams` of order 3 uses.
 _PREDICTED, _CORRECTED = PREDICTED[:2], CORRECTED[:3]

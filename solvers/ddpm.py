@@ -14,7 +14,7 @@ from sde_diffusion.ddpm.chain import Chain
 from sde_diffusion.ddpm.variances import Variance, counted, predicted, reverse_step
 from sde_diffusion.dynamics import ReverseSDE, linear
 from sde_diffusion.noise import Noise
-from sde_diffusion.solvers._checks import backward, own_noise
+from sde_diffusion.solvers._shared.checks import backward, own_noise
 
 
 @final

@@ -14,9 +14,9 @@ from sde_diffusion._check import positive_integer
 from sde_diffusion._tensors import rms
 from sde_diffusion.dynamics import ODE
 from sde_diffusion.noise import Noise
-from sde_diffusion.solvers._adaptive import carry, check_steps, growth, kept, settle
-from sde_diffusion.solvers._checks import above_zero
-from sde_diffusion.solvers._dormand_prince import Progress, first_sizes, stages
+from sde_diffusion.solvers._shared.adaptive import carry, check_steps, growth, kept, settle
+from sde_diffusion.solvers._shared.checks import above_zero
+from sde_diffusion.solvers._shared.dormand_prince import Progress, first_sizes, stages
 
 
 @final

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-from sde_diffusion.solvers._exponential_adams import Adams
-from sde_diffusion.solvers._singlestep import Singlestep
+from sde_diffusion.solvers._shared.exponential_adams import Adams
+from sde_diffusion.solvers._shared.singlestep import Singlestep
 
 
 @final

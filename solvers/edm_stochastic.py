@@ -15,7 +15,7 @@ from sde_diffusion._check import wrong_value
 from sde_diffusion.coefficients import kernel
 from sde_diffusion.dynamics import ReverseSDE, linear
 from sde_diffusion.noise import Noise
-from sde_diffusion.solvers._checks import at_least_zero, backward, own_noise
+from sde_diffusion.solvers._shared.checks import at_least_zero, backward, own_noise
 from sde_diffusion.solvers.edm_heun import euler_in_rho, heun_in_rho
 
 

@@ -3,17 +3,39 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, TypeAlias, final
+
+import numpy as np
 
 from sde_diffusion._check import wrong_value
 from sde_diffusion.coefficients import Level
 from sde_diffusion.dynamics import ReverseSDE
 from sde_diffusion.multistep import Multistep, Step
-from sde_diffusion.solvers._checks import own_noise
-from sde_diffusion.solvers._exponential_sde import newton
-from sde_diffusion.solvers._noise_functions import NoiseFunction, er_sde_5, moments
+from sde_diffusion.solvers._shared.checks import own_noise
+from sde_diffusion.solvers._shared.exponential_sde import newton
+
+NoiseFunction: TypeAlias = Callable[[float], float]
+
+_POINTS, _WEIGHTS = (part.tolist() for part in np.polynomial.legendre.leggauss(16))
+
+
+def er_sde_5(u: float) -> float:
+    """Return the paper's favourite φ(u) = u (e^{u^0.3} + 10): noise while there is much of it."""
+    return u * (math.exp(u**0.3) + 10)
+
+
+def moments(phi: NoiseFunction, t: float, s: float) -> tuple[float, float]:
+    """Return ∫ du/φ(u) and ∫ (u − t)/φ(u) du from s to t."""
+    zeroth = first = 0.0
+    half = 0.5 * math.log(t / s)  # in log u, as φ may fall over many powers of ten
+    for point, weight in zip(_POINTS, _WEIGHTS, strict=True):
+        u = s * math.exp(half * (1 + point))
+        part = weight * half * u / phi(u)
+        zeroth += part
+        first += (u - t) * part
+    return zeroth, first
 
 
 @final

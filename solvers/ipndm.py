@@ -10,8 +10,8 @@ from torch import Tensor
 
 from sde_diffusion.dynamics import ProbabilityFlow
 from sde_diffusion.noise import Noise
-from sde_diffusion.solvers._adams_in_rho import STARTS, adams_in_rho
-from sde_diffusion.solvers._checks import choice
+from sde_diffusion.solvers._shared.adams_in_rho import STARTS, adams_in_rho
+from sde_diffusion.solvers._shared.checks import choice
 
 
 @final

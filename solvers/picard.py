@@ -13,8 +13,8 @@ from sde_diffusion._check import positive_integer
 from sde_diffusion.dynamics import ODE
 from sde_diffusion.noise import Noise
 from sde_diffusion.solver import OneStep
-from sde_diffusion.solvers._checks import at_least_zero
-from sde_diffusion.solvers._picard import check_solver, radius, sweep
+from sde_diffusion.solvers._shared.checks import at_least_zero
+from sde_diffusion.solvers._shared.picard import check_solver, radius, sweep
 from sde_diffusion.solvers.ddim import DDIM
 from sde_diffusion.solvers.heun import Heun
 

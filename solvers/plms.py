@@ -12,7 +12,7 @@ from sde_diffusion.coefficients import Coefficients
 from sde_diffusion.counting import CountedScore
 from sde_diffusion.dynamics import ProbabilityFlow
 from sde_diffusion.noise import Noise
-from sde_diffusion.solvers._adams_in_rho import adams_in_rho
+from sde_diffusion.solvers._shared.adams_in_rho import adams_in_rho
 from sde_diffusion.solvers.edm_heun import euler_in_rho, middle_in_rho
 
 

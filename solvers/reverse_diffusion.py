@@ -12,7 +12,7 @@ from sde_diffusion.coefficients import kernel
 from sde_diffusion.dynamics import ReverseSDE, linear
 from sde_diffusion.noise import Noise
 from sde_diffusion.solver import OneStep
-from sde_diffusion.solvers._checks import backward
+from sde_diffusion.solvers._shared.checks import backward
 
 
 @final

@@ -12,9 +12,9 @@ from sde_diffusion._check import wrong_value
 from sde_diffusion.coefficients import Level
 from sde_diffusion.dynamics import ReverseSDE
 from sde_diffusion.multistep import Multistep, Step
-from sde_diffusion.solvers._exponential import latest
-from sde_diffusion.solvers._exponential_sde import kernel
-from sde_diffusion.solvers._weights import integrals
+from sde_diffusion.solvers._shared.exponential import latest
+from sde_diffusion.solvers._shared.exponential_sde import kernel
+from sde_diffusion.solvers._shared.weights import integrals
 
 _REACH: Final = 40.0  # e-folds of the kernel: what is beyond is rounding, and spoils quadrature
 

@@ -13,9 +13,9 @@ from sde_diffusion.coefficients import Level
 from sde_diffusion.dynamics import ReverseSDE
 from sde_diffusion.multistep import Multistep, Step
 from sde_diffusion.noise import Noise
-from sde_diffusion.solvers._exponential import latest, own_grid
-from sde_diffusion.solvers._exponential_sde import kernel, newton, phis
-from sde_diffusion.solvers._singlestep_sde import staged
+from sde_diffusion.solvers._shared.exponential import latest, own_grid
+from sde_diffusion.solvers._shared.exponential_sde import kernel, newton, phis
+from sde_diffusion.solvers._shared.singlestep_sde import staged
 
 
 @final

@@ -11,8 +11,8 @@ from torch import Tensor
 from sde_diffusion.dynamics import ReverseSDE, linear
 from sde_diffusion.noise import Noise
 from sde_diffusion.solver import OneStep
-from sde_diffusion.solvers._checks import choice
-from sde_diffusion.solvers._singlestep_sde import staged
+from sde_diffusion.solvers._shared.checks import choice
+from sde_diffusion.solvers._shared.singlestep_sde import staged
 
 
 @final

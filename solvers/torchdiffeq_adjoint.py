@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from sde_diffusion._check import wrong_value
 from sde_diffusion.dynamics import ODE
 from sde_diffusion.noise import Noise
-from sde_diffusion.solvers._checks import above_zero
-from sde_diffusion.solvers._torchdiffeq import ADAPTIVE, ORDERS, Module, states
+from sde_diffusion.solvers._shared.checks import above_zero
+from sde_diffusion.solvers._shared.torchdiffeq import ADAPTIVE, ORDERS, Module, states
 
 
 @final

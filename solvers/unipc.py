@@ -11,8 +11,8 @@ from torch import Tensor
 from sde_diffusion.coefficients import Level
 from sde_diffusion.dynamics import ProbabilityFlow, linear
 from sde_diffusion.noise import Noise
-from sde_diffusion.solvers._singlestep import singlestep
-from sde_diffusion.solvers._unipc import WIDTHS, UniPCBase
+from sde_diffusion.solvers._shared.singlestep import singlestep
+from sde_diffusion.solvers._shared.unipc import WIDTHS, UniPCBase
 
 
 @final

@@ -273,12 +273,12 @@ def test_right_code_is_left_alone(tmp_path: Path, rule: Rule) -> None:
     assert findings(tmp_path, rule) == []
 
 
-LONGEST = 100  # lines of a solver file, so that each is one thing to understand
+LONGEST = 150  # lines of a solver file, so that each is one thing to understand
 
 
 def too_long(folder: Path) -> list[str]:
     """`file: its number of lines` for each file of the folder that is longer."""
-    lines = {p.name: len(p.read_text(encoding="utf-8").splitlines()) for p in folder.glob("*.py")}
+    lines = {p.name: len(p.read_text(encoding="utf-8").splitlines()) for p in folder.rglob("*.py")}
     return sorted(f"{name}: {count} lines" for name, count in lines.items() if count > LONGEST)
 
 
@@ -289,4 +289,4 @@ def test_no_solver_file_is_long(root: Path) -> None:
 def test_a_long_solver_file_is_found(tmp_path: Path) -> None:
     for name, count in (("right", LONGEST), ("long", LONGEST + 1)):
         (tmp_path / f"{name}.py").write_text("x = 1\n" * count, encoding="utf-8")
-    assert too_long(tmp_path) == ["long.py: 101 lines"]
+    assert too_long(tmp_path) == ["long.py: 151 lines"]

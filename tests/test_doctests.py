@@ -14,9 +14,10 @@ from sde_diffusion import solvers
 
 MODULES = [
     name
-    for _, name, _ in pkgutil.walk_packages(sde_diffusion.__path__, "sde_diffusion.")
+    for package in (sde_diffusion, solvers)
+    for _, name, _ in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
     if "__main__" not in name
-] + [f"sde_diffusion.solvers.{name}" for _, name, _ in pkgutil.iter_modules(solvers.__path__)]
+]
 
 
 @pytest.mark.parametrize("name", sorted(set(MODULES)))

@@ -44,7 +44,7 @@ from sde_diffusion.solvers import (
     TorchDiffEqAdjoint,
     catalogue,
 )
-from sde_diffusion.solvers._torchdiffeq import ORDERS
+from sde_diffusion.solvers._shared.torchdiffeq import ORDERS
 
 CERTIFIED = catalogue.instances()
 # In these instances adaptive solvers take the steps of the grid; here they choose their own.

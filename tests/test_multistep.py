@@ -24,7 +24,7 @@ from sde_diffusion import (
 )
 from sde_diffusion.multistep import Multistep, Step
 from sde_diffusion.solvers import Ancestral
-from sde_diffusion.solvers._weights import integrals
+from sde_diffusion.solvers._shared.weights import integrals
 
 FAMILY = [VPSDE(), SubVPSDE(), VESDE(0.01, 5.0), EDMSDE(5.0), RectifiedFlow()]
 

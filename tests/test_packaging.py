@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 import sde_diffusion
+from sde_diffusion import solvers
 
 # Folder of the checkout -> folder of the installed package.
 FOLDERS = {
@@ -147,8 +148,9 @@ def test_a_heavy_import_would_be_noticed() -> None:
 def stubbed(root: Path) -> list[str]:
     """The packages with a stub beside their ``__init__.py``."""
     return [
-        ".".join(["sde_diffusion", *stub.relative_to(root / "sde_diffusion").parts[:-1]])
-        for stub in sorted((root / "sde_diffusion").rglob("__init__.pyi"))
+        ".".join([package.replace("/", "."), *stub.relative_to(root / folder).parts[:-1]])
+        for folder, package in FOLDERS.items()
+        for stub in sorted((root / folder).rglob("__init__.pyi"))
     ]
 
 
@@ -166,7 +168,7 @@ def promised(package: str) -> dict[str, str]:
 
 def test_the_stubs_and_the_packages_agree(root: Path) -> None:
     packages = stubbed(root)
-    assert "sde_diffusion" in packages
+    assert {"sde_diffusion", "sde_diffusion.solvers", "sde_diffusion.nets"} <= set(packages)
     for package in packages:
         module = importlib.import_module(package)
         names = promised(package)
@@ -182,7 +184,7 @@ def test_the_stubs_and_the_packages_agree(root: Path) -> None:
 
 
 def test_the_face_has_all_of_its_names() -> None:
-    assert len(sde_diffusion.__all__) == 142
+    assert (len(sde_diffusion.__all__), len(solvers.__all__)) == (142, 47)
 
 
 def test_the_command_line_runs_as_a_module() -> None:

@@ -19,7 +19,7 @@ from sde_diffusion import (
     log_prob,
 )
 from sde_diffusion.solvers import AdaptiveAdams, DormandPrince
-from sde_diffusion.solvers._adams_history import RATIO, adams_weights
+from sde_diffusion.solvers._shared.adams_history import RATIO, adams_weights
 
 ENDS = torch.tensor([0.0, 1.0], dtype=torch.float64)
 

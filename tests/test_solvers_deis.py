@@ -30,16 +30,16 @@ from sde_diffusion import (
 from sde_diffusion.diagnostics.orders import ode_convergence
 from sde_diffusion.grids import karras
 from sde_diffusion.solvers import AdamsBashforth, Ancestral, Euler, Heun, RungeKutta4, TorchDiffEq
-from sde_diffusion.solvers._weights_in_rho import VARIABLES
+from sde_diffusion.solvers._shared.weights_in_rho import VARIABLES
 from sde_diffusion.solvers.ddim import DDIM
 from sde_diffusion.solvers.deis import DEIS
-from sde_diffusion.solvers.deis_published import DEISPublished
 from sde_diffusion.solvers.edm_heun import EDMHeun
 from sde_diffusion.solvers.ipndm import IPNDM
-from sde_diffusion.solvers.ipndm_published import IPNDMPublished
 from sde_diffusion.solvers.midpoint import Midpoint
 from sde_diffusion.solvers.plms import PLMS
-from sde_diffusion.solvers.plms_published import PLMSPublished
+from sde_diffusion.solvers.published.deis import DEISPublished
+from sde_diffusion.solvers.published.ipndm import IPNDMPublished
+from sde_diffusion.solvers.published.plms import PLMSPublished
 
 SMOOTH = [VPSDE(), VPSDE(CosineBeta()), SubVPSDE(), VESDE(0.01, 5.0), EDMSDE(5.0), RectifiedFlow()]
 FAMILY = [*SMOOTH, VPSDE(DiscreteBeta(linear_betas(100, 1e-3, 0.2)))]

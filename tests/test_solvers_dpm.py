@@ -27,9 +27,9 @@ from sde_diffusion.solvers import Ancestral
 from sde_diffusion.solvers.adaptive_dpm_solver import AdaptiveDPMSolver
 from sde_diffusion.solvers.dpm_solver import DPMSolver, DPMSolverMultistep
 from sde_diffusion.solvers.dpm_solver_pp import DPMSolverPP, DPMSolverPPSinglestep
-from sde_diffusion.solvers.dpm_solver_pp_published import DPMSolverPPPublished
+from sde_diffusion.solvers.published.dpm_solver_pp import DPMSolverPPPublished
+from sde_diffusion.solvers.published.unipc import UniPCPublished
 from sde_diffusion.solvers.unipc import UniPC
-from sde_diffusion.solvers.unipc_published import UniPCPublished
 
 SDE = VPSDE()
 ALL = [

@@ -30,13 +30,13 @@ from sde_diffusion.solvers.ancestral import Ancestral
 from sde_diffusion.solvers.dormand_prince import DormandPrince
 from sde_diffusion.solvers.dpm_solver import DPMSolver
 from sde_diffusion.solvers.dpm_solver_pp import DPMSolverPP, DPMSolverPPSinglestep
-from sde_diffusion.solvers.dpm_solver_pp_published import DPMSolverPPPublished
 from sde_diffusion.solvers.er_sde import ERSDE
+from sde_diffusion.solvers.published.dpm_solver_pp import DPMSolverPPPublished
+from sde_diffusion.solvers.published.sde_dpm_solver_pp import SDEDPMSolverPPPublished
+from sde_diffusion.solvers.published.unipc import UniPCPublished
 from sde_diffusion.solvers.sa_solver import SASolver
 from sde_diffusion.solvers.sde_dpm_solver_pp import SDEDPMSolverPP
-from sde_diffusion.solvers.sde_dpm_solver_pp_published import SDEDPMSolverPPPublished
 from sde_diffusion.solvers.seeds import SEEDS
-from sde_diffusion.solvers.unipc_published import UniPCPublished
 
 SDE = VPSDE()
 SDES = [SDE, VPSDE(CosineBeta()), SubVPSDE(), EDMSDE(), RectifiedFlow()]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sde_diffusion.dynamics import ReverseSDE, linear
 from sde_diffusion.noise import Noise
-from sde_diffusion.solvers._exponential_sde import kernel, phis
+from sde_diffusion.solvers._shared.exponential_sde import kernel, phis
 
 # Row i: the place r of stage i between λ_t and λ_s, and the two predictions through which the line
 # goes that leads there from λ_t; the same one twice stands for a constant.

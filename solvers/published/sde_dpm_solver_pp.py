@@ -10,8 +10,8 @@ from sde_diffusion._check import wrong_value
 from sde_diffusion.coefficients import Level
 from sde_diffusion.dynamics import ReverseSDE
 from sde_diffusion.multistep import Multistep, Step
-from sde_diffusion.solvers._exponential import latest, own_grid
-from sde_diffusion.solvers._exponential_sde import kernel, newton, phis
+from sde_diffusion.solvers._shared.exponential import latest, own_grid
+from sde_diffusion.solvers._shared.exponential_sde import kernel, newton, phis
 
 
 @final

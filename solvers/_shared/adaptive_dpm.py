@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sde_diffusion._tensors import rms
+from sde_diffusion._tensors import expand, rms
+from sde_diffusion.counting import CountedScore
 from sde_diffusion.dynamics import ProbabilityFlow, linear
-from sde_diffusion.solvers._adaptive import check_steps, growth, kept, settle
-from sde_diffusion.solvers._dpm_pair import pair, predicted
+from sde_diffusion.sde import LinearSDE
+from sde_diffusion.solvers._shared.adaptive import check_steps, growth, kept, settle
 
 
 @dataclass
@@ -72,3 +73,41 @@ def attempt(
     p.known[i] = ~good
     settle(p, i, good, s)
     check_steps("AdaptiveDPMSolver", "score", p.h[i], t, 1e-12)
+
+
+def pair(
+    order: int,
+    score: CountedScore,
+    sde: LinearSDE,
+    x: Tensor,
+    eps: Tensor,
+    t: Tensor,
+    s: Tensor,
+    h: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Return the states at s of DPM-Solver of one order less and of the order, given eps(x, t)."""
+
+    def moved(u: Tensor, r: float, m: Tensor) -> Tensor:
+        """Return (α_u/α_t) x − σ_u (e^{rh} − 1) m."""
+        c = -sde.sigma(u) * torch.expm1(r * h)
+        return expand(sde.alpha(u) / sde.alpha(t), x) * x + expand(c, x) * m
+
+    def bent(u: Tensor, r: float, q: float, difference: Tensor) -> Tensor:
+        """Return −(σ_u r/q)((e^{rh} − 1)/(rh) − 1)(eps at qh − eps), what a slope adds."""
+        c = -sde.sigma(u) * r / q * (torch.expm1(r * h) / (r * h) - 1)
+        return expand(c, x) * difference
+
+    lambda_ = sde.lambda_(t)
+    if order == 2:
+        u = sde.time(lambda_ + h / 2)
+        return moved(s, 1, eps), moved(s, 1, predicted(score, sde, moved(u, 1 / 2, eps), u))
+    u, v = sde.time(lambda_ + h / 3), sde.time(lambda_ + 2 * h / 3)
+    first = predicted(score, sde, moved(u, 1 / 3, eps), u) - eps
+    y = moved(v, 2 / 3, eps) + bent(v, 2 / 3, 1 / 3, first)
+    second = predicted(score, sde, y, v) - eps
+    return moved(s, 1, eps + 1.5 * first), moved(s, 1, eps) + bent(s, 1, 2 / 3, second)
+
+
+def predicted(score: CountedScore, sde: LinearSDE, x: Tensor, t: Tensor) -> Tensor:
+    """Return eps(x, t) = −σ_t score, each sample at its own time."""
+    return expand(-sde.sigma(t), x) * score(x, t)

@@ -12,7 +12,7 @@ from sde_diffusion._check import wrong_value
 from sde_diffusion.coefficients import Level
 from sde_diffusion.dynamics import ProbabilityFlow
 from sde_diffusion.multistep import Multistep, Step
-from sde_diffusion.solvers._exponential import half_difference, latest, own_grid
+from sde_diffusion.solvers._shared.exponential import half_difference, latest, own_grid
 
 
 @final

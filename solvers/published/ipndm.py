@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Final, final
 from sde_diffusion.coefficients import Level
 from sde_diffusion.dynamics import ProbabilityFlow
 from sde_diffusion.multistep import Multistep, Step
-from sde_diffusion.solvers._checks import choice
+from sde_diffusion.solvers._shared.checks import choice
 
 # Adams–Bashforth for steps of one size, by degree of the polynomial.
 _FIXED: Final = (

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from sde_diffusion.dynamics import ProbabilityFlow
 from sde_diffusion.noise import Noise
-from sde_diffusion.solvers._adams_in_rho import adams_in_rho
-from sde_diffusion.solvers._checks import choice
-from sde_diffusion.solvers._weights_in_rho import VARIABLES
+from sde_diffusion.solvers._shared.adams_in_rho import adams_in_rho
+from sde_diffusion.solvers._shared.checks import choice
+from sde_diffusion.solvers._shared.weights_in_rho import VARIABLES
 
 
 @final

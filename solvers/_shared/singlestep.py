@@ -16,8 +16,8 @@ from sde_diffusion.dynamics import ProbabilityFlow, linear
 from sde_diffusion.multistep import Step
 from sde_diffusion.noise import Noise
 from sde_diffusion.solver import OneStep
-from sde_diffusion.solvers._checks import choice
-from sde_diffusion.solvers._exponential import ORDERS, own_grid, through
+from sde_diffusion.solvers._shared.checks import choice
+from sde_diffusion.solvers._shared.exponential import ORDERS, own_grid, through
 
 Rows: TypeAlias = tuple[tuple[float, tuple[int, ...]], ...]
 # Row i: the place r of stage i between λ_t and λ_s, and the earlier predictions through which the

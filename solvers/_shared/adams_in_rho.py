@@ -15,7 +15,7 @@ from sde_diffusion.counting import CountedScore
 from sde_diffusion.dynamics import ProbabilityFlow, linear
 from sde_diffusion.multistep import Multistep, Step
 from sde_diffusion.noise import Noise
-from sde_diffusion.solvers._weights_in_rho import adams_weights_in_rho
+from sde_diffusion.solvers._shared.weights_in_rho import adams_weights_in_rho
 from sde_diffusion.solvers.edm_heun import heun_in_rho, kutta_in_rho
 
 Start: TypeAlias = Callable[[Coefficients, CountedScore, Tensor, Tensor, Tensor, Tensor], Tensor]

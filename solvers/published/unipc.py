@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
-from sde_diffusion.solvers._unipc import UniPCBase
+from sde_diffusion.solvers._shared.unipc import UniPCBase
 
 
 @final

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from sde_diffusion._tensors import expand
 from sde_diffusion.dynamics import ODE
-from sde_diffusion.solvers._adaptive import kept
-from sde_diffusion.solvers._dormand_prince import first_sizes
+from sde_diffusion.solvers._shared.adaptive import kept
+from sde_diffusion.solvers._shared.dormand_prince import first_sizes
 
 # What part of Adams–Bashforth's error Adams–Moulton's has, at the same order 1, 2 … 6.
 RATIO: Final = torch.tensor([1, 1 / 5, 1 / 9, 19 / 251, 27 / 475, 863 / 19087]).double()

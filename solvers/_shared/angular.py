@@ -16,7 +16,7 @@ from sde_diffusion.dynamics import ProbabilityFlow
 from sde_diffusion.grids import angular
 from sde_diffusion.multistep import Multistep, Step
 from sde_diffusion.sde import LinearSDE
-from sde_diffusion.solvers._weights import Array, integrals
+from sde_diffusion.solvers._shared.weights import Array, integrals
 
 # The largest step |Δψ| at which so many values are used. Where the data is much narrower than the
 # noise, v' = v/φ and a step is −Δψ on the axis of stability, where Adams–Bashforth methods of 2,

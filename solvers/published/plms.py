@@ -12,8 +12,8 @@ from sde_diffusion.coefficients import Level
 from sde_diffusion.dynamics import ProbabilityFlow, linear
 from sde_diffusion.multistep import Multistep, Step
 from sde_diffusion.noise import Noise
-from sde_diffusion.solvers.ipndm_published import fixed_step
 from sde_diffusion.solvers.plms import pseudo_runge_kutta
+from sde_diffusion.solvers.published.ipndm import fixed_step
 
 
 @final

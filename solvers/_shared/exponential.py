@@ -18,7 +18,7 @@ from sde_diffusion.coefficients import Level
 from sde_diffusion.grids import log_snr
 from sde_diffusion.multistep import Step
 from sde_diffusion.sde import LinearSDE
-from sde_diffusion.solvers._weights import integrals
+from sde_diffusion.solvers._shared.weights import integrals
 
 ORDERS: Final = tuple({"order": p} for p in (1, 2, 3))
 

@@ -13,9 +13,9 @@ from sde_diffusion.coefficients import Level
 from sde_diffusion.dynamics import ProbabilityFlow, linear
 from sde_diffusion.multistep import Multistep, Step
 from sde_diffusion.noise import Noise
-from sde_diffusion.solvers._checks import choice
-from sde_diffusion.solvers._exponential import ORDERS, latest, own_grid, through
-from sde_diffusion.solvers._singlestep import singlestep
+from sde_diffusion.solvers._shared.checks import choice
+from sde_diffusion.solvers._shared.exponential import ORDERS, latest, own_grid, through
+from sde_diffusion.solvers._shared.singlestep import singlestep
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""The same methods with the coefficients of published codes, and the order these really have."""
