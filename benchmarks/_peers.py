@@ -74,9 +74,12 @@ def _diffusers(name: str, sde: LinearSDE, grid: Tensor, **settings: Any) -> Run:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of logarithms of what is 0 in float32, replaced below
         scheduler = getattr(module, name)(
-            num_train_timesteps=n + 1, trained_betas=(1 - ratios).numpy(),
-            timestep_spacing="leading", steps_offset=offset, **settings,
-        )  # fmt: skip
+            num_train_timesteps=n + 1,
+            trained_betas=(1 - ratios).numpy(),
+            timestep_spacing="leading",
+            steps_offset=offset,
+            **settings,
+        )
     # In float64, where the betas and diffusers' own σ/α are rounded to float32.
     scheduler.alphas_cumprod = alphas
     sigmas = sigma / alpha
@@ -174,7 +177,8 @@ def _raw_ancestral(sde: LinearSDE, grid: Tensor) -> Run:
     shrink, factor, spread = _coefficients(sde, grid, eta=1.0)
 
     def run(eps: Eps, x: Tensor, tick: Tick) -> Tensor:
-        generator, x = torch.Generator().manual_seed(0), x.clone()
+        generator = torch.Generator().manual_seed(0)
+        x = x.clone()
         z = torch.empty_like(x)
         for i, (a, b, c) in enumerate(zip(shrink, factor, spread, strict=True)):
             found = eps(x, i)
@@ -190,7 +194,8 @@ def _coefficients(sde: LinearSDE, grid: Tensor, eta: float) -> tuple[list[float]
     """Return the factors of x, eps and z of the ancestral step, step by step."""
     rows = []
     for t, s in pairwise(grid):
-        (_, b2), shrink = sde.kernel(s, t), sde.alpha(s) / sde.alpha(t)
+        (_, b2) = sde.kernel(s, t)
+        shrink = sde.alpha(s) / sde.alpha(t)
         c2 = eta**2 * b2 * (sde.sigma(s) / sde.sigma(t)) ** 2
         factor = (sde.sigma(s) ** 2 - c2).clamp(min=0).sqrt() - shrink * sde.sigma(t)
         rows.append((float(shrink), float(factor), float(c2.sqrt())))

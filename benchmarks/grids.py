@@ -95,10 +95,11 @@ def problems(chosen: argparse.Namespace) -> dict[str, Problem]:
     """Return the mixtures of `quality.py` and the digits model."""
     exact = {name: data().diffused(VPSDE()) for name, data in PROBLEMS.items()}
     found = {
-        name: Problem(model, model.oracle.event, chosen.fitted, chosen.held_out, torch.float64,
-                      1e-8)
+        name: Problem(
+            model, model.oracle.event, chosen.fitted, chosen.held_out, torch.float64, 1e-8
+        )
         for name, model in exact.items()
-    }  # fmt: skip
+    }
     few = max(2, chosen.fitted // 32)
     digits = Problem(load("digits"), (1, 8, 8), few, 2 * few, torch.float32, 1e-5)
     return found | {"digits model": digits}
@@ -113,7 +114,8 @@ def end(problem: Problem, solver: Solver[Any], x: Tensor, grid: Tensor) -> Tenso
 
 def cells(name: str, problem: Problem, chosen: argparse.Namespace) -> list[Cell]:
     """Measure all solvers and budgets on one problem."""
-    model, sde = problem.model, problem.model.sde
+    model = problem.model
+    sde = problem.model.sde
     noise = PerSampleNoise.numbered(HELD_OUT_SEED, 0, problem.held_out)
     x = sde.prior().sample(noise, (problem.held_out, *problem.event), dtype=problem.dtype)
     tight = DormandPrince(problem.tolerance, problem.tolerance)
@@ -141,12 +143,19 @@ def show(name: str, problem: Problem, found: list[Cell]) -> None:
     """Print the table of one problem."""
     rules = [*KNOWN, "optimised"]
     rows = [
-        [c.solver, c.budget, *(f"{c.errors[rule]:.4f}" for rule in rules), f"{c.seconds:.1f}",
-         "yes" if c.below_both else "no"]
+        [
+            c.solver,
+            c.budget,
+            *(f"{c.errors[rule]:.4f}" for rule in rules),
+            f"{c.seconds:.1f}",
+            "yes" if c.below_both else "no",
+        ]
         for c in found
-    ]  # fmt: skip
-    title = (f"{name}: RMS distance to the flow map of {problem.held_out} held-out draws, grids "
-             f"fitted to {problem.fitted}")  # fmt: skip
+    ]
+    title = (
+        f"{name}: RMS distance to the flow map of {problem.held_out} held-out draws, grids "
+        f"fitted to {problem.fitted}"
+    )
     table(title, ["solver", "NFE", *rules, "s", "below both"], rows)
 
 
@@ -160,7 +169,9 @@ def main() -> None:
     parser.add_argument("--problems", nargs="+", help="the first words of their names")
     chosen = parsed(parser)
     if chosen.quick:
-        chosen.budgets, chosen.fitted, chosen.held_out = [6], 64, 64
+        chosen.budgets = [6]
+        chosen.fitted = 64
+        chosen.held_out = 64
     found: list[Cell] = []
     for name, problem in problems(chosen).items():
         if chosen.problems and not name.startswith(tuple(chosen.problems)):
@@ -168,8 +179,12 @@ def main() -> None:
         part = cells(name, problem, chosen)
         show(name, problem, part)
         found += part
-    write(chosen.out, cells=[asdict(cell) | {"below_both": cell.below_both} for cell in found],
-          fitted=chosen.fitted, held_out=chosen.held_out)  # fmt: skip
+    write(
+        chosen.out,
+        cells=[asdict(cell) | {"below_both": cell.below_both} for cell in found],
+        fitted=chosen.fitted,
+        held_out=chosen.held_out,
+    )
 
 
 if __name__ == "__main__":

@@ -61,11 +61,15 @@ class Passes(nn.Module):
 
     def __init__(self, score: Score) -> None:
         super().__init__()
-        self.score, self.calls, self.vjp, self.samples = score, 0, 0, 0
+        self.score = score
+        self.calls = 0
+        self.vjp = 0
+        self.samples = 0
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """Return the score; a call whose x asks for a gradient gets one backward pass."""
-        self.calls, self.samples = self.calls + 1, self.samples + len(x)
+        self.calls = self.calls + 1
+        self.samples = self.samples + len(x)
         self.vjp += int(x.requires_grad)
         return self.score(x, t)
 
@@ -102,7 +106,8 @@ def reference(score: Score, sde: LinearSDE, tolerance: float, prior: Density) ->
     from scipy.integrate import solve_ivp
 
     def run(x: Tensor) -> Result:
-        passes, z = Passes(score), PROBES.probes(x)[:, 0]
+        passes = Passes(score)
+        z = PROBES.probes(x)[:, 0]
 
         def velocity(x_t: Tensor, t: float) -> Tensor:
             return ProbabilityFlow(sde, passes).velocity(x_t, torch.tensor(t, dtype=torch.float64))
@@ -118,8 +123,9 @@ def reference(score: Score, sde: LinearSDE, tolerance: float, prior: Density) ->
             return torch.cat([drift.flatten(), divergence]).double().numpy()
 
         start = np.concatenate([x.flatten().double().numpy(), np.zeros(len(x))])
-        found = solve_ivp(derivative, (FIRST, sde.horizon), start, method="RK45",
-                          rtol=tolerance, atol=tolerance)  # fmt: skip
+        found = solve_ivp(
+            derivative, (FIRST, sde.horizon), start, method="RK45", rtol=tolerance, atol=tolerance
+        )
         if not found.success:
             raise FloatingPointError(found.message)
         end = torch.from_numpy(found.y[:, -1])
@@ -173,23 +179,43 @@ def methods_for(
 
 def oracle_part(chosen: argparse.Namespace) -> list[dict[str, Any]]:
     """Run every method on a Gaussian, print the errors in nats, and return them."""
-    sde, d = VPSDE(), 16
+    sde = VPSDE()
+    d = 16
     variances = torch.logspace(-1, 0.5, d, dtype=torch.float64)
     model = Gaussian(torch.linspace(-1, 1, d), variances.diag()).diffused(sde)
     x = model.oracle.sample(chosen.batch, torch.Generator().manual_seed(0))
     # The exact marginals at both ends, so that only the integration's error is left.
     first, last = torch.tensor([FIRST, sde.horizon], dtype=torch.float64)
-    exact, prior = model.log_prob(x, first), model.marginal(last)
+    exact = model.log_prob(x, first)
+    prior = model.marginal(last)
     rows = []
     for name, result in run_all(methods_for(model, sde, chosen, prior), x, 1).items():
         error = (result.nats - exact).abs()
-        rows.append({"method": name, "nfe": result.nfe, "forward": result.passes.calls,
-                     "vjp": result.passes.vjp, "mean": float(error.mean()),
-                     "largest": float(error.max())})  # fmt: skip
-    table(f"Gaussian oracle, {d} dimensions, batch {chosen.batch}: error in nats",
-          ["method", "NFE", "forward", "vjp", "mean", "largest"],
-          [[r["method"], r["nfe"], r["forward"], r["vjp"], f"{r['mean']:.1e}",
-            f"{r['largest']:.1e}"] for r in rows])  # fmt: skip
+        rows.append(
+            {
+                "method": name,
+                "nfe": result.nfe,
+                "forward": result.passes.calls,
+                "vjp": result.passes.vjp,
+                "mean": float(error.mean()),
+                "largest": float(error.max()),
+            }
+        )
+    table(
+        f"Gaussian oracle, {d} dimensions, batch {chosen.batch}: error in nats",
+        ["method", "NFE", "forward", "vjp", "mean", "largest"],
+        [
+            [
+                r["method"],
+                r["nfe"],
+                r["forward"],
+                r["vjp"],
+                f"{r['mean']:.1e}",
+                f"{r['largest']:.1e}",
+            ]
+            for r in rows
+        ],
+    )
     return rows
 
 
@@ -225,15 +251,39 @@ def unet_part(chosen: argparse.Namespace) -> dict[str, Any]:
     target = ours(model, model.sde, DormandPrince(truth, truth), prior)(x)
     against = f"DormandPrince {truth:g}"
     rows = [_row(name, r, results[REFERENCE], target, x[0].numel()) for name, r in results.items()]
-    table(f"{chosen.model or 'U-Net with random weights'}, batch {tuple(x.shape)}; differences "
-          f"are from {against}",
-          ["method", "seconds", "× reference", "NFE", "forward", "vjp", "samples through it",
-           "bits/dim", "mean difference", "mean |difference|", "peak MiB"],
-          [[r["method"], f"{r['seconds']['median']:.2f}", Spread(**r["ratio"]).show(), r["nfe"],
-            r["forward"], r["vjp"], r["samples"], f"{r['bits_per_dim']:.5f}",
-            f"{r['difference']:+.1e}", f"{r['absolute_difference']:.1e}", f"{r['peak']:.0f}"]
-           for r in rows],
-          )  # fmt: skip
+    table(
+        f"{chosen.model or 'U-Net with random weights'}, batch {tuple(x.shape)}; differences "
+        f"are from {against}",
+        [
+            "method",
+            "seconds",
+            "× reference",
+            "NFE",
+            "forward",
+            "vjp",
+            "samples through it",
+            "bits/dim",
+            "mean difference",
+            "mean |difference|",
+            "peak MiB",
+        ],
+        [
+            [
+                r["method"],
+                f"{r['seconds']['median']:.2f}",
+                Spread(**r["ratio"]).show(),
+                r["nfe"],
+                r["forward"],
+                r["vjp"],
+                r["samples"],
+                f"{r['bits_per_dim']:.5f}",
+                f"{r['difference']:+.1e}",
+                f"{r['absolute_difference']:.1e}",
+                f"{r['peak']:.0f}",
+            ]
+            for r in rows
+        ],
+    )
     best = _at_equal_error(rows)
     return {"shape": list(x.shape), "against": against, "rows": rows, "at_equal_error": best}
 
@@ -246,8 +296,10 @@ def _at_equal_error(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
         print("\nnone of ours is as near as the reference; pass smaller --tolerances")
         return None
     best = min(good, key=lambda r: r["seconds"]["median"])
-    print(f"\nat the reference's error or less: {best['method']} in "
-          f"{Spread(**best['ratio']).show()} of its time")  # fmt: skip
+    print(
+        f"\nat the reference's error or less: {best['method']} in "
+        f"{Spread(**best['ratio']).show()} of its time"
+    )
     return {"method": best["method"], "ratio": best["ratio"]}
 
 
@@ -255,12 +307,18 @@ def _row(name: str, r: Result, base: Result, target: Result, d: int) -> dict[str
     bits = -r.nats.double() / (d * math.log(2))
     difference = bits + target.nats.double() / (d * math.log(2))
     return {
-        "method": name, "nfe": r.nfe, "forward": r.passes.calls, "vjp": r.passes.vjp,
-        "samples": r.passes.samples, "seconds": asdict(Spread.of(r.seconds)),
-        "ratio": asdict(ratio(r.seconds, base.seconds)), "bits_per_dim": float(bits.mean()),
+        "method": name,
+        "nfe": r.nfe,
+        "forward": r.passes.calls,
+        "vjp": r.passes.vjp,
+        "samples": r.passes.samples,
+        "seconds": asdict(Spread.of(r.seconds)),
+        "ratio": asdict(ratio(r.seconds, base.seconds)),
+        "bits_per_dim": float(bits.mean()),
         "difference": float(difference.mean()),
-        "absolute_difference": float(difference.abs().mean()), "peak": r.peak,
-    }  # fmt: skip
+        "absolute_difference": float(difference.abs().mean()),
+        "peak": r.peak,
+    }
 
 
 def main() -> None:
@@ -271,18 +329,26 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--size", type=int, default=28, help="height and width of the images")
     parser.add_argument("--repeats", type=int, default=1, help="turns")
-    parser.add_argument("--tolerances", type=float, nargs="+", default=[1e-4, 3e-5, 1e-5],
-                        help="of ours")
+    parser.add_argument(
+        "--tolerances", type=float, nargs="+", default=[1e-4, 3e-5, 1e-5], help="of ours"
+    )
     parser.add_argument("--reference-tolerance", type=float, default=1e-5)
     parser.add_argument("--truth", type=float, help="tolerance of a run to measure errors from")
     chosen = parsed(parser)
     if chosen.quick:
-        chosen.batch, chosen.size, chosen.tolerances = 4, 8, [1e-3]
+        chosen.batch = 4
+        chosen.size = 8
+        chosen.tolerances = [1e-3]
         chosen.reference_tolerance = 1e-3
     oracle = oracle_part(chosen)
-    write(chosen.out, oracle=oracle, network=unet_part(chosen),
-          tolerances=chosen.tolerances, reference_tolerance=chosen.reference_tolerance,
-          truth=chosen.truth)  # fmt: skip
+    write(
+        chosen.out,
+        oracle=oracle,
+        network=unet_part(chosen),
+        tolerances=chosen.tolerances,
+        reference_tolerance=chosen.reference_tolerance,
+        truth=chosen.truth,
+    )
 
 
 if __name__ == "__main__":

@@ -67,21 +67,29 @@ def theirs(name: str, x: Tensor, grid: Tensor) -> Callable[[], object]:
 
 def measure(x: Tensor, steps: int, repeats: int) -> dict[str, tuple[str, list[float]]]:
     """Return each program's reference and its microseconds a step, turn by turn."""
-    grid, batch = uniform(steps), len(x)
-    white, rows = "WhiteNoise", "PerSampleNoise"
+    grid = uniform(steps)
+    batch = len(x)
+    white = "WhiteNoise"
+    rows = "PerSampleNoise"
     programs = {
         white: (white, unit(lambda: WhiteNoise(0), x, grid)),
         "BrownianPath": (white, unit(lambda: BrownianPath(0, grid=grid), x, grid)),
-        "BrownianPath, a quarter of its grid":
-            (white, unit(lambda: BrownianPath(0, grid=uniform(4 * steps)), x, grid)),
+        "BrownianPath, a quarter of its grid": (
+            white,
+            unit(lambda: BrownianPath(0, grid=uniform(4 * steps)), x, grid),
+        ),
         OFF_GRID: (white, unit(lambda: BrownianPath(0), x, grid)),
         rows: (rows, unit(lambda: PerSampleNoise.numbered(0, 0, batch), x, grid)),
-        "BrownianPath.numbered":
-            (rows, unit(lambda: BrownianPath.numbered(0, 0, batch, grid=grid), x, grid)),
+        "BrownianPath.numbered": (
+            rows,
+            unit(lambda: BrownianPath.numbered(0, 0, batch, grid=grid), x, grid),
+        ),
         "WhiteNoise, area": ("WhiteNoise, area", area(lambda: WhiteNoise(0), x, grid)),
-        "BrownianPath, area":
-            ("WhiteNoise, area", area(lambda: BrownianPath(0, grid=grid), x, grid)),
-    }  # fmt: skip
+        "BrownianPath, area": (
+            "WhiteNoise, area",
+            area(lambda: BrownianPath(0, grid=grid), x, grid),
+        ),
+    }
     if not isinstance(peer("torchsde"), str):
         programs |= {f"torchsde {name}": (white, theirs(name, x, grid)) for name in TORCHSDE}
     taken = interleaved({name: run for name, (_, run) in programs.items()}, repeats)
@@ -95,26 +103,41 @@ def part(x: Tensor, steps: int, repeats: int) -> dict[str, Any]:
     """Measure one shape and number of steps and print the table."""
     found = measure(x, steps, repeats)
     rows = [
-        {"noise": name, "beside": beside, "microseconds": asdict(Spread.of(us)),
-         "ratio": asdict(ratio(us, found[beside][1]))}
+        {
+            "noise": name,
+            "beside": beside,
+            "microseconds": asdict(Spread.of(us)),
+            "ratio": asdict(ratio(us, found[beside][1])),
+        }
         for name, (beside, us) in found.items()
-    ]  # fmt: skip
+    ]
     shown = [
-        [row["noise"], Spread(**row["microseconds"]).show(".0f"), row["beside"],
-         Spread(**row["ratio"]).show(".2f")] for row in rows
-    ]  # fmt: skip
+        [
+            row["noise"],
+            Spread(**row["microseconds"]).show(".0f"),
+            row["beside"],
+            Spread(**row["ratio"]).show(".2f"),
+        ]
+        for row in rows
+    ]
     absent = peer("torchsde")
     if isinstance(absent, str):
         shown.append(["torchsde", absent, "", ""])
-    table(f"States of {'×'.join(map(str, x.shape))}, float32, {steps} steps, {repeats} turns",
-          ["noise", "µs a step", "beside", "× of that"], shown)  # fmt: skip
+    table(
+        f"States of {'×'.join(map(str, x.shape))}, float32, {steps} steps, {repeats} turns",
+        ["noise", "µs a step", "beside", "× of that"],
+        shown,
+    )
     return {"shape": list(x.shape), "steps": steps, "rows": rows}
 
 
 def parts(chosen: argparse.Namespace) -> list[dict[str, Any]]:
     """Measure every shape and number of steps."""
-    cases = [((2, 3), 4)] if chosen.quick else [((16, 3, 32, 32), 20), ((16, 3, 32, 32), 200),
-                                                ((400, 2), 200)]  # fmt: skip
+    cases = (
+        [((2, 3), 4)]
+        if chosen.quick
+        else [((16, 3, 32, 32), 20), ((16, 3, 32, 32), 200), ((400, 2), 200)]
+    )
     return [part(torch.zeros(shape), steps, chosen.repeats) for shape, steps in cases]
 
 
@@ -126,8 +149,10 @@ def main() -> None:
     if chosen.quick:
         chosen.repeats = 2
     found = parts(chosen)
-    print("\nmedian (least–most) over the turns; ratios are taken within a turn"
-          f"\naccepted for a path along its grid: {ACCEPTED}")  # fmt: skip
+    print(
+        "\nmedian (least–most) over the turns; ratios are taken within a turn"
+        f"\naccepted for a path along its grid: {ACCEPTED}"
+    )
     write(chosen.out, accepted=ACCEPTED, parts=found)
 
 

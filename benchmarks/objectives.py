@@ -84,13 +84,18 @@ ROWS: Final = (
     Row("EDM, learned uncertainty", {"weighting": "edm", "uncertainty": "learned"}, "edm"),
     Row("flow matching", {"weighting": "flow-matching"}, "flow", STRAIGHT),
     Row("flow matching, logit-normal (sd3)", {"weighting": "sd3"}, "flow", STRAIGHT),
-    Row("vlb, 100 steps, loss-aware",
-        {"objective": "vlb", "chain_steps": 100, "spacing": "loss-aware"}),
-    Row("hybrid, 100 steps, learned variance",
-        {"objective": "hybrid", "chain_steps": 100}, variance="learned"),
+    Row(
+        "vlb, 100 steps, loss-aware",
+        {"objective": "vlb", "chain_steps": 100, "spacing": "loss-aware"},
+    ),
+    Row(
+        "hybrid, 100 steps, learned variance",
+        {"objective": "hybrid", "chain_steps": 100},
+        variance="learned",
+    ),
     Row("sliced score matching", {"objective": "sliced"}),
     Row("implicit score matching", {"objective": "implicit"}),
-)  # fmt: skip
+)
 COUPLINGS: Final = tuple(
     Row(name, {"weighting": "flow-matching", "coupling": name}, "flow", STRAIGHT)
     for name in ("independent", "optimal-transport")
@@ -99,12 +104,23 @@ COUPLINGS: Final = tuple(
 
 def trained(row: Row, steps: int, batch: int) -> tuple[ScoreModel, float]:
     """Return the averaged model of a run and its seconds."""
-    settings = {"steps": steps, "batch_size": batch, "t_min": T_MIN,
-                "schedule": "cosine", "learning_rate": 2e-3, "ema_decay": 0.995}  # fmt: skip
+    settings = {
+        "steps": steps,
+        "batch_size": batch,
+        "t_min": T_MIN,
+        "schedule": "cosine",
+        "learning_rate": 2e-3,
+        "ema_decay": 0.995,
+    }
     config = TrainingConfig(**(settings | row.settings))
     outputs = 4 if row.variance == "learned" else 2
-    model = ScoreModel(MLP(2, width=64, outputs=outputs), row.sde, row.prediction,
-                       sigma_data=SPREAD, variance=row.variance)  # fmt: skip
+    model = ScoreModel(
+        MLP(2, width=64, outputs=outputs),
+        row.sde,
+        row.prediction,
+        sigma_data=SPREAD,
+        variance=row.variance,
+    )
     values = DATA.sample(1 << 16, torch.Generator().manual_seed(0)).float()
     dataset = Dataset(DataSpec("mixture", (2,), None), values, None)
     objective = None if row.objective is None else row.objective()
@@ -115,7 +131,9 @@ def trained(row: Row, steps: int, batch: int) -> tuple[ScoreModel, float]:
 @torch.no_grad()
 def error(model: ScoreModel, n: int) -> float:
     """Return the relative error of the model's score, all levels together."""
-    sde, exact, generator = model.sde, DATA.diffused(model.sde), torch.Generator().manual_seed(1)
+    sde = model.sde
+    exact = DATA.diffused(model.sde)
+    generator = torch.Generator().manual_seed(1)
     u = (torch.arange(n, dtype=torch.float64) + 0.5) / n
     t = sde.time(-(math.log(0.05) + math.log(10 / 0.05) * u))
     x0 = DATA.sample(n, generator)
@@ -143,28 +161,54 @@ def scores(chosen: argparse.Namespace, points: int) -> list[dict[str, Any]]:
         if chosen.only and not any(part in row.name for part in chosen.only):
             continue
         model, taken = trained(row, chosen.steps, chosen.batch)
-        rows.append({"objective": row.name, "sde": type(row.sde).__name__,
-                     "prediction": row.prediction, "error": error(model, points),
-                     "seconds": taken})  # fmt: skip
+        rows.append(
+            {
+                "objective": row.name,
+                "sde": type(row.sde).__name__,
+                "prediction": row.prediction,
+                "error": error(model, points),
+                "seconds": taken,
+            }
+        )
         print(f"{row.name}: {rows[-1]['error']:.4f}, {taken:.1f} s", file=sys.stderr)
-    table(f"{chosen.steps} steps of {chosen.batch}",
-          ["objective", "SDE", "prediction", "relative L2 error of the score", "ms a step"],
-          [[row["objective"], row["sde"], row["prediction"], f"{row['error']:.3f}",
-            f"{1e3 * row['seconds'] / chosen.steps:.1f}"] for row in rows])  # fmt: skip
+    table(
+        f"{chosen.steps} steps of {chosen.batch}",
+        ["objective", "SDE", "prediction", "relative L2 error of the score", "ms a step"],
+        [
+            [
+                row["objective"],
+                row["sde"],
+                row["prediction"],
+                f"{row['error']:.3f}",
+                f"{1e3 * row['seconds'] / chosen.steps:.1f}",
+            ]
+            for row in rows
+        ],
+    )
     return rows
 
 
 def flows(chosen: argparse.Namespace, points: int) -> list[dict[str, Any]]:
     """Train the flow with both couplings; print and return the distances of its samples."""
-    rows, batch = [], min(256, chosen.batch)  # an assignment of n pairs takes a time like n³
+    rows = []
+    batch = min(256, chosen.batch)  # an assignment of n pairs takes a time like n³
     for row in COUPLINGS:
         model, taken = trained(row, chosen.steps, batch)
-        rows.append({"coupling": row.name, "seconds": taken,
-                     "distances": distances(model, points)})  # fmt: skip
-    table(f"sliced W₂ of Euler samples of the flow, {chosen.steps} steps of {batch}",
-          ["coupling", *(f"{steps} steps" for steps in STEPS_OF_A_FLOW), "ms a step"],
-          [[row["coupling"], *(f"{d:.3f}" for d in row["distances"]),
-            f"{1e3 * row['seconds'] / chosen.steps:.1f}"] for row in rows])  # fmt: skip
+        rows.append(
+            {"coupling": row.name, "seconds": taken, "distances": distances(model, points)}
+        )
+    table(
+        f"sliced W₂ of Euler samples of the flow, {chosen.steps} steps of {batch}",
+        ["coupling", *(f"{steps} steps" for steps in STEPS_OF_A_FLOW), "ms a step"],
+        [
+            [
+                row["coupling"],
+                *(f"{d:.3f}" for d in row["distances"]),
+                f"{1e3 * row['seconds'] / chosen.steps:.1f}",
+            ]
+            for row in rows
+        ],
+    )
     return rows
 
 
@@ -177,7 +221,9 @@ def main() -> None:
     parser.add_argument("--accept", type=float, default=0.15, help="the largest error")
     chosen = parsed(parser)
     if chosen.quick:
-        chosen.steps, chosen.batch, chosen.accept = 3, 32, math.inf
+        chosen.steps = 3
+        chosen.batch = 32
+        chosen.accept = math.inf
     rows = scores(chosen, 1000 if chosen.quick else 40_000)
     couplings = [] if chosen.only else flows(chosen, 250 if chosen.quick else 10_000)
     write(chosen.out, steps=chosen.steps, batch=chosen.batch, rows=rows, couplings=couplings)

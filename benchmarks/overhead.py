@@ -84,7 +84,9 @@ class Meter(nn.Module):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.network, self.calls, self.inside = network, list[tuple[Tensor, Tensor]](), 0.0
+        self.network = network
+        self.calls = list[tuple[Tensor, Tensor]]()
+        self.inside = 0.0
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         """Return network(x, c)."""
@@ -107,7 +109,8 @@ def ours(solver: Solver[Any], shape: tuple[int, ...], steps: int) -> Contender:
 
 def theirs(peer: Peer, shape: tuple[int, ...], steps: int) -> Contender:
     """Return a peer's solve from a fixed start."""
-    grid, x = uniform(steps), torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    grid = uniform(steps)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     run = peer.make(VPSDE(), grid)
     times = [torch.full((shape[0],), float(t)) for t in grid]
     return lambda network, tick: run(lambda x_t, i: network(x_t, times[i]), x, tick)
@@ -125,20 +128,28 @@ class Overhead:
     def cells(self) -> list[object]:
         """Return the row as the table shows it."""
         verdict = "within" if self.bare.median <= ACCEPTED else "above"
-        return [self.solver, self.nfe, self.bare.show(), self.inside.show(".4f"),
-                verdict if self.solver in CORE else ""]  # fmt: skip
+        return [
+            self.solver,
+            self.nfe,
+            self.bare.show(),
+            self.inside.show(".4f"),
+            verdict if self.solver in CORE else "",
+        ]
 
 
 def solve(contender: Contender, network: nn.Module) -> tuple[float, float, float, int]:
     """Return the seconds of one solve, of its bare calls, inside its calls, and their number."""
-    meter, bare, count = Meter(network), 0.0, 0
+    meter = Meter(network)
+    bare = 0.0
+    count = 0
 
     def tick() -> None:
         nonlocal bare, count
         start = time.perf_counter()
         for x, c in meter.calls:
             network(x, c)
-        bare, count = bare + time.perf_counter() - start, count + len(meter.calls)
+        bare = bare + time.perf_counter() - start
+        count = count + len(meter.calls)
         meter.calls.clear()
 
     start = time.perf_counter()
@@ -158,23 +169,26 @@ def on_unet(
     ][1:]
     return [
         Overhead(
-            name, turns[0][name][3],
+            name,
+            turns[0][name][3],
             Spread.of([turn[name][0] / turn[name][1] for turn in turns]),
             Spread.of([turn[name][0] / turn[name][2] for turn in turns]),
         )
         for name in names
-    ]  # fmt: skip
+    ]
 
 
 def on_trivial(
     contenders: Mapping[str, Contender], repeats: int
 ) -> tuple[dict[str, list[float]], dict[str, int]]:
     """Return microseconds per evaluation, turn by turn, and the evaluations of one solve."""
-    network, idle = Half(), lambda: None
+    network = Half()
+
+    def idle() -> None:
+        return None
+
     nfe = {name: solve(run, network)[3] for name, run in contenders.items()}
-    programs = {
-        name: (lambda run=run: run(network, idle)) for name, run in contenders.items()
-    }
+    programs = {name: (lambda run=run: run(network, idle)) for name, run in contenders.items()}
     taken = interleaved(programs, repeats)
     return {name: [s / nfe[name] * 1e6 for s in times] for name, times in taken.items()}, nfe
 
@@ -197,9 +211,11 @@ def unet_part(chosen: argparse.Namespace) -> list[Overhead]:
         rows = on_unet(runs, network, repeats)
     cells = [row.cells() for row in rows]
     cells += [[name, "", absent(name), "", ""] for name in BESIDE if absent(name)]
-    table(f"U-Net of mnist_config(), batch {batch} of 1×28×28, {steps} steps, {repeats} turns",
-          ["solver", "NFE", "× bare network", "× inside the same calls", f"≤ {ACCEPTED}"],
-          cells)  # fmt: skip
+    table(
+        f"U-Net of mnist_config(), batch {batch} of 1×28×28, {steps} steps, {repeats} turns",
+        ["solver", "NFE", "× bare network", "× inside the same calls", f"≤ {ACCEPTED}"],
+        cells,
+    )
     return rows
 
 
@@ -217,23 +233,35 @@ def trivial_part(chosen: argparse.Namespace, batch: int) -> list[dict[str, Any]]
     for name, (_, equivalents) in EQUIVALENT.items():
         there = [peer for peer in equivalents if peer in peers]
         fastest = min(there, key=lambda peer: statistics.median(each[peer]), default=None)
-        rows.append({
-            "solver": name, "nfe": nfe[name], "microseconds": asdict(Spread.of(each[name])),
-            "fastest": fastest,
-            "theirs": asdict(Spread.of(each[fastest])) if fastest else None,
-            "ratio": asdict(ratio(each[name], each[fastest])) if fastest else None,
-        })  # fmt: skip
+        rows.append(
+            {
+                "solver": name,
+                "nfe": nfe[name],
+                "microseconds": asdict(Spread.of(each[name])),
+                "fastest": fastest,
+                "theirs": asdict(Spread.of(each[fastest])) if fastest else None,
+                "ratio": asdict(ratio(each[name], each[fastest])) if fastest else None,
+            }
+        )
     shown = [[name, nfe[name], Spread.of(each[name]).show(".0f"), "", ""] for name in loops]
     for row in rows:
         there = row["fastest"] is not None
-        shown.append([
-            row["solver"], row["nfe"], Spread(**row["microseconds"]).show(".0f"),
-            f"{row['fastest']} {Spread(**row['theirs']).show('.0f')}" if there else "none there",
-            Spread(**row["ratio"]).show(".2f") if there else "",
-        ])  # fmt: skip
-    table(f"Network ½x, batch {batch} of 3×32×32, float32, {steps} steps, {repeats} turns",
-          ["solver", "NFE", "µs per evaluation", "fastest other program, µs", "ratio"],
-          shown)  # fmt: skip
+        shown.append(
+            [
+                row["solver"],
+                row["nfe"],
+                Spread(**row["microseconds"]).show(".0f"),
+                f"{row['fastest']} {Spread(**row['theirs']).show('.0f')}"
+                if there
+                else "none there",
+                Spread(**row["ratio"]).show(".2f") if there else "",
+            ]
+        )
+    table(
+        f"Network ½x, batch {batch} of 3×32×32, float32, {steps} steps, {repeats} turns",
+        ["solver", "NFE", "µs per evaluation", "fastest other program, µs", "ratio"],
+        shown,
+    )
     return rows
 
 

@@ -166,14 +166,17 @@ TUNED: Final = (
     Problem("4 correlated modes, 64-d, VP", VPSDE(), correlated, 1024),
 )
 HELD_OUT: Final = (
-    Problem("ring of 5 of std .03, 2-d, cosine VP", VPSDE(CosineBeta()),
-            lambda: GaussianMixture.ring(5, std=0.03)),
+    Problem(
+        "ring of 5 of std .03, 2-d, cosine VP",
+        VPSDE(CosineBeta()),
+        lambda: GaussianMixture.ring(5, std=0.03),
+    ),
     Problem("10 correlated modes, 8-d, sub-VP", SubVPSDE(), lambda: correlated(8, 10, 2, 2.7)),
     Problem("6 kinds of 1×8×8 images, VP", VPSDE(), images),
     Problem("10 correlated modes, 8-d, VE", VESDE(), lambda: correlated(8, 10, 3, 2.7)),
     Problem("6 kinds of 1×8×8 images, EDM", EDMSDE(), images),
     Problem("3 correlated modes, 24-d, VP", VPSDE(), lambda: correlated(24, 3, 4)),
-)  # fmt: skip
+)
 DIGITS: Final = "digits U-Net, VP, float32"
 DIGITS_MOST: Final = 20  # the network takes its time
 PROBLEMS: Final = {problem.name: problem.data for problem in TUNED}  # for other scripts
@@ -331,8 +334,18 @@ def cell(problem: str, line: Line, budget: int, found: Solved, end: Tensor) -> C
         rms = rms_distance(found.x, end)
         square = (found.x.double() - end.double()).square().flatten(1).mean(1)
         median = math.sqrt(float(square.median()))
-    return Cell(problem, line.side, line.solver, line.grid, budget, found.nfe, found.steps,
-                rms, median, found.failure)  # fmt: skip
+    return Cell(
+        problem,
+        line.side,
+        line.solver,
+        line.grid,
+        budget,
+        found.nfe,
+        found.steps,
+        rms,
+        median,
+        found.failure,
+    )
 
 
 def best(found: Sequence[Cell], side: str, budget: int, measure: str = "rms") -> Cell | None:
@@ -348,9 +361,14 @@ def ratio(found: Sequence[Cell], budget: int, measure: str = "rms") -> str:
 
 
 def flow_cells(
-    name: str, model: Any, x: Tensor, end: Tensor, budgets: Sequence[int],  # noqa: ANN401
-    everyone: Sequence[Line], factor: float,
-) -> list[Cell]:  # fmt: skip
+    name: str,
+    model: Any,  # noqa: ANN401
+    x: Tensor,
+    end: Tensor,
+    budgets: Sequence[int],
+    everyone: Sequence[Line],
+    factor: float,
+) -> list[Cell]:
     """Return the errors of all lines, without those that fall behind by the factor."""
     found = list[Cell]()
 
@@ -399,8 +417,11 @@ def show_ratios(found: Sequence[Cell], budgets: Sequence[int]) -> None:
             [name, *(ratio([c for c in found if c.problem == name], b, measure) for b in budgets)]
             for name in names
         ]
-        table(f"{title} of AngularAdams() over that of the best peer",
-              ["problem", *(f"NFE {b}" for b in budgets)], rows)  # fmt: skip
+        table(
+            f"{title} of AngularAdams() over that of the best peer",
+            ["problem", *(f"NFE {b}" for b in budgets)],
+            rows,
+        )
 
 
 def flow_part(chosen: argparse.Namespace) -> list[Cell]:
@@ -424,9 +445,11 @@ def flow_part(chosen: argparse.Namespace) -> list[Cell]:
 
     parts = {"tuned": TUNED, "held-out": HELD_OUT}
     for problem in itertools.chain(*(parts[p] for p in PARTS[:2] if p in chosen.parts)):
-        model, n = problem.model(), min(problem.samples, chosen.samples)
-        z = torch.randn(n, *model.oracle.event, dtype=torch.float64,
-                        generator=torch.Generator().manual_seed(0))  # fmt: skip
+        model = problem.model()
+        n = min(problem.samples, chosen.samples)
+        z = torch.randn(
+            n, *model.oracle.event, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+        )
         x = problem.sde.prior().std * z
         part(problem.name, model, x, mapped(model, x, chosen.tolerance), chosen.budgets)
     if "digits" in chosen.parts:
@@ -448,7 +471,8 @@ def law_part(chosen: argparse.Namespace) -> tuple[list[LawCell], list[Floor]]:
     everyone = lines("ours", STOCHASTIC, grids) + peer_lines(grids, draws=True)
     low, high = TUNED
     settings = ((low, chosen.law_samples, 64, 50), (high, chosen.law_samples // 20, 256, 25))
-    found, floors = list[LawCell](), list[Floor]()
+    found = list[LawCell]()
+    floors = list[Floor]()
     for problem, n, projections, most in settings:
         budgets = [b for b in chosen.law_budgets if b <= most]
         floor, cells = law_cells(problem, n, projections, budgets, everyone, chosen.replicates)
@@ -459,11 +483,16 @@ def law_part(chosen: argparse.Namespace) -> tuple[list[LawCell], list[Floor]]:
 
 
 def law_cells(
-    problem: Problem, n: int, projections: int, budgets: Sequence[int],
-    everyone: Sequence[Line], replicates: int,
-) -> tuple[Floor, list[LawCell]]:  # fmt: skip
+    problem: Problem,
+    n: int,
+    projections: int,
+    budgets: Sequence[int],
+    everyone: Sequence[Line],
+    replicates: int,
+) -> tuple[Floor, list[LawCell]]:
     """Return the floor, and what every solver reaches on the grid that was best before."""
-    model, oracle = problem.model(), problem.data()
+    model = problem.model()
+    oracle = problem.data()
     held = oracle.sample(n, torch.Generator().manual_seed(0))
 
     def distance(line: Line, budget: int, seed: int, n: int) -> float:
@@ -492,10 +521,14 @@ def show_law(floor: Floor, n: int, found: Sequence[LawCell], budgets: Sequence[i
     def text(reached: Sequence[float]) -> str:
         return f"{fmean(reached):.4f}{'*' if floor.reached(reached) else ''}"
 
-    rows = [[solver, *(text(values[solver, b]) for b in budgets)]
-            for solver in dict.fromkeys(c.solver for c in found)]  # fmt: skip
-    title = (f"{floor.problem}: sliced W₂ to the data, mean of {len(found[0].values)} runs of {n} "
-             f"samples; floor {floor.mean:.4f} ± {floor.std:.4f} a run, * at it")  # fmt: skip
+    rows = [
+        [solver, *(text(values[solver, b]) for b in budgets)]
+        for solver in dict.fromkeys(c.solver for c in found)
+    ]
+    title = (
+        f"{floor.problem}: sliced W₂ to the data, mean of {len(found[0].values)} runs of {n} "
+        f"samples; floor {floor.mean:.4f} ± {floor.std:.4f} a run, * at it"
+    )
     table(title, ["solver", *(f"NFE {b}" for b in budgets)], rows)
 
 
@@ -516,10 +549,15 @@ def options_of_this() -> argparse.Namespace:
     parser.add_argument("--replicates", type=int, default=4, help="runs of each solver that draws")
     chosen = parsed(parser)
     if chosen.quick:
-        chosen.budgets, chosen.law_budgets, chosen.grids = [10, 20], [10], ["log-snr"]
-        chosen.samples, chosen.tolerance = 32, 1e-7
-        chosen.digits, chosen.digits_tolerance = 2, 1e-3
-        chosen.law_samples, chosen.replicates = 400, 2
+        chosen.budgets = [10, 20]
+        chosen.law_budgets = [10]
+        chosen.grids = ["log-snr"]
+        chosen.samples = 32
+        chosen.tolerance = 1e-7
+        chosen.digits = 2
+        chosen.digits_tolerance = 1e-3
+        chosen.law_samples = 400
+        chosen.replicates = 2
     return chosen
 
 

@@ -32,9 +32,18 @@ ONE = "one process"
 def started(chosen: argparse.Namespace) -> int:
     """Start this script in several processes and return how they ended."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
-                   "--nproc-per-node", str(chosen.processes), __file__, *sys.argv[1:],
-                   "--folder", folder]  # fmt: skip
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            str(chosen.processes),
+            __file__,
+            *sys.argv[1:],
+            "--folder",
+            folder,
+        ]
         environment = {"OMP_NUM_THREADS": str(chosen.threads or 1)} | os.environ
         return subprocess.run(command, env=environment, check=False).returncode
 
@@ -62,7 +71,8 @@ def measure(chosen: argparse.Namespace, processes: Processes) -> dict[str, list[
     world = processes.world
     single = {ONE: 1, f"{ONE}, {world} parts": world}
     runs = {name: stepping(chosen, alone(chosen.folder), parts) for name, parts in single.items()}
-    together, name = stepping(chosen, processes, 1), f"{world} processes"
+    together = stepping(chosen, processes, 1)
+    name = f"{world} processes"
     taken: dict[str, list[float]] = {key: [] for key in (*runs, name)}
     for _ in range(chosen.repeats + 1):
         for key, run in runs.items():
@@ -81,15 +91,27 @@ def steps(run: Trainer, count: int) -> Callable[[], object]:
 def show(taken: dict[str, list[float]], batch: int) -> list[dict[str, Any]]:
     """Print the table and return its rows."""
     rows = [
-        {"program": name, "seconds_per_step": asdict(Spread.of(values)),
-         "images_per_second": batch / Spread.of(values).median,
-         "speed_up": asdict(ratio(taken[ONE], values))}
+        {
+            "program": name,
+            "seconds_per_step": asdict(Spread.of(values)),
+            "images_per_second": batch / Spread.of(values).median,
+            "speed_up": asdict(ratio(taken[ONE], values)),
+        }
         for name, values in taken.items()
-    ]  # fmt: skip
-    table(f"Training steps of {batch} images, {torch.get_num_threads()} thread a process",
-          ["program", "seconds per step", "images/s", "× one process"],
-          [[name, Spread.of(values).show(), f"{batch / Spread.of(values).median:.1f}",
-            ratio(taken[ONE], values).show(".2f")] for name, values in taken.items()])  # fmt: skip
+    ]
+    table(
+        f"Training steps of {batch} images, {torch.get_num_threads()} thread a process",
+        ["program", "seconds per step", "images/s", "× one process"],
+        [
+            [
+                name,
+                Spread.of(values).show(),
+                f"{batch / Spread.of(values).median:.1f}",
+                ratio(taken[ONE], values).show(".2f"),
+            ]
+            for name, values in taken.items()
+        ],
+    )
     return rows
 
 
@@ -105,7 +127,9 @@ def main() -> None:
     if chosen.folder is None:
         sys.exit(started(chosen))
     if chosen.quick:
-        chosen.batch, chosen.steps, chosen.repeats = 4, 1, 2
+        chosen.batch = 4
+        chosen.steps = 1
+        chosen.repeats = 2
     with Processes(chosen.folder) as processes:
         taken = measure(chosen, processes)
     if processes.leads:

@@ -51,7 +51,8 @@ class Adapter(nn.Module):
 
     def __init__(self, inner: nn.Module, call: Callable[[Any, Tensor, Tensor], Tensor]) -> None:
         super().__init__()
-        self.inner, self.call = inner, call
+        self.inner = inner
+        self.call = call
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         """Return the network's output; peers count time in thousandths."""
@@ -66,30 +67,48 @@ def ours(
 
 
 def diffusers(
-    module: Any, blocks: int, width: int, image: tuple[int, int, int], multipliers: list[int]  # noqa: ANN401
+    module: Any,  # noqa: ANN401
+    blocks: int,
+    width: int,
+    image: tuple[int, int, int],
+    multipliers: list[int],
 ) -> nn.Module:
     """Return UNet2DModel, with as many groups as ours and four heads."""
-    channels, lower = image[0], len(multipliers) - 1
+    channels = image[0]
+    lower = len(multipliers) - 1
     network = module.UNet2DModel(
-        sample_size=image[1], in_channels=channels, out_channels=channels,
-        layers_per_block=blocks, block_out_channels=[width * m for m in multipliers],
+        sample_size=image[1],
+        in_channels=channels,
+        out_channels=channels,
+        layers_per_block=blocks,
+        block_out_channels=[width * m for m in multipliers],
         norm_num_groups=max(n for n in range(1, 33) if width % n == 0 and width // n >= 4),
         attention_head_dim=width * multipliers[-1] // 4,
         down_block_types=["DownBlock2D"] * lower + ["AttnDownBlock2D"],
         up_block_types=["AttnUpBlock2D"] + ["UpBlock2D"] * lower,
-    )  # fmt: skip
+    )
     return Adapter(network, lambda inner, x, t: inner(x, t).sample)
 
 
 def edm(
-    module: Any, blocks: int, width: int, image: tuple[int, int, int], multipliers: list[int]  # noqa: ANN401
+    module: Any,  # noqa: ANN401
+    blocks: int,
+    width: int,
+    image: tuple[int, int, int],
+    multipliers: list[int],
 ) -> nn.Module:
     """Return SongUNet in its DDPM++ settings, without dropout."""
     size = image[1]
     network = module.SongUNet(
-        size, image[0], image[0], model_channels=width, channel_mult=multipliers,
-        num_blocks=blocks, attn_resolutions=[size >> (len(multipliers) - 1)], dropout=0.0,
-    )  # fmt: skip
+        size,
+        image[0],
+        image[0],
+        model_channels=width,
+        channel_mult=multipliers,
+        num_blocks=blocks,
+        attn_resolutions=[size >> (len(multipliers) - 1)],
+        dropout=0.0,
+    )
     for norm in network.modules():
         if type(norm).__name__ == "GroupNorm":  # made for widths that 32 divides
             groups = range(norm.num_groups, 0, -1)
@@ -98,7 +117,10 @@ def edm(
 
 
 def lucidrains(
-    module: Any, width: int, image: tuple[int, int, int], multipliers: list[int]  # noqa: ANN401
+    module: Any,  # noqa: ANN401
+    width: int,
+    image: tuple[int, int, int],
+    multipliers: list[int],
 ) -> nn.Module:
     """Return Unet, whose two blocks and attention at every level are not to choose."""
     network = module.Unet(width, dim_mults=tuple(multipliers), channels=image[0])
@@ -177,7 +199,8 @@ def forward(
     network: nn.Module, case: Case, precision: AbstractContextManager[object]
 ) -> Callable[[], object]:
     """Return one pass without gradients."""
-    x, c = torch.randn(case.batch, *case.image), torch.rand(case.batch)
+    x = torch.randn(case.batch, *case.image)
+    c = torch.rand(case.batch)
 
     def run() -> None:
         with torch.no_grad(), precision:
@@ -215,7 +238,8 @@ def ceilings(case: Case, width: int, size: int) -> dict[str, Callable[[], object
     a, b = torch.randn(2, size, size)
     found: dict[str, Callable[[], object]] = {f"sgemm {size}³": lambda: a @ b}
     for level, multiplier in enumerate(case.multipliers[:2]):
-        channels, side = width * multiplier, case.image[1] >> level
+        channels = width * multiplier
+        side = case.image[1] >> level
         w = torch.randn(channels, channels, 3, 3)
         x = torch.randn(case.batch, channels, side, side)
         last = x.to(memory_format=torch.channels_last)
@@ -269,8 +293,14 @@ def measure(chosen: argparse.Namespace, case: Case) -> dict[str, Any]:
     counts = {name: parameters(net) for name, (net, _) in nets.items()}
     memory = {name: kept(net, case) for name, (net, _) in nets.items() if "compiled" not in name}
     taken = interleaved(programs, chosen.repeats)
-    return {"absent": absent, "parameters": counts, "kept": memory, "flops": work,
-            "seconds": taken, "limits": list(limits)}  # fmt: skip
+    return {
+        "absent": absent,
+        "parameters": counts,
+        "kept": memory,
+        "flops": work,
+        "seconds": taken,
+        "limits": list(limits),
+    }
 
 
 def variant(name: str) -> str:
@@ -289,7 +319,9 @@ def fastest(taken: dict[str, list[float]], like: str) -> str | None:
 
 def show(found: dict[str, Any], case: Case) -> list[dict[str, Any]]:
     """Print the table of a case and return its rows."""
-    taken, work, limits = found["seconds"], found["flops"], found["limits"]
+    taken = found["seconds"]
+    work = found["flops"]
+    limits = found["limits"]
     # The best convolution of a turn: what the network could reach if it were nothing else.
     turns = range(len(taken[limits[0]]))
     best = [max(work[n] / taken[n][i] for n in limits if "conv" in n) for i in turns]
@@ -298,46 +330,67 @@ def show(found: dict[str, Any], case: Case) -> list[dict[str, Any]]:
         kind, _, network = name.partition(", ")
         base = None if name in limits else fastest(taken, name)
         rate = [work[name] / s for s in seconds] if name in work else None
-        rows.append({
-            "program": name, "seconds": asdict(Spread.of(seconds)),
-            "parameters": found["parameters"].get(network),
-            "images_per_second": case.batch / Spread.of(seconds).median,
-            "fastest_peer": base,
-            "ratio_to_fastest_peer": None if base is None else asdict(ratio(seconds, taken[base])),
-            "mebibytes_kept": found["kept"].get(network, 0) / 2**20 if kind == "step" else None,
-            "gflops_per_second": None if rate is None else Spread.of(rate).median / 1e9,
-            "of_the_convolutions": None if rate is None else asdict(ratio(rate, best)),
-        })  # fmt: skip
+        rows.append(
+            {
+                "program": name,
+                "seconds": asdict(Spread.of(seconds)),
+                "parameters": found["parameters"].get(network),
+                "images_per_second": case.batch / Spread.of(seconds).median,
+                "fastest_peer": base,
+                "ratio_to_fastest_peer": None
+                if base is None
+                else asdict(ratio(seconds, taken[base])),
+                "mebibytes_kept": found["kept"].get(network, 0) / 2**20
+                if kind == "step"
+                else None,
+                "gflops_per_second": None if rate is None else Spread.of(rate).median / 1e9,
+                "of_the_convolutions": None if rate is None else asdict(ratio(rate, best)),
+            }
+        )
     image = "×".join(map(str, case.image))
-    table(f"{case.parameters / 1e6:g} M parameters, {image}, batch {case.batch}",
-          ["program", "M", "seconds", "images/s", "÷ fastest peer", "MiB kept", "GFLOP/s",
-           "of the best convolution"],
-          [_cells(row) for row in rows]
-          + [[name, "", why, *[""] * 5] for name, why in found["absent"].items()])  # fmt: skip
+    table(
+        f"{case.parameters / 1e6:g} M parameters, {image}, batch {case.batch}",
+        [
+            "program",
+            "M",
+            "seconds",
+            "images/s",
+            "÷ fastest peer",
+            "MiB kept",
+            "GFLOP/s",
+            "of the best convolution",
+        ],
+        [_cells(row) for row in rows]
+        + [[name, "", why, *[""] * 5] for name, why in found["absent"].items()],
+    )
     return rows
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
-    network, ratios = row["parameters"], row["ratio_to_fastest_peer"]
+    network = row["parameters"]
+    ratios = row["ratio_to_fastest_peer"]
     rates = row["of_the_convolutions"]
     return [
-        row["program"], "" if network is None else f"{network / 1e6:.2f}",
+        row["program"],
+        "" if network is None else f"{network / 1e6:.2f}",
         Spread(**row["seconds"]).show(".4f"),
         "" if network is None else f"{row['images_per_second']:.1f}",
         "" if ratios is None else Spread(**ratios).show(".2f"),
         f"{row['mebibytes_kept']:.0f}" if row["mebibytes_kept"] else "",
         "" if rates is None else f"{row['gflops_per_second']:.1f}",
         "" if rates is None else Spread(**rates).show(".2f"),
-    ]  # fmt: skip
+    ]
 
 
 def main() -> None:
     """Measure, print the tables and write the JSON."""
     parser = options(__doc__)
-    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=SIZES,
-                        help="millions of parameters")  # fmt: skip
-    parser.add_argument("--images", nargs="+", default=["1x28x28", "3x32x32"],
-                        help="channels x height x width")  # fmt: skip
+    parser.add_argument(
+        "--sizes", nargs="+", choices=SIZES, default=SIZES, help="millions of parameters"
+    )
+    parser.add_argument(
+        "--images", nargs="+", default=["1x28x28", "3x32x32"], help="channels x height x width"
+    )
     parser.add_argument("--multipliers", nargs="+", type=int, default=[1, 2, 2])
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=7, help="turns that count")
@@ -348,9 +401,13 @@ def main() -> None:
     chosen = parsed(parser)
     sizes = [1e6 * float(size) for size in chosen.sizes]
     if chosen.quick:
-        chosen.batch, chosen.repeats, chosen.images, sizes = 2, 2, ["1x8x8"], [3e5]
+        chosen.batch = 2
+        chosen.repeats = 2
+        chosen.images = ["1x8x8"]
+        sizes = [3e5]
     torch.manual_seed(0)  # peers draw their weights from the global generator
-    cases, answers = [], []
+    cases = []
+    answers = []
     for size in sizes:
         for text in chosen.images:
             channels, height, side = map(int, text.split("x"))
@@ -364,8 +421,10 @@ def main() -> None:
                 shown = ("" if one is None else Spread(**one).show(".2f") for one in both)
                 answers.append([name, f"{found['parameters'][name] / 1e6:.2f} M", text, *shown])
     table("Over the fastest peer", ["network", "parameters", "image", "step", "forward"], answers)
-    print("\nmedian (least–most) over the turns; ratios are taken within a turn; MiB kept: what a"
-          "\nforward pass keeps for the gradients")  # fmt: skip
+    print(
+        "\nmedian (least–most) over the turns; ratios are taken within a turn; MiB kept: what a"
+        "\nforward pass keeps for the gradients"
+    )
     write(chosen.out, batch=chosen.batch, cases=cases)
 
 

@@ -71,9 +71,13 @@ def count_option(
 ) -> Callable[[FunctionT], FunctionT]:
     """Return an option that takes an integer of at least ``least``."""
     return click.option(
-        *names, type=click.IntRange(min=least), metavar="N", default=default, help=help,
+        *names,
+        type=click.IntRange(min=least),
+        metavar="N",
+        default=default,
+        help=help,
         show_default=default is not None,
-    )  # fmt: skip
+    )
 
 
 def common_options(
@@ -82,12 +86,21 @@ def common_options(
     """Return the options of every command that computes: --seed, --device, --out, --json."""
     options = [
         count_option("--seed", default=0, least=0, help="Everything drawn follows from it."),
-        click.option("--device", default="auto", show_default=True,
-                     help="auto (the GPU if there is one), cpu, cuda or cuda:1."),
-        click.option("--out", type=click.Path(path_type=Path), default=out,
-                     show_default=out is not None, help=out_help),
+        click.option(
+            "--device",
+            default="auto",
+            show_default=True,
+            help="auto (the GPU if there is one), cpu, cuda or cuda:1.",
+        ),
+        click.option(
+            "--out",
+            type=click.Path(path_type=Path),
+            default=out,
+            show_default=out is not None,
+            help=out_help,
+        ),
         json_option,
-    ]  # fmt: skip
+    ]
     return lambda function: _with(options, function)
 
 
@@ -103,20 +116,31 @@ def _with(options: Sequence[Callable[[Any], Any]], function: FunctionT) -> Funct
 def model_option(function: FunctionT) -> FunctionT:
     """Add --model, which arrives as ``model_name``."""
     return click.option(
-        "--model", "model_name", default="digits", show_default=True,
+        "--model",
+        "model_name",
+        default="digits",
+        show_default=True,
         help="digits, mnist, ring, ring:SDE, a checkpoint or run folder, or package.module:attr.",
-    )(function)  # fmt: skip
+    )(function)
 
 
 def data_options(function: FunctionT) -> FunctionT:
     """Add --data, --levels and --limit."""
     options = [
-        click.option("--data", default="digits", show_default=True,
-                     help="digits, or a path: IDX, .npy, .npz, CIFAR-10 or a folder of images."),
-        count_option("--levels", default=None, least=2,
-                     help="Grey levels of integer data; 17 for digits, 256 for files."),
+        click.option(
+            "--data",
+            default="digits",
+            show_default=True,
+            help="digits, or a path: IDX, .npy, .npz, CIFAR-10 or a folder of images.",
+        ),
+        count_option(
+            "--levels",
+            default=None,
+            least=2,
+            help="Grey levels of integer data; 17 for digits, 256 for files.",
+        ),
         count_option("--limit", default=None, help="Use the first so many samples only."),
-    ]  # fmt: skip
+    ]
     return _with(options, function)
 
 
@@ -124,31 +148,46 @@ def solver_option(
     default: str, names: Sequence[str] = menu.SOLVER_NAMES
 ) -> Callable[[FunctionT], FunctionT]:
     """Return --solver."""
-    return click.option("--solver", default=default, show_default=True,
-                        help=f"{', '.join(names)}, or package.module:attr; with arguments as in "
-                             "unipc:p=3.")  # fmt: skip
+    return click.option(
+        "--solver",
+        default=default,
+        show_default=True,
+        help=f"{', '.join(names)}, or package.module:attr; with arguments as in unipc:p=3.",
+    )
 
 
 def grid_options(function: FunctionT) -> FunctionT:
     """Add --steps, --grid and --tolerance."""
     names = ", ".join(menu.GRID_NAMES)
     options = [
-        count_option("--steps", default=None,
-                     help="Steps along the grid; 20 if not given, 1 if the solver is adaptive."),
-        click.option("--grid", default="auto", show_default=True,
-                     help=f"Spacing of the times: {names}, or package.module:attr."),
-        click.option("--tolerance", type=float, default=None,
-                     help="rtol = atol of an adaptive solver; 1e-5 if not given."),
-    ]  # fmt: skip
+        count_option(
+            "--steps",
+            default=None,
+            help="Steps along the grid; 20 if not given, 1 if the solver is adaptive.",
+        ),
+        click.option(
+            "--grid",
+            default="auto",
+            show_default=True,
+            help=f"Spacing of the times: {names}, or package.module:attr.",
+        ),
+        click.option(
+            "--tolerance",
+            type=float,
+            default=None,
+            help="rtol = atol of an adaptive solver; 1e-5 if not given.",
+        ),
+    ]
     return _with(options, function)
 
 
 def denoise_option(function: FunctionT) -> FunctionT:
     """Add --denoise."""
     return click.option(
-        "--denoise", is_flag=True,
+        "--denoise",
+        is_flag=True,
         help="Take one evaluation more at the end of the grid, to x0 given x there (Tweedie).",
-    )(function)  # fmt: skip
+    )(function)
 
 
 def json_option(function: FunctionT) -> FunctionT:
@@ -173,10 +212,12 @@ def resolve_device(name: str) -> torch.device:
         if kind == "cpu" or int(number or 0) < gpus:
             return torch.device(name)
         found = "no GPU here" if gpus == 0 else f"{gpus} GPU here, numbered from 0"
-        raise wrong_value("--device", "device", "be there", f"{name} with {found}",
-                          "pass --device auto or cpu")  # fmt: skip
-    raise wrong_value("--device", "device", "be auto, cpu, cuda or cuda:NUMBER", name,
-                      "pass --device auto")  # fmt: skip
+        raise wrong_value(
+            "--device", "device", "be there", f"{name} with {found}", "pass --device auto or cpu"
+        )
+    raise wrong_value(
+        "--device", "device", "be auto, cpu, cuda or cuda:NUMBER", name, "pass --device auto"
+    )
 
 
 def output_folder(path: Path) -> Path:
@@ -190,8 +231,9 @@ def output_folder(path: Path) -> Path:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        text = wrong_value("--out", "out", "be a folder that can be written", str(path),
-                           "pass another folder")  # fmt: skip
+        text = wrong_value(
+            "--out", "out", "be a folder that can be written", str(path), "pass another folder"
+        )
         message = f"{text} ({error.strerror})"
         raise OSError(message) from error
     return path

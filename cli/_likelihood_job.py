@@ -40,8 +40,11 @@ class Job:
 
     def shared(self) -> dict[str, Any]:
         """Return what other processes need in order to take part, as JSON."""
-        return {"options": dict(self.options), "settings": self.evaluator.settings.to_json(),
-                "pending": self.pending}  # fmt: skip
+        return {
+            "options": dict(self.options),
+            "settings": self.evaluator.settings.to_json(),
+            "pending": self.pending,
+        }
 
 
 def log_of(out: Path, rank: int = 0) -> SampleLog:
@@ -70,8 +73,14 @@ def prepared(
         evaluator, why = evaluator_of(options, where).decided()
         evaluator, ledger = _audited(evaluator, options, given)
         settings = evaluator.settings.to_json()
-        manifest = {"options": dict(options), "settings": settings, "mode": why, **ledger,
-                    **_content(evaluator, options), "sessions": []}  # fmt: skip
+        manifest = {
+            "options": dict(options),
+            "settings": settings,
+            "mode": why,
+            **ledger,
+            **_content(evaluator, options),
+            "sessions": [],
+        }
         _common.output_folder(out)
         log.remove()  # what a crash may have left without a manifest
     done = log.batches()
@@ -91,7 +100,9 @@ def _audited(
 
     Errors: ValueError where --error stands beside what it decides.
     """
-    error, rows, samples = options["--error"], options["--ledger"], len(evaluator.dataset)
+    error = options["--error"]
+    rows = options["--ledger"]
+    samples = len(evaluator.dataset)
     if error is None and rows is None:
         return evaluator, {}
     from sde_diffusion.evaluation import tuning
@@ -161,12 +172,22 @@ def evaluator_of(
 def _check_folder(out: Path, log: SampleLog, *, resume: bool) -> None:
     """Refuse, in the words of the command line, a folder that does not go with --resume."""
     if resume and not (log.exists() or (out / "manifest.json").is_file()):
-        error = wrong_value("--resume", "out", "be the folder of a run", str(out),
-                            "leave out --resume to start one")  # fmt: skip
+        error = wrong_value(
+            "--resume",
+            "out",
+            "be the folder of a run",
+            str(out),
+            "leave out --resume to start one",
+        )
         raise FileNotFoundError(str(error))
     if log.exists() and not resume:
-        error = wrong_value("--out", "out", "be a folder without an unfinished run", str(out),
-                            "pass --resume to go on with it, or another --out")  # fmt: skip
+        error = wrong_value(
+            "--out",
+            "out",
+            "be a folder without an unfinished run",
+            str(out),
+            "pass --resume to go on with it, or another --out",
+        )
         raise FileExistsError(str(error))
 
 
@@ -175,8 +196,13 @@ def _saved(out: Path, log: SampleLog) -> dict[str, Any]:
 
     saved = log.read() if log.exists() else read_manifest(out / "manifest.json")
     if not {"options", "settings", "model", "data", "sessions"} <= saved.keys():
-        raise wrong_value("--resume", "manifest.json", "be that of a run of this command",
-                          sorted(saved), "leave out --resume to start one")  # fmt: skip
+        raise wrong_value(
+            "--resume",
+            "manifest.json",
+            "be that of a run of this command",
+            sorted(saved),
+            "leave out --resume to start one",
+        )
     return saved
 
 
@@ -186,12 +212,19 @@ def _settings(options: Mapping[str, Any]) -> EvaluationSettings:
     bound = options["--bound"]
     return EvaluationSettings(
         bounds=BOUNDS if bound == _ALL else (bound,),
-        tolerance=options["--tolerance"], t_min=options["--t-min"], variable=options["--variable"],
-        divergence=options["--divergence"], probes=options["--probes"], mode=options["--mode"],
-        dequantization=options["--dequantization"], draws=options["--draws"],
-        times=options["--times"], steps=options["--vlb-steps"],
-        batch_size=options["--batch-size"], seed=options["--seed"],
-    )  # fmt: skip
+        tolerance=options["--tolerance"],
+        t_min=options["--t-min"],
+        variable=options["--variable"],
+        divergence=options["--divergence"],
+        probes=options["--probes"],
+        mode=options["--mode"],
+        dequantization=options["--dequantization"],
+        draws=options["--draws"],
+        times=options["--times"],
+        steps=options["--vlb-steps"],
+        batch_size=options["--batch-size"],
+        seed=options["--seed"],
+    )
 
 
 def _ode_solver(name: str, tolerance: float | None) -> Any:  # noqa: ANN401
@@ -213,13 +246,20 @@ def _dataset(options: Mapping[str, Any], model: Any) -> Dataset:  # noqa: ANN401
     from sde_diffusion import Dataset, load_data
     from sde_diffusion.data.checks import check_fits
 
-    path, split = options["--data"], options["--split"]
+    path = options["--data"]
+    split = options["--split"]
     split = split or ("all" if Path(path).is_file() else "test")
     dataset = load_data(path, split, options["--limit"], levels=options["--levels"])
-    shape, known = menu.event_shape(model), getattr(model, "data", None)
+    shape = menu.event_shape(model)
+    known = getattr(model, "data", None)
     if dataset.spec.shape != shape:
-        raise wrong_value("--data", "data", f"have samples of the model's shape {shape}",
-                          dataset.spec.shape, "name the data it was trained on")  # fmt: skip
+        raise wrong_value(
+            "--data",
+            "data",
+            f"have samples of the model's shape {shape}",
+            dataset.spec.shape,
+            "name the data it was trained on",
+        )
     if known is None:
         return dataset
     scaled = dataset.spec
@@ -256,7 +296,9 @@ def _session(evaluator: Evaluator, done: int) -> dict[str, Any]:
         "processes": place()[1],
         "device": str(evaluator.model.device),
         "versions": {
-            "sde_diffusion": sde_diffusion.__version__, "torch": str(torch.__version__),
-            "numpy": np.__version__, "python": platform.python_version(),
+            "sde_diffusion": sde_diffusion.__version__,
+            "torch": str(torch.__version__),
+            "numpy": np.__version__,
+            "python": platform.python_version(),
         },
-    }  # fmt: skip
+    }

@@ -47,10 +47,12 @@ def write_results(out: Path, job: Job, found: Evaluation) -> dict[str, Any]:
 
 def lines_of(manifest: Mapping[str, Any]) -> list[str]:
     """Return the result for people: a line for each bound, what they are, where the files are."""
-    result, settings = manifest["result"], manifest["settings"]
+    result = manifest["result"]
+    settings = manifest["settings"]
     rows = [_cells(name, bound) for name, bound in result["bounds"].items()]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    n, levels = result["samples"], manifest["data"]["levels"]
+    n = result["samples"]
+    levels = manifest["data"]["levels"]
     spread = f"± is the standard error over {n} samples" if n > 1 else "one sample has no spread"
     if levels is None:
         kind = "log-densities of real numbers"
@@ -81,10 +83,13 @@ def _ledger_lines(manifest: Mapping[str, Any]) -> list[str]:
         f"  {line['name']:{width}}  {_signed(line['shift'])} ± {line['error']:.6f}  {line['how']}"
         for line in ledger["lines"]
     ]
-    lines.append(f"flow by the ledger: {flow + ledger['shift']:.4f} ± {ledger['error']:.4f} "
-                 "bits/dim for these samples")  # fmt: skip
+    lines.append(
+        f"flow by the ledger: {flow + ledger['shift']:.4f} ± {ledger['error']:.4f} "
+        "bits/dim for these samples"
+    )
     if "tuning" in manifest:
-        probes, tolerance = _count(settings["probes"], "probe"), settings["tolerance"]
+        probes = _count(settings["probes"], "probe")
+        tolerance = settings["tolerance"]
         by = "more steps" if tolerance is None else f"tolerance {tolerance:g}"
         lines.append(f"--error chose {by}, {probes}, t-min {settings['t_min']:g}")
     return lines
@@ -97,24 +102,33 @@ def _signed(value: float) -> str:
 
 def _result(job: Job, found: Evaluation) -> dict[str, Any]:
     """Return the means of all bounds, of the first also by themselves, and what they are of."""
-    options, settings = job.options, job.evaluator.settings
+    options = job.options
+    settings = job.evaluator.settings
     bounds = {
         bound: {key: _known(value) for key, value in asdict(found.summary(bound)).items()}
         | {"nfe": found.nfe[bound]}
         for bound in found.bounds
     }
-    first, steps = bounds[found.bounds[0]], found.per_step()
+    first = bounds[found.bounds[0]]
+    steps = found.per_step()
     return {
         **{key: first[key] for key in ("samples", "bits_per_dim", "standard_error")},
         "probe_error": first["estimator_error"],
-        "nats": first["nats"], "bounds": bounds,
-        "model": options["--model"], "data": options["--data"], "split": options["--split"],
-        "solver": options["--solver"], "divergence": settings.divergence,
+        "nats": first["nats"],
+        "bounds": bounds,
+        "model": options["--model"],
+        "data": options["--data"],
+        "split": options["--split"],
+        "solver": options["--solver"],
+        "divergence": settings.divergence,
         "probes": None if settings.divergence == "exact" else settings.probes,
-        "mode": settings.mode, "steps": None if steps is None else len(steps.number),
+        "mode": settings.mode,
+        "steps": None if steps is None else len(steps.number),
         "seed": settings.seed,
-        "device": str(job.evaluator.model.device), "nfe": first["nfe"], "seconds": found.seconds,
-    }  # fmt: skip
+        "device": str(job.evaluator.model.device),
+        "nfe": first["nfe"],
+        "seconds": found.seconds,
+    }
 
 
 def _cells(name: str, bound: Mapping[str, Any]) -> tuple[str, ...]:
@@ -132,7 +146,8 @@ def _cells(name: str, bound: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _explained(bound: str, manifest: Mapping[str, Any]) -> str:
-    settings, options = manifest["settings"], manifest["options"]
+    settings = manifest["settings"]
+    options = manifest["options"]
     nfe = manifest["result"]["bounds"][bound]["nfe"]
     if bound == "flow":
         kind = settings["divergence"]

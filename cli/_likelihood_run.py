@@ -47,7 +47,8 @@ def _compute(job: Job, log: SampleLog, ranks: Ranks) -> None:
 
     if "result" in job.manifest:
         return
-    mean, own = _Mean(job.evaluator, log.batches().values()), 0
+    mean = _Mean(job.evaluator, log.batches().values())
+    own = 0
     left = sum(len(b) for b in job.evaluator.batches() if b.start in set(job.pending))
     total = len(job.evaluator.dataset)
     start = total - left

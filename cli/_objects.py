@@ -28,8 +28,13 @@ def own(
     if isinstance(made, type) or (callable(made) and not fits(made)):
         made = _called(option, name, made)
     if not fits(made):
-        raise wrong_type(option, name, f"be {kind}", type(made).__name__,
-                         f"name an object, a class or a function that gives {kind}")  # fmt: skip
+        raise wrong_type(
+            option,
+            name,
+            f"be {kind}",
+            type(made).__name__,
+            f"name an object, a class or a function that gives {kind}",
+        )
     return made
 
 
@@ -37,8 +42,9 @@ def _called(option: str, name: str, function: Callable[[], Any]) -> Any:  # noqa
     try:
         inspect.signature(function).bind()
     except TypeError as error:
-        raise wrong_type(option, name, "need no arguments", str(error),
-                         "give them defaults, or name an object") from error  # fmt: skip
+        raise wrong_type(
+            option, name, "need no arguments", str(error), "give them defaults, or name an object"
+        ) from error
     return function()
 
 
@@ -54,11 +60,17 @@ def imported(option: str, name: str, names: Iterable[str]) -> Any:  # noqa: ANN4
     for part in attribute.split("."):
         if not hasattr(found, part):
             public = [
-                known for known, value in vars(found).items()
+                known
+                for known, value in vars(found).items()
                 if not known.startswith("_") and not isinstance(value, ModuleType)
-            ]  # fmt: skip
-            raise wrong_value(option, name, f"name something in {path}", f"no {part!r} there",
-                              _near(part, public) or "check the spelling")  # fmt: skip
+            ]
+            raise wrong_value(
+                option,
+                name,
+                f"name something in {path}",
+                f"no {part!r} there",
+                _near(part, public) or "check the spelling",
+            )
         found = getattr(found, part)
     return found
 
@@ -72,8 +84,9 @@ def _module(option: str, path: str, names: Iterable[str]) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name and (path == error.name or path.startswith(f"{error.name}.")):
             rule = f"name a module, or be one of {', '.join(names)}"
-            raise wrong_value(option, "module", rule, path,
-                              "check the spelling and the current folder") from error  # fmt: skip
+            raise wrong_value(
+                option, "module", rule, path, "check the spelling and the current folder"
+            ) from error
         raise _broken(option, path, error) from error
     except Exception as error:
         raise _broken(option, path, error) from error
@@ -81,15 +94,17 @@ def _module(option: str, path: str, names: Iterable[str]) -> ModuleType:
 
 def _broken(option: str, path: str, error: Exception) -> ValueError:
     got = f"{type(error).__name__}: {error}"
-    return wrong_value(option, path, "import without an error", got,
-                       "see where with SDE_DIFFUSION_TRACEBACK=1")  # fmt: skip
+    return wrong_value(
+        option, path, "import without an error", got, "see where with SDE_DIFFUSION_TRACEBACK=1"
+    )
 
 
 def _unknown(option: str, name: str, names: Iterable[str]) -> ValueError:
     names = list(names)
     rule = f"be one of {', '.join(names)}, or {_OWN}"
-    return wrong_value(option, "name", rule, repr(name),
-                       _near(name, names) or "choose one of these")  # fmt: skip
+    return wrong_value(
+        option, "name", rule, repr(name), _near(name, names) or "choose one of these"
+    )
 
 
 def _near(name: str, names: Iterable[str]) -> str:

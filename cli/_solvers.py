@@ -14,9 +14,12 @@ from sde_diffusion._check import wrong_type, wrong_value
 _PARTS: Final = ("Corrector", "Langevin", "AnnealedLangevin", "SongLangevin")  # no solvers
 # Words that the capitals of a class name do not tell apart, and shorter ones.
 _WORDS: Final = {
-    "UniPC": "Unipc", "ERSDE": "ErSde", "SDEDPM": "SdeDpm", "TorchDiffEq": "Torchdiffeq",
+    "UniPC": "Unipc",
+    "ERSDE": "ErSde",
+    "SDEDPM": "SdeDpm",
+    "TorchDiffEq": "Torchdiffeq",
     "RungeKutta": "Rk",
-}  # fmt: skip
+}
 
 
 def spelled(name: str) -> str:
@@ -67,8 +70,13 @@ def solver_with(name: str, arguments: str) -> Any:  # noqa: ANN401  (any Solver)
         return kind(*positional, **named)
     except TypeError as error:
         known = ", ".join(inspect.signature(kind).parameters) or "none"
-        raise wrong_type("--solver", arguments, f"be arguments of {name} ({known})", str(error),
-                         f"write {name}:NAME=VALUE,…") from error  # fmt: skip
+        raise wrong_type(
+            "--solver",
+            arguments,
+            f"be arguments of {name} ({known})",
+            str(error),
+            f"write {name}:NAME=VALUE,…",
+        ) from error
 
 
 def _values(name: str, arguments: str) -> tuple[list[object], dict[str, object]]:
@@ -77,8 +85,13 @@ def _values(name: str, arguments: str) -> tuple[list[object], dict[str, object]]
         named = {str(word.arg): _value(word.value) for word in call.keywords}
         return [_value(node) for node in call.args], named
     except (SyntaxError, ValueError, AttributeError) as error:  # AttributeError: not one call
-        raise wrong_value("--solver", arguments, "hold numbers, words or literals", "others",
-                          f"write {name}:NAME=VALUE,…") from error  # fmt: skip
+        raise wrong_value(
+            "--solver",
+            arguments,
+            "hold numbers, words or literals",
+            "others",
+            f"write {name}:NAME=VALUE,…",
+        ) from error
 
 
 def _value(node: ast.expr) -> object:

@@ -30,14 +30,16 @@ def read(path: Path, command: click.Command) -> dict[str, Any]:
     try:
         found = tomllib.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # not TOML, or not text
-        raise wrong_value("--config", str(path), "be a TOML file", str(error),
-                          "write lines like steps = 2000") from error  # fmt: skip
+        raise wrong_value(
+            "--config", str(path), "be a TOML file", str(error), "write lines like steps = 2000"
+        ) from error
     known = {str(p.name) for p in command.params} - {*_NOT_SETTINGS}
     settings = {name.replace("-", "_"): value for name, value in found.items()}
     for name in settings.keys() - known:
         close = difflib.get_close_matches(name, known, n=1, cutoff=0)[0].replace("_", "-")
-        raise wrong_value("--config", str(path), "hold names of options", f"{name} = …",
-                          f"did you mean {close}?")  # fmt: skip
+        raise wrong_value(
+            "--config", str(path), "hold names of options", f"{name} = …", f"did you mean {close}?"
+        )
     return settings
 
 
@@ -49,7 +51,8 @@ def merged(ctx: click.Context, *files: Mapping[str, Any]) -> tuple[dict[str, Any
 
     Errors: click's, for values of the wrong type.
     """
-    values, given = dict(ctx.params), set[str]()
+    values = dict(ctx.params)
+    given = set[str]()
     for param in ctx.command.params:
         name = str(param.name)
         if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
@@ -67,8 +70,11 @@ def merged(ctx: click.Context, *files: Mapping[str, Any]) -> tuple[dict[str, Any
 def text(values: Mapping[str, Any], command: click.Command) -> str:
     """Return the settings as TOML, those without a value left out."""
     kept = [str(p.name) for p in command.params if p.name not in {*_NOT_SETTINGS, *_NOT_WRITTEN}]
-    lines = [f"{name.replace('_', '-')} = {_literal(values[name])}\n"
-             for name in kept if values[name] is not None and name != "network"]  # fmt: skip
+    lines = [
+        f"{name.replace('_', '-')} = {_literal(values[name])}\n"
+        for name in kept
+        if values[name] is not None and name != "network"
+    ]
     if values.get("network"):
         lines.append("\n[network]\n")
         lines += [f"{name} = {_literal(value)}\n" for name, value in values["network"]]

@@ -61,8 +61,14 @@ _SETTINGS: Final[Mapping[str, Mapping[str, str]]] = {
     },
 }
 MODEL_OPTIONS: Final = (
-    "sde", "prediction", "variance", "width", "dropout", "network", "conditional",
-)  # fmt: skip
+    "sde",
+    "prediction",
+    "variance",
+    "width",
+    "dropout",
+    "network",
+    "conditional",
+)
 _OTHERS: Final[Mapping[str, Sequence[str]]] = {
     "Data": ("data", "levels", "limit"),
     "Model": MODEL_OPTIONS,
@@ -70,9 +76,15 @@ _OTHERS: Final[Mapping[str, Sequence[str]]] = {
     "Run": ("out", "resume", "config", "device", "as_json"),
 }
 _HEADINGS: Final = (
-    "Data", "Model", "Objective", "Steps", "Speed and memory", "Averages of the weights",
-    "Evaluation", "Run",
-)  # fmt: skip
+    "Data",
+    "Model",
+    "Objective",
+    "Steps",
+    "Speed and memory",
+    "Averages of the weights",
+    "Evaluation",
+    "Run",
+)
 
 
 def numbers(ctx: click.Context, param: click.Parameter, value: Any) -> tuple[float, ...]:  # noqa: ANN401
@@ -138,49 +150,94 @@ def train_options(function: FunctionT) -> FunctionT:
 
 def _option(field: Field[Any], text: str) -> Callable[[Any], Any]:
     """Return the option of a setting: its type and default are the field's."""
-    name, default = f"--{field.name.replace('_', '-')}", field.default
+    name = f"--{field.name.replace('_', '-')}"
+    default = field.default
     if field.name in CHOICES:
-        return click.option(name, type=click.Choice(CHOICES[field.name]), default=default,
-                            show_default=True, help=text)  # fmt: skip
+        return click.option(
+            name,
+            type=click.Choice(CHOICES[field.name]),
+            default=default,
+            show_default=True,
+            help=text,
+        )
     if isinstance(default, bool):
         return click.option(f"{name}/--no-{name[2:]}", default=default, help=text)
     if isinstance(default, int):
         least = 0 if default == 0 or field.name == "warmup" else 1
         return _common.count_option(name, default=default, least=least, help=text)
     if default == ():
-        return click.option(name, type=click.UNPROCESSED, callback=numbers, metavar="X,Y,…",
-                            default=(), help=text)  # fmt: skip
+        return click.option(
+            name, type=click.UNPROCESSED, callback=numbers, metavar="X,Y,…", default=(), help=text
+        )
     return click.option(name, type=float, default=default, show_default=True, help=text)
 
 
 def _other_options() -> list[Callable[[Any], Any]]:
     return [
-        click.option("--sde", default="vp", show_default=True,
-                     help=f"{', '.join(menu.SDE_NAMES)}, or package.module:attr."),
-        click.option("--prediction", type=click.Choice(PREDICTIONS), default="eps",
-                     show_default=True, help="What the network's output means."),
-        click.option("--variance", type=click.Choice(["fixed", "learned"]), default=None,
-                     help="Of the chain's steps; learned for hybrid if not given."),
+        click.option(
+            "--sde",
+            default="vp",
+            show_default=True,
+            help=f"{', '.join(menu.SDE_NAMES)}, or package.module:attr.",
+        ),
+        click.option(
+            "--prediction",
+            type=click.Choice(PREDICTIONS),
+            default="eps",
+            show_default=True,
+            help="What the network's output means.",
+        ),
+        click.option(
+            "--variance",
+            type=click.Choice(["fixed", "learned"]),
+            default=None,
+            help="Of the chain's steps; learned for hybrid if not given.",
+        ),
         _common.count_option("--width", default=None, help="Channels of the network."),
-        click.option("--dropout", type=float, default=0.0, show_default=True,
-                     help="Dropout in the network."),
-        click.option("--network", type=click.UNPROCESSED, multiple=True, callback=assignments,
-                     metavar="NAME=VALUE",
-                     help="Any other argument of UNet (images) or MLP, as in blocks=3; again and "
-                          "again."),
-        click.option("--conditional/--unconditional", default=False,
-                     help="Learn the classes of labelled data too."),
-        _common.count_option("--held-out", default=None, least=2,
-                             help="Evaluate on the last so many samples, which are not trained "
-                                  "on; on the test part of the data if not given."),
-        click.option("--out", type=click.Path(path_type=Path), default=None,
-                     help="Run folder; runs/DATA-SDE if not given."),
-        click.option("--resume", is_flag=True,
-                     help="Go on with the run in --out, with its settings."),
-        click.option("--config", type=click.Path(path_type=Path), default=None,
-                     metavar="FILE.toml",
-                     help="Settings by the names of these options; the command line wins."),
-        click.option("--device", default="auto", show_default=True,
-                     help="auto (the GPU if there is one), cpu, cuda or cuda:1."),
+        click.option(
+            "--dropout", type=float, default=0.0, show_default=True, help="Dropout in the network."
+        ),
+        click.option(
+            "--network",
+            type=click.UNPROCESSED,
+            multiple=True,
+            callback=assignments,
+            metavar="NAME=VALUE",
+            help="Any other argument of UNet (images) or MLP, as in blocks=3; again and again.",
+        ),
+        click.option(
+            "--conditional/--unconditional",
+            default=False,
+            help="Learn the classes of labelled data too.",
+        ),
+        _common.count_option(
+            "--held-out",
+            default=None,
+            least=2,
+            help="Evaluate on the last so many samples, which are not trained "
+            "on; on the test part of the data if not given.",
+        ),
+        click.option(
+            "--out",
+            type=click.Path(path_type=Path),
+            default=None,
+            help="Run folder; runs/DATA-SDE if not given.",
+        ),
+        click.option(
+            "--resume", is_flag=True, help="Go on with the run in --out, with its settings."
+        ),
+        click.option(
+            "--config",
+            type=click.Path(path_type=Path),
+            default=None,
+            metavar="FILE.toml",
+            help="Settings by the names of these options; the command line wins.",
+        ),
+        click.option(
+            "--device",
+            default="auto",
+            show_default=True,
+            help="auto (the GPU if there is one), cpu, cuda or cuda:1.",
+        ),
         _common.json_option,
-    ]  # fmt: skip
+    ]

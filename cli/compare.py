@@ -31,16 +31,27 @@ Examples:
 """
 _MODELS: Final = ("digits", "ring")
 _SOLVERS: Final = (
-    "euler-maruyama", "ancestral", "predictor-corrector", "sde-dpm-solver-pp", "er-sde", "ddim",
-    "heun", "dpm-solver-pp", "angular-adams", "dormand-prince",
-)  # fmt: skip
+    "euler-maruyama",
+    "ancestral",
+    "predictor-corrector",
+    "sde-dpm-solver-pp",
+    "er-sde",
+    "ddim",
+    "heun",
+    "dpm-solver-pp",
+    "angular-adams",
+    "dormand-prince",
+)
 _BUDGETS: Final = (5, 10, 20, 50)
 _REPLICATES: Final = 4
-_CLOSED_FORM_SAMPLES, _NETWORK_SAMPLES, _IMAGE_SAMPLES = 512, 32, 16
+_CLOSED_FORM_SAMPLES = 512
+_NETWORK_SAMPLES = 32
+_IMAGE_SAMPLES = 16
 _IMAGE: Final = 256  # numbers in a sample from which on networks take their time
 _HELD_OUT: Final = 4  # draws of a closed form or flow per sample, a quarter for the noise floor
 # A network's flow is not smooth enough for more than one evaluation a step to pay.
-_CLOSED_FORM_STEPS, _NETWORK_STEPS = 200, 128
+_CLOSED_FORM_STEPS = 200
+_NETWORK_STEPS = 128
 
 
 @dataclass(frozen=True)
@@ -54,37 +65,89 @@ class _Task:
 
 
 @click.command(epilog=EXAMPLES)
-@click.option("--model", "models", multiple=True, default=_MODELS, show_default=True,
-              help="digits, mnist, ring, ring:SDE, a checkpoint, or package.module:attr; "
-                   "repeatable.")
-@click.option("--data", default=None,
-              help="Held-out data of the one --model; its own test data if not given. Where "
-                   "there are none, distances are to samples of its flow from other noise.")
-@click.option("--solver", "solvers", multiple=True, default=_SOLVERS,
-              help=f"{', '.join(menu.SOLVER_NAMES)}, or package.module:attr; repeatable. "
-                   f"{', '.join(_SOLVERS)} if not given.")
-@click.option("--nfe", "budgets", multiple=True, type=click.IntRange(min=1), default=_BUDGETS,
-              show_default=True, help="Most evaluations of a solve; repeatable.")
-@click.option("--samples", type=click.IntRange(min=2), default=None,
-              help=f"Samples of a replicate; {_NETWORK_SAMPLES} if not given, {_IMAGE_SAMPLES} "
-                   f"of more than {_IMAGE} numbers, {_CLOSED_FORM_SAMPLES} for a closed form.")
-@click.option("--replicates", type=click.IntRange(min=2), default=_REPLICATES, show_default=True,
-              help="How many sets of samples; the confidence intervals are over these.")
-@click.option("--grid", default="auto", show_default=True,
-              help=f"Spacing of the times: {', '.join(menu.GRID_NAMES)}, or package.module:attr.")
-@click.option("--tolerance", type=float, default=1e-3, show_default=True,
-              help="rtol = atol of solvers that choose their steps.")
-@click.option("--reference-steps", type=click.IntRange(min=2), default=None,
-              help=f"Steps of the flow that errors are measured to; {_NETWORK_STEPS} if not "
-                   f"given, {_CLOSED_FORM_STEPS} for a closed form.")
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    default=_MODELS,
+    show_default=True,
+    help="digits, mnist, ring, ring:SDE, a checkpoint, or package.module:attr; repeatable.",
+)
+@click.option(
+    "--data",
+    default=None,
+    help="Held-out data of the one --model; its own test data if not given. Where "
+    "there are none, distances are to samples of its flow from other noise.",
+)
+@click.option(
+    "--solver",
+    "solvers",
+    multiple=True,
+    default=_SOLVERS,
+    help=f"{', '.join(menu.SOLVER_NAMES)}, or package.module:attr; repeatable. "
+    f"{', '.join(_SOLVERS)} if not given.",
+)
+@click.option(
+    "--nfe",
+    "budgets",
+    multiple=True,
+    type=click.IntRange(min=1),
+    default=_BUDGETS,
+    show_default=True,
+    help="Most evaluations of a solve; repeatable.",
+)
+@click.option(
+    "--samples",
+    type=click.IntRange(min=2),
+    default=None,
+    help=f"Samples of a replicate; {_NETWORK_SAMPLES} if not given, {_IMAGE_SAMPLES} "
+    f"of more than {_IMAGE} numbers, {_CLOSED_FORM_SAMPLES} for a closed form.",
+)
+@click.option(
+    "--replicates",
+    type=click.IntRange(min=2),
+    default=_REPLICATES,
+    show_default=True,
+    help="How many sets of samples; the confidence intervals are over these.",
+)
+@click.option(
+    "--grid",
+    default="auto",
+    show_default=True,
+    help=f"Spacing of the times: {', '.join(menu.GRID_NAMES)}, or package.module:attr.",
+)
+@click.option(
+    "--tolerance",
+    type=float,
+    default=1e-3,
+    show_default=True,
+    help="rtol = atol of solvers that choose their steps.",
+)
+@click.option(
+    "--reference-steps",
+    type=click.IntRange(min=2),
+    default=None,
+    help=f"Steps of the flow that errors are measured to; {_NETWORK_STEPS} if not "
+    f"given, {_CLOSED_FORM_STEPS} for a closed form.",
+)
 @_common.denoise_option
 @_common.common_options(out="compare-results")
 def command(
-    models: tuple[str, ...], data: str | None, solvers: tuple[str, ...],
-    budgets: tuple[int, ...], samples: int | None, replicates: int, grid: str,
-    tolerance: float, reference_steps: int | None, denoise: bool, seed: int, device: str,
-    out: Path, as_json: bool,
-) -> None:  # fmt: skip
+    models: tuple[str, ...],
+    data: str | None,
+    solvers: tuple[str, ...],
+    budgets: tuple[int, ...],
+    samples: int | None,
+    replicates: int,
+    grid: str,
+    tolerance: float,
+    reference_steps: int | None,
+    denoise: bool,
+    seed: int,
+    device: str,
+    out: Path,
+    as_json: bool,
+) -> None:
     """Compare solvers at equal numbers of counted evaluations.
 
     All solvers start from the same noise. Those that draw nothing on the way are measured against
@@ -93,8 +156,13 @@ def command(
     table.txt, results.json, error_vs_nfe.png and samples-MODEL.png.
     """
     if data is not None and len(models) > 1:
-        raise wrong_value("--data", "data", "belong to one model", f"{len(models)} models",
-                          "pass one --model with it")  # fmt: skip
+        raise wrong_value(
+            "--data",
+            "data",
+            "belong to one model",
+            f"{len(models)} models",
+            "pass one --model with it",
+        )
     for option, names in (("--model", models), ("--solver", solvers)):
         if len(set(names)) < len(names):
             got = ", ".join(names)
@@ -109,10 +177,14 @@ def command(
     text = "\n\n".join(map(report.comparison_text, found))
     files = _write(folder, found, text)
     result = {
-        "grid": grid, "denoise": denoise, "budgets": list(budgets), "device": str(where),
+        "grid": grid,
+        "denoise": denoise,
+        "budgets": list(budgets),
+        "device": str(where),
         "solvers": {name: repr(solver) for name, solver in made.items()},
-        "comparisons": [c.to_json() for c in found], "files": [str(file) for file in files],
-    }  # fmt: skip
+        "comparisons": [c.to_json() for c in found],
+        "files": [str(file) for file in files],
+    }
     report.write_json(folder / "results.json", result)
     lines = [text, "", *(f"wrote {file}" for file in files)]
     _common.show(result, lines, as_json=as_json)
@@ -145,11 +217,14 @@ def _task(
     model = menu.model(name, device)
     # Without a rule every solver has its own grid.
     rule = None if grid == "auto" else partial(menu.grid, grid, model.sde)
-    oracle, event = getattr(model, "oracle", None), menu.event_shape(model)
+    oracle = getattr(model, "oracle", None)
+    event = menu.event_shape(model)
     image = math.prod(event) > _IMAGE
-    steps, usual = _NETWORK_STEPS, _IMAGE_SAMPLES if image else _NETWORK_SAMPLES
+    steps = _NETWORK_STEPS
+    usual = _IMAGE_SAMPLES if image else _NETWORK_SAMPLES
     if oracle is not None:
-        steps, usual = _CLOSED_FORM_STEPS, usual if data else _CLOSED_FORM_SAMPLES
+        steps = _CLOSED_FORM_STEPS
+        usual = usual if data else _CLOSED_FORM_SAMPLES
     count = usual if samples is None else samples
     generator = torch.Generator().manual_seed(seed)
     if oracle is not None and data is None:
@@ -157,9 +232,13 @@ def _task(
     else:
         held_out = _held_out(model, data, generator)
     problem = Problem(
-        name, model, held_out.to(device), rule, torch.float64 if oracle else torch.float32,
+        name,
+        model,
+        held_out.to(device),
+        rule,
+        torch.float64 if oracle else torch.float32,
         Denoised if denoise else None,
-    )  # fmt: skip
+    )
     reference = RungeKutta4() if oracle else AdamsBashforth(order=4)
     return _Task(problem, count, reference, reference_steps or steps)
 
@@ -182,8 +261,13 @@ def _held_out(
     split = "all" if Path(name).is_file() else "test"  # a file has no parts
     values = load_data(name, split).dequantized(generator)
     if tuple(values.shape[1:]) != event:
-        raise wrong_value("--data", "data", f"have the shape {event} of the model's",
-                          tuple(values.shape[1:]), "pass the data it was trained on")  # fmt: skip
+        raise wrong_value(
+            "--data",
+            "data",
+            f"have the shape {event} of the model's",
+            tuple(values.shape[1:]),
+            "pass the data it was trained on",
+        )
     return values
 
 
@@ -196,7 +280,8 @@ def _compare(
 ) -> Comparison:
     from sde_diffusion.diagnostics.comparison import THE_FLOW, compare, flow_samples
 
-    problem, steps = task.problem, task.reference_steps
+    problem = task.problem
+    steps = task.reference_steps
     with _common.progress(0, "solve") as bar:
         bar.set_description(problem.name)
 
@@ -210,15 +295,23 @@ def _compare(
             data = flow_samples(problem.model, task.reference, times, shape, seed)
             problem = replace(problem, data=data, against=THE_FLOW)
         return compare(
-            problem, solvers, budgets, reference=task.reference, reference_steps=steps,
-            samples=task.samples, replicates=replicates, seed=seed, progress=progress,
-        )  # fmt: skip
+            problem,
+            solvers,
+            budgets,
+            reference=task.reference,
+            reference_steps=steps,
+            samples=task.samples,
+            replicates=replicates,
+            seed=seed,
+            progress=progress,
+        )
 
 
 def _write(folder: Path, comparisons: Sequence[Comparison], text: str) -> list[Path]:
     from sde_diffusion.pictures.comparisons import error_picture, solver_picture
 
-    table, errors = folder / "table.txt", folder / "error_vs_nfe.png"
+    table = folder / "table.txt"
+    errors = folder / "error_vs_nfe.png"
     report.write_text(table, text)
     error_picture(comparisons, errors)
     pictures = []

@@ -24,49 +24,93 @@ Examples:
 @click.command(epilog=EXAMPLES)
 @_common.model_option
 @_common.data_options
-@click.option("--split", type=click.Choice(["train", "test", "all"]), default=None,
-              help="Part of the data; test if not given, all of a file.")
-@click.option("--bound", type=click.Choice(["flow", "elbo", "vlb", "all"]), default="flow",
-              show_default=True,
-              help="The probability flow's likelihood, the bound in continuous time, the discrete "
-                   "bound of a DDPM, or all three.")
+@click.option(
+    "--split",
+    type=click.Choice(["train", "test", "all"]),
+    default=None,
+    help="Part of the data; test if not given, all of a file.",
+)
+@click.option(
+    "--bound",
+    type=click.Choice(["flow", "elbo", "vlb", "all"]),
+    default="flow",
+    show_default=True,
+    help="The probability flow's likelihood, the bound in continuous time, the discrete "
+    "bound of a DDPM, or all three.",
+)
 @_common.solver_option("dormand-prince", menu.ODE_SOLVER_NAMES)
 @_common.grid_options
-@click.option("--t-min", type=float, default=1e-5, show_default=True,
-              help="Time at which flow and elbo meet the data.")
-@click.option("--variable", type=click.Choice(["angle", "time", "log-snr"]), default="angle",
-              show_default=True, help="In which the flow is solved.")
-@click.option("--divergence", type=click.Choice(["hutchinson", "hutch++", "exact"]),
-              default="hutchinson", show_default=True,
-              help="By random probes, by these and a sketch of the Jacobian, or one product for "
-                   "every dimension.")
+@click.option(
+    "--t-min",
+    type=float,
+    default=1e-5,
+    show_default=True,
+    help="Time at which flow and elbo meet the data.",
+)
+@click.option(
+    "--variable",
+    type=click.Choice(["angle", "time", "log-snr"]),
+    default="angle",
+    show_default=True,
+    help="In which the flow is solved.",
+)
+@click.option(
+    "--divergence",
+    type=click.Choice(["hutchinson", "hutch++", "exact"]),
+    default="hutchinson",
+    show_default=True,
+    help="By random probes, by these and a sketch of the Jacobian, or one product for "
+    "every dimension.",
+)
 @_common.count_option("--probes", default=2, help="Of hutchinson and hutch++, for each sample.")
-@click.option("--mode", type=click.Choice(["auto", "reverse", "forward"]), default="auto",
-              show_default=True, help="Of differentiation; auto measures which is faster.")
-@click.option("--dequantization", type=click.Choice(["uniform", "truncated-normal", "none"]),
-              default="uniform", show_default=True,
-              help="Noise in the bins of integer data; none for elbo and vlb of the levels "
-                   "themselves.")
-@_common.count_option("--draws", default=1,
-                      help="Of that noise: more draws give a tighter bound.")
-@_common.count_option("--times", default=32, least=2,
-                      help="Draws of (t, noise) for the elbo, of (k, noise) for the vlb; even.")
-@_common.count_option("--vlb-steps", default=None,
-                      help="Steps of the DDPM; those of its SDE, or 1000, if not given.")
-@_common.count_option("--ledger", default=None,
-                      help="Audit the flow by the first so many samples: every source of error "
-                           "in a line.")
-@click.option("--error", type=float, default=None,
-              help="Choose tolerance, probes and t-min so that the ledger adds up to this, in "
-                   "bits/dim.")
+@click.option(
+    "--mode",
+    type=click.Choice(["auto", "reverse", "forward"]),
+    default="auto",
+    show_default=True,
+    help="Of differentiation; auto measures which is faster.",
+)
+@click.option(
+    "--dequantization",
+    type=click.Choice(["uniform", "truncated-normal", "none"]),
+    default="uniform",
+    show_default=True,
+    help="Noise in the bins of integer data; none for elbo and vlb of the levels themselves.",
+)
+@_common.count_option("--draws", default=1, help="Of that noise: more draws give a tighter bound.")
+@_common.count_option(
+    "--times",
+    default=32,
+    least=2,
+    help="Draws of (t, noise) for the elbo, of (k, noise) for the vlb; even.",
+)
+@_common.count_option(
+    "--vlb-steps", default=None, help="Steps of the DDPM; those of its SDE, or 1000, if not given."
+)
+@_common.count_option(
+    "--ledger",
+    default=None,
+    help="Audit the flow by the first so many samples: every source of error in a line.",
+)
+@click.option(
+    "--error",
+    type=float,
+    default=None,
+    help="Choose tolerance, probes and t-min so that the ledger adds up to this, in bits/dim.",
+)
 @_common.count_option("--batch-size", default=64, help="Samples computed at once.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out, with its settings.")
 @_common.common_options(out="likelihood")
 @click.pass_context
 def command(
-    ctx: click.Context, /, device: str, out: Path, as_json: bool, resume: bool,
+    ctx: click.Context,
+    /,
+    device: str,
+    out: Path,
+    as_json: bool,
+    resume: bool,
     **options: Any,  # noqa: ANN401
-) -> None:  # fmt: skip
+) -> None:
     """Evaluate bits per dimension of a data set.
 
     Writes likelihood.csv with a line for each sample, likelihood.npz with all that is known of
@@ -85,9 +129,10 @@ def command(
     where = device_of(device, world)
     asked = {_flag(name): value for name, value in options.items()}
     given = {
-        _flag(name) for name in options
+        _flag(name)
+        for name in options
         if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
-    }  # fmt: skip
+    }
     with Ranks(out / ".ranks", rank, world) as ranks:
         job = agreed(ranks, lambda: prepared(asked, given, out, where, resume=resume), where)
         computed(job, log_of(out, rank), ranks)

@@ -69,8 +69,13 @@ def solver(name: str, tolerance: float | None = None) -> Any:  # noqa: ANN401  (
     settings = {field.name for field in fields(made)} if is_dataclass(made) else set()
     if not is_adaptive(made) or not settings >= {"rtol", "atol"}:
         rule = "be left out for a solver with fixed steps"
-        raise wrong_value("--tolerance", "tolerance", rule, f"{tolerance} for {name}",
-                          "use --steps, or --solver dormand-prince")  # fmt: skip
+        raise wrong_value(
+            "--tolerance",
+            "tolerance",
+            rule,
+            f"{tolerance} for {name}",
+            "use --steps, or --solver dormand-prince",
+        )
     return replace(made, rtol=tolerance, atol=tolerance)
 
 
@@ -138,8 +143,13 @@ def times(
     usual = 1 if is_adaptive(solver) else 20
     made = grid(name, sde, usual if steps is None else steps, end=end, solver=solver)
     if steps is not None and len(made) != steps + 1:
-        raise wrong_value("--grid", name, f"have the {steps} steps of --steps", len(made) - 1,
-                          "leave out --steps, or name a function (sde, steps)")  # fmt: skip
+        raise wrong_value(
+            "--grid",
+            name,
+            f"have the {steps} steps of --steps",
+            len(made) - 1,
+            "leave out --steps, or name a function (sde, steps)",
+        )
     return made
 
 
@@ -179,8 +189,13 @@ def event_shape(score_model: Any) -> tuple[int, ...]:  # noqa: ANN401
     oracle = getattr(score_model, "oracle", None)
     if oracle is not None:
         return tuple(oracle.event)
-    raise wrong_value("--model", "model", "tell the shape of its data", "none",
-                      "build it as ScoreModel(…, data=DataSpec(name, shape, levels))")  # fmt: skip
+    raise wrong_value(
+        "--model",
+        "model",
+        "tell the shape of its data",
+        "none",
+        "build it as ScoreModel(…, data=DataSpec(name, shape, levels))",
+    )
 
 
 def _is_solver(made: object) -> bool:

@@ -12,9 +12,16 @@ if TYPE_CHECKING:
     from sde_diffusion.diagnostics.metrics import Interval
 
 _HEADERS = (
-    "solver", "steps", "NFE", "seconds", "RMS to flow", "sliced W2", "above floor", "MMD^2",
+    "solver",
+    "steps",
+    "NFE",
+    "seconds",
+    "RMS to flow",
+    "sliced W2",
+    "above floor",
+    "MMD^2",
     "Frechet",
-)  # fmt: skip
+)
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -76,10 +83,16 @@ def _cells(row: Row) -> tuple[str, ...]:
     if row.failure is not None:
         return (row.solver, steps, str(row.nfe), seconds, "diverged", "-", "-", "-", "-")
     return (
-        row.solver, steps, str(row.nfe), seconds, _interval(row.error),
-        _interval(row.sliced_wasserstein), _interval(row.excess), _interval(row.mmd),
+        row.solver,
+        steps,
+        str(row.nfe),
+        seconds,
+        _interval(row.error),
+        _interval(row.sliced_wasserstein),
+        _interval(row.excess),
+        _interval(row.mmd),
         _interval(row.frechet),
-    )  # fmt: skip
+    )
 
 
 def _interval(interval: Interval | None) -> str:

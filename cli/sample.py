@@ -70,18 +70,39 @@ class Draws:
 @_common.denoise_option
 @_common.count_option("--number", "-n", default=64, help="How many samples.")
 @_common.count_option("--batch-size", default=32, help="Samples computed at once.")
-@click.option("--class", "classes", default=None, metavar="N",
-              help="Class of the samples, for a model trained with --conditional: 7, or 0-9 or "
-                   "1,4,7 to take turns.")
-@click.option("--guidance", type=float, default=None, metavar="W",
-              help="Weight of classifier-free guidance, (1+W) eps of the class − W eps of all "
-                   "data; two rows of the network for each sample.")
+@click.option(
+    "--class",
+    "classes",
+    default=None,
+    metavar="N",
+    help="Class of the samples, for a model trained with --conditional: 7, or 0-9 or "
+    "1,4,7 to take turns.",
+)
+@click.option(
+    "--guidance",
+    type=float,
+    default=None,
+    metavar="W",
+    help="Weight of classifier-free guidance, (1+W) eps of the class − W eps of all "
+    "data; two rows of the network for each sample.",
+)
 @_common.common_options(out="samples")
 def command(
-    model_name: str, solver: str, steps: int | None, grid: str, tolerance: float | None,
-    denoise: bool, number: int, batch_size: int, classes: str | None, guidance: float | None,
-    seed: int, device: str, out: Path, as_json: bool,
-) -> None:  # fmt: skip
+    model_name: str,
+    solver: str,
+    steps: int | None,
+    grid: str,
+    tolerance: float | None,
+    denoise: bool,
+    number: int,
+    batch_size: int,
+    classes: str | None,
+    guidance: float | None,
+    seed: int,
+    device: str,
+    out: Path,
+    as_json: bool,
+) -> None:
     """Draw samples of a model with any solver.
 
     Writes samples.png, a picture, and samples.npz, with the samples as `x` (and as whole `levels`
@@ -113,15 +134,26 @@ def command(
             return
         files = _write(out, job, draws.x)
     result = {
-        "model": model_name, "solver": solver, "steps": len(times_of(job.grid)) - 1, "grid": grid,
-        "denoise": denoise, "class": classes, "guidance": guidance, "number": number,
-        "seed": seed, "processes": world, "device": str(job.model.device), "nfe": draws.nfe,
-        "seconds": draws.seconds, "files": [str(file) for file in files],
-    }  # fmt: skip
+        "model": model_name,
+        "solver": solver,
+        "steps": len(times_of(job.grid)) - 1,
+        "grid": grid,
+        "denoise": denoise,
+        "class": classes,
+        "guidance": guidance,
+        "number": number,
+        "seed": seed,
+        "processes": world,
+        "device": str(job.model.device),
+        "nfe": draws.nfe,
+        "seconds": draws.seconds,
+        "files": [str(file) for file in files],
+    }
     what = model_name if classes is None else f"{model_name}, class {classes}"
     rows = ""
     if guidance is not None:
-        what, rows = f"{what} with guidance {guidance:g}", " of two rows"
+        what = f"{what} with guidance {guidance:g}"
+        rows = " of two rows"
     lines = [
         f"{number} samples of {what}, by {solver}: {draws.nfe} network evaluations each{rows}, "
         f"{draws.seconds:.1f} s",
@@ -185,7 +217,8 @@ def _draw(job: Job, ranks: Ranks, tick: Callable[[int], object]) -> Draws:
 
     event = menu.event_shape(job.model)
     parts = [torch.empty(0, *event)]
-    nfe, seconds = 0, 0.0
+    nfe = 0
+    seconds = 0.0
     # Whole batches, since a network's rounding may depend on who is in one.
     starts = range(0, job.number, job.batch_size)
     for first in sorted(share_of(starts, ranks.rank, ranks.world)):
@@ -195,7 +228,8 @@ def _draw(job: Job, ranks: Ranks, tick: Callable[[int], object]) -> Draws:
             model, job.solver, (count, *event), grid=job.grid, seed=job.seed, first=first
         )
         parts.append(solution.x.float().cpu())
-        nfe, seconds = max(nfe, solution.nfe), seconds + solution.seconds
+        nfe = max(nfe, solution.nfe)
+        seconds = seconds + solution.seconds
         tick(count)
     return Draws(torch.cat(parts), nfe, seconds)
 
@@ -243,17 +277,31 @@ def _labels(
 
     if classes is None:
         if guidance is not None:
-            raise wrong_value("--guidance", "guidance", "go with a class to guide to", guidance,
-                              "add for example --class 7")  # fmt: skip
+            raise wrong_value(
+                "--guidance",
+                "guidance",
+                "go with a class to guide to",
+                guidance,
+                "add for example --class 7",
+            )
         return None
     known = getattr(model, "classes", None)  # which an oracle has not
     if not known:
-        raise wrong_value("--class", "class", "be left out for a model without classes", classes,
-                          "train one with sde-diffusion train --conditional")  # fmt: skip
+        raise wrong_value(
+            "--class",
+            "class",
+            "be left out for a model without classes",
+            classes,
+            "train one with sde-diffusion train --conditional",
+        )
     if guidance is not None and _dropout(name) == 0:
-        raise wrong_value("--guidance", "guidance", "be left out for a model that was trained "
-                          "without label dropout", guidance,
-                          "train with --label-dropout .1")  # fmt: skip
+        raise wrong_value(
+            "--guidance",
+            "guidance",
+            "be left out for a model that was trained without label dropout",
+            guidance,
+            "train with --label-dropout .1",
+        )
     turns = torch.tensor(_numbers(classes, known))
     return turns[torch.arange(number) % len(turns)]
 
@@ -265,8 +313,13 @@ def _numbers(classes: str, known: int) -> list[int]:
         ends = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
         low, high = (int(ends[1]), int(ends[2] or ends[1])) if ends else (0, -1)
         if not low <= high < known:
-            raise wrong_value("--class", "class", f"be of 0 … {known - 1}, such as 7 or 0-2 or "
-                              "1,2", classes, "choose of these")  # fmt: skip
+            raise wrong_value(
+                "--class",
+                "class",
+                f"be of 0 … {known - 1}, such as 7 or 0-2 or 1,2",
+                classes,
+                "choose of these",
+            )
         found += range(low, high + 1)
     return found
 
@@ -294,7 +347,8 @@ def _write(folder: Path, job: Job, x: Tensor) -> list[Path]:
         arrays["labels"] = job.labels.numpy()
     if job.guidance is not None:
         arrays["guidance"] = job.guidance
-    npz, png = folder / "samples.npz", folder / "samples.png"
+    npz = folder / "samples.npz"
+    png = folder / "samples.png"
     write_arrays(npz, arrays)
     sample_picture(x, png)
     return [png, npz]

@@ -96,16 +96,25 @@ def _run(
     else:
         model = _model(options, dataset)
     monitors = [] if held_out is None else _monitors(held_out, config)
-    run = train(model.to(where), dataset, config, out=folder, resume=options["resume"],
-                monitors=monitors, processes=processes)  # fmt: skip
+    run = train(
+        model.to(where),
+        dataset,
+        config,
+        out=folder,
+        resume=options["resume"],
+        monitors=monitors,
+        processes=processes,
+    )
     if processes.leads:
         _write_settings(folder, options)
     found = _follow(cast("Generator[Progress]", run), config, folder, processes)
     return found | {
-        "checkpoint": str(folder / "model.safetensors"), "steps": config.steps,
-        "data": options["data"], "parameters": sum(p.numel() for p in model.parameters()),
+        "checkpoint": str(folder / "model.safetensors"),
+        "steps": config.steps,
+        "data": options["data"],
+        "parameters": sum(p.numel() for p in model.parameters()),
         "device": str(where),
-    }  # fmt: skip
+    }
 
 
 def _write_settings(folder: Path, options: dict[str, Any]) -> None:
@@ -119,39 +128,60 @@ def _data(options: dict[str, Any], config: TrainingConfig) -> tuple[Dataset, Dat
     """Return what is trained on, and what is held out where there are evaluations."""
     from sde_diffusion import Dataset, load_data
 
-    data, levels, number = options["data"], options["levels"], options["held_out"]
+    data = options["data"]
+    levels = options["levels"]
+    number = options["held_out"]
     dataset = load_data(data, "train", options["limit"], levels=levels)
     if number is not None:
         if number >= len(dataset):
-            raise wrong_value("--held-out", "held_out", f"be below the {len(dataset)} samples",
-                              number, "hold fewer out")  # fmt: skip
+            raise wrong_value(
+                "--held-out",
+                "held_out",
+                f"be below the {len(dataset)} samples",
+                number,
+                "hold fewer out",
+            )
         parts = (slice(-number), slice(-number, None))
         kept, held_out = (
-            Dataset(dataset.spec, dataset.values[part],
-                    None if dataset.labels is None else dataset.labels[part])
+            Dataset(
+                dataset.spec,
+                dataset.values[part],
+                None if dataset.labels is None else dataset.labels[part],
+            )
             for part in parts
-        )  # fmt: skip
+        )
         return kept, held_out if config.evaluate_every else None
     if not config.evaluate_every:
         return dataset, None
     try:
         return dataset, load_data(data, "test", _HELD_OUT, levels=levels)
     except (ValueError, FileNotFoundError) as error:
-        raise wrong_value("--evaluate-every", "data", "have a test part", f"none in {data}",
-                          f"pass --held-out {max(2, len(dataset) // 10)}") from error  # fmt: skip
+        raise wrong_value(
+            "--evaluate-every",
+            "data",
+            "have a test part",
+            f"none in {data}",
+            f"pass --held-out {max(2, len(dataset) // 10)}",
+        ) from error
 
 
 def _monitors(held_out: Dataset, config: TrainingConfig) -> list[Monitor]:
     """Return the loss by level, the bound, and a picture of samples where they can be seen."""
     from sde_diffusion.training.monitors import HeldOutBound, LossByLevel, SamplePicture
 
-    shape, t_min = tuple(held_out.spec.shape), config.t_min
+    shape = tuple(held_out.spec.shape)
+    t_min = config.t_min
     monitors: list[Monitor] = []
     if config.coupling == "independent":  # else eps is no score
         monitors += [LossByLevel(held_out, t_min=t_min), HeldOutBound(held_out, t_min=t_min)]
     elif config.patience:
-        raise wrong_value("--patience", "coupling", "be independent, to have a bound",
-                          config.coupling, "drop --patience")  # fmt: skip
+        raise wrong_value(
+            "--patience",
+            "coupling",
+            "be independent, to have a bound",
+            config.coupling,
+            "drop --patience",
+        )
     if len(shape) < 3 or shape[0] in (1, 3):
 
         def draw(trained: ScoreModel) -> Tensor:
@@ -172,12 +202,22 @@ def _check_folder(folder: Path, *, resume: bool) -> None:
     """Refuse, in the words of the command line, a folder that does not go with --resume."""
     exists = (folder / "state.pt").exists()
     if resume and not exists:
-        error = wrong_value("--resume", "out", "be the folder of a run", str(folder),
-                            "leave out --resume to start one")  # fmt: skip
+        error = wrong_value(
+            "--resume",
+            "out",
+            "be the folder of a run",
+            str(folder),
+            "leave out --resume to start one",
+        )
         raise FileNotFoundError(str(error))
     if exists and not resume:
-        error = wrong_value("--out", "out", "be a folder without a run", str(folder),
-                            "pass --resume to go on with it, or another --out")  # fmt: skip
+        error = wrong_value(
+            "--out",
+            "out",
+            "be a folder without a run",
+            str(folder),
+            "pass --resume to go on with it, or another --out",
+        )
         raise FileExistsError(str(error))
 
 
@@ -188,16 +228,22 @@ def _model(options: dict[str, Any], dataset: Dataset) -> ScoreModel:
     shape = tuple(dataset.spec.shape)
     variance = options["variance"] or ("learned" if options["objective"] == "hybrid" else "fixed")
     settings = {
-        "dropout": options["dropout"], "classes": _classes(options, dataset),
+        "dropout": options["dropout"],
+        "classes": _classes(options, dataset),
         "seed": options["seed"],
-    }  # fmt: skip
+    }
     if options["width"] is not None:
         settings["width"] = options["width"]
     if variance == "learned":
         settings["outputs"] = 2 * shape[0]
     network = _network(shape, settings, dict(options["network"]))
-    return ScoreModel(network, menu.sde(options["sde"]), options["prediction"], data=dataset.spec,
-                      variance=variance)  # fmt: skip
+    return ScoreModel(
+        network,
+        menu.sde(options["sde"]),
+        options["prediction"],
+        data=dataset.spec,
+        variance=variance,
+    )
 
 
 def _network(
@@ -207,8 +253,13 @@ def _network(
     from sde_diffusion.nets.unet import digits_config, mnist_config
 
     if len(shape) not in (1, 3):
-        raise wrong_value("train", "--data", "hold images (C, H, W) or rows of numbers", shape,
-                          "train a network of your own in Python")  # fmt: skip
+        raise wrong_value(
+            "train",
+            "--data",
+            "hold images (C, H, W) or rows of numbers",
+            shape,
+            "train a network of your own in Python",
+        )
     kind = MLP if len(shape) == 1 else UNet
     _check_arguments(kind, settings, others)
     if kind is MLP:
@@ -217,8 +268,13 @@ def _network(
     config = (digits_config() if small else mnist_config()) | {"channels": shape[0]} | settings
     config |= others
     if config["width"] % 2:  # the four heads of attention share twice the width
-        raise wrong_value("--width", "width", "be even for images", config["width"],
-                          "pass for example --width 32")  # fmt: skip
+        raise wrong_value(
+            "--width",
+            "width",
+            "be even for images",
+            config["width"],
+            "pass for example --width 32",
+        )
     return UNet(**config)
 
 
@@ -236,8 +292,13 @@ def _classes(options: dict[str, Any], dataset: Dataset) -> int | None:
     if not options["conditional"]:
         return None
     if dataset.labels is None:
-        raise wrong_value("--conditional", "data", "have labels", f"none in {dataset.spec.name}",
-                          "leave out --conditional")  # fmt: skip
+        raise wrong_value(
+            "--conditional",
+            "data",
+            "have labels",
+            f"none in {dataset.spec.name}",
+            "leave out --conditional",
+        )
     return int(dataset.labels.max()) + 1
 
 
@@ -250,11 +311,15 @@ def _follow(
     """
     from sde_diffusion import describe
 
-    step, mean, seconds, drawn = 0, math.nan, 0.0, time.monotonic()
+    step = 0
+    mean = math.nan
+    seconds = 0.0
+    drawn = time.monotonic()
     shown = _common.progress(config.steps, "step", leads=processes.leads)
     with shown as bar, closing(run):
         for item in run:
-            step, seconds = item.step, item.seconds
+            step = item.step
+            seconds = item.seconds
             mean = item.loss if math.isnan(mean) else 0.98 * mean + 0.02 * item.loss
             bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
             bar.update(step - bar.n)
@@ -267,9 +332,11 @@ def _follow(
     lines = _draw_curves(folder) if processes.leads else []
     best = [line["best"] for line in lines if "best" in line][-1:]
     return {
-        "step": step or describe(folder)["step"], "loss": mean, "seconds": seconds,
+        "step": step or describe(folder)["step"],
+        "loss": mean,
+        "seconds": seconds,
         "best": best[0] if best else None,
-    }  # fmt: skip
+    }
 
 
 def _draw_curves(folder: Path) -> list[dict[str, Any]]:
@@ -285,19 +352,24 @@ def _draw_curves(folder: Path) -> list[dict[str, Any]]:
 
 
 def _lines(result: dict[str, Any]) -> list[str]:
-    best, folder = result["best"], Path(result["checkpoint"]).parent
+    best = result["best"]
+    folder = Path(result["checkpoint"]).parent
     stopped = result["step"] < result["steps"]
     if math.isnan(result["loss"]):
         more = "--patience" if stopped else "--steps"
-        return [f"{result['checkpoint']} is complete at step {result['step']}; "
-                f"pass a larger {more} to go on"]  # fmt: skip
+        return [
+            f"{result['checkpoint']} is complete at step {result['step']}; "
+            f"pass a larger {more} to go on"
+        ]
     lines = [
         f"step {result['step']}: loss {result['loss']:.4f}, {result['parameters']:,} parameters, "
         f"{result['seconds']:.1f} s"
     ]
     if best is not None:
-        lines.append(f"best bound {best['bits_per_dim']:.4f} bits/dim at step {best['step']}, "
-                     f"kept as {folder / 'best.safetensors'}")  # fmt: skip
+        lines.append(
+            f"best bound {best['bits_per_dim']:.4f} bits/dim at step {best['step']}, "
+            f"kept as {folder / 'best.safetensors'}"
+        )
     if stopped:
         lines.append(f"stopped early: {best['since']} evaluations without a better one")
     return [

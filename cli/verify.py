@@ -27,11 +27,21 @@ Examples:
 """
 _SDES: Final = ("vp", "vp-cosine", "sub-vp", "ve", "edm", "rectified-flow")
 _HEADERS: Final = (
-    "solver", "solves", "declared", "observed", "strong", "evaluations a step", "error constant",
+    "solver",
+    "solves",
+    "declared",
+    "observed",
+    "strong",
+    "evaluations a step",
+    "error constant",
     "verdict",
-)  # fmt: skip
-_SOLVES: Final = {"SDE": "any SDE", "ReverseSDE": "reverse SDE", "ODE": "any ODE",
-                  "ProbabilityFlow": "flow"}  # fmt: skip
+)
+_SOLVES: Final = {
+    "SDE": "any SDE",
+    "ReverseSDE": "reverse SDE",
+    "ODE": "any ODE",
+    "ProbabilityFlow": "flow",
+}
 
 
 class Uncertified(click.ClickException):
@@ -66,15 +76,34 @@ class Row:
 
 
 @click.command(epilog=EXAMPLES)
-@click.option("--solver", "solvers", multiple=True,
-              help=f"{', '.join(menu.SOLVER_NAMES)}, or package.module:attr; repeatable. A name "
-                   "without arguments stands for all variants. All solvers if not given.")
-@click.option("--sde", "sdes", multiple=True, default=("all",), show_default=True,
-              help=f"all ({', '.join(_SDES)}), one of them, or package.module:attr; repeatable.")
-@click.option("--grid", default="uniform", show_default=True,
-              help=f"Spacing of the times: {', '.join(menu.GRID_NAMES)}, or package.module:attr.")
-@click.option("--out", type=click.Path(path_type=Path), default="verify-results",
-              show_default=True, help="Folder for the results.")
+@click.option(
+    "--solver",
+    "solvers",
+    multiple=True,
+    help=f"{', '.join(menu.SOLVER_NAMES)}, or package.module:attr; repeatable. A name "
+    "without arguments stands for all variants. All solvers if not given.",
+)
+@click.option(
+    "--sde",
+    "sdes",
+    multiple=True,
+    default=("all",),
+    show_default=True,
+    help=f"all ({', '.join(_SDES)}), one of them, or package.module:attr; repeatable.",
+)
+@click.option(
+    "--grid",
+    default="uniform",
+    show_default=True,
+    help=f"Spacing of the times: {', '.join(menu.GRID_NAMES)}, or package.module:attr.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default="verify-results",
+    show_default=True,
+    help="Folder for the results.",
+)
 @_common.json_option
 def command(
     solvers: tuple[str, ...], sdes: tuple[str, ...], grid: str, out: Path, as_json: bool
@@ -102,8 +131,9 @@ def command(
     report.write_json(folder / "verify.json", result)
     lines += ["", *(f"wrote {file}" for file in files)]
     _common.show({**result, "files": [str(file) for file in files]}, lines, as_json=as_json)
-    wrong = [row.name for row in rows
-             if row.verdict == "FAIL" or (solvers and row.verdict == "refused")]  # fmt: skip
+    wrong = [
+        row.name for row in rows if row.verdict == "FAIL" or (solvers and row.verdict == "refused")
+    ]
     if wrong:
         message = f"not certified: {', '.join(wrong)}"
         raise Uncertified(message)
@@ -122,8 +152,13 @@ def _chosen(names: tuple[str, ...]) -> dict[str, Any]:
             ours = name.partition(":")[0] in menu.SOLVER_NAMES
             found[catalogue.text(made) if ours else name] = made
     if not found:
-        raise wrong_value("--solver", "solver", "have an order that can be measured",
-                          ", ".join(names), "see its documentation")  # fmt: skip
+        raise wrong_value(
+            "--solver",
+            "solver",
+            "have an order that can be measured",
+            ", ".join(names),
+            "see its documentation",
+        )
     return found
 
 
@@ -147,7 +182,8 @@ def markdown(rows: Iterable[Row]) -> str:
 
 
 def _cells(row: Row) -> list[str]:
-    states, paths = row.of("ode", "weak"), row.of("strong")
+    states = row.of("ode", "weak")
+    paths = row.of("strong")
     strong = f"{paths[0].declared:g}: {span([m.observed for m in paths])}" if paths else "–"
     return [
         f"`{row.name}`",
@@ -191,26 +227,40 @@ def _notes(rows: Iterable[Row]) -> list[str]:
         found += [
             f"{row.name} on {sde}: {m.kind} order {m.observed:.2f} on the {m.problem}, "
             f"declared {m.declared:g}"
-            for sde, c in row.certificates.items() for m in c.measurements if not m.passed
-        ]  # fmt: skip
+            for sde, c in row.certificates.items()
+            for m in c.measurements
+            if not m.passed
+        ]
     return ["", *found] if found else []
 
 
 def to_json(row: Row) -> dict[str, object]:
     """Return the row with all errors behind its orders."""
     return {
-        "solver": row.name, "solves": row.solver.dynamics.__name__, "verdict": row.verdict,
-        "diverged": row.diverged, "refused": row.refused,
+        "solver": row.name,
+        "solves": row.solver.dynamics.__name__,
+        "verdict": row.verdict,
+        "diverged": row.diverged,
+        "refused": row.refused,
         "certificates": {
-            sde: {"evaluations": c.evaluations, "measurements": [
-                {"kind": m.kind, "problem": m.problem, "declared": m.declared,
-                 "observed": _number(m.observed), "constant": _number(m.constant),
-                 "passed": m.passed, **asdict(m.convergence)}
-                for m in c.measurements
-            ]}
+            sde: {
+                "evaluations": c.evaluations,
+                "measurements": [
+                    {
+                        "kind": m.kind,
+                        "problem": m.problem,
+                        "declared": m.declared,
+                        "observed": _number(m.observed),
+                        "constant": _number(m.constant),
+                        "passed": m.passed,
+                        **asdict(m.convergence),
+                    }
+                    for m in c.measurements
+                ],
+            }
             for sde, c in row.certificates.items()
         },
-    }  # fmt: skip
+    }
 
 
 def _number(value: float) -> float | None:
@@ -220,7 +270,8 @@ def _number(value: float) -> float | None:
 def _write(folder: Path, rows: Iterable[Row], sde: str, text: str) -> list[Path]:
     from sde_diffusion.pictures.orders import order_picture
 
-    table, picture = folder / "table.md", folder / "orders.png"
+    table = folder / "table.md"
+    picture = folder / "orders.png"
     report.write_text(table, text)
     curves: dict[tuple[str, float], dict[str, Any]] = {}
     for row in rows:

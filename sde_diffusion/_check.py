@@ -21,9 +21,7 @@ def wrong_type(what: str, argument: str, rule: str, got: object, remedy: str) ->
     return TypeError(_text(what, argument, rule, got, remedy))
 
 
-def diverged(
-    what: str, argument: str, rule: str, got: object, remedy: str
-) -> FloatingPointError:
+def diverged(what: str, argument: str, rule: str, got: object, remedy: str) -> FloatingPointError:
     """Return a ``FloatingPointError`` for a computation that left the finite numbers."""
     return FloatingPointError(_text(what, argument, rule, got, remedy))
 
@@ -49,5 +47,6 @@ def one_of(what: str, argument: str, got: object, names: Iterable[str]) -> None:
     """Refuse a name that is not one of ``names``; the first is the one to suggest."""
     known = list(names)
     if got not in known:
-        raise wrong_value(what, argument, f"be one of {', '.join(known)}", got,
-                          f"pass {argument}={known[0]!r}")  # fmt: skip
+        raise wrong_value(
+            what, argument, f"be one of {', '.join(known)}", got, f"pass {argument}={known[0]!r}"
+        )

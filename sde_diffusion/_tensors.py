@@ -22,9 +22,12 @@ def expand(c: Tensor, x: Tensor) -> Tensor:
         return c
     if c.ndim != 1 or c.shape[0] != x.shape[0]:
         raise wrong_value(
-            "time", "t", f"have shape () or ({x.shape[0]},) for this state", tuple(c.shape),
+            "time",
+            "t",
+            f"have shape () or ({x.shape[0]},) for this state",
+            tuple(c.shape),
             "pass one time, or one time per sample",
-        )  # fmt: skip
+        )
     return c.to(device=x.device, dtype=x.dtype).reshape(-1, *(1 for _ in x.shape[1:]))
 
 
@@ -61,9 +64,12 @@ def check_state(what: str, x: Tensor) -> None:
         )
     if x.ndim < 2 or x.shape[0] == 0:
         raise wrong_value(
-            what, "x", "have shape (B, *event) with B at least 1", tuple(x.shape),
+            what,
+            "x",
+            "have shape (B, *event) with B at least 1",
+            tuple(x.shape),
             "add the missing dimension, for example x[:, None] or x[None]",
-        )  # fmt: skip
+        )
 
 
 def rms(x: Tensor) -> Tensor:

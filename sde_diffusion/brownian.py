@@ -64,21 +64,30 @@ class _Skeleton(NamedTuple):
         So a coarser solve, over every 2ᵏ-th time, meets no other time. (Time 0 ahead of the grid
         is at place −1.)
         """
-        lo, last = lo - self.first, hi - self.first - 1
+        lo = lo - self.first
+        last = hi - self.first - 1
         k = (lo ^ last).bit_length() - 1
         return self.first + (last >> k << k)
 
 
 def _too_near(t: float, s: float) -> ValueError:
-    return wrong_value("BrownianPath", "t, s", "be further apart than the finest cell",
-                       f"{t!r} and {s!r}", "pass for example depth=48")  # fmt: skip
+    return wrong_value(
+        "BrownianPath",
+        "t, s",
+        "be further apart than the finest cell",
+        f"{t!r} and {s!r}",
+        "pass for example depth=48",
+    )
 
 
 class _Tree:
     """The path of states of one shape, dtype and device."""
 
     def __init__(self, skeleton: _Skeleton, x: Tensor, dtype: torch.dtype) -> None:
-        self.skeleton, self.shape, self.dtype, self.device = skeleton, x.shape, dtype, x.device
+        self.skeleton = skeleton
+        self.shape = x.shape
+        self.dtype = dtype
+        self.device = x.device
         self.generator = torch.Generator(x.device)
         self.splits: OrderedDict[float, tuple[_Stretch, _Stretch]] = OrderedDict()
         self.last: dict[float, float] = {}  # the time asked for in a finest cell, by its start
@@ -118,7 +127,8 @@ class _Tree:
             left, right = self.halves(part, t, s)
             m = left.b
             if t < m < s:
-                (dw1, h1), (dw2, h2) = self.area(left, t, s), self.area(right, t, s)
+                (dw1, h1) = self.area(left, t, s)
+                (dw2, h2) = self.area(right, t, s)
                 p, q = _shares(max(t, part.a), m, min(s, part.b))
                 return dw1 + dw2, p * (h1 - 0.5 * dw2) + q * (h2 + 0.5 * dw1)
             part = left if s <= m else right
@@ -162,7 +172,8 @@ class _Tree:
         """
         a, b, dw, _, lo, hi = part
         p, q = _shares(a, m, b)
-        r, h = p**3 + q**3, self.h(part)
+        r = p**3 + q**3
+        h = self.h(part)
         d = self.draw(PathPurpose.INCREMENT, m).mul_(math.sqrt((b - a) * p * q * r))
         d.add_(h, alpha=6 * p * q)
         z = self.draw(PathPurpose.AREA, m).mul_(math.sqrt((b - a) * p * q / (12 * r)))
@@ -218,14 +229,24 @@ class BrownianPath(Noise):
         if grid is None:
             end = 1.0 if end is None else end
             positive_number("BrownianPath", "end", end)
-            times, given = [0.0, float(end)], 2
+            times = [0.0, float(end)]
+            given = 2
         elif end is not None:
-            raise wrong_value("BrownianPath", "grid, end", "not be given together", "both",
-                              "drop end, the path ends with its grid")  # fmt: skip
+            raise wrong_value(
+                "BrownianPath",
+                "grid, end",
+                "not be given together",
+                "both",
+                "drop end, the path ends with its grid",
+            )
         else:
             check_grid(grid, math.inf)
-            times, given = sorted({0.0, *grid.tolist()}), len(grid)
-        self.seed, self.grid, self.end, self.depth = seed, grid, times[-1], depth
+            times = sorted({0.0, *grid.tolist()})
+            given = len(grid)
+        self.seed = seed
+        self.grid = grid
+        self.end = times[-1]
+        self.depth = depth
         self._fresh: Noise = WhiteNoise(mix(seed, PathPurpose.FRESH))
         self._numbers: range | None = None
         self._rows: list[BrownianPath] = []
@@ -251,7 +272,8 @@ class BrownianPath(Noise):
         """
         path = cls(seed, grid=grid, end=end, depth=depth)
         fresh = PerSampleNoise.numbered(mix(seed, PathPurpose.FRESH), first, count)
-        path._fresh, path._numbers = fresh, range(first, first + count)
+        path._fresh = fresh
+        path._numbers = range(first, first + count)
         path._skeleton = path._skeleton._replace(streams=fresh.seeds)
         return path
 
@@ -295,13 +317,19 @@ class BrownianPath(Noise):
         """Return the tree for states like ``x``, the earlier and the later time."""
         for time in (t, s):
             if not 0 <= time <= self.end:
-                raise wrong_value("BrownianPath", "t", f"lie in [0, {self.end}]", time,
-                                  "pass end= the largest time, or a longer grid")  # fmt: skip
+                raise wrong_value(
+                    "BrownianPath",
+                    "t",
+                    f"lie in [0, {self.end}]",
+                    time,
+                    "pass end= the largest time, or a longer grid",
+                )
         (low, on_grid), (high, too) = map(self._skeleton.place, (min(t, s), max(t, s)))
         off_grid = not (on_grid and too)
         if 0 < abs(s - t) < self._skeleton.cell and (off_grid or low == high):
             raise _too_near(t, s)
-        tree, dtype = self._tree, torch.promote_types(x.dtype, torch.float32)
+        tree = self._tree
+        dtype = torch.promote_types(x.dtype, torch.float32)
         if tree is None or (tree.shape, tree.dtype, tree.device) != (x.shape, dtype, x.device):
             self._check_batch(x)
             tree = self._tree = _Tree(self._skeleton, x, dtype)
@@ -312,9 +340,13 @@ class BrownianPath(Noise):
     def _by_row(self, method: Callable[..., T], x: Tensor, t: Tensor, s: Tensor) -> list[T]:
         """Return what every sample's own path answers at its own times."""
         if self._numbers is None:
-            raise wrong_type("BrownianPath", "t, s", "be one time for the whole batch",
-                             f"shapes {tuple(t.shape)}, {tuple(s.shape)}",
-                             "use BrownianPath.numbered(seed, first, count)")  # fmt: skip
+            raise wrong_type(
+                "BrownianPath",
+                "t, s",
+                "be one time for the whole batch",
+                f"shapes {tuple(t.shape)}, {tuple(s.shape)}",
+                "use BrownianPath.numbered(seed, first, count)",
+            )
         self._check_batch(x)
         expand(s - t, x)  # refuses other shapes
         end = self.end if self.grid is None else None
@@ -328,5 +360,10 @@ class BrownianPath(Noise):
     def _check_batch(self, x: Tensor) -> None:
         if self._numbers is not None and len(self._numbers) != x.shape[0]:
             rule = f"have one row for each of the {len(self._numbers)} samples"
-            raise wrong_value("BrownianPath", "x", rule, tuple(x.shape),
-                              "number as many samples as there are rows")  # fmt: skip
+            raise wrong_value(
+                "BrownianPath",
+                "x",
+                rule,
+                tuple(x.shape),
+                "number as many samples as there are rows",
+            )

@@ -108,9 +108,7 @@ class Coefficients:
         """Return the 0-d time at which lambda is ``lambda_``."""
         return self.sde.time(torch.tensor(lambda_, dtype=torch.float64))
 
-    def _at(
-        self, t: Tensor, known: dict[float, T], compute: Callable[[Tensor], list[T]]
-    ) -> T:
+    def _at(self, t: Tensor, known: dict[float, T], compute: Callable[[Tensor], list[T]]) -> T:
         key = float(t)
         if key in known:
             return known[key]
@@ -133,8 +131,12 @@ class Coefficients:
 
 def _numbers(column: Tensor) -> list[float]:
     if column.requires_grad:
-        raise wrong_type("solver", "sde", "have constant coefficients",
-                         "parameters with gradients",
-                         "use one of velocities such as Heun, or torch.no_grad()")  # fmt: skip
+        raise wrong_type(
+            "solver",
+            "sde",
+            "have constant coefficients",
+            "parameters with gradients",
+            "use one of velocities such as Heun, or torch.no_grad()",
+        )
     numbers: list[float] = column.tolist()
     return numbers

@@ -85,8 +85,13 @@ class CountedScore:
     def with_fraction(self, form: str, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return what `ScoreModel.with_fraction` does, counted: eps, x0 or v and the fraction."""
         if self._with_fraction is None:
-            raise wrong_value("CountedScore", "score", "be a model with a learned variance",
-                              type(self.function).__name__, "ask for predict")  # fmt: skip
+            raise wrong_value(
+                "CountedScore",
+                "score",
+                "be a model with a learned variance",
+                type(self.function).__name__,
+                "ask for predict",
+            )
         self._counter[0] += 1
         found: tuple[Tensor, Tensor] = self._with_fraction(form, x, t)
         self.tracked = _differentiable(found[0])

@@ -41,8 +41,13 @@ def _check_parts(what: str, sde: object, score: object) -> None:
     if not isinstance(sde, SDE):
         raise wrong_type(what, "sde", "be an SDE", type(sde).__name__, "pass for example VPSDE()")
     if not callable(score):
-        raise wrong_type(what, "score", "be a callable (x, t) -> score", type(score).__name__,
-                         "pass a ScoreModel or a function")  # fmt: skip
+        raise wrong_type(
+            what,
+            "score",
+            "be a callable (x, t) -> score",
+            type(score).__name__,
+            "pass a ScoreModel or a function",
+        )
 
 
 @final
@@ -66,9 +71,16 @@ class ReverseSDE(SDE):
         _check_parts("ReverseSDE", sde, score)
         check_coupling("ReverseSDE", "score", score)
         if not 0 <= noise_scale < float("inf"):
-            raise wrong_value("ReverseSDE", "noise_scale", "be finite and at least 0",
-                              noise_scale, "pass 1.0 for the reverse SDE")  # fmt: skip
-        self.sde, self.score, self.noise_scale = sde, CountedScore(score, sde=sde), noise_scale
+            raise wrong_value(
+                "ReverseSDE",
+                "noise_scale",
+                "be finite and at least 0",
+                noise_scale,
+                "pass 1.0 for the reverse SDE",
+            )
+        self.sde = sde
+        self.score = CountedScore(score, sde=sde)
+        self.noise_scale = noise_scale
         self.horizon = sde.horizon
         self.coefficients = Coefficients(sde) if isinstance(sde, LinearSDE) else None
 
@@ -89,13 +101,15 @@ class ReverseSDE(SDE):
         if part is self.score:
             return self
         found = ReverseSDE(self.sde, part, self.noise_scale)
-        found.score, found.coefficients = part, self.coefficients
+        found.score = part
+        found.coefficients = self.coefficients
         return found
 
     def flow(self) -> ProbabilityFlow:
         """Return the probability flow of the same score, its evaluations counted with these."""
         flow = ProbabilityFlow(self.sde, self.score.function)
-        flow.score, flow.coefficients = self.score, self.coefficients
+        flow.score = self.score
+        flow.coefficients = self.coefficients
         return flow
 
 
@@ -115,7 +129,8 @@ class ProbabilityFlow(ODE):
 
     def __init__(self, sde: SDE, score: Score) -> None:
         _check_parts("ProbabilityFlow", sde, score)
-        self.sde, self.score = sde, CountedScore(score, sde=sde)
+        self.sde = sde
+        self.score = CountedScore(score, sde=sde)
         self.horizon = sde.horizon
         self.coefficients = Coefficients(sde) if isinstance(sde, LinearSDE) else None
 
@@ -132,31 +147,45 @@ class ProbabilityFlow(ODE):
         if part is self.score:
             return self
         flow = ProbabilityFlow(self.sde, part)
-        flow.score, flow.coefficients = part, self.coefficients
+        flow.score = part
+        flow.coefficients = self.coefficients
         return flow
 
 
 def check_flow(what: str, flow: object) -> None:
     """Refuse anything but a probability flow."""
     if not isinstance(flow, ProbabilityFlow):
-        raise wrong_type(what, "flow", "be a ProbabilityFlow", type(flow).__name__,
-                         "pass ProbabilityFlow(sde, score)")  # fmt: skip
+        raise wrong_type(
+            what,
+            "flow",
+            "be a ProbabilityFlow",
+            type(flow).__name__,
+            "pass ProbabilityFlow(sde, score)",
+        )
 
 
 def check_coupling(what: str, argument: str, score: object) -> None:
     """Refuse a model whose eps is no score: its data met their noise by optimal transport."""
     coupling = getattr(score, "coupling", "independent")
     if coupling != "independent":
-        raise wrong_value(what, argument, "have coupling='independent' to be a score",
-                          repr(coupling), "use ProbabilityFlow and log_prob")  # fmt: skip
+        raise wrong_value(
+            what,
+            argument,
+            "have coupling='independent' to be a score",
+            repr(coupling),
+            "use ProbabilityFlow and log_prob",
+        )
 
 
 def _pushed(dynamics: ReverseSDE | ProbabilityFlow, x: Tensor, t: Tensor, c: float) -> Tensor:
     """Return f − c (g² s + ∇·(g gᵀ))."""
-    sde, score, known = dynamics.sde, dynamics.score, dynamics.coefficients
+    sde = dynamics.sde
+    score = dynamics.score
+    known = dynamics.coefficients
     if known is not None and known.tabulated and t.ndim == 0 and t.device.type == "cpu":
         return _pushed_along_a_grid(known, score, x, t, c)
-    g, divergence = sde.diffusion(x, t), sde.noise_divergence(x, t)
+    g = sde.diffusion(x, t)
+    divergence = sde.noise_divergence(x, t)
     # c multiplies g², a number in most SDEs, before the state.
     push = (c * g * g) * score(x, t)
     if divergence.ndim:  # 0-d where g does not depend on x
@@ -182,7 +211,10 @@ def linear(what: str, dynamics: ReverseSDE | ProbabilityFlow) -> Coefficients:
     if dynamics.coefficients is None:
         other = "EulerMaruyama" if isinstance(dynamics, ReverseSDE) else "Heun"
         raise wrong_type(
-            what, "dynamics", "come from a LinearSDE, for alpha and sigma",
-            type(dynamics.sde).__name__, f"use {other}, which needs no alpha or sigma",
-        )  # fmt: skip
+            what,
+            "dynamics",
+            "come from a LinearSDE, for alpha and sigma",
+            type(dynamics.sde).__name__,
+            f"use {other}, which needs no alpha or sigma",
+        )
     return dynamics.coefficients

@@ -78,7 +78,8 @@ def joined(weights: tuple[Number, Number], out: Tensor, x: Tensor) -> Tensor:
     if isinstance(q, Tensor):
         turned = expand(q, x) * out
         return turned + expand(p, x) * x if isinstance(p, Tensor) else turned
-    p, q = float(p), float(q)
+    p = float(p)
+    q = float(q)
     if p == 0:  # as when the network predicts what is asked for
         return out if q == 1 else out * q
     return (x * p).add_(out, alpha=q)

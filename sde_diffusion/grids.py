@@ -31,8 +31,9 @@ def check_grid(grid: Tensor, horizon: float = 1.0) -> None:
         raise wrong_type("grid", "grid", "be a torch.Tensor", type(grid).__name__, remedy)
     if grid.dtype != torch.float64 or grid.device.type != "cpu":
         got = f"{grid.dtype} on {grid.device}"
-        raise wrong_type("grid", "grid", "be float64 on the CPU", got,
-                         "convert it with grid.double().cpu()")  # fmt: skip
+        raise wrong_type(
+            "grid", "grid", "be float64 on the CPU", got, "convert it with grid.double().cpu()"
+        )
     if grid.ndim != 1 or len(grid) < 2:
         rule = "be one row of at least 2 times"
         raise wrong_value("grid", "grid", rule, f"shape {tuple(grid.shape)}", remedy)
@@ -46,15 +47,21 @@ def check_grid(grid: Tensor, horizon: float = 1.0) -> None:
     low, high = float(grid.min()), float(grid.max())
     if not (low >= 0 and high <= horizon):
         outside = low if low < 0 else high
-        raise wrong_value("grid", "grid", f"lie in [0, {horizon:g}]", outside,
-                          "change its start or end")  # fmt: skip
+        raise wrong_value(
+            "grid", "grid", f"lie in [0, {horizon:g}]", outside, "change its start or end"
+        )
 
 
 def _check_ends(what: str, steps: int, start: float, end: float) -> None:
     positive_integer(what, "steps", steps)
     if not (0 <= end <= 1 and 0 <= start <= 1 and start != end):
-        raise wrong_value(what, "start, end", "be two different times in [0, 1]",
-                          f"{start}, {end}", "pass for example start=1.0, end=1e-3")  # fmt: skip
+        raise wrong_value(
+            what,
+            "start, end",
+            "be two different times in [0, 1]",
+            f"{start}, {end}",
+            "pass for example start=1.0, end=1e-3",
+        )
 
 
 def uniform(steps: int, start: float = 1.0, end: float = 1e-3) -> Tensor:
@@ -255,9 +262,13 @@ class Denoised:
     def __post_init__(self) -> None:
         check_grid(self.times)
         if not self.times[0] > self.times[-1] > 0:
-            raise wrong_value("Denoised", "times", "fall to a time above 0",
-                              f"{float(self.times[0]):.4g} … {float(self.times[-1]):.4g}",
-                              "pass for example uniform(20, 1.0, 1e-3)")  # fmt: skip
+            raise wrong_value(
+                "Denoised",
+                "times",
+                "fall to a time above 0",
+                f"{float(self.times[0]):.4g} … {float(self.times[-1]):.4g}",
+                "pass for example uniform(20, 1.0, 1e-3)",
+            )
 
 
 Grid: TypeAlias = Tensor | Denoised
@@ -277,8 +288,9 @@ def sampling_ends(
 ) -> tuple[float, float]:
     """Return the ends, by default the SDE's, of a grid whose lambda must be finite."""
     if not isinstance(sde, LinearSDE):
-        raise wrong_type(what, "sde", "be a LinearSDE", type(sde).__name__,
-                         f"call {what}(sde, steps)")  # fmt: skip
+        raise wrong_type(
+            what, "sde", "be a LinearSDE", type(sde).__name__, f"call {what}(sde, steps)"
+        )
     start = sde.horizon if start is None else start
     end = sde.cutoff if end is None else end
     _check_ends(what, steps, start, end)
@@ -294,8 +306,13 @@ def check_lambda(what: str, sde: LinearSDE, *times: float) -> None:
     """Refuse times at which lambda is not finite: alpha or sigma is 0 there."""
     found = sde.lambda_(torch.tensor(times, dtype=torch.float64))
     if not bool(found.isfinite().all()):
-        raise wrong_value(what, "sde", f"have finite lambda at t = {times}", found.tolist(),
-                          "set its horizon a little below 1, such as .999")  # fmt: skip
+        raise wrong_value(
+            what,
+            "sde",
+            f"have finite lambda at t = {times}",
+            found.tolist(),
+            "set its horizon a little below 1, such as .999",
+        )
 
 
 def _with_ends(grid: Tensor, start: float, end: float) -> Tensor:
@@ -307,6 +324,10 @@ def _with_ends(grid: Tensor, start: float, end: float) -> Tensor:
 def check_rising(what: str, grid: Tensor) -> None:
     """Refuse a grid from the prior to the data."""
     if grid[0] > grid[-1]:
-        raise wrong_value(what, "grid", "run from the data (t near 0) to the prior",
-                          f"{float(grid[0]):.4g} … {float(grid[-1]):.4g}",
-                          "reverse it with grid.flip(0)")  # fmt: skip
+        raise wrong_value(
+            what,
+            "grid",
+            "run from the data (t near 0) to the prior",
+            f"{float(grid[0]):.4g} … {float(grid[-1]):.4g}",
+            "reverse it with grid.flip(0)",
+        )

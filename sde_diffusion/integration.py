@@ -62,12 +62,14 @@ def integrate(
     """
     _check_dynamics(dynamics, solver)
     check_state("integrate", x)
-    denoise, grid = _denoiser(dynamics, grid), times_of(grid)
+    denoise = _denoiser(dynamics, grid)
+    grid = times_of(grid)
     check_grid(grid, dynamics.horizon)
     _check_direction(dynamics, grid)
     if isinstance(dynamics, (ReverseSDE, ProbabilityFlow)):
         check_evaluation("integrate", dynamics.score.function)
-    begin, before = time.perf_counter(), getattr(dynamics, "nfe", 0)
+    begin = time.perf_counter()
+    before = getattr(dynamics, "nfe", 0)
     watch = _Watch(grid)
     count = 0
     state = x
@@ -79,7 +81,8 @@ def integrate(
             if callback is not None:
                 callback(count, grid[count], state)
         if denoise is not None:
-            state, count = denoise(state), count + 1
+            state = denoise(state)
+            count = count + 1
             watch.see(state)
             if callback is not None:
                 callback(count, torch.zeros_like(grid[-1]), state)
@@ -93,7 +96,8 @@ class _Walk:
     """The states of a solver, and what its generator returns at the end: the embedded errors."""
 
     def __init__(self, states: Iterator[Tensor]) -> None:
-        self.states, self.lost = states, cast("Tensor | None", None)
+        self.states = states
+        self.lost = cast("Tensor | None", None)
 
     def __iter__(self) -> Iterator[Tensor]:
         end: object = yield from cast("Generator[Tensor, None, object]", self.states)
@@ -105,9 +109,16 @@ def _denoiser(dynamics: object, grid: Grid) -> Callable[[Tensor], Tensor] | None
     if not isinstance(grid, Denoised):
         return None
     if not isinstance(dynamics, (ReverseSDE, ProbabilityFlow)):
-        raise wrong_type("integrate", "grid", "be plain times for dynamics without a score",
-                         "Denoised", "pass grid.times")  # fmt: skip
-    score, t, at = dynamics.score, grid.times[-1], linear("Denoised", dynamics)
+        raise wrong_type(
+            "integrate",
+            "grid",
+            "be plain times for dynamics without a score",
+            "Denoised",
+            "pass grid.times",
+        )
+    score = dynamics.score
+    t = grid.times[-1]
+    at = linear("Denoised", dynamics)
     return lambda x: score.predict("x0", x, t, at.level(t))
 
 
@@ -128,8 +139,9 @@ def _tabulated(dynamics: object, grid: Tensor) -> Iterator[None]:
 def check_evaluation(what: str, model: object) -> None:
     """Refuse a model in training mode, whose dropout would draw from the global generator."""
     if getattr(model, "training", False):
-        raise wrong_value(what, "model", "be in evaluation mode", "training mode",
-                          "call model.eval() first")  # fmt: skip
+        raise wrong_value(
+            what, "model", "be in evaluation mode", "training mode", "call model.eval() first"
+        )
 
 
 def dynamics_for(solver: Solver[Any], sde: SDE, score: Score) -> ReverseSDE | ProbabilityFlow:
@@ -142,8 +154,13 @@ def _kind(solver: object) -> type[Any]:
     kind = getattr(solver, "dynamics", None)
     if isinstance(solver, type) or not isinstance(kind, type) or not hasattr(solver, "steps"):
         got = solver.__name__ if isinstance(solver, type) else type(solver).__name__
-        raise wrong_type("integrate", "solver", "be a solver object", got,
-                         "pass for example Heun(), with its brackets")  # fmt: skip
+        raise wrong_type(
+            "integrate",
+            "solver",
+            "be a solver object",
+            got,
+            "pass for example Heun(), with its brackets",
+        )
     return kind
 
 
@@ -155,16 +172,25 @@ def _check_dynamics(dynamics: object, solver: object) -> None:
         remedy = "pass ProbabilityFlow(sde, score)"
     else:
         remedy = "pass ReverseSDE(sde, score)"
-    raise wrong_type(type(solver).__name__, "dynamics", f"be of the kind {kind.__name__}",
-                     type(dynamics).__name__, remedy)  # fmt: skip
+    raise wrong_type(
+        type(solver).__name__,
+        "dynamics",
+        f"be of the kind {kind.__name__}",
+        type(dynamics).__name__,
+        remedy,
+    )
 
 
 def check_falling(what: str, grid: Tensor) -> None:
     """Refuse a grid from the data to the prior."""
     if grid[0] < grid[-1]:
-        raise wrong_value(what, "grid", "run from noise (t near 1) to data",
-                          f"{float(grid[0]):.4g} … {float(grid[-1]):.4g}",
-                          "reverse it with grid.flip(0)")  # fmt: skip
+        raise wrong_value(
+            what,
+            "grid",
+            "run from noise (t near 1) to data",
+            f"{float(grid[0]):.4g} … {float(grid[-1]):.4g}",
+            "reverse it with grid.flip(0)",
+        )
 
 
 def _check_direction(dynamics: object, grid: Tensor) -> None:
@@ -172,16 +198,22 @@ def _check_direction(dynamics: object, grid: Tensor) -> None:
     if isinstance(dynamics, ReverseSDE) and dynamics.noise_scale > 0:
         check_falling("integrate", grid)
     elif isinstance(dynamics, LinearSDE) and grid[0] > grid[-1]:
-        raise wrong_value("integrate", "grid", "run forward for a forward SDE",
-                          f"{float(grid[0]):.4g} … {float(grid[-1]):.4g}",
-                          "pass ReverseSDE(sde, score) to go back")  # fmt: skip
+        raise wrong_value(
+            "integrate",
+            "grid",
+            "run forward for a forward SDE",
+            f"{float(grid[0]):.4g} … {float(grid[-1]):.4g}",
+            "pass ReverseSDE(sde, score) to go back",
+        )
 
 
 class _Watch:
     """Looks for the first non-finite state without waiting for the GPU at every step."""
 
     def __init__(self, grid: Tensor) -> None:
-        self.grid, self.sums, self.seen = grid, list[Tensor](), 0
+        self.grid = grid
+        self.sums = list[Tensor]()
+        self.seen = 0
 
     def see(self, x: Tensor) -> None:
         self.sums.append(x.detach().sum(dtype=torch.promote_types(x.dtype, torch.float32)))
@@ -196,8 +228,13 @@ class _Watch:
             step = self.seen + int(bad.nonzero()[0]) + 1
             t = float(self.grid[min(step, len(self.grid) - 1)])
             got = f"NaN or infinity at step {step} (t = {t:.6g})"
-            raise diverged("integrate", "x", "stay finite", got,
-                           "use more steps, or move the ends of the grid")  # fmt: skip
+            raise diverged(
+                "integrate",
+                "x",
+                "stay finite",
+                got,
+                "use more steps, or move the ends of the grid",
+            )
         self.seen += len(self.sums)
         self.sums.clear()
 
@@ -205,6 +242,11 @@ class _Watch:
 def whole_way(what: str, flow: ProbabilityFlow, solver: object) -> Tensor:
     """Return the ends 1e-5 and the horizon, between which an adaptive solver finds its way."""
     if not getattr(solver, "adaptive", False):
-        raise wrong_value(what, "grid", "be given for a solver with fixed steps", "none",
-                          "pass for example uniform(100, 1e-5, 1.0)")  # fmt: skip
+        raise wrong_value(
+            what,
+            "grid",
+            "be given for a solver with fixed steps",
+            "none",
+            "pass for example uniform(100, 1e-5, 1.0)",
+        )
     return torch.tensor([1e-5, flow.horizon], dtype=torch.float64)

@@ -88,7 +88,11 @@ def _on_lattice(what: str, k: Tensor, n: int, last: int) -> Tensor:
     k = torch.cat([k, torch.tensor([last], dtype=torch.float64)])
     if k[0] > n or not bool((k.diff() < 0).all()):
         got = ", ".join(f"{float(i):g}" for i in torch.cat([k[:2], k[-2:]]))
-        raise wrong_value(what, "steps, last", f"give indices that fall from at most n = {n}",
-                          f"{got} (the first two and the last two)",
-                          "pass fewer steps, last=0, or for leading a smaller offset")  # fmt: skip
+        raise wrong_value(
+            what,
+            "steps, last",
+            f"give indices that fall from at most n = {n}",
+            f"{got} (the first two and the last two)",
+            "pass fewer steps, last=0, or for leading a smaller offset",
+        )
     return k / n

@@ -89,13 +89,12 @@ class Multistep(ABC, Generic[LinearT]):
         p, q = FORMS[self.form]["x0"](at.alpha, at.sigma)
         return float(p), float(q)
 
-    def steps(
-        self, dynamics: LinearT, x: Tensor, grid: Tensor, noise: Noise
-    ) -> Iterator[Tensor]:
+    def steps(self, dynamics: LinearT, x: Tensor, grid: Tensor, noise: Noise) -> Iterator[Tensor]:
         """Yield the states of all steps along the grid, each before its correction."""
         known = linear(type(self).__name__, dynamics)
         at = [known.level(t) for t in grid]
-        scale, starters = float(getattr(dynamics, "noise_scale", 0.0)), self.starters(at)
+        scale = float(getattr(dynamics, "noise_scale", 0.0))
+        starters = self.starters(at)
         made: Step | None = None  # the predictor's last step
         history = list[Tensor]()
         for i, (t, s) in enumerate(pairwise(grid)):
@@ -103,7 +102,8 @@ class Multistep(ABC, Generic[LinearT]):
             # One more than a step combines: what a correction takes back may be as old.
             history = [m, *history[: self.memory]]
             change = [] if made is None else _change(made, self.corrector(at, i, scale))
-            made, z = None, None
+            made = None
+            z = None
             if at[i + 1].sigma == 0:
                 p, q = self.denoised(at[i])
                 step = Step(at[i + 1].alpha * p, [at[i + 1].alpha * q])

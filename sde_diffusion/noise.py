@@ -94,8 +94,13 @@ class PerSampleNoise(Noise):
         for seed in self.seeds:
             check_seed("PerSampleNoise", seed)
             if seed >= 2**32:  # PyTorch's CPU generator would drop the rest
-                raise wrong_value("PerSampleNoise", "seeds", "be below 2**32", seed,
-                                  "use PerSampleNoise.numbered(seed, first, count)")  # fmt: skip
+                raise wrong_value(
+                    "PerSampleNoise",
+                    "seeds",
+                    "be below 2**32",
+                    seed,
+                    "use PerSampleNoise.numbered(seed, first, count)",
+                )
         self._generators: dict[torch.device, list[torch.Generator]] = {}
 
     @classmethod
@@ -111,9 +116,12 @@ class PerSampleNoise(Noise):
     def normal(self, x: Tensor) -> Tensor:
         if len(self.seeds) != x.shape[0]:
             raise wrong_value(
-                "PerSampleNoise", "x", f"have one row for each of the {len(self.seeds)} seeds",
-                tuple(x.shape), "pass as many seeds as there are samples",
-            )  # fmt: skip
+                "PerSampleNoise",
+                "x",
+                f"have one row for each of the {len(self.seeds)} seeds",
+                tuple(x.shape),
+                "pass as many seeds as there are samples",
+            )
         if x.device not in self._generators:
             self._generators[x.device] = [_generator(seed, x.device) for seed in self.seeds]
         z = torch.empty(x.shape, dtype=x.dtype, device=x.device)
@@ -127,5 +135,10 @@ class NoNoise(Noise):
     """The noise of a solve that must not draw any: it says what to pass instead."""
 
     def normal(self, x: Tensor) -> Tensor:  # noqa: ARG002  (the protocol's signature)
-        raise wrong_type("integrate", "noise", "be given for a solver that draws", "none",
-                         "pass noise=WhiteNoise(seed) or PerSampleNoise(seeds)")  # fmt: skip
+        raise wrong_type(
+            "integrate",
+            "noise",
+            "be given for a solver that draws",
+            "none",
+            "pass noise=WhiteNoise(seed) or PerSampleNoise(seeds)",
+        )

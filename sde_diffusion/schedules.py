@@ -52,9 +52,12 @@ class LinearBeta(Beta):
     def __post_init__(self) -> None:
         if not 0 < self.low <= self.high < math.inf:
             raise wrong_value(
-                "LinearBeta", "low, high", "satisfy 0 < low <= high", f"{self.low}, {self.high}",
+                "LinearBeta",
+                "low, high",
+                "satisfy 0 < low <= high",
+                f"{self.low}, {self.high}",
                 "pass for example LinearBeta(0.1, 20.0)",
-            )  # fmt: skip
+            )
 
     def beta(self, t: Tensor) -> Tensor:
         return self.low + (self.high - self.low) * t
@@ -113,12 +116,14 @@ class CosineBeta(Beta):
     def integral(self, t: Tensor) -> Tensor:
         smooth = t.clamp(max=self._limit)
         # −2 log(cos(a+δ)/cos a), a the angle at 0: log f(0) − log f(t) would cancel near 0.
-        a, delta = math.pi / 2 * self.s / (1 + self.s), math.pi / 2 * smooth / (1 + self.s)
+        a = math.pi / 2 * self.s / (1 + self.s)
+        delta = math.pi / 2 * smooth / (1 + self.s)
         fall = 2 * torch.sin(delta / 2) ** 2 + math.tan(a) * torch.sin(delta)
         return -2 * torch.log1p(-fall) + self.max_beta * (t - smooth)
 
     def inverse(self, integral: Tensor) -> Tensor:
-        zero, limit = integral.new_zeros(()), integral.new_tensor(self._limit)
+        zero = integral.new_zeros(())
+        limit = integral.new_tensor(self._limit)
         most = self._log_f(zero) - self._log_f(limit)
         log_f = self._log_f(zero) - integral.clamp(max=most)
         t = torch.acos(torch.exp(0.5 * log_f)) * 2 / math.pi * (1 + self.s) - self.s
@@ -151,24 +156,40 @@ class DiscreteBeta(Beta):
     def __post_init__(self) -> None:
         if not isinstance(self.betas, Tensor):
             got = type(self.betas).__name__
-            raise wrong_type("DiscreteBeta", "betas", "be a torch.Tensor", got,
-                             "pass linear_betas(1000) or torch.tensor(betas)")  # fmt: skip
+            raise wrong_type(
+                "DiscreteBeta",
+                "betas",
+                "be a torch.Tensor",
+                got,
+                "pass linear_betas(1000) or torch.tensor(betas)",
+            )
         betas = self.betas.detach().to("cpu", torch.float64)
         if betas.ndim != 1 or betas.numel() == 0:
-            raise wrong_value("DiscreteBeta", "betas", "be one non-empty row of numbers",
-                              tuple(betas.shape), "pass linear_betas(1000)")  # fmt: skip
+            raise wrong_value(
+                "DiscreteBeta",
+                "betas",
+                "be one non-empty row of numbers",
+                tuple(betas.shape),
+                "pass linear_betas(1000)",
+            )
         bad = ~((betas > 0) & (betas < 1))
         if bool(bad.any()):
             k = int(bad.nonzero()[0]) + 1
-            raise wrong_value("DiscreteBeta", f"betas (at k = {k})", "lie in (0, 1)",
-                              float(betas[k - 1]), "clip them, for example at .999")  # fmt: skip
+            raise wrong_value(
+                "DiscreteBeta",
+                f"betas (at k = {k})",
+                "lie in (0, 1)",
+                float(betas[k - 1]),
+                "clip them, for example at .999",
+            )
         object.__setattr__(self, "betas", betas)
         knots = torch.cat([betas.new_zeros(1), torch.cumsum(-torch.log1p(-betas), 0)])
         object.__setattr__(self, "knots", knots)
 
     def _table(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return B at the lattice times and the cell k−1 of t, on t's device."""
-        knots, n = self.knots.to(t.device), len(self.betas)
+        knots = self.knots.to(t.device)
+        n = len(self.betas)
         # The tolerance keeps k/N, rounded up by one ulp, in its own cell ((k−1)/N, k/N].
         cell = torch.ceil(t * n - 1e-9).long() - 1
         return knots, cell.clamp(0, n - 1)
@@ -237,8 +258,9 @@ def sigmoid_betas(
     """
 
     def alpha_bar(t: Tensor) -> Tensor:
-        u = torch.sigmoid(torch.cat([t, t.new_tensor([0.0, 1.0])]) * (end - start) / tau
-                          + start / tau)  # fmt: skip
+        u = torch.sigmoid(
+            torch.cat([t, t.new_tensor([0.0, 1.0])]) * (end - start) / tau + start / tau
+        )
         return (u[-1] - u[:-2]) / (u[-1] - u[-2])
 
     return betas_of(alpha_bar, n, clip)

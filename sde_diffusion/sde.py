@@ -33,9 +33,7 @@ def derivative(f: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
         value = f(leaf)
         if not value.requires_grad:  # a constant, such as the alpha of VE
             return torch.zeros_like(t)
-        slope = torch.autograd.grad(
-            value.sum(), leaf, allow_unused=True, create_graph=learns
-        )[0]  # fmt: skip
+        slope = torch.autograd.grad(value.sum(), leaf, allow_unused=True, create_graph=learns)[0]
         return torch.zeros_like(t) if slope is None else slope
 
 
@@ -171,8 +169,13 @@ class LinearSDE(SDE):
         """
         check_state("perturb", x0)
         if eps.shape != x0.shape:
-            raise wrong_value("perturb", "eps", f"have the shape {tuple(x0.shape)} of x0",
-                              tuple(eps.shape), "draw it with torch.randn_like")  # fmt: skip
+            raise wrong_value(
+                "perturb",
+                "eps",
+                f"have the shape {tuple(x0.shape)} of x0",
+                tuple(eps.shape),
+                "draw it with torch.randn_like",
+            )
         mean, std = self.marginal(x0, t)
         return mean + std * eps
 
@@ -192,8 +195,13 @@ class LinearSDE(SDE):
 def _check_beta(what: str, beta: object) -> None:
     if not isinstance(beta, Beta):
         got = beta.__name__ if isinstance(beta, type) else type(beta).__name__
-        raise wrong_type(what, "beta", "be a schedule", got,
-                         "pass LinearBeta(), CosineBeta() or DiscreteBeta(betas)")  # fmt: skip
+        raise wrong_type(
+            what,
+            "beta",
+            "be a schedule",
+            got,
+            "pass LinearBeta(), CosineBeta() or DiscreteBeta(betas)",
+        )
 
 
 @final
@@ -303,9 +311,13 @@ class VESDE(LinearSDE):
     def __post_init__(self) -> None:
         if not 0 < self.sigma_min < self.sigma_max < math.inf:
             got = f"{self.sigma_min}, {self.sigma_max}"
-            raise wrong_value("VESDE", "sigma_min, sigma_max",
-                              "satisfy 0 < sigma_min < sigma_max", got,
-                              "pass for example VESDE(0.01, 50.0)")  # fmt: skip
+            raise wrong_value(
+                "VESDE",
+                "sigma_min, sigma_max",
+                "satisfy 0 < sigma_min < sigma_max",
+                got,
+                "pass for example VESDE(0.01, 50.0)",
+            )
 
     @property
     def _log_ratio(self) -> float:

@@ -192,9 +192,13 @@ def _mass(low: Tensor, high: Tensor) -> Tensor:
     """Return the probability that a standard normal number lies in [low, high]."""
     mass: Tensor = torch.special.ndtr(high) - torch.special.ndtr(low)
     if not float(mass) >= 1e-6:  # the difference of two rounded numbers
-        raise wrong_value("TimeLaw", "mean, std",
-                          "put a millionth of the law or more on [t_min, horizon]",
-                          f"{float(mass):.2g}", "move the mean to the SDE's levels")  # fmt: skip
+        raise wrong_value(
+            "TimeLaw",
+            "mean, std",
+            "put a millionth of the law or more on [t_min, horizon]",
+            f"{float(mass):.2g}",
+            "move the mean to the SDE's levels",
+        )
     return mass
 
 

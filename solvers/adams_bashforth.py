@@ -25,7 +25,8 @@ def adams_weights(nodes: Tensor, t: Tensor, s: Tensor) -> Tensor:
 
     Shapes: nodes (p,), float64; result (p,).
     """
-    u, powers = (nodes - t) / (s - t), torch.arange(len(nodes), dtype=torch.float64)
+    u = (nodes - t) / (s - t)
+    powers = torch.arange(len(nodes), dtype=torch.float64)
     moments: Tensor = torch.linalg.solve(u[None] ** powers[:, None], 1 / (powers + 1))
     return (s - t) * moments
 
@@ -55,8 +56,9 @@ class AdamsBashforth:
 
     def __post_init__(self) -> None:
         if self.order not in (1, 2, 3, 4):
-            raise wrong_value("AdamsBashforth", "order", "be 1, 2, 3 or 4", self.order,
-                              "pass order=2")  # fmt: skip
+            raise wrong_value(
+                "AdamsBashforth", "order", "be 1, 2, 3 or 4", self.order, "pass order=2"
+            )
 
     def steps(self, dynamics: ODE, x: Tensor, grid: Tensor, noise: Noise) -> Iterator[Tensor]:  # noqa: ARG002
         """Yield the states of all steps along the grid."""

@@ -66,7 +66,11 @@ class AdaptiveAdams:
         positive_integer("AdaptiveAdams", "max_steps", self.max_steps)
 
     def steps(
-        self, dynamics: ODE, x: Tensor, grid: Tensor, noise: Noise  # noqa: ARG002
+        self,
+        dynamics: ODE,
+        x: Tensor,
+        grid: Tensor,
+        noise: Noise,  # noqa: ARG002
     ) -> Generator[Tensor, None, Tensor]:
         """Yield the states at the times of the grid and return the sum of |estimated errors|."""
         past = begun(dynamics, x, grid, self.highest - 1, self.atol + self.rtol * x.abs())
@@ -79,11 +83,15 @@ class AdaptiveAdams:
     def _try(self, ode: ODE, p: History, stop: float, i: Tensor) -> None:
         """Try one step of the samples ``i`` and keep it where its error is small enough."""
         ode = ode.rows(i) if len(i) < len(p.t) else ode
-        x, t, known, left = p.x[i], p.t[i], p.known[i], stop - p.t[i]
+        x = p.x[i]
+        t = p.t[i]
+        known = p.known[i]
+        left = stop - p.t[i]
         last = p.h[i] >= left.abs()
         dt = torch.where(last, left, p.h[i].copysign(left))
         s = torch.where(last, stop, t + dt)
-        nodes, past = (p.times[i] - t[:, None]) / dt[:, None], p.velocities[:, i]
+        nodes = (p.times[i] - t[:, None]) / dt[:, None]
+        past = p.velocities[:, i]
         predicted = x + moved(adams_weights(nodes, known), past, dt)
         v = ode.velocity(predicted, s)
         nodes = torch.cat([torch.ones_like(nodes[:, :1]), nodes], 1)

@@ -93,6 +93,9 @@ class AdaptiveDPMSolver:
         """Carry every sample of ``p`` to the time ``end``, at which sigma is above 0."""
         stop = float(end)
         carry(
-            "AdaptiveDPMSolver", p, stop, self.max_steps,
+            "AdaptiveDPMSolver",
+            p,
+            stop,
+            self.max_steps,
             lambda i: attempt(self.order, self.rtol, self.atol, flow, p, i, stop),
-        )  # fmt: skip
+        )

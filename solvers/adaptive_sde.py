@@ -69,7 +69,8 @@ class AdaptiveSDE:
     def steps(self, dynamics: SDE, x: Tensor, grid: Tensor, noise: Noise) -> Iterator[Tensor]:
         """Yield the states at the times of the grid, once all samples have met all of them."""
         check_additive("AdaptiveSDE", dynamics, x, grid[0])
-        p, tries = start(x, grid, noise), 0
+        p = start(x, grid, noise)
+        tries = 0
         while len(active := p.ahead()):
             if tries == self.max_steps:
                 raise too_many("AdaptiveSDE", tries, p.t[active])
@@ -80,7 +81,8 @@ class AdaptiveSDE:
 
     def _try(self, sde: SDE, p: Progress, i: Tensor, z: Tensor) -> None:
         """Try one step of the samples ``i`` and keep it where its error is small enough."""
-        x, t = p.x[i], p.t[i]
+        x = p.x[i]
+        t = p.t[i]
         s, dw = p.split(i, z[i])
         if len(i) < len(p.t) and isinstance(sde, ReverseSDE):
             sde = sde.rows(i)

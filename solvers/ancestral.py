@@ -51,15 +51,22 @@ class Ancestral(OneStep[ReverseSDE]):
     def __post_init__(self) -> None:
         at_least_zero("Ancestral", "eta", self.eta, "pass 1.0 for DDPM or 0.0 for DDIM")
         if self.eta > 1:
-            raise wrong_value("Ancestral", "eta", "be at most 1, where all of β̃ is drawn",
-                              self.eta, "pass 1.0 for DDPM or 0.0 for DDIM")  # fmt: skip
+            raise wrong_value(
+                "Ancestral",
+                "eta",
+                "be at most 1, where all of β̃ is drawn",
+                self.eta,
+                "pass 1.0 for DDPM or 0.0 for DDIM",
+            )
 
     def step(self, dynamics: ReverseSDE, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
         backward("Ancestral", t, s)
         known = linear("Ancestral", dynamics)
         own_noise("Ancestral", dynamics.noise_scale, "set the noise by eta: Ancestral(eta=…)")
-        at, to = known.level(t), known.level(s)
-        shrink, (_, b2) = to.alpha / at.alpha, kernel(to, at)
+        at = known.level(t)
+        to = known.level(s)
+        shrink = to.alpha / at.alpha
+        (_, b2) = kernel(to, at)
         c2 = self.eta**2 * b2 * (to.sigma / at.sigma) ** 2
         # max: rounding may take σ_s² − c² below 0 where almost all of σ_s² is drawn.
         eps_factor = math.sqrt(max(to.sigma**2 - c2, 0.0)) - shrink * at.sigma

@@ -55,8 +55,9 @@ class AngularAdams(InAngle):
     """
 
     certified: ClassVar[tuple[Mapping[str, Any], ...]] = (
-        *({"order": p} for p in (1, 2, 3, 4, 5)), {"sigma_data": 0.5},
-    )  # fmt: skip
+        *({"order": p} for p in (1, 2, 3, 4, 5)),
+        {"sigma_data": 0.5},
+    )
 
     def __post_init__(self) -> None:
         choice("AngularAdams", "order", (1, 2, 3, 4, 5), self.order)
@@ -84,11 +85,14 @@ class AngularAdams(InAngle):
     ) -> Tensor:
         """Return the classical Runge–Kutta step in φ."""
         known = linear("AngularAdams", dynamics)
-        at, to = known.level(t), known.level(s)
+        at = known.level(t)
+        to = known.level(s)
         start = self._scaled(at).angle
         dphi = self._scaled(to).angle - start
         u = known.time(-math.log(math.tan(start + 0.5 * dphi) * self.sigma_data))
-        stages, total, v = ((u, 0.5, 2), (u, 0.5, 2), (s, 1.0, 1)), m, m
+        stages = ((u, 0.5, 2), (u, 0.5, 2), (s, 1.0, 1))
+        total = m
+        v = m
         for time, part, weight in stages:
             level = known.level(time)
             v = self.predict(dynamics, self._moved(x, at, level, v, part * dphi), time, level)

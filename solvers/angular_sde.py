@@ -19,7 +19,8 @@ from sde_diffusion.solvers._shared.angular import CORRECTED, PREDICTED, half_ang
 from sde_diffusion.solvers._shared.weights import integrals
 
 # As many values as `AngularAdams` of order 3 uses.
-_PREDICTED, _CORRECTED = PREDICTED[:2], CORRECTED[:3]
+_PREDICTED = PREDICTED[:2]
+_CORRECTED = CORRECTED[:3]
 _REACH: Final = 0.5  # the longest (1 + κ)|Δψ| with all the noise: best of a few tried
 
 
@@ -77,15 +78,19 @@ def _step(
     at: Sequence[Level], i: int, j: int, newest: int, most: Sequence[float], tau: float
 ) -> Step:
     """Return the step from at[i] to at[j] by the predictions at at[newest] and before."""
-    start, end, cosine = half_angle(at[i]), half_angle(at[j]), at[j].alpha / at[j].radius
+    start = half_angle(at[i])
+    end = half_angle(at[j])
+    cosine = at[j].alpha / at[j].radius
     length = abs(end - start)
     kappa = min(tau**2, max(_REACH / length - 1, 0.0))
     count = min(sum(length <= bound for bound in most), newest + 1)
     nodes = [at[newest - k] for k in range(count)]
     weights = integrals(  # cos φ = −tanh ψ and dφ = sin φ dψ
-        [half_angle(node) for node in nodes], start, end,
+        [half_angle(node) for node in nodes],
+        start,
+        end,
         lambda psi: (1 + kappa) * (-np.tanh(psi) / cosine) ** kappa / np.cosh(psi),
-    )  # fmt: skip
+    )
     radius = at[j].radius
     b = [radius / node.radius * w for node, w in zip(nodes, weights, strict=True)]
     log_c = kappa * math.log(at[i].alpha / at[i].radius / cosine)

@@ -30,9 +30,7 @@ class Corrector(ABC):
         positive_integer(type(self).__name__, "count", self.count)
 
     @abstractmethod
-    def size(
-        self, dynamics: ReverseSDE, score: Tensor, z: Tensor, t: Tensor, s: Tensor
-    ) -> Tensor:
+    def size(self, dynamics: ReverseSDE, score: Tensor, z: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """Return δ, 0-d."""
 
     def correct(
@@ -40,7 +38,8 @@ class Corrector(ABC):
     ) -> Tensor:
         """Return ``x`` after `count` Langevin steps at t, before the predictor goes to s."""
         for _ in range(self.count):
-            score, z = dynamics.score(x, t), noise.normal(x)
+            score = dynamics.score(x, t)
+            z = noise.normal(x)
             delta = self.size(dynamics, score, z, t, s)
             x = x + delta * score + (2 * delta).sqrt() * z
         return x

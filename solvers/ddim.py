@@ -47,9 +47,11 @@ class DDIM(OneStep[ProbabilityFlow]):
     ) -> Tensor:
         known = linear("DDIM", dynamics)
         if t.ndim == 0:
-            at, to = known.level(t), known.level(s)
+            at = known.level(t)
+            to = known.level(s)
             return euler_in_rho(x, dynamics.score.predict("eps", x, t, at), at, to)
-        sde, sigma = known.sde, known.sde.sigma(t)
+        sde = known.sde
+        sigma = known.sde.sigma(t)
         a = sde.alpha(s) / sde.alpha(t)
         # eps = −σ_t score
         return plus(x * expand(a, x), dynamics.score(x, t), (a * sigma - sde.sigma(s)) * sigma)

@@ -48,7 +48,8 @@ class DDPM:
         self, dynamics: ReverseSDE, x: Tensor, grid: Tensor, noise: Noise
     ) -> Iterator[Tensor]:
         """Yield the states at grid[1], grid[2], …, given ``x`` at grid[0]."""
-        known, score = linear("DDPM", dynamics), dynamics.score
+        known = linear("DDPM", dynamics)
+        score = dynamics.score
         own_noise("DDPM", dynamics.noise_scale, "set the noise by variance: DDPM(variance)")
         backward("DDPM", grid[0], grid[-1])
         variance = counted(score, self.variance)

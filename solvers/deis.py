@@ -54,5 +54,13 @@ class DEIS:
         self, dynamics: ProbabilityFlow, x: Tensor, grid: Tensor, noise: Noise
     ) -> Iterator[Tensor]:
         """Yield the states of all steps along the grid."""
-        return adams_in_rho("DEIS", dynamics, x, grid, noise, order=self.order,
-                            variable=self.variable, first=STARTS[self.order])  # fmt: skip
+        return adams_in_rho(
+            "DEIS",
+            dynamics,
+            x,
+            grid,
+            noise,
+            order=self.order,
+            variable=self.variable,
+            first=STARTS[self.order],
+        )

@@ -58,7 +58,11 @@ class DormandPrince:
         positive_integer("DormandPrince", "max_steps", self.max_steps)
 
     def steps(
-        self, dynamics: ODE, x: Tensor, grid: Tensor, noise: Noise  # noqa: ARG002
+        self,
+        dynamics: ODE,
+        x: Tensor,
+        grid: Tensor,
+        noise: Noise,  # noqa: ARG002
     ) -> Generator[Tensor, None, Tensor]:
         """Yield the states at the times of the grid and return the sum of |embedded errors|."""
         progress = self.start(dynamics, x, grid[0], grid[-1])
@@ -69,7 +73,8 @@ class DormandPrince:
 
     def start(self, ode: ODE, x: Tensor, t: Tensor, end: Tensor) -> Progress:
         """Return the state at t with the first step sizes of Hairer et al."""
-        k1, scale = ode.velocity(x, t), self.atol + self.rtol * x.abs()
+        k1 = ode.velocity(x, t)
+        scale = self.atol + self.rtol * x.abs()
         h = first_sizes(ode, x, t, end, k1, scale)
         counts = torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)
         lost = torch.zeros_like(x)
@@ -84,7 +89,9 @@ class DormandPrince:
         """Try one step of the samples ``i`` and keep it where its error is small enough."""
         if len(i) < len(p.t):
             ode = ode.rows(i)
-        x, t, left = p.x[i], p.t[i], stop - p.t[i]
+        x = p.x[i]
+        t = p.t[i]
+        left = stop - p.t[i]
         last = p.h[i] >= left.abs()
         dt = torch.where(last, left, p.h[i].copysign(left))
         x_s, k7, error = stages(ode, x, t, dt, p.k1[i])
@@ -93,7 +100,8 @@ class DormandPrince:
         h = growth(norm, 1 / 5).clamp(0.2, 5.0) * dt.abs()
         # A step cut short by the end of the interval says nothing against the longer one.
         p.h[i] = torch.where(good & last, torch.maximum(p.h[i], h), h)
-        p.x, p.k1 = kept(p.x, i, good, x_s), kept(p.k1, i, good, k7)
+        p.x = kept(p.x, i, good, x_s)
+        p.k1 = kept(p.k1, i, good, k7)
         p.lost = kept(p.lost, i, good, p.lost[i] + error.detach().abs())
         settle(p, i, good, torch.where(last, stop, t + dt))
         check_steps("DormandPrince", "velocity", p.h[i], t, 1e-14)

@@ -24,7 +24,8 @@ def euler_in_rho(x: Tensor, eps: Tensor, at: Level, to: Level) -> Tensor:
 
 def middle_in_rho(known: Coefficients, t: Tensor, s: Tensor) -> Tensor:
     """Return the time at which ρ is halfway between its values at t and s."""
-    at, to = known.level(t), known.level(s)
+    at = known.level(t)
+    to = known.level(s)
     return known.time(math.log(2) - math.log(at.sigma / at.alpha + to.sigma / to.alpha))
 
 
@@ -32,7 +33,8 @@ def heun_in_rho(
     known: Coefficients, score: CountedScore, x: Tensor, eps: Tensor, t: Tensor, s: Tensor
 ) -> Tensor:
     """Return the Heun step in ρ from t to s, given eps(x, t)."""
-    at, to = known.level(t), known.level(s)
+    at = known.level(t)
+    to = known.level(s)
     end = score.predict("eps", euler_in_rho(x, eps, at, to), s, to)
     return euler_in_rho(x, end.add(eps).mul_(0.5), at, to)
 
@@ -41,7 +43,8 @@ def kutta_in_rho(
     known: Coefficients, score: CountedScore, x: Tensor, eps: Tensor, t: Tensor, s: Tensor
 ) -> Tensor:
     """Return Kutta's third-order step in ρ from t to s, given eps(x, t)."""
-    at, to = known.level(t), known.level(s)
+    at = known.level(t)
+    to = known.level(s)
     u = middle_in_rho(known, t, s)
     between = known.level(u)
     middle = score.predict("eps", euler_in_rho(x, eps, at, between), u, between)
@@ -82,7 +85,8 @@ class EDMHeun(OneStep[ProbabilityFlow]):
         noise: Noise,  # noqa: ARG002
     ) -> Tensor:
         known = linear("EDMHeun", dynamics)
-        at, to = known.level(t), known.level(s)
+        at = known.level(t)
+        to = known.level(s)
         eps = dynamics.score.predict("eps", x, t, at)
         if to.sigma == 0:
             return euler_in_rho(x, eps, at, to)

@@ -53,8 +53,13 @@ class EDMStochastic:
     def __post_init__(self) -> None:
         at_least_zero("EDMStochastic", "churn", self.churn, "pass 0.0 for the flow")
         if not self.s_noise > 0:
-            raise wrong_value("EDMStochastic", "s_noise", "be above 0", self.s_noise,
-                              "pass 1.0, which keeps the law")  # fmt: skip
+            raise wrong_value(
+                "EDMStochastic",
+                "s_noise",
+                "be above 0",
+                self.s_noise,
+                "pass 1.0, which keeps the law",
+            )
 
     @property
     def order(self) -> float:
@@ -65,13 +70,16 @@ class EDMStochastic:
         self, dynamics: ReverseSDE, x: Tensor, grid: Tensor, noise: Noise
     ) -> Iterator[Tensor]:
         """Yield the states of all steps along the grid."""
-        known, score = linear("EDMStochastic", dynamics), dynamics.score
+        known = linear("EDMStochastic", dynamics)
+        score = dynamics.score
         own_noise("EDMStochastic", dynamics.noise_scale, "set the noise by EDMStochastic(churn=…)")
         backward("EDMStochastic", grid[0], grid[-1])
         end = torch.tensor(known.sde.horizon, dtype=torch.float64)
-        low, gamma = known.level(end).lambda_, min(self.churn / (len(grid) - 1), math.sqrt(2) - 1)
+        low = known.level(end).lambda_
+        gamma = min(self.churn / (len(grid) - 1), math.sqrt(2) - 1)
         for t, s in pairwise(grid):
-            at, to = known.level(t), known.level(s)
+            at = known.level(t)
+            to = known.level(s)
             lambda_ = max(at.lambda_ - math.log1p(gamma), low)
             if self.s_min <= at.sigma / at.alpha <= self.s_max and lambda_ < at.lambda_:
                 u = known.time(lambda_).clamp(max=end)
@@ -79,7 +87,8 @@ class EDMStochastic:
                 a, b2 = kernel(at, up)
                 x = x * a
                 x.add_(noise.unit(x, t, s), alpha=self.s_noise * math.sqrt(b2))
-                t, at = u, up
+                t = u
+                at = up
             eps = score.predict("eps", x, t, at)
             if to.sigma == 0:
                 x = euler_in_rho(x, eps, at, to)

@@ -84,16 +84,21 @@ class ERSDE(Multistep[ReverseSDE]):
 
     def predictor(self, at: Sequence[Level], i: int, noise_scale: float) -> Step:
         own_noise("ERSDE", noise_scale, "set the noise by phi: ERSDE(phi=…)")
-        t, s = at[i], at[i + 1]
+        t = at[i]
+        s = at[i + 1]
         levels = at[max(i + 1 - self.memory, 0) : i + 2][::-1]
         s_u, *places = (math.exp(-level.lambda_) for level in levels)
         phi_s = self.phi(s_u)
         rho = phi_s / self.phi(places[0])
         kept = rho * places[0] / s_u
         if not 0 < kept < 1 + 1e-9:
-            raise wrong_value("ERSDE", "phi", "be positive, and phi(u)/u not fall as u grows",
-                              f"{phi_s / s_u:.6g} for phi(u)/u at {s_u:.4g}, and less above",
-                              "pass for example phi=lambda u: u**2")  # fmt: skip
+            raise wrong_value(
+                "ERSDE",
+                "phi",
+                "be positive, and phi(u)/u not fall as u grows",
+                f"{phi_s / s_u:.6g} for phi(u)/u at {s_u:.4g}, and less above",
+                "pass for example phi=lambda u: u**2",
+            )
         zeroth, first = moments(self.phi, places[0], s_u)
         step = s_u - places[0]
         weights = newton(places, 1 - rho, step + phi_s * zeroth, 0.5 * step**2 + phi_s * first)

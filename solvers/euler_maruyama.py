@@ -37,7 +37,9 @@ class EulerMaruyama(OneStep[SDE]):
     evaluations: ClassVar[int] = 1
 
     def step(self, dynamics: SDE, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
-        drift, g, dt = dynamics.drift(x, t), dynamics.diffusion(x, t), s - t
+        drift = dynamics.drift(x, t)
+        g = dynamics.diffusion(x, t)
+        dt = s - t
         if t.ndim == g.ndim == 0 and not g.requires_grad:  # two passes over the state, not four
             spread = float(g * dt.abs().sqrt())
             return torch.add(x, drift, alpha=float(dt)).add_(noise.unit(x, t, s), alpha=spread)

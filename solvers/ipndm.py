@@ -45,5 +45,13 @@ class IPNDM:
         self, dynamics: ProbabilityFlow, x: Tensor, grid: Tensor, noise: Noise
     ) -> Iterator[Tensor]:
         """Yield the states of all steps along the grid."""
-        return adams_in_rho("IPNDM", dynamics, x, grid, noise, order=self.order, variable="rho",
-                            first=STARTS[self.order])  # fmt: skip
+        return adams_in_rho(
+            "IPNDM",
+            dynamics,
+            x,
+            grid,
+            noise,
+            order=self.order,
+            variable="rho",
+            first=STARTS[self.order],
+        )

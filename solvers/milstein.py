@@ -55,12 +55,18 @@ class Milstein(OneStep[SDE]):
         weighted, slope = (_slope(dynamics, x, grid[0], w)[1] for w in (ramp, torch.ones_like(x)))
         # Σ_i w_i ∂g_i/∂x_j = w_j ∂g_j/∂x_j for weights that differ only if the rest is 0.
         if not torch.allclose(weighted, ramp * slope, rtol=1e-3):
-            raise wrong_value("Milstein", "dynamics.diffusion", "be elementwise, g_i of x_i alone",
-                              "one that mixes elements", "use EulerMaruyama")  # fmt: skip
+            raise wrong_value(
+                "Milstein",
+                "dynamics.diffusion",
+                "be elementwise, g_i of x_i alone",
+                "one that mixes elements",
+                "use EulerMaruyama",
+            )
         return super().steps(dynamics, x, grid, noise)
 
     def step(self, dynamics: SDE, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
-        dt, dw = s - t, noise.increment(x, t, s)
+        dt = s - t
+        dw = noise.increment(x, t, s)
         g, slope = _slope(dynamics, x, t, torch.ones_like(x))
         if slope.ndim:  # 0-d where g does not depend on x
             dw = dw + 0.5 * slope * (dw * dw - expand(dt.abs(), x))

@@ -50,8 +50,9 @@ class Picard:
     window: int = 32
     tolerance: float = 1e-5
     certified: ClassVar[tuple[Mapping[str, Any], ...]] = (
-        {}, {"solver": Heun(), "tolerance": 1e-10},
-    )  # fmt: skip
+        {},
+        {"solver": Heun(), "tolerance": 1e-10},
+    )
 
     def __post_init__(self) -> None:
         positive_integer("Picard", "window", self.window)
@@ -70,7 +71,9 @@ class Picard:
 
     def steps(self, dynamics: ODE, x: Tensor, grid: Tensor, noise: Noise) -> Iterator[Tensor]:
         """Yield the states of all steps along the grid, as soon as all samples have them."""
-        n, scale, batch = len(grid) - 1, radius(dynamics, grid), torch.arange(len(x))
+        n = len(grid) - 1
+        scale = radius(dynamics, grid)
+        batch = torch.arange(len(x))
         window = min(self.window, n)
         places = torch.arange(window + 1)[:, None]
         z = (x / scale[0]).expand(window + 1, *x.shape)

@@ -26,7 +26,9 @@ def pseudo_runge_kutta(
     s: Tensor,
 ) -> Tensor:
     """Return the DDIM step with (e₁ + 2e₂ + 2e₃ + e₄)/6, e₂ and e₃ in between, e₁ = eps(x, t)."""
-    at, between, to = known.level(t), known.level(middle), known.level(s)
+    at = known.level(t)
+    between = known.level(middle)
+    to = known.level(s)
     total = eps
     for u, level, weight in ((middle, between, 2), (middle, between, 2), (s, to, 1)):
         eps = score.predict("eps", euler_in_rho(x, eps, at, level), u, level)
@@ -68,5 +70,13 @@ class PLMS:
         self, dynamics: ProbabilityFlow, x: Tensor, grid: Tensor, noise: Noise
     ) -> Iterator[Tensor]:
         """Yield the states of all steps along the grid."""
-        return adams_in_rho("PLMS", dynamics, x, grid, noise, order=4, variable="rho",
-                            first=(_runge_kutta_in_rho,) * 3)  # fmt: skip
+        return adams_in_rho(
+            "PLMS",
+            dynamics,
+            x,
+            grid,
+            noise,
+            order=4,
+            variable="rho",
+            first=(_runge_kutta_in_rho,) * 3,
+        )

@@ -50,13 +50,21 @@ class PredictorCorrector(OneStep[ReverseSDE]):
 
     def __post_init__(self) -> None:
         if not _predicts(self.predictor):
-            raise wrong_type("PredictorCorrector", "predictor", "be a one-step SDE solver",
-                             type(self.predictor).__name__,
-                             "pass for example ReverseDiffusion()")  # fmt: skip
+            raise wrong_type(
+                "PredictorCorrector",
+                "predictor",
+                "be a one-step SDE solver",
+                type(self.predictor).__name__,
+                "pass for example ReverseDiffusion()",
+            )
         if not isinstance(self.corrector, Corrector):
-            raise wrong_type("PredictorCorrector", "corrector", "be a Corrector",
-                             type(self.corrector).__name__,
-                             "pass for example Langevin(snr=0.16)")  # fmt: skip
+            raise wrong_type(
+                "PredictorCorrector",
+                "corrector",
+                "be a Corrector",
+                type(self.corrector).__name__,
+                "pass for example Langevin(snr=0.16)",
+            )
 
     @property
     def order(self) -> float:  # type: ignore[override]  # depends on the parts

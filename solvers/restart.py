@@ -36,7 +36,8 @@ def ways_down(
     sde: LinearSDE, grid: Tensor, intervals: Intervals
 ) -> dict[int, list[tuple[Tensor, int]]]:
     """Return the ways down to each place of the grid where there are restarts, and their K."""
-    lambda_, plan = sde.lambda_(grid), dict[int, list[tuple[Tensor, int]]]()
+    lambda_ = sde.lambda_(grid)
+    plan = dict[int, list[tuple[Tensor, int]]]()
     for s_min, s_max, repeats, steps in (Interval(*i) for i in intervals):
         ends = -torch.tensor([s_min, s_max], dtype=torch.float64).log()
         low, high = (lambda_ - ends[:, None]).abs().argmin(1).tolist()
@@ -82,20 +83,31 @@ class Restart:
     intervals: Intervals = ((0.1, 0.4, 1), (0.4, 1.6, 1))
     dynamics = ReverseSDE
     certified: ClassVar[tuple[dict[str, Any], ...]] = (
-        {}, {"intervals": ((0.9, 1.2, 2),)}, {"intervals": ((0.9, 1.2, 2, 3),)}
+        {},
+        {"intervals": ((0.9, 1.2, 2),)},
+        {"intervals": ((0.9, 1.2, 2, 3),)},
     )
 
     def __post_init__(self) -> None:
         kind = getattr(self.solver, "dynamics", None)
         if isinstance(self.solver, type) or not (kind and issubclass(ProbabilityFlow, kind)):
-            raise wrong_type("Restart", "solver", "be a solver of the flow",
-                             getattr(self.solver, "__name__", type(self.solver).__name__),
-                             "pass for example EDMHeun()")  # fmt: skip
+            raise wrong_type(
+                "Restart",
+                "solver",
+                "be a solver of the flow",
+                getattr(self.solver, "__name__", type(self.solver).__name__),
+                "pass for example EDMHeun()",
+            )
         for interval in self.intervals:
             s_min, s_max, repeats, steps = Interval(*interval)
             if not 0 < s_min < s_max < math.inf:
-                raise wrong_value("Restart", "intervals", "have 0 < s_min < s_max", interval,
-                                  "pass for example (0.1, 0.4, 1)")  # fmt: skip
+                raise wrong_value(
+                    "Restart",
+                    "intervals",
+                    "have 0 < s_min < s_max",
+                    interval,
+                    "pass for example (0.1, 0.4, 1)",
+                )
             positive_integer("Restart", "intervals[2]", repeats, least=0)
             positive_integer("Restart", "intervals[3]", 1 if steps is None else steps)
 
@@ -113,7 +125,9 @@ class Restart:
         sde = linear("Restart", dynamics).sde
         own_noise("Restart", dynamics.noise_scale, "set the noise by Restart(intervals=…)")
         backward("Restart", grid[0], grid[-1])
-        flow, plan, start = dynamics.flow(), ways_down(sde, grid, self.intervals), 0
+        flow = dynamics.flow()
+        plan = ways_down(sde, grid, self.intervals)
+        start = 0
         for i in sorted(plan):
             y = x
             for j, x in enumerate(self.solver.steps(flow, y, grid[start : i + 1], noise)):

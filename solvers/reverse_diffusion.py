@@ -42,8 +42,10 @@ class ReverseDiffusion(OneStep[ReverseSDE]):
 
     def step(self, dynamics: ReverseSDE, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
         backward("ReverseDiffusion", t, s)
-        known, scale = linear("ReverseDiffusion", dynamics), dynamics.noise_scale
-        at, to = known.level(t), known.level(s)
+        known = linear("ReverseDiffusion", dynamics)
+        scale = dynamics.noise_scale
+        at = known.level(t)
+        to = known.level(s)
         a, b2 = kernel(to, at)
         push = 0.5 * (1 + scale**2) * b2
         mean = (x * (2 - a)).add_(dynamics.score(x, t), alpha=push)

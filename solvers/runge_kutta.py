@@ -15,7 +15,8 @@ from sde_diffusion.solver import OneStep
 
 def rk4_step(ode: ODE, x: Tensor, t: Tensor, s: Tensor, k1: Tensor) -> Tensor:
     """Return the classical Runge–Kutta step from t to s, given k1 = velocity(x, t)."""
-    dt, middle = s - t, 0.5 * (t + s)
+    dt = s - t
+    middle = 0.5 * (t + s)
     k2 = ode.velocity(plus(x, k1, 0.5 * dt), middle)
     k3 = ode.velocity(plus(x, k2, 0.5 * dt), middle)
     k4 = ode.velocity(plus(x, k3, dt), s)

@@ -67,8 +67,13 @@ class SASolver(Multistep[ReverseSDE]):
     def __post_init__(self) -> None:
         for name, least in (("predictor_points", 1), ("corrector_points", 0)):
             if getattr(self, name) not in range(least, 5):
-                raise wrong_value("SASolver", name, f"be one of {least}, …, 4",
-                                  getattr(self, name), f"pass {name}=2")  # fmt: skip
+                raise wrong_value(
+                    "SASolver",
+                    name,
+                    f"be one of {least}, …, 4",
+                    getattr(self, name),
+                    f"pass {name}=2",
+                )
 
     @property
     def order(self) -> int:

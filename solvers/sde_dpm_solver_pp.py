@@ -53,8 +53,9 @@ class SDEDPMSolverPP(Multistep[ReverseSDE]):
 
     def __post_init__(self) -> None:
         if self.memory not in (1, 2, 3):
-            raise wrong_value("SDEDPMSolverPP", "memory", "be 1, 2 or 3", self.memory,
-                              "pass memory=2 for 2M")  # fmt: skip
+            raise wrong_value(
+                "SDEDPMSolverPP", "memory", "be 1, 2 or 3", self.memory, "pass memory=2 for 2M"
+            )
 
     @property
     def order(self) -> int:

@@ -68,7 +68,8 @@ class SEEDS(OneStep[ReverseSDE]):
         return self.stages
 
     def step(self, dynamics: ReverseSDE, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
-        known, score = linear("SEEDS", dynamics), dynamics.score
+        known = linear("SEEDS", dynamics)
+        score = dynamics.score
         if known.level(s).sigma == 0:
             return score.predict("x0", x, t, known.level(t)) * known.level(s).alpha
         m = score.predict(self.form, x, t, known.level(t))

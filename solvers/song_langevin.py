@@ -24,9 +24,7 @@ class SongLangevin(Corrector):
     2
     """
 
-    def size(
-        self, dynamics: ReverseSDE, score: Tensor, z: Tensor, t: Tensor, s: Tensor
-    ) -> Tensor:
+    def size(self, dynamics: ReverseSDE, score: Tensor, z: Tensor, t: Tensor, s: Tensor) -> Tensor:
         a, _ = linear("SongLangevin", dynamics).sde.kernel(s, t)
         ratio = _mean_norm(z) / _mean_norm(score)
         return 2 * (a * self.snr * ratio).square()

@@ -23,8 +23,13 @@ def check_additive(what: str, sde: SDE, x: Tensor, t: Tensor) -> None:
         if not g.requires_grad:
             return
         if torch.autograd.grad(g.sum(), leaf, allow_unused=True)[0] is not None:
-            raise wrong_value(what, "dynamics.diffusion", "not depend on x", "a g(x, t)",
-                              "use Milstein or EulerMaruyama")  # fmt: skip
+            raise wrong_value(
+                what,
+                "dynamics.diffusion",
+                "not depend on x",
+                "a g(x, t)",
+                "use Milstein or EulerMaruyama",
+            )
 
 
 @final
@@ -55,7 +60,9 @@ class SRA(OneStep[SDE]):
     evaluations: ClassVar[int] = 2
 
     def step(self, dynamics: SDE, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
-        dt, g, g_s = s - t, dynamics.diffusion(x, t), dynamics.diffusion(x, s)
+        dt = s - t
+        g = dynamics.diffusion(x, t)
+        g_s = dynamics.diffusion(x, s)
         if g.ndim:  # one number for all elements depends on none
             check_additive("SRA", dynamics, x, t)
         dw, area = noise.area(x, t, s)

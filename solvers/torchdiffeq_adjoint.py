@@ -42,8 +42,13 @@ class TorchDiffEqAdjoint:
     def __post_init__(self) -> None:
         known = [name for name in ORDERS if "adams" not in name and name != "scipy_solver"]
         if self.method not in known:
-            raise wrong_value("TorchDiffEqAdjoint", "method", f"be one of {', '.join(known)}",
-                              self.method, "pass 'dopri5'")  # fmt: skip
+            raise wrong_value(
+                "TorchDiffEqAdjoint",
+                "method",
+                f"be one of {', '.join(known)}",
+                self.method,
+                "pass 'dopri5'",
+            )
         above_zero("TorchDiffEqAdjoint", "1e-5", rtol=self.rtol, atol=self.atol)
 
     @property
@@ -63,7 +68,10 @@ class TorchDiffEqAdjoint:
         # Without the times of the grid the backward solve would step past them, to t < 0.
         backward = {"norm": "seminorm", "step_t": grid[:-1]} if self.adaptive else {}
         settings = {
-            "rtol": self.rtol, "atol": self.atol, "method": self.method,
-            "adjoint_params": self.parameters, "adjoint_options": backward,
-        }  # fmt: skip
+            "rtol": self.rtol,
+            "atol": self.atol,
+            "method": self.method,
+            "adjoint_params": self.parameters,
+            "adjoint_options": backward,
+        }
         yield from states(odeint_adjoint, Module(dynamics), x, grid, settings, {})

@@ -44,8 +44,13 @@ class TorchDiffEq:
 
     def __post_init__(self) -> None:
         if self.method not in ORDERS:
-            raise wrong_value("TorchDiffEq", "method", f"be one of {', '.join(ORDERS)}",
-                              self.method, "pass 'dopri5'")  # fmt: skip
+            raise wrong_value(
+                "TorchDiffEq",
+                "method",
+                f"be one of {', '.join(ORDERS)}",
+                self.method,
+                "pass 'dopri5'",
+            )
         above_zero("TorchDiffEq", "1e-5", rtol=self.rtol, atol=self.atol)
 
     @property

@@ -22,8 +22,14 @@ ABOVE = {
 UNPICKLING = ("pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve")
 CATCHABLE = ("pickle", "pickle.UnpicklingError")
 NETWORK = (
-    "urllib.request", "http.client", "requests", "socket", "httpx", "ftplib", "torch.hub",
-)  # fmt: skip
+    "urllib.request",
+    "http.client",
+    "requests",
+    "socket",
+    "httpx",
+    "ftplib",
+    "torch.hub",
+)
 # Drawing functions of torch that fall back to the global generator.
 DRAWS = ("rand", "randn", "randint", "randperm", "normal", "bernoulli", "multinomial", "poisson")
 DRAWS_IN_PLACE = ("normal_", "uniform_", "random_", "bernoulli_", "exponential_")
@@ -163,9 +169,16 @@ def early_matplotlib(tree: ast.Module, _folder: str) -> Iterator[Finding]:
 
 
 RULES: list[Rule] = [
-    wrong_arrow, relative_import, missing_future, unsafe_load, network, global_randomness,
-    column_of_nones, warn_and_go_on, early_matplotlib,
-]  # fmt: skip
+    wrong_arrow,
+    relative_import,
+    missing_future,
+    unsafe_load,
+    network,
+    global_randomness,
+    column_of_nones,
+    warn_and_go_on,
+    early_matplotlib,
+]
 
 
 def findings(root: Path, rule: Rule) -> list[str]:
@@ -227,9 +240,7 @@ PLANTS: list[tuple[Rule, str, str]] = [
 
 
 @pytest.mark.parametrize(("rule", "folder", "source"), PLANTS)
-def test_a_planted_mistake_is_found(
-    tmp_path: Path, rule: Rule, folder: str, source: str
-) -> None:
+def test_a_planted_mistake_is_found(tmp_path: Path, rule: Rule, folder: str, source: str) -> None:
     (tmp_path / folder).mkdir()
     (tmp_path / folder / "planted.py").write_text(source, encoding="utf-8")
     found = findings(tmp_path, rule)

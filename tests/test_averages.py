@@ -47,7 +47,8 @@ def vector(module: nn.Module) -> Tensor:
 
 def weights_of_steps(config: TrainingConfig) -> Tensor:
     """Every weight after every step: (steps, n), float64."""
-    model, last = fresh(), fresh()
+    model = fresh()
+    last = fresh()
     found = []
     for _ in train(model, points(), replace(config, steps=config.steps + 1)):
         found.append(vector(model))
@@ -74,12 +75,15 @@ def weights() -> Tensor:
 
 @pytest.mark.parametrize("decay", [0.0, 0.1, 0.999])
 def test_all_tensors_at_once_move_as_each_alone_bit_for_bit(decay: float):
-    mean, module = fresh(), fresh()
+    mean = fresh()
+    module = fresh()
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.normal_(generator=torch.Generator().manual_seed(1))
-        alone = [m.lerp(v, 1 - decay) for m, v in
-                 zip(mean.parameters(), module.parameters(), strict=True)]  # fmt: skip
+        alone = [
+            m.lerp(v, 1 - decay)
+            for m, v in zip(mean.parameters(), module.parameters(), strict=True)
+        ]
     update_average(mean, module, decay)
     assert all(torch.equal(m, a) for m, a in zip(mean.parameters(), alone, strict=True))
 
@@ -101,8 +105,9 @@ def test_an_average_forgets_one_half_in_its_half_life():
     model = fresh().double()
     average = Averages(model, replace(CONFIG, ema_half_lives=(20.0,)))
     with torch.no_grad():
-        for mean, value in zip(average.half_lives[20.0].parameters(), model.parameters(),
-                               strict=True):  # fmt: skip
+        for mean, value in zip(
+            average.half_lives[20.0].parameters(), model.parameters(), strict=True
+        ):
             mean.fill_(1.0)
             value.fill_(0.0)
     for step in range(1000, 1020):  # long after the ramp
@@ -155,18 +160,27 @@ def kept_directly(theta: NDArray[np.float64], profile: Profile) -> float:
 
 
 def test_the_average_of_any_width_is_made_of_those_kept():
-    steps, theta = 2560, scalar_run(2560)
+    steps = 2560
+    theta = scalar_run(2560)
     kept = [Profile(step, w) for step in range(40, steps + 1, 40) for w in (0.05, 0.1)]
     values = np.array([kept_directly(theta, profile) for profile in kept])
-    for width, tolerance in ((0.03, 1e-3), (0.07, 1e-4), (0.15, 1e-4), (0.2, 1e-3), (0.05, 1e-10),
-                             (0.1, 1e-10)):  # fmt: skip
+    for width, tolerance in (
+        (0.03, 1e-3),
+        (0.07, 1e-4),
+        (0.15, 1e-4),
+        (0.2, 1e-3),
+        (0.05, 1e-10),
+        (0.1, 1e-10),
+    ):
         wanted = Profile(steps, width)
         made = fit(kept, wanted).coefficients @ values
         assert abs(made - kept_directly(theta, wanted)) < tolerance, width
     # The tolerances tell the averages apart.
     assert abs(kept_directly(theta, Profile(steps, 0.15)) - theta[-1]) > 0.05
-    assert abs(kept_directly(theta, Profile(steps, 0.15))
-               - kept_directly(theta, Profile(steps, 0.1))) > 0.01  # fmt: skip
+    assert (
+        abs(kept_directly(theta, Profile(steps, 0.15)) - kept_directly(theta, Profile(steps, 0.1)))
+        > 0.01
+    )
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -203,8 +217,10 @@ def test_a_model_is_reconstructed_of_a_run(folder: Path, weights: Tensor):
     )
     made = vector(reconstruct_average(folder, 0.14))
     expected = torch.from_numpy(shares(40, gamma_of(0.14))) @ weights
-    nearest = min((vector(load(p)) for p in (folder / "snapshots").glob("00000040-*")),
-                  key=lambda v: float((v - expected).norm()))  # fmt: skip
+    nearest = min(
+        (vector(load(p)) for p in (folder / "snapshots").glob("00000040-*")),
+        key=lambda v: float((v - expected).norm()),
+    )
     assert (made - expected).norm() < 0.05 * (nearest - expected).norm()
 
 

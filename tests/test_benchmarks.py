@@ -10,8 +10,15 @@ import sys
 import pytest
 
 SCRIPTS = (
-    "grids", "likelihood", "noise", "objectives", "overhead", "quality", "scaling", "training",
-)  # fmt: skip
+    "grids",
+    "likelihood",
+    "noise",
+    "objectives",
+    "overhead",
+    "quality",
+    "scaling",
+    "training",
+)
 
 
 def test_every_script_is_run_here(root) -> None:
@@ -25,9 +32,12 @@ def test_a_benchmark_runs_and_writes_json(root, tmp_path, name) -> None:
     out = tmp_path / "result.json"
     done = subprocess.run(
         [sys.executable, str(root / "benchmarks" / f"{name}.py"), "--quick", "--out", str(out)],
-        capture_output=True, text=True, cwd=tmp_path, check=False,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads(out.read_text(encoding="utf-8"))
     assert "|" in done.stdout

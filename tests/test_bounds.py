@@ -61,10 +61,15 @@ def within(error: Tensor, se: Tensor, bias: float = 0.0) -> None:
 
 
 DATA = {
-    "gaussian-2": correlated(2), "gaussian-16": correlated(16), "gaussian-64": correlated(64),
-    "gaussian-image": correlated(64, (1, 8, 8)), "mixture-2": mixture(2),
-    "mixture-16": mixture(16), "mixture-64": mixture(64), "mixture-image": mixture(1, 8, 8),
-}  # fmt: skip
+    "gaussian-2": correlated(2),
+    "gaussian-16": correlated(16),
+    "gaussian-64": correlated(64),
+    "gaussian-image": correlated(64, (1, 8, 8)),
+    "mixture-2": mixture(2),
+    "mixture-16": mixture(16),
+    "mixture-64": mixture(64),
+    "mixture-image": mixture(1, 8, 8),
+}
 
 
 @pytest.mark.parametrize("data", DATA.values(), ids=DATA)
@@ -81,9 +86,10 @@ def test_of_an_exact_score_it_is_the_exact_likelihood_of_every_sample(data) -> N
 
 
 @pytest.mark.parametrize(
-    "sde", [SubVPSDE(), VESDE(0.01, 50.0), EDMSDE(80.0), RectifiedFlow(), VPSDE(CosineBeta())],
+    "sde",
+    [SubVPSDE(), VESDE(0.01, 50.0), EDMSDE(80.0), RectifiedFlow(), VPSDE(CosineBeta())],
     ids=lambda sde: type(sde).__name__,
-)  # fmt: skip
+)
 def test_under_every_sde(sde) -> None:
     data = correlated(4)
     x = data.sample(100, generator(3))
@@ -94,12 +100,14 @@ def test_under_every_sde(sde) -> None:
 
 def likelihood_gap(data: Gaussian, sde, t_min: float = 1e-5) -> float:
     """E of the bound less the entropy: KL(p_T‖π) + E KL(q(x0|x_ε)‖decoder), in closed form."""
-    v, m2 = data.variances[0], data.means[0].square().sum()
+    v = data.variances[0]
+    m2 = data.means[0].square().sum()
 
     def level(t: float) -> tuple[Tensor, Tensor]:
         return sde.alpha(number(t)) ** 2, sde.sigma(number(t)) ** 2
 
-    (a2, s2), std2 = level(sde.horizon), sde.prior().std ** 2
+    (a2, s2) = level(sde.horizon)
+    std2 = sde.prior().std ** 2
     last = (a2 * v + s2) / std2
     prior = 0.5 * (last - 1 - last.log()).sum() + 0.5 * a2 * m2 / std2
     a2, s2 = level(t_min)
@@ -113,7 +121,8 @@ def likelihood_gap(data: Gaussian, sde, t_min: float = 1e-5) -> float:
 
 def test_averages_are_entropy_plus_prior_mismatch_plus_the_decoders_gap() -> None:
     """A coarse end and a weak beta make both large: t_min = .05, β = 3."""
-    data, sde = correlated(3), VPSDE(LinearBeta(3.0, 3.0))
+    data = correlated(3)
+    sde = VPSDE(LinearBeta(3.0, 3.0))
     x = data.sample(4000, generator(5))
     bound = elbo(x, data.diffused(sde), draws=32, t_min=0.05)
     excess = -bound.nats + data.log_prob(x)
@@ -128,7 +137,9 @@ class Scaled:
     """A model whose score is (1 + δ) times the exact one."""
 
     def __init__(self, model, delta: float) -> None:
-        self.model, self.sde, self.delta = model, model.sde, delta
+        self.model = model
+        self.sde = model.sde
+        self.delta = delta
 
     def eps(self, x: Tensor, t: Tensor) -> Tensor:
         return (1 + self.delta) * self.model.eps(x, t)
@@ -136,7 +147,10 @@ class Scaled:
 
 def test_a_wrong_score_costs_half_the_integral_of_its_squared_error() -> None:
     """½ ∫ g² δ² E‖∇log p‖² dt, which for N(0, v I) is D δ² [λ − ½ log(1 + v e^{2λ})]."""
-    v, d, delta, sde = 0.3, 5, 0.2, VPSDE()
+    v = 0.3
+    d = 5
+    delta = 0.2
+    sde = VPSDE()
     data = Gaussian(torch.zeros(d), v * torch.eye(d).double())
     x = data.sample(2000, generator(4))
     model = data.diffused(sde)
@@ -151,12 +165,16 @@ def test_a_wrong_score_costs_half_the_integral_of_its_squared_error() -> None:
 
 
 @pytest.mark.parametrize(
-    "sde", [VPSDE(), SubVPSDE(), VESDE(0.01, 50.0), EDMSDE(80.0), RectifiedFlow()],
+    "sde",
+    [VPSDE(), SubVPSDE(), VESDE(0.01, 50.0), EDMSDE(80.0), RectifiedFlow()],
     ids=lambda sde: type(sde).__name__,
-)  # fmt: skip
+)
 def test_vdm_form_is_invariant_to_the_schedule(sde) -> None:
     """½ ∫ g²/sigma² E‖eps − eps_θ‖² dt between two values of λ, by Gauss–Legendre in t."""
-    v, x0, first, last = 0.3, 0.7, 3.0, -3.0
+    v = 0.3
+    x0 = 0.7
+    first = 3.0
+    last = -3.0
 
     def primitive(lambda_: float) -> float:
         # E‖eps − eps_θ‖² = (SNR v/(1 + SNR v))² + SNR x0²/(1 + SNR v)² at fixed x0
@@ -217,20 +235,26 @@ def test_theorem_3_with_equal_draws_is_the_same_bound(sde) -> None:
     −E log π(x_T) + ½ ∫ E[g²‖s − ∇log q‖² − g²‖∇log q‖² − 2∇·f] dt bounds −E log p(x_{t_min});
     the end, E log q(x_{t_min}|x0) − E log p(x0|x_{t_min}), is −D log alpha(t_min).
     """
-    data, d, draws, t_min = correlated(3), 3, 40, 1e-4
-    model, x = data.diffused(sde), data.sample(6, generator())
+    data = correlated(3)
+    d = 3
+    draws = 40
+    t_min = 1e-4
+    model = data.diffused(sde)
+    x = data.sample(6, generator())
     bound = elbo(x, model, draws=draws, seed=9, first=2, t_min=t_min)
     song = score_form(bound, x, sde)
     noise = PerSampleNoise.numbered(mix(9, 11), 2, len(x))
     first, last = log_snr_range(sde, t_min)
-    integral, c = torch.zeros(6, dtype=torch.float64), torch.ones(6, dtype=torch.float64)
+    integral = torch.zeros(6, dtype=torch.float64)
+    c = torch.ones(6, dtype=torch.float64)
     for stratum in range(draws // 2):
         level = torch.zeros(6, dtype=torch.float64)
         for _ in range(2):
             u = torch.special.ndtr(noise.normal(torch.empty(6, 1, dtype=torch.float64))[:, 0])
             t = LikelihoodTimes().time(sde, (stratum + u) / (draws // 2), t_min)
             eps = noise.normal(x)
-            g2, sigma = sde.g(t) ** 2, sde.sigma(t)
+            g2 = sde.g(t) ** 2
+            sigma = sde.sigma(t)
             density = g2 / sigma**2 / (2 * (first - last))
             q_score = -eps / sigma[:, None]
             x_t = sde.alpha(t)[:, None] * x + sigma[:, None] * eps
@@ -248,7 +272,8 @@ def test_theorem_3_with_equal_draws_is_the_same_bound(sde) -> None:
     divergence = d * float((0.5 * knots.diff()[:, None] * weights * sde.rate(t)).sum())
     ones = torch.ones(6, dtype=torch.float64)
     assert torch.allclose(song.terms["divergence"], -divergence * ones, rtol=1e-9, atol=1e-12)
-    std, (mean, sigma) = sde.prior().std, sde.marginal(x, number(sde.horizon))
+    std = sde.prior().std
+    (mean, sigma) = sde.marginal(x, number(sde.horizon))
     cross = 0.5 * (mean.square().sum(1) + d * sigma**2) / std**2
     cross = cross + 0.5 * d * math.log(2 * math.pi * std**2)
     assert torch.allclose(song.terms["prior"], cross, rtol=1e-12)
@@ -269,7 +294,8 @@ class NoControl:
 
 def test_the_control_variate_cuts_the_error_and_moves_nothing(monkeypatch) -> None:
     data = correlated(16)
-    model, x = data.diffused(VPSDE()), data.sample(200, generator(3))
+    model = data.diffused(VPSDE())
+    x = data.sample(200, generator(3))
     with_it = elbo(x, model, draws=64)
     monkeypatch.setattr("sde_diffusion.likelihood.continuous_bound.Control", NoControl)
     without = elbo(x, model, draws=64)
@@ -299,7 +325,8 @@ def test_bins_are_those_of_ho_et_al() -> None:
     """Equation 13 as published, on x = 2k/255 − 1: CDF differences with open ends."""
     k = torch.arange(256, dtype=torch.float64)
     x = 2 * k / 255 - 1
-    mean, std = x + 0.02 * torch.sin(k), 0.01
+    mean = x + 0.02 * torch.sin(k)
+    std = 0.01
 
     def cdf(y: Tensor) -> Tensor:
         return 0.5 * (1 + torch.erf((y - mean) / std / math.sqrt(2)))
@@ -312,7 +339,8 @@ def test_bins_are_those_of_ho_et_al() -> None:
 
 def test_a_bin_keeps_its_digits_far_in_either_tail() -> None:
     """50 standard deviations off, where 1 − Φ is 0 in float64: ∫ N over the bin by a fine sum."""
-    centres, std = bin_centres(10), 0.01
+    centres = bin_centres(10)
+    std = 0.01
     y = torch.linspace(0.2, 0.4, 200_001, dtype=torch.float64)  # the bin of .3
     weights = torch.full_like(y, float(y[1] - y[0])).log()
     weights[0] -= math.log(2)
@@ -330,7 +358,9 @@ def test_a_bin_keeps_its_digits_far_in_either_tail() -> None:
 
 def test_levels_are_those_of_vdm() -> None:
     """P(k|x_t) ∝ N(x_t; alpha x_k, sigma²)."""
-    sde, t, centres = VPSDE(), number(0.02), bin_centres(17)
+    sde = VPSDE()
+    t = number(0.02)
+    centres = bin_centres(17)
     alpha, sigma = sde.alpha(t), sde.sigma(t)
     x0 = centres[torch.randint(17, (8, 3), generator=generator())]
     x_t = alpha * x0 + sigma * torch.randn(x0.shape, generator=generator(1), dtype=torch.float64)
@@ -350,7 +380,8 @@ def test_gaussian_decoder_is_the_normal_density() -> None:
 @pytest.mark.parametrize("t_min", [1e-5, 0.003])
 def test_on_integers_it_is_the_log_probability_itself(t_min: float) -> None:
     """The pmf of two pixels of 5 levels, its exact score by 25 points: −log P(k), no offset."""
-    centres, sde = bin_centres(5), VPSDE()
+    centres = bin_centres(5)
+    sde = VPSDE()
     points = torch.cartesian_prod(centres, centres)
     p = torch.rand(25, generator=generator(), dtype=torch.float64) + 0.05
     p = p / p.sum()
@@ -364,7 +395,8 @@ def test_on_integers_it_is_the_log_probability_itself(t_min: float) -> None:
 
 def test_where_the_decoder_does_not_see_which_level_it_lies_below() -> None:
     """At sigma of half a level, pixels on their own lose what they know of each other."""
-    centres, sde = bin_centres(5), VPSDE()
+    centres = bin_centres(5)
+    sde = VPSDE()
     points = torch.cartesian_prod(centres, centres)
     p = torch.eye(5, dtype=torch.float64).flatten() + 0.01
     p = p / p.sum()
@@ -378,7 +410,8 @@ def test_where_the_decoder_does_not_see_which_level_it_lies_below() -> None:
 def test_offset_of_dequantized_levels() -> None:
     model = correlated(2).diffused(VPSDE())
     x = 2 * torch.rand(3, 2, generator=generator(), dtype=torch.float64) - 1
-    plain, of_17 = elbo(x, model), elbo(x, model, levels=17)
+    plain = elbo(x, model)
+    of_17 = elbo(x, model, levels=17)
     assert torch.equal(plain.nats, of_17.nats)
     offset = torch.full((3,), math.log2(8.5), dtype=torch.float64)
     assert torch.allclose(of_17.bits_per_dim - plain.bits_per_dim, offset)
@@ -387,7 +420,8 @@ def test_offset_of_dequantized_levels() -> None:
 
 
 def test_prior_kl_of_a_normal_is_its_formula() -> None:
-    sde, x = EDMSDE(2.0), torch.tensor([[1.0, -2.0]], dtype=torch.float64)
+    sde = EDMSDE(2.0)
+    x = torch.tensor([[1.0, -2.0]], dtype=torch.float64)
     assert torch.allclose(prior_kl(x, sde), number(0.5 * 5 / 4))  # equal variances: ½‖x0‖²/σ²
     vp = VPSDE(LinearBeta(1.0, 1.0))
     q = torch.distributions.Normal(vp.alpha(number(1.0)) * x, vp.sigma(number(1.0)))
@@ -426,7 +460,8 @@ class Network(nn.Module):
     calls = rows = 0
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:  # noqa: ARG002
-        self.calls, self.rows = self.calls + 1, max(self.rows, len(x))
+        self.calls = self.calls + 1
+        self.rows = max(self.rows, len(x))
         return x
 
 

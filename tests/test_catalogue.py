@@ -75,11 +75,13 @@ def test_the_menu_has_every_solver() -> None:
         ("ancestral:eta=0.5", Ancestral(eta=0.5)),
         ("ancestral:0.5", Ancestral(eta=0.5)),
         ("torchdiffeq:rk4", solvers.TorchDiffEq("rk4")),
-        ("torchdiffeq:rk4,rtol=1e-3,options={'step_size': 0.1}",
-         solvers.TorchDiffEq("rk4", rtol=1e-3, options={"step_size": 0.1})),
+        (
+            "torchdiffeq:rk4,rtol=1e-3,options={'step_size': 0.1}",
+            solvers.TorchDiffEq("rk4", rtol=1e-3, options={"step_size": 0.1}),
+        ),
         ("adams-bashforth:order=3", solvers.AdamsBashforth(3)),
     ],
-)  # fmt: skip
+)
 def test_arguments_stand_behind_a_colon(name, made) -> None:
     assert menu.solver(name) == made
 
@@ -87,15 +89,19 @@ def test_arguments_stand_behind_a_colon(name, made) -> None:
 @pytest.mark.parametrize(
     ("name", "error", "text"),
     [
-        ("adams-bashforth:ordr=3", TypeError, r"be arguments of adams-bashforth \(order\), got .*"
-                                              "'ordr'; write adams-bashforth:NAME=VALUE"),
+        (
+            "adams-bashforth:ordr=3",
+            TypeError,
+            r"be arguments of adams-bashforth \(order\), got .*"
+            "'ordr'; write adams-bashforth:NAME=VALUE",
+        ),
         ("heun:3", TypeError, r"be arguments of heun \(none\)"),
         ("adams-bashforth:order=9", ValueError, "order must be 1, 2, 3 or 4, got 9"),
         ("adams-bashforth:order=[3", ValueError, "hold numbers, words or literals"),
         ("adams-bashforth:order=open('x')", ValueError, "hold numbers, words or literals"),
         ("heun:)+f(", ValueError, "hold numbers, words or literals"),
     ],
-)  # fmt: skip
+)
 def test_wrong_arguments_are_refused(name, error, text) -> None:
     with pytest.raises(error, match=text):
         menu.solver(name)

@@ -49,7 +49,8 @@ SDES: list[LinearSDE] = [
 
 
 def network(seed: int = 0) -> MLP:
-    mlp, generator = MLP(2, width=16), torch.Generator().manual_seed(seed)
+    mlp = MLP(2, width=16)
+    generator = torch.Generator().manual_seed(seed)
     for parameter in mlp.parameters():  # no zeros: an unloaded weight must show
         nn.init.normal_(parameter, std=0.3, generator=generator)
     return mlp
@@ -81,7 +82,8 @@ def test_variance_and_coupling_are_kept(tmp_path, variance, outputs, coupling):
     save_model(tmp_path / "m.safetensors", model)
     loaded = load(tmp_path / "m.safetensors")
     assert (loaded.variance, loaded.coupling) == (variance, coupling)
-    x, t = torch.ones(1, 2), torch.tensor(0.5, dtype=torch.float64)
+    x = torch.ones(1, 2)
+    t = torch.tensor(0.5, dtype=torch.float64)
     assert torch.equal(loaded.eps(x, t), model.eval().eps(x, t))
     if variance == "learned":
         assert torch.equal(loaded.fraction(x, t), model.fraction(x, t))
@@ -89,12 +91,15 @@ def test_variance_and_coupling_are_kept(tmp_path, variance, outputs, coupling):
 
 def test_a_file_of_format_1_is_that_of_a_fixed_variance(tmp_path: Path):
     """As written before networks had outputs, and models a kind, a variance and a coupling."""
-    path, model = tmp_path / "m.safetensors", ScoreModel(network(), VPSDE()).eval()
+    path = tmp_path / "m.safetensors"
+    model = ScoreModel(network(), VPSDE()).eval()
     save_model(path, model)
     old = describe(path) | {"format": 1}
     del old["class"], old["variance"], old["coupling"], old["network"]["config"]["outputs"]
     save_file(load_file(path), path, metadata={"sde_diffusion": json.dumps(old)})
-    loaded, x, t = load(path), torch.ones(1, 2), torch.tensor(0.5, dtype=torch.float64)
+    loaded = load(path)
+    x = torch.ones(1, 2)
+    t = torch.tensor(0.5, dtype=torch.float64)
     assert torch.equal(loaded(x, t), model(x, t))
     assert (loaded.variance, loaded.coupling) == ("fixed", "independent")
 
@@ -146,14 +151,16 @@ class Half(LinearSDE):
 
 
 def test_own_networks_and_sdes_are_passed_in(tmp_path: Path):
-    path, model = tmp_path / "m.safetensors", ScoreModel(Tied(), Half())
+    path = tmp_path / "m.safetensors"
+    model = ScoreModel(Tied(), Half())
     save_model(path, model)
     with pytest.raises(ValueError, match=r"^load: sde must be passed .*Half.*load\(path, sde="):
         load(path, network=Tied())
     with pytest.raises(ValueError, match=r"^load: network must be passed .*Tied.*network=\.\.\."):
         load(path, sde=Half())
     loaded = load(path, network=Tied(), sde=Half())
-    x, t = torch.ones(1, 2), torch.tensor(0.5, dtype=torch.float64)
+    x = torch.ones(1, 2)
+    t = torch.tensor(0.5, dtype=torch.float64)
     assert torch.equal(loaded(x, t), model(x, t))
     assert loaded.network.a.weight is loaded.network.b.weight
 
@@ -174,8 +181,10 @@ def rewritten(path: Path, change: dict[str, object] | None) -> Path:
         (None, "must carry the configuration that save_model writes, got none that can be read"),
         ({"format": 3}, "must have a format of at most 2, got 3; install a newer sde_diffusion"),
         ({"format": "x"}, "must carry the configuration"),
-        ({"network": {"class": "os.system", "config": {"command": "true"}}},
-         "network must be passed for a class of your own, got os.system"),
+        (
+            {"network": {"class": "os.system", "config": {"command": "true"}}},
+            "network must be passed for a class of your own, got os.system",
+        ),
         ({"sde": {"class": "Tensor"}}, "sde must be passed for a class of your own, got Tensor"),
         ({"sde": {"class": "VPSDE", "gamma": 1}}, "hold a configuration that builds a model"),
         ({"sde": {"class": "VESDE", "sigma_min": -1}}, "hold a configuration that builds a model"),
@@ -183,10 +192,12 @@ def rewritten(path: Path, change: dict[str, object] | None) -> Path:
         ({"class": "Oracle"}, "hold a ScoreModel, got a Oracle"),
         ({"prediction": "noise"}, "hold a configuration that builds a model, got ValueError"),
         ({"network": 7}, "hold a configuration that builds a model, got TypeError"),
-        ({"network": {"class": "MLP", "config": {"dimension": 3, "width": 16}}},
-         r"must match the network's \(.*\), got \(.*\); pass the network that was saved"),
+        (
+            {"network": {"class": "MLP", "config": {"dimension": 3, "width": 16}}},
+            r"must match the network's \(.*\), got \(.*\); pass the network that was saved",
+        ),
     ],
-)  # fmt: skip
+)
 def test_files_that_do_not_fit_are_refused(
     tmp_path: Path, change: dict[str, object] | None, message: str
 ):
@@ -261,7 +272,9 @@ def test_a_write_replaces_the_file_and_never_rewrites_it(tmp_path: Path):
 
 
 def test_the_shipped_digits_beat_the_best_gaussian_on_images_they_never_saw():
-    model, seen, held = load("digits"), load_data("digits", "train"), load_data("digits", "test")
+    model = load("digits")
+    seen = load_data("digits", "train")
+    held = load_data("digits", "test")
     generator = torch.Generator().manual_seed(0)
     rows = seen.dequantized(generator).double()
     covariance = rows.flatten(1).T.cov()

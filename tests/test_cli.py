@@ -175,8 +175,10 @@ def test_version_is_the_packages() -> None:
 def test_python_m_and_the_installed_program_answer_alike() -> None:
     module = subprocess.run(
         [sys.executable, "-m", "sde_diffusion.cli", "--version"],
-        check=True, capture_output=True, text=True,
-    )  # fmt: skip
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     script = Path(sys.executable).with_name("sde-diffusion")
     if not script.exists():
         pytest.skip("the program is not installed")
@@ -204,9 +206,20 @@ SOLVERS: dict[str, Any] = {
 @pytest.mark.parametrize("name", SOLVERS)
 def test_samples_are_those_of_the_named_solver(tmp_path: Path, name: str) -> None:
     found = result_of(
-        "sample", "--model", "ring", "--solver", name.replace("METHOD", "midpoint"), "--steps", 6,
-        "-n", 5, "--seed", 3, "--out", tmp_path,
-    )  # fmt: skip
+        "sample",
+        "--model",
+        "ring",
+        "--solver",
+        name.replace("METHOD", "midpoint"),
+        "--steps",
+        6,
+        "-n",
+        5,
+        "--seed",
+        3,
+        "--out",
+        tmp_path,
+    )
     model = GaussianMixture.ring(8).diffused(VPSDE())
     expected = sample(model, SOLVERS[name], (5, 2), grid=quadratic(6), seed=3)
     assert np.array_equal(arrays(tmp_path)["x"], expected.x.numpy())
@@ -215,9 +228,15 @@ def test_samples_are_those_of_the_named_solver(tmp_path: Path, name: str) -> Non
 
 @pytest.mark.parametrize(
     ("name", "sde"),
-    [("vp", VPSDE()), ("vp-cosine", VPSDE(CosineBeta())), ("sub-vp", SubVPSDE()), ("ve", VESDE()),
-     ("edm", EDMSDE()), ("rectified-flow", RectifiedFlow())],
-)  # fmt: skip
+    [
+        ("vp", VPSDE()),
+        ("vp-cosine", VPSDE(CosineBeta())),
+        ("sub-vp", SubVPSDE()),
+        ("ve", VESDE()),
+        ("edm", EDMSDE()),
+        ("rectified-flow", RectifiedFlow()),
+    ],
+)
 def test_sdes_of_the_menu(name: str, sde: object) -> None:
     assert menu.sde(name) == sde
 
@@ -231,10 +250,14 @@ def test_grids_of_the_menu_run_from_the_horizon_to_the_cutoff() -> None:
     sde = RectifiedFlow()
     expected = {
         "auto": recommended(sde, 5),
-        "uniform": uniform(5, 0.999, 1e-3), "quadratic": quadratic(5, 0.999, 1e-3),
-        "log-snr": log_snr(sde, 5), "karras": karras(sde, 5), "angular": angular(sde, 5),
-        "cosine": cosine(sde, 5), "sigmoid": sigmoid(sde, 5),
-    }  # fmt: skip
+        "uniform": uniform(5, 0.999, 1e-3),
+        "quadratic": quadratic(5, 0.999, 1e-3),
+        "log-snr": log_snr(sde, 5),
+        "karras": karras(sde, 5),
+        "angular": angular(sde, 5),
+        "cosine": cosine(sde, 5),
+        "sigmoid": sigmoid(sde, 5),
+    }
     assert tuple(expected) == menu.GRID_NAMES
     for name, grid in expected.items():
         assert torch.equal(menu.grid(name, sde, 5), grid)
@@ -265,8 +288,21 @@ def test_objects_of_your_own_are_found_in_the_current_folder(
     expected = sample(model, Heun(), (3, 2), grid=uniform(8))
     mine = "my_objects_a:"
     for solver, grid in [("Mine", "grid"), ("Shop.heun", "times")]:
-        run("sample", "--model", f"{mine}model", "--solver", f"{mine}{solver}", "--grid",
-            f"{mine}{grid}", "--steps", 8, "-n", 3, "--out", tmp_path)  # fmt: skip
+        run(
+            "sample",
+            "--model",
+            f"{mine}model",
+            "--solver",
+            f"{mine}{solver}",
+            "--grid",
+            f"{mine}{grid}",
+            "--steps",
+            8,
+            "-n",
+            3,
+            "--out",
+            tmp_path,
+        )
         assert np.array_equal(arrays(tmp_path)["x"], expected.x.numpy())
 
 
@@ -279,8 +315,23 @@ def test_samples_do_not_depend_on_the_batch_size_and_follow_from_the_seed(
 ) -> None:
     files = {}
     for name, batch, seed in [("a", 50, 5), ("b", 4, 5), ("c", 1, 5), ("d", 50, 6)]:
-        run("sample", "--model", "ring", "--solver", solver, "--steps", 8, "-n", 9,
-            "--batch-size", batch, "--seed", seed, "--out", tmp_path / name)  # fmt: skip
+        run(
+            "sample",
+            "--model",
+            "ring",
+            "--solver",
+            solver,
+            "--steps",
+            8,
+            "-n",
+            9,
+            "--batch-size",
+            batch,
+            "--seed",
+            seed,
+            "--out",
+            tmp_path / name,
+        )
         files[name] = (tmp_path / name / "samples.npz").read_bytes()
     assert files["a"] == files["b"] == files["c"]
     assert not np.isin(arrays(tmp_path / "a")["x"], arrays(tmp_path / "d")["x"]).any()
@@ -291,7 +342,9 @@ def test_the_oracle_takes_the_sde_that_is_asked_for(tmp_path: Path) -> None:
     radius = np.linalg.norm(arrays(tmp_path)["x"], axis=1)
     assert abs(radius.mean() - 1.0) < 0.05  # the ring's own; the prior's would be 60
     expected = sample(
-        GaussianMixture.ring(8).diffused(VESDE()), AngularAdams(), (200, 2),
+        GaussianMixture.ring(8).diffused(VESDE()),
+        AngularAdams(),
+        (200, 2),
         grid=karras(VESDE(), 20),
     )
     assert np.array_equal(arrays(tmp_path)["x"], expected.x.numpy())
@@ -309,8 +362,21 @@ def test_an_adaptive_solver_needs_one_step_of_the_grid(tmp_path: Path) -> None:
 
 
 def test_samples_of_a_checkpoint_are_the_librarys(trained: Path, tmp_path: Path) -> None:
-    found = result_of("sample", "--model", trained, "--steps", 3, "-n", 5, "--class", 7,
-                      "--device", "cpu", "--out", tmp_path)  # fmt: skip
+    found = result_of(
+        "sample",
+        "--model",
+        trained,
+        "--steps",
+        3,
+        "-n",
+        5,
+        "--class",
+        7,
+        "--device",
+        "cpu",
+        "--out",
+        tmp_path,
+    )
     model = load(trained)
     expected = sample(model.given(7), AngularAdams(), (5, 1, 8, 8), steps=3)
     assert model.data is not None
@@ -326,13 +392,24 @@ def test_samples_of_a_checkpoint_are_the_librarys(trained: Path, tmp_path: Path)
 
 
 @pytest.mark.gpu
-def test_samples_on_the_gpu_do_not_depend_on_the_batch_size(
-    trained: Path, tmp_path: Path
-) -> None:
+def test_samples_on_the_gpu_do_not_depend_on_the_batch_size(trained: Path, tmp_path: Path) -> None:
     x = []
     for batch in (5, 2):
-        found = result_of("sample", "--model", trained, "--steps", 5, "-n", 5, "--batch-size",
-                          batch, "--device", "cuda", "--out", tmp_path)  # fmt: skip
+        found = result_of(
+            "sample",
+            "--model",
+            trained,
+            "--steps",
+            5,
+            "-n",
+            5,
+            "--batch-size",
+            batch,
+            "--device",
+            "cuda",
+            "--out",
+            tmp_path,
+        )
         assert found["device"].startswith("cuda")
         x.append(arrays(tmp_path)["x"])
     # The noise is the same bit for bit; the network's kernels round by the shape of the batch.
@@ -353,8 +430,19 @@ def test_the_picture_is_a_picture(tmp_path: Path) -> None:
 
 
 def test_likelihood_of_the_oracle_is_its_closed_form(points: Path, tmp_path: Path) -> None:
-    found = result_of("likelihood", "--model", "ring", "--data", points, "--divergence", "exact",
-                      "--tolerance", 1e-6, "--out", tmp_path)  # fmt: skip
+    found = result_of(
+        "likelihood",
+        "--model",
+        "ring",
+        "--data",
+        points,
+        "--divergence",
+        "exact",
+        "--tolerance",
+        1e-6,
+        "--out",
+        tmp_path,
+    )
     x = torch.from_numpy(np.load(points)).double()
     nats = GaussianMixture.ring(8).log_prob(x)
     rows = lines_of(tmp_path / "likelihood.csv")
@@ -371,16 +459,41 @@ def test_likelihood_of_the_oracle_is_its_closed_form(points: Path, tmp_path: Pat
 def test_likelihood_does_not_depend_on_the_batch_size(points: Path, tmp_path: Path) -> None:
     files = []
     for batch in (64, 3, 1):
-        run("likelihood", "--model", "ring", "--data", points, "--batch-size", batch,
-            "--tolerance", 1e-3, "--probes", 3, "--mode", "reverse",
-            "--out", tmp_path / str(batch))  # fmt: skip
+        run(
+            "likelihood",
+            "--model",
+            "ring",
+            "--data",
+            points,
+            "--batch-size",
+            batch,
+            "--tolerance",
+            1e-3,
+            "--probes",
+            3,
+            "--mode",
+            "reverse",
+            "--out",
+            tmp_path / str(batch),
+        )
         files.append((tmp_path / str(batch) / "likelihood.csv").read_bytes())
     assert files[0] == files[1] == files[2]
 
 
 def test_the_probes_part_of_the_error_is_that_of_the_rows(points: Path, tmp_path: Path) -> None:
-    options = ["likelihood", "--model", "ring", "--data", points, "--solver", "heun", "--steps",
-               30, "--out", tmp_path]  # fmt: skip
+    options = [
+        "likelihood",
+        "--model",
+        "ring",
+        "--data",
+        points,
+        "--solver",
+        "heun",
+        "--steps",
+        30,
+        "--out",
+        tmp_path,
+    ]
     found = result_of(*options, "--probes", 5)
     errors = [row["standard_error"] for row in lines_of(tmp_path / "likelihood.csv")]
     assert min(errors) > 0
@@ -391,8 +504,21 @@ def test_the_probes_part_of_the_error_is_that_of_the_rows(points: Path, tmp_path
 
 
 def test_likelihood_of_a_checkpoint(trained: Path, tmp_path: Path) -> None:
-    options = ["likelihood", "--model", trained, "--solver", "heun", "--steps", 5, "--probes", 2,
-               "--device", "cpu", "--out", tmp_path]  # fmt: skip
+    options = [
+        "likelihood",
+        "--model",
+        trained,
+        "--solver",
+        "heun",
+        "--steps",
+        5,
+        "--probes",
+        2,
+        "--device",
+        "cpu",
+        "--out",
+        tmp_path,
+    ]
     found = result_of(*options, "--limit", 4, "--batch-size", 3)
     rows = lines_of(tmp_path / "likelihood.csv")
     assert [row["index"] for row in rows] == [0, 1, 2, 3]
@@ -401,10 +527,12 @@ def test_likelihood_of_a_checkpoint(trained: Path, tmp_path: Path) -> None:
     [(u, _)] = Uniform(seed=0).draws(data.values)
     for i, row in enumerate(rows):  # of the whole numbers: the density's, less D log(levels/2)
         density = log_prob(
-            data.spec.encode(data.values, u).float()[i : i + 1], ProbabilityFlow(model.sde, model),
-            Heun(), grid=recommended(model.sde, 5, end=1e-5).flip(0),
+            data.spec.encode(data.values, u).float()[i : i + 1],
+            ProbabilityFlow(model.sde, model),
+            Heun(),
+            grid=recommended(model.sde, 5, end=1e-5).flip(0),
             divergence=Hutchinson(2, first=i),
-        )  # fmt: skip
+        )
         nats = density.nats.item() - 64 * math.log(17 / 2)
         assert row["nats"] == pytest.approx(nats, rel=1e-4)
         assert row["bits_per_dim"] == pytest.approx(-row["nats"] / (64 * math.log(2)))
@@ -430,8 +558,16 @@ def test_info_is_the_configuration_and_the_number_of_parameters(trained: Path) -
 def test_info_tells_people_the_same(trained: Path) -> None:
     text = run("info", trained).stdout
     count = sum(p.numel() for p in load(trained).parameters())
-    for part in (f"{count:,} parameters", "UNet", "VPSDE", "low=0.1", "eps", "digits",
-                 "batch_size=16", "step        4"):  # fmt: skip
+    for part in (
+        f"{count:,} parameters",
+        "UNet",
+        "VPSDE",
+        "low=0.1",
+        "eps",
+        "digits",
+        "batch_size=16",
+        "step        4",
+    ):
         assert part in text
 
 
@@ -447,25 +583,65 @@ def test_a_resumed_run_is_the_uninterrupted_one(trained: Path, tmp_path: Path) -
     out = tmp_path / "run"
     run("train", "--steps", 2, "--conditional", "--out", out, *TINY)
     resumed = result_of("train", "--steps", 4, "--resume", "--out", out, "--device", "cpu")
-    assert (out / "model.safetensors").read_bytes() == \
-        (trained / "model.safetensors").read_bytes()  # fmt: skip
+    assert (out / "model.safetensors").read_bytes() == (trained / "model.safetensors").read_bytes()
     assert (resumed["step"], resumed["steps"]) == (4, 4)
     again = run("train", "--conditional", "--resume", "--steps", 4, "--out", out, *TINY)
     assert "complete at step 4" in again.stdout
 
 
 def test_the_options_of_training_reach_the_checkpoint(points: Path, tmp_path: Path) -> None:
-    run("train", "--data", points, "--steps", 2, "--sde", "ve", "--prediction", "edm",
-        "--weighting", "likelihood", "--width", 16, "--batch-size", 5, "--learning-rate", 0.01,
-        "--warmup", 3, "--clip", 0.5, "--ema-decay", 0.9, "--dropout", 0.25, "--seed", 4,
-        "--checkpoint-every", 7, "--schedule", "cosine", "--limit", 6, "--device", "cpu",
-        "--out", tmp_path / "run")  # fmt: skip
+    run(
+        "train",
+        "--data",
+        points,
+        "--steps",
+        2,
+        "--sde",
+        "ve",
+        "--prediction",
+        "edm",
+        "--weighting",
+        "likelihood",
+        "--width",
+        16,
+        "--batch-size",
+        5,
+        "--learning-rate",
+        0.01,
+        "--warmup",
+        3,
+        "--clip",
+        0.5,
+        "--ema-decay",
+        0.9,
+        "--dropout",
+        0.25,
+        "--seed",
+        4,
+        "--checkpoint-every",
+        7,
+        "--schedule",
+        "cosine",
+        "--limit",
+        6,
+        "--device",
+        "cpu",
+        "--out",
+        tmp_path / "run",
+    )
     found = describe(tmp_path / "run")
     expected = {
-        "steps": 2, "batch_size": 5, "learning_rate": 0.01, "warmup": 3, "clip": 0.5,
-        "ema_decay": 0.9, "weighting": "likelihood", "seed": 4, "checkpoint_every": 7,
+        "steps": 2,
+        "batch_size": 5,
+        "learning_rate": 0.01,
+        "warmup": 3,
+        "clip": 0.5,
+        "ema_decay": 0.9,
+        "weighting": "likelihood",
+        "seed": 4,
+        "checkpoint_every": 7,
         "schedule": "cosine",
-    }  # fmt: skip
+    }
     assert expected.items() <= found["training"].items()
     assert found["sde"]["class"] == "VESDE"
     assert found["prediction"] == "edm"
@@ -480,8 +656,20 @@ def test_the_seed_decides_the_initial_weights_too(points: Path, tmp_path: Path) 
     for name, seed in [("a", 1), ("b", 1), ("c", 2)]:
         out = tmp_path / name
         torch.manual_seed(len(files))  # the global generator must not matter
-        run("train", "--data", points, "--steps", 1, "--seed", seed, "--out", out,
-            "--learning-rate", 1e-30, *TINY)  # fmt: skip
+        run(
+            "train",
+            "--data",
+            points,
+            "--steps",
+            1,
+            "--seed",
+            seed,
+            "--out",
+            out,
+            "--learning-rate",
+            1e-30,
+            *TINY,
+        )
         files.append(load(out).state_dict())
     # The rate leaves weights where they began, but for those of 0, which become ±1e-30.
     same = [all(torch.allclose(files[0][k], other[k]) for k in other) for other in files[1:]]
@@ -491,11 +679,23 @@ def test_the_seed_decides_the_initial_weights_too(points: Path, tmp_path: Path) 
 @pytest.mark.skipif(os.name == "nt", reason="Ctrl-C is no signal there")
 def test_ctrl_c_saves_the_step_and_says_how_to_go_on(points: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    command = [sys.executable, "-m", "sde_diffusion.cli", "train", "--data", str(points),
-               "--steps", "1000000", "--out", str(out), *TINY]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "sde_diffusion.cli",
+        "train",
+        "--data",
+        str(points),
+        "--steps",
+        "1000000",
+        "--out",
+        str(out),
+        *TINY,
+    ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
-        metrics, deadline = out / "metrics.jsonl", time.monotonic() + 60
+        metrics = out / "metrics.jsonl"
+        deadline = time.monotonic() + 60
         while process.poll() is None and not (metrics.exists() and metrics.read_text()):
             assert time.monotonic() < deadline
             time.sleep(0.05)

@@ -128,12 +128,34 @@ def watched(here: Path) -> Iterator[ModuleType]:
 
 
 def test_three_bounds_are_those_of_the_library(here: Path) -> None:
-    found = run("--model", "ring", "--data", "points.npy", "--bound", "all", "--times", 8,
-                "--vlb-steps", 4, "--seed", 3, "--out", "out", *FAST)  # fmt: skip
+    found = run(
+        "--model",
+        "ring",
+        "--data",
+        "points.npy",
+        "--bound",
+        "all",
+        "--times",
+        8,
+        "--vlb-steps",
+        4,
+        "--seed",
+        3,
+        "--out",
+        "out",
+        *FAST,
+    )
     values = torch.from_numpy(np.load("points.npy"))
     data = Dataset(DataSpec("points", (2,), None), values, None)
-    settings = EvaluationSettings(("flow", "elbo", "vlb"), tolerance=1e-3, mode="reverse", times=8,
-                                  steps=4, batch_size=4, seed=3)  # fmt: skip
+    settings = EvaluationSettings(
+        ("flow", "elbo", "vlb"),
+        tolerance=1e-3,
+        mode="reverse",
+        times=8,
+        steps=4,
+        batch_size=4,
+        seed=3,
+    )
     expected = evaluate(GaussianMixture.ring(8).diffused(VPSDE()), data, DormandPrince(), settings)
     saved = arrays(here / "out")
     assert saved["index"].tolist() == list(range(N))
@@ -153,9 +175,25 @@ def test_three_bounds_are_those_of_the_library(here: Path) -> None:
 @pytest.mark.parametrize("noise", ["uniform", "none"])
 def test_the_table_of_the_terms_adds_up_to_the_vlb(here: Path, noise: str) -> None:
     np.save("levels.npy", np.random.default_rng(0).integers(0, 5, (6, 2), np.uint8))
-    found = run("--model", "ring", "--data", "levels.npy", "--levels", 5, "--bound", "vlb",
-                "--times", 8, "--vlb-steps", 4, "--dequantization", noise, "--out", "out",
-                *FAST)  # fmt: skip
+    found = run(
+        "--model",
+        "ring",
+        "--data",
+        "levels.npy",
+        "--levels",
+        5,
+        "--bound",
+        "vlb",
+        "--times",
+        8,
+        "--vlb-steps",
+        4,
+        "--dequantization",
+        noise,
+        "--out",
+        "out",
+        *FAST,
+    )
     terms = table(here / "out" / "vlb_terms.csv")
     assert [row["term"] for row in terms] == ["L_0", "L_1", "L_2", "L_3", "L_T"]
     assert [row["step"] for row in terms] == ["1", "2", "3", "4", "4"]
@@ -168,9 +206,23 @@ def test_the_table_of_the_terms_adds_up_to_the_vlb(here: Path, noise: str) -> No
 
 @pytest.mark.usefixtures("here")
 def test_the_lines_say_what_the_numbers_are() -> None:
-    options = ["--model", "ring", "--data", "points.npy", "--bound", "all", "--times", 4,
-               "--vlb-steps", 5, "--limit", 6, *FAST]  # fmt: skip
-    found, text = run(*options, "--out", "out"), invoke(*options, "--out", "again").stdout
+    options = [
+        "--model",
+        "ring",
+        "--data",
+        "points.npy",
+        "--bound",
+        "all",
+        "--times",
+        4,
+        "--vlb-steps",
+        5,
+        "--limit",
+        6,
+        *FAST,
+    ]
+    found = run(*options, "--out", "out")
+    text = invoke(*options, "--out", "again").stdout
     for bound, numbers in found["bounds"].items():
         line = next(line for line in text.splitlines() if line.startswith(bound))
         bits = f"{numbers['bits_per_dim']:.4f}".replace("-", "−")
@@ -181,8 +233,19 @@ def test_the_lines_say_what_the_numbers_are() -> None:
     assert "flow: the probability flow by dormand-prince, hutchinson with 2 probes" in text
     assert "a DDPM of 5 steps" in text
     assert "to again" in text
-    one = invoke("--model", "ring", "--data", "points.npy", "--limit", 1, "--probes", 1,
-                 "--out", "one", *FAST).stdout  # fmt: skip
+    one = invoke(
+        "--model",
+        "ring",
+        "--data",
+        "points.npy",
+        "--limit",
+        1,
+        "--probes",
+        1,
+        "--out",
+        "one",
+        *FAST,
+    ).stdout
     assert "one sample has no spread" in one
     assert "(unknown with one probe)" in one
 
@@ -192,8 +255,19 @@ def test_the_picture_has_a_panel_for_the_terms(here: Path) -> None:
 
     widths = []
     for bound in ("flow", "vlb"):
-        run("--model", "ring", "--data", "points.npy", "--bound", bound, "--times", 4,
-            "--out", bound, *FAST)  # fmt: skip
+        run(
+            "--model",
+            "ring",
+            "--data",
+            "points.npy",
+            "--bound",
+            bound,
+            "--times",
+            4,
+            "--out",
+            bound,
+            *FAST,
+        )
         with Image.open(here / bound / "likelihood.png") as picture:
             picture.load()
             widths.append(picture.size[0])
@@ -212,8 +286,12 @@ def test_the_manifest_says_how_the_numbers_came_about(here: Path) -> None:
     [session] = manifest["sessions"]
     assert session["versions"]["torch"] == str(torch.__version__)
     assert (session["processes"], session["done"]) == (1, 0)
-    assert sorted(path.name for path in (here / "out").iterdir()) == \
-        ["likelihood.csv", "likelihood.npz", "likelihood.png", "manifest.json"]  # fmt: skip
+    assert sorted(path.name for path in (here / "out").iterdir()) == [
+        "likelihood.csv",
+        "likelihood.npz",
+        "likelihood.png",
+        "manifest.json",
+    ]
 
 
 def test_the_ledger_is_printed_and_its_interval_holds_the_truth(here: Path) -> None:
@@ -224,7 +302,8 @@ def test_the_ledger_is_printed_and_its_interval_holds_the_truth(here: Path) -> N
         done = invoke("--model", "ring", "--data", "points.npy", *options, "--out", "out")
         assert done.exit_code == 0
         manifest = manifest_of(here / "out")
-        ledger, flow = manifest["ledger"], manifest["result"]["bits_per_dim"]
+        ledger = manifest["ledger"]
+        flow = manifest["result"]["bits_per_dim"]
         assert abs(flow + ledger["shift"] - truth) <= ledger["error"]
         for line in ledger["lines"]:
             assert f"  {line['name']}" in done.output
@@ -232,8 +311,11 @@ def test_the_ledger_is_printed_and_its_interval_holds_the_truth(here: Path) -> N
         assert f"flow by the ledger: {flow + ledger['shift']:.4f} ±" in text
     tolerance, probes = (manifest["settings"][name] for name in ("tolerance", "probes"))
     assert f"--error chose tolerance {tolerance:g}, {probes} probes" in text
-    sizes = [abs(line["shift"]) + line["error"] for line in ledger["lines"]
-             if line["name"] not in ("offset", "probes")]  # fmt: skip
+    sizes = [
+        abs(line["shift"]) + line["error"]
+        for line in ledger["lines"]
+        if line["name"] not in ("offset", "probes")
+    ]
     assert sum(sizes) < 0.1
     message = refused("--model", "ring", "--data", "points.npy", "--error", 0.1, "--probes", 3)
     assert "--probes must be left to --error, got 3; drop one" in message
@@ -252,8 +334,9 @@ def test_a_finished_run_is_replaced_by_a_new_one_and_shown_again_by_resume(
     before = watched.calls
     assert run("--resume", "--out", "out") == second
     assert watched.calls == before
-    assert "--tolerance must be 0.001 as in the run that is resumed, got 0.1" in \
-        refused("--resume", "--out", "out", "--tolerance", 0.1)  # fmt: skip
+    assert "--tolerance must be 0.001 as in the run that is resumed, got 0.1" in refused(
+        "--resume", "--out", "out", "--tolerance", 0.1
+    )
 
 
 # --- runs that go on ---
@@ -264,7 +347,8 @@ def test_ctrl_c_keeps_every_batch_and_nothing_is_computed_twice(
 ) -> None:
     options = ["--model", "watched:model", "--data", "points.npy", *FAST]
     run(*options, "--out", "whole")
-    whole, watched.calls = watched.calls, 0
+    whole = watched.calls
+    watched.calls = 0
     watched.last = whole // 2
     stopped = invoke(*options, "--out", "parts")
     assert stopped.exit_code == 130
@@ -276,7 +360,8 @@ def test_ctrl_c_keeps_every_batch_and_nothing_is_computed_twice(
         f"Interrupted; {kept} of {N} samples are saved, go on with --resume.\n"
     )
     assert not (here / "parts" / "manifest.json").exists()
-    watched.last, watched.calls = 0, 0
+    watched.last = 0
+    watched.calls = 0
     run("--resume", "--out", "parts")
     assert watched.calls == whole - sum(batch["nfe"]["flow"] for batch in done)
     assert same_results(here / "whole", here / "parts")
@@ -285,7 +370,8 @@ def test_ctrl_c_keeps_every_batch_and_nothing_is_computed_twice(
 
 
 def interrupted(watched: ModuleType, *arguments: object) -> None:
-    watched.last, watched.calls = 60, 0
+    watched.last = 60
+    watched.calls = 0
     assert invoke(*arguments).exit_code == 130
     watched.last = 0
 
@@ -296,12 +382,15 @@ def test_a_run_goes_on_with_its_own_options_model_and_data_only(
     options = ["--model", "watched:model", "--data", "points.npy", "--out", "out", *FAST]
     interrupted(watched, *options)
     before = {path.name: path.read_bytes() for path in (here / "out/unfinished").iterdir()}
-    assert "out must be a folder without an unfinished run, got out; pass --resume" in \
-        refused(*options)  # fmt: skip
-    assert "--probes must be 2 as in the run that is resumed, got 3; leave it out" in \
-        refused(*options, "--resume", "--probes", 3)  # fmt: skip
-    assert "--model must be 'watched:model' as in the run that is resumed, got ring" in \
-        refused("--resume", "--out", "out", "--model", "ring")  # fmt: skip
+    assert "out must be a folder without an unfinished run, got out; pass --resume" in refused(
+        *options
+    )
+    assert "--probes must be 2 as in the run that is resumed, got 3; leave it out" in refused(
+        *options, "--resume", "--probes", 3
+    )
+    assert "--model must be 'watched:model' as in the run that is resumed, got ring" in refused(
+        "--resume", "--out", "out", "--model", "ring"
+    )
     kept = np.load("points.npy")
     np.save("points.npy", kept + np.float32(1e-3))
     assert "data.content must be" in refused(*options, "--resume")
@@ -310,8 +399,9 @@ def test_a_run_goes_on_with_its_own_options_model_and_data_only(
     assert "model.content must be" in refused(*options, "--resume")
     after = {path.name: path.read_bytes() for path in (here / "out/unfinished").iterdir()}
     assert after == before
-    assert "out must be the folder of a run, got nowhere; leave out --resume" in \
-        refused("--resume", "--out", "nowhere")  # fmt: skip
+    assert "out must be the folder of a run, got nowhere; leave out --resume" in refused(
+        "--resume", "--out", "nowhere"
+    )
     assert not (here / "nowhere").exists()
 
 
@@ -324,8 +414,18 @@ def test_what_was_measured_is_not_measured_again(
         return Hutchinson(divergence.number, divergence.seed, mode="forward"), "by this test"
 
     monkeypatch.setattr("sde_diffusion.evaluation.evaluator.fastest", chosen)
-    options = ["--model", "watched:model", "--data", "points.npy", "--batch-size", 2,
-               "--limit", 5, "--tolerance", 1e-2]  # fmt: skip
+    options = [
+        "--model",
+        "watched:model",
+        "--data",
+        "points.npy",
+        "--batch-size",
+        2,
+        "--limit",
+        5,
+        "--tolerance",
+        1e-2,
+    ]
     interrupted(watched, *options, "--out", "out")
     monkeypatch.setattr("sde_diffusion.evaluation.evaluator.fastest", None)
     assert run("--resume", "--out", "out")["mode"] == "forward"
@@ -335,8 +435,9 @@ def test_what_was_measured_is_not_measured_again(
 
 
 def test_a_mistake_that_shows_at_the_first_batch_leaves_nothing(here: Path) -> None:
-    message = refused("--model", "watched:model", "--data", "points.npy", "--bound", "vlb",
-                      "--out", "out")  # fmt: skip
+    message = refused(
+        "--model", "watched:model", "--data", "points.npy", "--bound", "vlb", "--out", "out"
+    )
     assert "vlb: model must be a score model with .sde and" in message
     assert list((here / "out").iterdir()) == []
 
@@ -346,15 +447,17 @@ def test_a_mistake_that_shows_at_the_first_batch_leaves_nothing(here: Path) -> N
 
 @pytest.mark.parametrize(
     ("options", "says"),
-    [(["--times", 3], "times must be even: they are drawn in pairs, got 3; pass times=4"),
-     (["--dequantization", "none"], "be some for the flow, a density, got none"),
-     (["--t-min", 0], "t_min must be finite and above 0"),
-     (["--t-min", 2], "be two different times in [0, 1], got 1.0, 2.0"),
-     (["--bound", "iwae"], "'iwae' is not one of 'flow', 'elbo', 'vlb', 'all'"),
-     (["--divergence", "trace"], "'trace' is not one of 'hutchinson', 'hutch++', 'exact'"),
-     (["--draws", 0], "0 is not in the range"),
-     (["--solver", "heun", "--tolerance", 1e-3], "be left out for a solver with fixed steps")],
-)  # fmt: skip
+    [
+        (["--times", 3], "times must be even: they are drawn in pairs, got 3; pass times=4"),
+        (["--dequantization", "none"], "be some for the flow, a density, got none"),
+        (["--t-min", 0], "t_min must be finite and above 0"),
+        (["--t-min", 2], "be two different times in [0, 1], got 1.0, 2.0"),
+        (["--bound", "iwae"], "'iwae' is not one of 'flow', 'elbo', 'vlb', 'all'"),
+        (["--divergence", "trace"], "'trace' is not one of 'hutchinson', 'hutch++', 'exact'"),
+        (["--draws", 0], "0 is not in the range"),
+        (["--solver", "heun", "--tolerance", 1e-3], "be left out for a solver with fixed steps"),
+    ],
+)
 def test_wrong_options_are_refused_and_nothing_is_written(
     here: Path, options: list[object], says: str
 ) -> None:
@@ -390,8 +493,17 @@ def test_the_models_scaling_is_taken(here: Path) -> None:
     save_model(here / "logit.safetensors", model)
     k = torch.tensor([[3, 16], [0, 8]], dtype=torch.uint8)
     np.save("levels.npy", k.numpy())
-    found = run("--model", "logit.safetensors", "--data", "levels.npy", "--levels", 17,
-                "--out", "out", *FAST)  # fmt: skip
+    found = run(
+        "--model",
+        "logit.safetensors",
+        "--data",
+        "levels.npy",
+        "--levels",
+        17,
+        "--out",
+        "out",
+        *FAST,
+    )
     settings = EvaluationSettings(tolerance=1e-3, mode="reverse")
     expected = evaluate(model.eval(), Dataset(spec, k, None), DormandPrince(), settings)
     assert found["nats"] == pytest.approx(expected.summary("flow").nats, abs=1e-4)
@@ -407,10 +519,25 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def torchrun(*arguments: object, **more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
-               "-m", "sde_diffusion.cli", "likelihood", *map(str, arguments)]  # fmt: skip
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            env=environment(**more), start_new_session=True)  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "sde_diffusion.cli",
+        "likelihood",
+        *map(str, arguments),
+    ]
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(**more),
+        start_new_session=True,
+    )
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 90) -> None:
@@ -471,5 +598,9 @@ def test_processes_share_a_run_and_when_one_is_killed_the_rest_is_kept(here: Pat
     sessions = manifest_of(out)["sessions"]
     assert [session["processes"] for session in sessions] == [2, 2]
     assert 0 < sessions[1]["done"] < N
-    assert sorted(path.name for path in out.iterdir()) == \
-        ["likelihood.csv", "likelihood.npz", "likelihood.png", "manifest.json"]  # fmt: skip
+    assert sorted(path.name for path in out.iterdir()) == [
+        "likelihood.csv",
+        "likelihood.npz",
+        "likelihood.png",
+        "manifest.json",
+    ]

@@ -48,8 +48,20 @@ def arrays(folder: Path) -> dict[str, Any]:
 
 
 def test_samples_take_turns_in_classes_and_are_the_librarys(tmp_path: Path) -> None:
-    found = run("--class", "3,7-9", "--guidance", 0.5, "-n", 6, "--solver", "heun", "--steps", 3,
-                "--out", tmp_path)  # fmt: skip
+    found = run(
+        "--class",
+        "3,7-9",
+        "--guidance",
+        0.5,
+        "-n",
+        6,
+        "--solver",
+        "heun",
+        "--steps",
+        3,
+        "--out",
+        tmp_path,
+    )
     labels = torch.tensor([3, 7, 8, 9, 3, 7])
     model = guided(load("digits"), labels, 0.5)
     expected = sample(model, Heun(), (6, 1, 8, 8), steps=3)
@@ -65,7 +77,8 @@ def test_the_class_and_guidance_belong_to_the_number_of_a_sample(tmp_path: Path)
     options = ["--class", "0-4", "--guidance", 1, "-n", 7, "--steps", 3, "--out"]
     run(*options, tmp_path / "whole")
     run(*options, tmp_path / "parts", "--batch-size", 3)
-    whole, parts = arrays(tmp_path / "whole"), arrays(tmp_path / "parts")
+    whole = arrays(tmp_path / "whole")
+    parts = arrays(tmp_path / "parts")
     assert np.allclose(whole["x"], parts["x"], rtol=0, atol=1e-4)  # a network's rounding
     assert whole["labels"].tolist() == parts["labels"].tolist() == [0, 1, 2, 3, 4, 0, 1]
     plain = sample(load("digits").given(4), AngularAdams(), (7, 1, 8, 8), steps=3).x[4]
@@ -81,16 +94,22 @@ def test_no_guidance_and_no_class_leave_no_trace_in_the_arrays(tmp_path: Path) -
 
 @pytest.mark.parametrize(
     ("options", "says"),
-    [(["--guidance", 2], "guidance must go with a class to guide to, got 2.0; add for example"),
-     (["--class", "7-11"], "class must be of 0 … 9, such as 7 or 0-2 or 1,2, got 7-11"),
-     (["--class", "9-7"], "class must be of 0 … 9"), (["--class", "seven"], "got seven"),
-     (["--class", "-1"], "got -1"), (["--class", ""], "class must be of 0 … 9"),
-     (["--class", 7, "--guidance", "nan"], "weight must be finite, got nan"),
-     (["--class", 7, "--guidance", "much"], "'much' is not a valid float"),
-     (["--class", 0, "--model", "ring"], "model without classes, got 0"),
-     (["--class", 1, "--guidance", 1, "--model", "always.safetensors"],
-      "be left out for a model that was trained without label dropout, got 1.0; train with")],
-)  # fmt: skip
+    [
+        (["--guidance", 2], "guidance must go with a class to guide to, got 2.0; add for example"),
+        (["--class", "7-11"], "class must be of 0 … 9, such as 7 or 0-2 or 1,2, got 7-11"),
+        (["--class", "9-7"], "class must be of 0 … 9"),
+        (["--class", "seven"], "got seven"),
+        (["--class", "-1"], "got -1"),
+        (["--class", ""], "class must be of 0 … 9"),
+        (["--class", 7, "--guidance", "nan"], "weight must be finite, got nan"),
+        (["--class", 7, "--guidance", "much"], "'much' is not a valid float"),
+        (["--class", 0, "--model", "ring"], "model without classes, got 0"),
+        (
+            ["--class", 1, "--guidance", 1, "--model", "always.safetensors"],
+            "be left out for a model that was trained without label dropout, got 1.0; train with",
+        ),
+    ],
+)
 def test_wrong_options_are_refused_and_nothing_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[object], says: str
 ) -> None:
@@ -119,17 +138,42 @@ class Slow:
 
 model = Slow()
 """
-OPTIONS = ["--model", "slow:model", "-n", "50", "--batch-size", "4", "--solver", "euler-maruyama",
-           "--steps", "30", "--device", "cpu"]  # fmt: skip
+OPTIONS = [
+    "--model",
+    "slow:model",
+    "-n",
+    "50",
+    "--batch-size",
+    "4",
+    "--solver",
+    "euler-maruyama",
+    "--steps",
+    "30",
+    "--device",
+    "cpu",
+]
 
 
 def torchrun(*arguments: object, **more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
-               "-m", "sde_diffusion.cli", "sample", *map(str, arguments)]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "sde_diffusion.cli",
+        "sample",
+        *map(str, arguments),
+    ]
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=dict(os.environ) | {"OMP_NUM_THREADS": "1"} | more, start_new_session=True,
-    )  # fmt: skip
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=dict(os.environ) | {"OMP_NUM_THREADS": "1"} | more,
+        start_new_session=True,
+    )
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 90) -> None:
@@ -170,8 +214,10 @@ def test_two_processes_draw_the_samples_of_one_and_a_killed_one_ends_both(here: 
     assert job.returncode != 0
     assert printed == ""
     [line] = [line for line in errors.splitlines() if line.startswith("Error: ")]
-    assert line == ("Error: ranks: rank 1 must finish its share, got no sign of life from process "
-                    f"{pid}; nothing is written, start again")  # fmt: skip
+    assert line == (
+        "Error: ranks: rank 1 must finish its share, got no sign of life from process "
+        f"{pid}; nothing is written, start again"
+    )
     assert list((here / "killed").iterdir()) == []
     with torchrun(*OPTIONS, "--out", "killed", "--json") as job:
         printed, errors = job.communicate(timeout=90)

@@ -64,7 +64,8 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def same(a: Path, b: Path) -> bool:
-    one, other = weights(a), weights(b)
+    one = weights(a)
+    other = weights(b)
     return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
 
 
@@ -95,21 +96,72 @@ def test_every_setting_is_a_flag_with_its_default_and_its_help() -> None:
 
 def test_the_names_to_choose_from_are_those_of_the_library() -> None:
     assert PREDICTIONS == KNOWN
-    for name, table in [("weighting", WEIGHTINGS), ("times", TIMES), ("spacing", SPACINGS),
-                        ("coupling", COUPLINGS)]:  # fmt: skip
+    for name, table in [
+        ("weighting", WEIGHTINGS),
+        ("times", TIMES),
+        ("spacing", SPACINGS),
+        ("coupling", COUPLINGS),
+    ]:
         assert CHOICES[name] == tuple(table), name
 
 
 def test_the_settings_of_a_run_repeat_it(points: Path, tmp_path: Path) -> None:
     flags = [
-        "--data", points, "--steps", 3, "--sde", "edm", "--prediction", "edm", "--width", 8,
-        "--network", "depth=1", "--network", "embedding=sinusoidal", "--batch-size", 6,
-        "--learning-rate", 0.02, "--weight-decay", 0.1, "--schedule", "cosine", "--clip", 2,
-        "--ema-decay", 0.5, "--weighting", "edm", "--times", "uniform", "--t-min", 0.01,
-        "--spacing", "antithetic", "--uncertainty", "learned", "--accumulate", 2,
-        "--ema-half-lives", "2,3.5", "--ema-widths", "0.1", "--snapshot-every", 2, "--seed", 3,
-        "--evaluate-every", 2, "--held-out", 10, "--log-every", 1, "--device", "cpu",
-    ]  # fmt: skip
+        "--data",
+        points,
+        "--steps",
+        3,
+        "--sde",
+        "edm",
+        "--prediction",
+        "edm",
+        "--width",
+        8,
+        "--network",
+        "depth=1",
+        "--network",
+        "embedding=sinusoidal",
+        "--batch-size",
+        6,
+        "--learning-rate",
+        0.02,
+        "--weight-decay",
+        0.1,
+        "--schedule",
+        "cosine",
+        "--clip",
+        2,
+        "--ema-decay",
+        0.5,
+        "--weighting",
+        "edm",
+        "--times",
+        "uniform",
+        "--t-min",
+        0.01,
+        "--spacing",
+        "antithetic",
+        "--uncertainty",
+        "learned",
+        "--accumulate",
+        2,
+        "--ema-half-lives",
+        "2,3.5",
+        "--ema-widths",
+        "0.1",
+        "--snapshot-every",
+        2,
+        "--seed",
+        3,
+        "--evaluate-every",
+        2,
+        "--held-out",
+        10,
+        "--log-every",
+        1,
+        "--device",
+        "cpu",
+    ]
     run(*flags, "--out", tmp_path / "one")
     run("--config", tmp_path / "one" / "config.toml", "--out", tmp_path / "two")
     assert same(tmp_path / "one", tmp_path / "two")
@@ -125,10 +177,18 @@ def test_the_settings_of_a_run_repeat_it(points: Path, tmp_path: Path) -> None:
     assert made["network"]["config"]["embedding"] == "sinusoidal"
     assert made["dataset"]["rows"] == 30
     assert {p.name for p in (tmp_path / "one").iterdir()} == {
-        "best.safetensors", "config.toml", "curves.png", "ema-2.safetensors",
-        "ema-3.5.safetensors", "manifest.json", "metrics.jsonl", "model.safetensors", "samples",
-        "snapshots", "state.pt",
-    }  # fmt: skip
+        "best.safetensors",
+        "config.toml",
+        "curves.png",
+        "ema-2.safetensors",
+        "ema-3.5.safetensors",
+        "manifest.json",
+        "metrics.jsonl",
+        "model.safetensors",
+        "samples",
+        "snapshots",
+        "state.pt",
+    }
 
 
 def test_the_command_line_wins_over_the_file_and_the_file_over_the_default(
@@ -184,10 +244,13 @@ def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 NAMES = [str(p.name) for p in command.params if p.name not in ("network", "out")]
 VALUES = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False),
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(allow_nan=False, allow_infinity=False),
     st.text(st.characters(exclude_categories=["Cs", "Cc"])),
     st.lists(st.floats(allow_nan=False, allow_infinity=False)),
-)  # fmt: skip
+)
 
 
 @given(st.fixed_dictionaries({name: VALUES for name in NAMES}))
@@ -200,8 +263,17 @@ def test_settings_come_back_from_toml_as_they_were(values: dict[str, Any]) -> No
 
 
 def test_a_resumed_run_keeps_its_settings_and_takes_new_ones(points: Path, tmp_path: Path) -> None:
-    common = ["--data", points, "--held-out", 10, "--network", "depth=1", "--evaluate-every", 2,
-              *TINY]  # fmt: skip
+    common = [
+        "--data",
+        points,
+        "--held-out",
+        10,
+        "--network",
+        "depth=1",
+        "--evaluate-every",
+        2,
+        *TINY,
+    ]
     run(*common, "--steps", 6, "--out", tmp_path / "whole")
     run(*common, "--steps", 3, "--out", tmp_path / "cut")
     run("--resume", "--steps", 6, "--out", tmp_path / "cut")
@@ -215,8 +287,19 @@ def test_a_resumed_run_keeps_its_settings_and_takes_new_ones(points: Path, tmp_p
 
 
 def test_a_run_without_a_better_bound_stops_and_says_so(points: Path, tmp_path: Path) -> None:
-    flags = ["--data", points, "--held-out", 10, "--steps", 40, "--evaluate-every", 1,
-             "--patience", 2, *TINY]  # fmt: skip
+    flags = [
+        "--data",
+        points,
+        "--held-out",
+        10,
+        "--steps",
+        40,
+        "--evaluate-every",
+        1,
+        "--patience",
+        2,
+        *TINY,
+    ]
     # At such a rate every step is worse than the one before.
     text = run(*flags, "--learning-rate", 3, "--ema-decay", 0, "--out", tmp_path / "run")
     step = describe(tmp_path / "run")["step"]
@@ -268,7 +351,8 @@ def test_rows_held_out_are_the_last_ones_and_not_trained_on(points: Path, tmp_pa
 
 
 def test_data_with_a_test_part_are_evaluated_on_it(tmp_path: Path) -> None:
-    rng, data = np.random.default_rng(0), tmp_path / "images"
+    rng = np.random.default_rng(0)
+    data = tmp_path / "images"
     for split, number in (("train", 7), ("test", 3)):
         (data / split).mkdir(parents=True)
         for i in range(number):
@@ -289,17 +373,43 @@ def test_data_with_a_test_part_are_evaluated_on_it(tmp_path: Path) -> None:
         (["--objective", "sliced"], False),
         (["--objective", "implicit", "--sde", "ve"], False),
         (["--sde", "rectified-flow", "--prediction", "v", "--weighting", "flow-matching"], False),
-        (["--sde", "rectified-flow", "--prediction", "v", "--weighting", "flow-matching",
-          "--coupling", "optimal-transport"], True),
+        (
+            [
+                "--sde",
+                "rectified-flow",
+                "--prediction",
+                "v",
+                "--weighting",
+                "flow-matching",
+                "--coupling",
+                "optimal-transport",
+            ],
+            True,
+        ),
     ],
-)  # fmt: skip
+)
 def test_objectives_are_trained_and_evaluated(
     points: Path, tmp_path: Path, flags: list[str], coupled: bool
 ) -> None:
     """All but pictures are left out where eps is no score."""
-    run("--data", points, "--held-out", 4, "--steps", 2, "--evaluate-every", 2,
-        "--chain-steps", 20, *flags, *TINY, "--out", tmp_path / "run")  # fmt: skip
-    made, (found,) = describe(tmp_path / "run"), evaluations(tmp_path / "run")
+    run(
+        "--data",
+        points,
+        "--held-out",
+        4,
+        "--steps",
+        2,
+        "--evaluate-every",
+        2,
+        "--chain-steps",
+        20,
+        *flags,
+        *TINY,
+        "--out",
+        tmp_path / "run",
+    )
+    made = describe(tmp_path / "run")
+    (found,) = evaluations(tmp_path / "run")
     learned = "hybrid" in flags or "learned" in flags
     assert made["variance"] == ("learned" if learned else "fixed")
     assert made["coupling"] == ("optimal-transport" if coupled else "independent")
@@ -307,9 +417,19 @@ def test_objectives_are_trained_and_evaluated(
     assert len(found) == (1 if coupled else 4)
     if coupled:
         assert "coupling must be independent, to have a bound" in refused(
-            "--data", points, "--held-out", 4, "--evaluate-every", 2, "--patience", 1, *flags,
-            *TINY, "--out", tmp_path / "patient",
-        )  # fmt: skip
+            "--data",
+            points,
+            "--held-out",
+            4,
+            "--evaluate-every",
+            2,
+            "--patience",
+            1,
+            *flags,
+            *TINY,
+            "--out",
+            tmp_path / "patient",
+        )
 
 
 @pytest.mark.parametrize(
@@ -329,8 +449,21 @@ def test_arguments_of_the_network_are_refused_by_name(
 
 
 def test_images_take_any_argument_of_the_unet(tmp_path: Path) -> None:
-    run("--limit", 9, "--steps", 1, "--network", "multipliers=[1,1,1]", "--network", "blocks=1",
-        "--network", "attention=[]", *TINY, "--out", tmp_path / "run")  # fmt: skip
+    run(
+        "--limit",
+        9,
+        "--steps",
+        1,
+        "--network",
+        "multipliers=[1,1,1]",
+        "--network",
+        "blocks=1",
+        "--network",
+        "attention=[]",
+        *TINY,
+        "--out",
+        tmp_path / "run",
+    )
     config = describe(tmp_path / "run")["network"]["config"]
     assert (config["multipliers"], config["blocks"], config["attention"]) == ([1, 1, 1], 1, [])
 

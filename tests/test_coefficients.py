@@ -48,7 +48,8 @@ class Told(nn.Module):
 
     def __init__(self, model, prediction: str) -> None:
         super().__init__()
-        self.model, self.prediction = model, prediction
+        self.model = model
+        self.prediction = prediction
 
     def forward(self, x, c):
         at = Coefficients(self.model.sde).level(c.double()[0])
@@ -64,10 +65,12 @@ class Told(nn.Module):
 @every_sde
 def test_levels_and_slopes_are_the_sdes_own(sde) -> None:
     grid = uniform(7, sde.horizon, 0.01)
-    known, asked = Coefficients(sde), Coefficients(sde)
+    known = Coefficients(sde)
+    asked = Coefficients(sde)
     known.tabulate(grid)
     for t in (*grid, torch.tensor(0.123, dtype=torch.float64)):
-        at, slope = known.level(t), known.slope(t)
+        at = known.level(t)
+        slope = known.slope(t)
         assert at.alpha == pytest.approx(float(sde.alpha(t)), rel=1e-14)
         assert at.sigma == pytest.approx(float(sde.sigma(t)), rel=1e-14)
         assert at.lambda_ == pytest.approx(float(sde.lambda_(t)), rel=1e-13, abs=1e-14)
@@ -83,8 +86,10 @@ def test_levels_and_slopes_are_the_sdes_own(sde) -> None:
 @every_sde
 @pytest.mark.parametrize("form", ["eps", "x0", "v"])
 def test_all_ways_to_a_prediction_agree(sde, form) -> None:
-    model, x = exact(sde), states(sde)
-    a, s = sde.alpha(T), sde.sigma(T)
+    model = exact(sde)
+    x = states(sde)
+    a = sde.alpha(T)
+    s = sde.sigma(T)
     truth = {"eps": model.eps(x, T), "x0": model.denoise(x, T)}
     truth["v"] = a * truth["eps"] - s * truth["x0"]
     networks = [ScoreModel(Told(model, p), sde, p) for p in FORMS]
@@ -98,7 +103,8 @@ def test_all_ways_to_a_prediction_agree(sde, form) -> None:
 @every_sde
 @pytest.mark.parametrize("kind", [ReverseSDE, ProbabilityFlow], ids=lambda kind: kind.__name__)
 def test_velocity_and_drift_along_a_grid_are_those_elsewhere(sde, kind) -> None:
-    model, x = exact(sde), states(sde)
+    model = exact(sde)
+    x = states(sde)
     networks = [ScoreModel(Told(model, p), sde, p) for p in FORMS]
     for score in (model, *networks):
         dynamics = kind(sde, score)
@@ -112,7 +118,8 @@ def test_velocity_and_drift_along_a_grid_are_those_elsewhere(sde, kind) -> None:
 def test_forms_of_a_model_of_another_sde_are_not_believed() -> None:
     """Its score is, by the caller's word; its eps and x0 would need its own alpha and sigma."""
     sde = VESDE(0.01, 5.0)
-    model, x = exact(VPSDE()), states(sde)
+    model = exact(VPSDE())
+    x = states(sde)
     at = Coefficients(sde).level(T)
     eps = CountedScore(model, sde=sde).predict("eps", x, T, at)
     assert torch.allclose(eps, -sde.sigma(T) * model(x, T), rtol=1e-12)
@@ -138,7 +145,8 @@ class Learnable(LinearSDE):
 
 
 def test_parameters_of_an_sde_keep_their_gradient_or_are_refused() -> None:
-    sde, x = Learnable(), torch.ones(2, 2, dtype=torch.float64)
+    sde = Learnable()
+    x = torch.ones(2, 2, dtype=torch.float64)
 
     def score_of_half(x, t):  # noqa: ARG001
         return -0.5 * x

@@ -105,9 +105,13 @@ class Recorder:
 @pytest.fixture(scope="module")
 def comparison() -> Comparison:
     solvers = {
-        "euler": Euler(), "heun": Heun(), "rk4": RungeKutta4(), "ddim": Ancestral(eta=0.0),
-        "adams-bashforth": AdamsBashforth(), "euler-maruyama": EulerMaruyama(),
-    }  # fmt: skip
+        "euler": Euler(),
+        "heun": Heun(),
+        "rk4": RungeKutta4(),
+        "ddim": Ancestral(eta=0.0),
+        "adams-bashforth": AdamsBashforth(),
+        "euler-maruyama": EulerMaruyama(),
+    }
     return compare(ring_problem(), solvers, [8, 24, 72], **TIGHT, samples=50, replicates=2)
 
 
@@ -139,9 +143,9 @@ def test_the_error_is_that_to_the_exact_flow() -> None:
     model = mixture.diffused(VPSDE())
     data = mixture.sample(100, torch.Generator().manual_seed(0))
     problem = Problem("one-dimensional", model, data, uniform, torch.float64)
-    found = compare(problem, {"e": Euler()}, [30], **TIGHT, samples=40, replicates=2,
-                    seed=3)  # fmt: skip
-    grid, by_hand = uniform(30), []
+    found = compare(problem, {"e": Euler()}, [30], **TIGHT, samples=40, replicates=2, seed=3)
+    grid = uniform(30)
+    by_hand = []
     # One step so short that it leaves the prior's draw as it is.
     start = uniform(1, 1.0, 1.0 - 1e-12)
     for first in (0, 40):
@@ -156,8 +160,9 @@ def test_the_error_is_that_to_the_exact_flow() -> None:
 
 
 def test_the_reference_says_how_well_the_flow_is_known() -> None:
-    found = compare(ring_problem(), {"heun": Heun()}, [100], reference=Heun(), reference_steps=100,
-                    samples=20)  # fmt: skip
+    found = compare(
+        ring_problem(), {"heun": Heun()}, [100], reference=Heun(), reference_steps=100, samples=20
+    )
     # Half of the reference's steps are the solver's, so both distances are one.
     assert found.rows[0].steps == 50
     assert found.rows[0].error is not None
@@ -168,21 +173,27 @@ def test_the_reference_says_how_well_the_flow_is_known() -> None:
 def test_counts_agree_with_an_independent_count() -> None:
     model = CountingModel()
     solvers = {
-        "heun": Heun(), "rk4": RungeKutta4(), "ab4": AdamsBashforth(order=4),
+        "heun": Heun(),
+        "rk4": RungeKutta4(),
+        "ab4": AdamsBashforth(order=4),
         "pc": PredictorCorrector(ReverseDiffusion(), AnnealedLangevin(count=2)),
-    }  # fmt: skip
+    }
     found = compare(
-        ring_problem(model), solvers, [7, 21], reference=RungeKutta4(), reference_steps=9,
+        ring_problem(model),
+        solvers,
+        [7, 21],
+        reference=RungeKutta4(),
+        reference_steps=9,
         samples=10,
-    )  # fmt: skip
+    )
     assert found.reference_nfe == 4 * 9
     assert model.calls == 4 * (9 + 4) + sum(row.nfe for row in found.rows)
 
 
 def test_all_solvers_start_from_the_same_draws() -> None:
-    one, two = Recorder([]), Recorder([])
-    compare(ring_problem(), {"one": one, "two": two}, [4, 10], **LOOSE, samples=10,
-            replicates=2)  # fmt: skip
+    one = Recorder([])
+    two = Recorder([])
+    compare(ring_problem(), {"one": one, "two": two}, [4, 10], **LOOSE, samples=10, replicates=2)
     starts = [x for recorder in (one, two) for x in recorder.starts if x.shape == (20, 2)]
     assert len(starts) == 4  # two solvers, two budgets
     assert all(torch.equal(x, starts[0]) for x in starts)
@@ -191,9 +202,13 @@ def test_all_solvers_start_from_the_same_draws() -> None:
 
 def test_the_exact_sampler_reaches_the_noise_floor_and_a_wrong_one_does_not() -> None:
     found = compare(
-        ring_problem(rows=600), {"exact": Sampler(1.0), "spread": Sampler(1.3)}, [1],
-        **LOOSE, samples=100, replicates=6,
-    )  # fmt: skip
+        ring_problem(rows=600),
+        {"exact": Sampler(1.0), "spread": Sampler(1.3)},
+        [1],
+        **LOOSE,
+        samples=100,
+        replicates=6,
+    )
     floor = found.floor_sliced_wasserstein
     assert floor.mean - floor.half_width > 0
     exact, spread = found.rows
@@ -209,15 +224,22 @@ def test_the_exact_sampler_reaches_the_noise_floor_and_a_wrong_one_does_not() ->
 
 
 def test_without_data_the_flow_itself_is_the_reference_from_noise_of_its_own() -> None:
-    model, grid = RING.diffused(VPSDE()), quadratic(60)
+    model = RING.diffused(VPSDE())
+    grid = quadratic(60)
     flow = flow_samples(model, RungeKutta4(), grid, (400, 2), seed=3)
     same = sample(model, RungeKutta4(), (400, 2), grid=grid, seed=3).x
     assert not torch.isclose(flow, same).any()
     other = flow_samples(model, RungeKutta4(), grid, (400, 2), seed=4)
     assert not torch.isclose(flow, other).any()
     problem = Problem("ring", model, flow.double(), quadratic, torch.float64, against=THE_FLOW)
-    found = compare(problem, {"exact": Sampler(1.0), "spread": Sampler(1.3)}, [1], **LOOSE,
-                    samples=100, replicates=4)  # fmt: skip
+    found = compare(
+        problem,
+        {"exact": Sampler(1.0), "spread": Sampler(1.3)},
+        [1],
+        **LOOSE,
+        samples=100,
+        replicates=4,
+    )
     exact, spread = found.rows
     assert exact.excess is not None
     assert spread.excess is not None
@@ -232,8 +254,14 @@ def test_without_data_the_flow_itself_is_the_reference_from_noise_of_its_own() -
 
 def test_many_samples_are_computed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     def once() -> Any:
-        found = compare(ring_problem(), {"em": EulerMaruyama(), "heun": Heun()}, [6], **LOOSE,
-                        samples=20, replicates=2)  # fmt: skip
+        found = compare(
+            ring_problem(),
+            {"em": EulerMaruyama(), "heun": Heun()},
+            [6],
+            **LOOSE,
+            samples=20,
+            replicates=2,
+        )
         return [(row.nfe, row.error, row.sliced_wasserstein) for row in found.rows]
 
     whole = once()
@@ -243,10 +271,12 @@ def test_many_samples_are_computed_in_parts(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_comparison_can_be_repeated() -> None:
     def once() -> Comparison:
-        return compare(ring_problem(), {"em": EulerMaruyama()}, [5], **LOOSE,
-                       samples=20, replicates=2, seed=7)  # fmt: skip
+        return compare(
+            ring_problem(), {"em": EulerMaruyama()}, [5], **LOOSE, samples=20, replicates=2, seed=7
+        )
 
-    one, two = once().to_json(), once().to_json()
+    one = once().to_json()
+    two = once().to_json()
     for result in (one, two):
         for row in result["rows"]:  # type: ignore[attr-defined]
             del row["seconds"]
@@ -276,8 +306,14 @@ class Broken:
 
 
 def test_a_diverging_solver_gets_a_row_that_says_so() -> None:
-    found = compare(ring_problem(), {"broken": Broken(), "heun": Heun()}, [4], **LOOSE,
-                    samples=10, replicates=2)  # fmt: skip
+    found = compare(
+        ring_problem(),
+        {"broken": Broken(), "heun": Heun()},
+        [4],
+        **LOOSE,
+        samples=10,
+        replicates=2,
+    )
     rows = {row.solver: row for row in found.rows}
     assert rows["heun"].failure is None
     assert "NaN or infinity at step 1" in str(rows["broken"].failure)
@@ -301,12 +337,15 @@ def test_progress_counts_every_solve() -> None:
 @pytest.mark.parametrize(
     ("solver", "budget", "steps", "nfe"),
     [
-        (Euler(), 9, 9, 9), (Heun(), 9, 4, 8), (RungeKutta4(), 9, 2, 8),
+        (Euler(), 9, 9, 9),
+        (Heun(), 9, 4, 8),
+        (RungeKutta4(), 9, 2, 8),
         # Order 4 starts with three Runge-Kutta steps: 4, 8, 12, 13, 14 evaluations.
-        (AdamsBashforth(order=4), 14, 5, 14), (AdamsBashforth(order=4), 11, 2, 8),
+        (AdamsBashforth(order=4), 14, 5, 14),
+        (AdamsBashforth(order=4), 11, 2, 8),
         (PredictorCorrector(ReverseDiffusion(), AnnealedLangevin(count=2)), 10, 3, 9),
     ],
-)  # fmt: skip
+)
 def test_steps_fill_the_budget(solver: Any, budget: int, steps: int, nfe: int) -> None:
     assert steps_within("solver", solver, VPSDE(), uniform, budget) == steps
     assert cost(solver, VPSDE(), uniform(steps)).nfe == nfe
@@ -314,8 +353,11 @@ def test_steps_fill_the_budget(solver: Any, budget: int, steps: int, nfe: int) -
 
 def test_solvers_with_steps_of_their_own_are_recognised() -> None:
     grid = uniform(1)
-    adaptive = [s for s in (Heun(), RungeKutta4(), DormandPrince(), TorchDiffEq("bosh3"))
-                if adapts(s, VPSDE(), grid)]  # fmt: skip
+    adaptive = [
+        s
+        for s in (Heun(), RungeKutta4(), DormandPrince(), TorchDiffEq("bosh3"))
+        if adapts(s, VPSDE(), grid)
+    ]
     assert adaptive == [DormandPrince(), TorchDiffEq("bosh3")]
     assert plan("dormand-prince", DormandPrince(), VPSDE(), uniform, [5, 10]) == [None]
 
@@ -348,9 +390,23 @@ def test_tables_are_aligned() -> None:
 
 
 def test_the_command_writes_what_it_prints(tmp_path: Path) -> None:
-    arguments = ["--model", "ring", "--solver", "heun", "--solver", "ancestral", "--nfe", "6",
-                 "--samples", "20", "--replicates", "2",
-                 "--out", str(tmp_path), "--json"]  # fmt: skip
+    arguments = [
+        "--model",
+        "ring",
+        "--solver",
+        "heun",
+        "--solver",
+        "ancestral",
+        "--nfe",
+        "6",
+        "--samples",
+        "20",
+        "--replicates",
+        "2",
+        "--out",
+        str(tmp_path),
+        "--json",
+    ]
     result = CliRunner().invoke(command, arguments, catch_exceptions=False)
     assert result.exit_code == 0
     printed = json.loads(result.stdout)
@@ -375,9 +431,27 @@ def test_a_shipped_model_is_compared_by_name_alone(
 ) -> None:
     """In a folder without its data: distances are to its flow, and errors fall as they should."""
     monkeypatch.chdir(tmp_path)
-    arguments = ["--model", "mnist", "--solver", "ddim", "--nfe", "2", "--nfe", "8", "--samples",
-                 "2", "--replicates", "2", "--reference-steps", "8", "--device", "cpu",
-                 "--out", "out", "--json"]  # fmt: skip
+    arguments = [
+        "--model",
+        "mnist",
+        "--solver",
+        "ddim",
+        "--nfe",
+        "2",
+        "--nfe",
+        "8",
+        "--samples",
+        "2",
+        "--replicates",
+        "2",
+        "--reference-steps",
+        "8",
+        "--device",
+        "cpu",
+        "--out",
+        "out",
+        "--json",
+    ]
     result = CliRunner().invoke(command, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     [found] = json.loads(result.stdout)["comparisons"]
@@ -387,18 +461,36 @@ def test_a_shipped_model_is_compared_by_name_alone(
     assert found["reference_nfe"] == 8 + 9  # three steps of order 4 take Runge and Kutta's four
 
 
-def test_a_shipped_model_is_compared_with_data_that_are_named(
-    tmp_path: Path, mnist: Path
-) -> None:
+def test_a_shipped_model_is_compared_with_data_that_are_named(tmp_path: Path, mnist: Path) -> None:
     images = load_data(mnist, "test", limit=40).values[:, 0].numpy()
     np.save(tmp_path / "images.npy", images)
-    arguments = ["--model", "mnist", "--data", str(tmp_path / "images.npy"), "--solver", "ddim",
-                 "--nfe", "9", "--samples", "5", "--replicates", "2", "--reference-steps", "2",
-                 "--device", "cpu", "--out", str(tmp_path), "--json"]  # fmt: skip
+    arguments = [
+        "--model",
+        "mnist",
+        "--data",
+        str(tmp_path / "images.npy"),
+        "--solver",
+        "ddim",
+        "--nfe",
+        "9",
+        "--samples",
+        "5",
+        "--replicates",
+        "2",
+        "--reference-steps",
+        "2",
+        "--device",
+        "cpu",
+        "--out",
+        str(tmp_path),
+        "--json",
+    ]
     result = CliRunner().invoke(command, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     [found] = json.loads(result.stdout)["comparisons"]
     assert found["against"] == "held-out data"
     # Samples of the model are about as far from images as other images are.
-    assert found["rows"][0]["sliced_wasserstein"]["mean"] < \
-        1.5 * found["floor_sliced_wasserstein"]["mean"]  # fmt: skip
+    assert (
+        found["rows"][0]["sliced_wasserstein"]["mean"]
+        < 1.5 * found["floor_sliced_wasserstein"]["mean"]
+    )

@@ -80,10 +80,12 @@ def test_every_order_is_the_declared_one(sde, solver) -> None:
 class Tilted(OneStep[ODE]):
     """Heun's method with weights ½ + d and ½ − d: consistent, and first order unless d is 0."""
 
-    dynamics, order = ODE, 2
+    dynamics = ODE
+    order = 2
 
     def __init__(self, d: float, wrong: float = 0.0) -> None:
-        self.d, self.wrong = d, wrong
+        self.d = d
+        self.wrong = wrong
 
     def step(self, dynamics, x, t, s, noise):  # noqa: ARG002
         k1 = dynamics.velocity(x, t)
@@ -94,10 +96,13 @@ class Tilted(OneStep[ODE]):
 class Loud(OneStep[ReverseSDE]):
     """Euler–Maruyama with a noise that is too loud, or drawn apart from the path."""
 
-    dynamics, order, strong_order = ReverseSDE, 1, 1
+    dynamics = ReverseSDE
+    order = 1
+    strong_order = 1
 
     def __init__(self, factor: float = 1.0, *, apart: bool = False) -> None:
-        self.factor, self.apart = factor, apart
+        self.factor = factor
+        self.apart = apart
 
     def step(self, dynamics, x, t, s, noise):
         z = noise.normal(x) if self.apart else noise.unit(x, t, s)
@@ -127,7 +132,9 @@ def test_what_is_drawn_between_the_times_of_the_grid_is_of_the_same_path() -> No
     """Two half steps of noise: off the grid, and the strong order must not notice."""
 
     class Halves(OneStep[ReverseSDE]):
-        dynamics, order, strong_order = ReverseSDE, 1, 1
+        dynamics = ReverseSDE
+        order = 1
+        strong_order = 1
 
         def step(self, dynamics, x, t, s, noise):
             m = 0.3 * t + 0.7 * s
@@ -140,7 +147,8 @@ def test_what_is_drawn_between_the_times_of_the_grid_is_of_the_same_path() -> No
 @every_sde
 def test_the_fast_score_of_the_line_is_the_oracles(sde) -> None:
     oracle = Gaussian(torch.tensor([0.3]).double(), torch.tensor([[0.25]])).diffused(sde)
-    line, x = _Line(sde), torch.linspace(-2, 2, 7, dtype=torch.float64)[:, None]
+    line = _Line(sde)
+    x = torch.linspace(-2, 2, 7, dtype=torch.float64)[:, None]
     t = torch.tensor(ends(sde)[0], dtype=torch.float64)
     assert torch.allclose(line(x, t), oracle(x, t), atol=1e-12)
     assert torch.allclose(line(x, t.expand(7)), oracle(x, t), atol=1e-12)
@@ -208,7 +216,8 @@ def test_orders_hold_on_other_families_of_grids(solver, rule) -> None:
 
 def test_a_solver_must_declare_its_order_and_a_rule_must_keep_its_ends() -> None:
     class Silent(OneStep[ODE]):
-        dynamics, step = ODE, Heun.step
+        dynamics = ODE
+        step = Heun.step
 
     with pytest.raises(TypeError, match="Silent: order must be a number, got None; declare it"):
         certify(Silent(), VPSDE())
@@ -251,7 +260,8 @@ def test_adaptive_errors_follow_the_tolerance(method) -> None:
     def error(tolerance: float) -> float:
         return ode_convergence(TorchDiffEq(method, tolerance, tolerance), VPSDE(), (1,)).errors[0]
 
-    coarse, fine = error(1e-4), error(1e-8)
+    coarse = error(1e-4)
+    fine = error(1e-8)
     assert fine < 1e-6
     assert fine < 0.1 * coarse
 

@@ -45,9 +45,11 @@ def idx(values: NDArray[np.uint8]) -> bytes:
 
 
 @given(
-    levels=st.sampled_from(LEVELS), scaling=st.sampled_from(SCALINGS), u=st.floats(0, LAST),
+    levels=st.sampled_from(LEVELS),
+    scaling=st.sampled_from(SCALINGS),
+    u=st.floats(0, LAST),
     data=st.data(),
-)  # fmt: skip
+)
 def test_decoding_takes_back_what_encoding_did(
     levels: int, scaling: Scaling, u: float, data: st.DataObject
 ) -> None:
@@ -85,7 +87,8 @@ def test_the_scaling_in_numbers_worked_out_by_hand() -> None:
 
 
 def test_the_scaling_not_given_is_the_published_formula_bit_for_bit() -> None:
-    spec, k = DataSpec("bytes", (1,), 256), torch.arange(256).repeat(400)
+    spec = DataSpec("bytes", (1,), 256)
+    k = torch.arange(256).repeat(400)
     u = torch.rand(len(k), generator=seeded())
     u[::7] = 1 - 2.0**-24
     x = (2 * (k.double() + u.double()) / 256 - 1).float()
@@ -145,9 +148,16 @@ def test_real_data_in_units_of_its_own() -> None:
     assert torch.allclose(spec.log_volume(fahrenheit), torch.full((3,), math.log(180)).double())
 
 
-@pytest.mark.parametrize(("levels", "scaling"), [
-    (17, Affine()), (None, Affine(0, 1)), (17, Affine(0, 1)), (None, Affine()), (256, Logit(0.1)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("levels", "scaling"),
+    [
+        (17, Affine()),
+        (None, Affine(0, 1)),
+        (17, Affine(0, 1)),
+        (None, Affine()),
+        (256, Logit(0.1)),
+    ],
+)
 def test_a_specification_survives_json(levels: int | None, scaling: Scaling) -> None:
     spec = DataSpec("digits", (1, 8, 8), levels, scaling)
     assert DataSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
@@ -267,11 +277,15 @@ def test_the_first_rows_of_the_digits_hold_all_classes() -> None:
 @pytest.mark.parametrize(
     ("split", "mean", "places", "counts"),
     [
-        ("train", 0.1306604762738429, 15,
-         [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]),
+        (
+            "train",
+            0.1306604762738429,
+            15,
+            [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949],
+        ),
         ("test", 0.13251461, 8, [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]),
     ],
-)  # fmt: skip
+)
 def test_mnist_bit_for_bit(
     mnist: Path, split: str, mean: float, places: int, counts: list[int]
 ) -> None:
@@ -478,15 +492,17 @@ NUMBERS: dict[str, tuple[bytes, str]] = {
     "cut.gz": (gzip.compress(WHOLE)[:-9], "PATH must be a whole gzip file, got Compressed file"),
     "bad.gz": (gzip.compress(WHOLE)[:-8] + bytes(8), "PATH must be a whole gzip file, got CRC"),
     "cut.bin": (bytes(3072), "PATH must hold whole CIFAR-10 records of 3073 bytes, got 3072"),
-    "bad.bin": (b"\x0a" + bytes(3072), "PATH must start each CIFAR-10 record with a label from "
-                "0 to 9, got 10;"),
+    "bad.bin": (
+        b"\x0a" + bytes(3072),
+        "PATH must start each CIFAR-10 record with a label from 0 to 9, got 10;",
+    ),
     "empty.bin": (b"", "PATH must hold at least one sample"),
     "empty.npy": (b"", "PATH must be a whole .npy or .npz file of numbers"),
     "text.npy": (b"1 2 3 4 5 6 7 8", "PATH must be a whole .npy or .npz file of numbers"),
     # Damage in the header is read as Python source by numpy, which raises whatever that gives.
     "head.npy": (b"\x93NUMPY\x01\x00\x10\x00{'descr': (((((((", "PATH must be a whole .npy"),
     "cut.npz": (b"PK\x03\x04" + bytes(40), "PATH must be a whole .npy or .npz file of numbers"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", NUMBERS)
@@ -511,15 +527,19 @@ ARRAYS: dict[str, tuple[Any, str]] = {
     "objects": (np.array([[{}, 1]], object), "Object arrays cannot be loaded"),
     "no rows": (np.ones((0, 3)), "PATH must hold at least one sample, got shape (0, 3)"),
     "no columns": (np.ones((3, 0)), "PATH must hold at least one sample, got shape (3, 0)"),
-    "single numbers": (np.ones(3), "PATH must hold an array (N, …) of at least two axes, "
-                       "got (3,); save array.reshape(N, -1)"),
+    "single numbers": (
+        np.ones(3),
+        "PATH must hold an array (N, …) of at least two axes, got (3,); save array.reshape(N, -1)",
+    ),
     "nan": (np.array([[1, np.nan]]), "PATH must hold finite numbers, got nan"),
     "infinite": (np.array([[1, -np.inf]]), "PATH must hold finite numbers, got -inf … 1.0"),
     "beyond float32": (np.array([[1, 1e300]]), "PATH must hold finite numbers, got 1.0 … inf"),
     "negative": (np.array([[3, -1]]), "PATH must hold integers from 0 to 255, got -1 … 3"),
-    "300 levels": (np.array([[0, 299]]), "PATH must hold integers from 0 to 255, got 0 … 299; "
-                   "pass levels=300"),
-}  # fmt: skip
+    "300 levels": (
+        np.array([[0, 299]]),
+        "PATH must hold integers from 0 to 255, got 0 … 299; pass levels=300",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", ARRAYS)
@@ -600,16 +620,31 @@ CALLS: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: DataSpec("a", (1,), 1), ValueError, "DataSpec: levels must be None or an integer"),
     (lambda: DataSpec("a", (1,), True), ValueError, "DataSpec: levels must be None or an integer"),
     (lambda: DataSpec("a", (1,), 2**17), ValueError, "integer from 2 to 65536, got 131072"),
-    (lambda: DataSpec("a", (1,), 4, (-1, 1)), TypeError,  # type: ignore[arg-type]
-     "DataSpec: scaling must be a Scaling, got (-1, 1); pass for example Affine(-1, 1)"),
-    (lambda: DataSpec("a", (1,), None, Logit()), ValueError,
-     "scaling must be affine for real data, got Logit(margin=0.05); pass levels, or for"),
-    (lambda: DataSpec("a", (1,), 65536, Affine(1000, 1001)), ValueError,
-     "scaling must have bins that float32 can tell apart for 65536 levels, got Affine(low=1000"),
-    (lambda: DataSpec("a", (1,), 4, Logit()).offset_bits, ValueError,
-     "DataSpec.offset_bits: scaling must be affine, got Logit(margin=0.05); use log_volume(x)"),
-    (lambda: DataSpec.from_json({"name": "a", "scaling": None}), ValueError,
-     "hold name, shape and levels"),
+    (
+        lambda: DataSpec("a", (1,), 4, (-1, 1)),
+        TypeError,  # type: ignore[arg-type]
+        "DataSpec: scaling must be a Scaling, got (-1, 1); pass for example Affine(-1, 1)",
+    ),
+    (
+        lambda: DataSpec("a", (1,), None, Logit()),
+        ValueError,
+        "scaling must be affine for real data, got Logit(margin=0.05); pass levels, or for",
+    ),
+    (
+        lambda: DataSpec("a", (1,), 65536, Affine(1000, 1001)),
+        ValueError,
+        "scaling must have bins that float32 can tell apart for 65536 levels, got Affine(low=1000",
+    ),
+    (
+        lambda: DataSpec("a", (1,), 4, Logit()).offset_bits,
+        ValueError,
+        "DataSpec.offset_bits: scaling must be affine, got Logit(margin=0.05); use log_volume(x)",
+    ),
+    (
+        lambda: DataSpec.from_json({"name": "a", "scaling": None}),
+        ValueError,
+        "hold name, shape and levels",
+    ),
     (lambda: DataSpec.from_json({"name": "a"}), ValueError, "hold name, shape and levels"),
     (lambda: SPEC.encode(torch.tensor([4]), 0.5), ValueError, "k must hold integers from 0 to 3"),
     (lambda: SPEC.encode(torch.tensor([-1]), 0.5), ValueError, "got -1 … -1; shift them to 0"),
@@ -618,28 +653,47 @@ CALLS: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: SPEC.encode(torch.tensor([0]), -0.1), ValueError, r"u must be in [0, 1), got -0.1"),
     (lambda: SPEC.encode(torch.tensor([0]), math.nan), ValueError, r"in [0, 1), got nan"),
     (lambda: SPEC.decode(torch.tensor([math.nan])), ValueError, "x must be numbers, got nan"),
-    (lambda: Dataset(SPEC, torch.zeros(2, 3).byte(), None), ValueError,
-     "Dataset: values of 'pixels' must have shape (N, 1), got (2, 3)"),
-    (lambda: Dataset(SPEC, torch.zeros(2, 1), None), ValueError,
-     "values of 'pixels' must be integers for 4 levels, got torch.float32; pass values.to(torch."),
+    (
+        lambda: Dataset(SPEC, torch.zeros(2, 3).byte(), None),
+        ValueError,
+        "Dataset: values of 'pixels' must have shape (N, 1), got (2, 3)",
+    ),
+    (
+        lambda: Dataset(SPEC, torch.zeros(2, 1), None),
+        ValueError,
+        "values of 'pixels' must be integers for 4 levels, got torch.float32; pass values.to",
+    ),
     (lambda: Dataset(SPEC, torch.tensor([[4]]), None), ValueError, "hold integers from 0 to 3"),
-    (lambda: Dataset(SPEC, torch.tensor([[1]]), torch.tensor([0, 1])), ValueError,
-     "labels of 'pixels' must be 1 integers, got torch.int64 of shape (2,)"),
-    (lambda: Dataset(SPEC, torch.tensor([[1]]), torch.tensor([-1])), ValueError,
-     "labels of 'pixels' must be 0 or more, got -1; number the classes from 0"),
-    (lambda: Dataset(DataSpec("p", (1,), None), torch.tensor([[math.nan]]), None), ValueError,
-     "values of 'p' must hold finite numbers, got nan"),
-    (lambda: Dataset(DataSpec("p", (1,), None), torch.ones(1, 1).double(), None), ValueError,
-     "values of 'p' must be float32, got torch.float64"),
-    (lambda: Dataset(SPEC, torch.tensor([[1]]), None).dequantized(0),  # type: ignore[arg-type]
-     TypeError, "generator must be a torch.Generator, got 0"),
-]  # fmt: skip
+    (
+        lambda: Dataset(SPEC, torch.tensor([[1]]), torch.tensor([0, 1])),
+        ValueError,
+        "labels of 'pixels' must be 1 integers, got torch.int64 of shape (2,)",
+    ),
+    (
+        lambda: Dataset(SPEC, torch.tensor([[1]]), torch.tensor([-1])),
+        ValueError,
+        "labels of 'pixels' must be 0 or more, got -1; number the classes from 0",
+    ),
+    (
+        lambda: Dataset(DataSpec("p", (1,), None), torch.tensor([[math.nan]]), None),
+        ValueError,
+        "values of 'p' must hold finite numbers, got nan",
+    ),
+    (
+        lambda: Dataset(DataSpec("p", (1,), None), torch.ones(1, 1).double(), None),
+        ValueError,
+        "values of 'p' must be float32, got torch.float64",
+    ),
+    (
+        lambda: Dataset(SPEC, torch.tensor([[1]]), None).dequantized(0),  # type: ignore[arg-type]
+        TypeError,
+        "generator must be a torch.Generator, got 0",
+    ),
+]
 
 
 @pytest.mark.parametrize(("call", "error", "text"), CALLS, ids=[text for *_, text in CALLS])
-def test_a_wrong_argument(
-    call: Callable[[], object], error: type[Exception], text: str
-) -> None:
+def test_a_wrong_argument(call: Callable[[], object], error: type[Exception], text: str) -> None:
     with pytest.raises(error) as caught:
         call()
     assert text in str(caught.value)

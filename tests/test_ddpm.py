@@ -43,7 +43,8 @@ from sde_diffusion.likelihood.decoders import BinDecoder, GaussianDecoder, bin_c
 from sde_diffusion.solvers import DormandPrince
 
 NORMAL = GaussianDecoder()
-LINEAR, COSINE = Chain.ddpm(linear_betas(1000)), Chain.ddpm(cosine_betas(1000))
+LINEAR = Chain.ddpm(linear_betas(1000))
+COSINE = Chain.ddpm(cosine_betas(1000))
 CHAINS = {
     "linear": LINEAR,
     "cosine": COSINE,
@@ -80,9 +81,10 @@ def same(k: int, n: int) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("chain", "alpha_bar", "bits"), [(LINEAR, 4.0358e-5, 2.9112e-5), (COSINE, 2.43e-9, 1.753e-9)],
+    ("chain", "alpha_bar", "bits"),
+    [(LINEAR, 4.0358e-5, 2.9112e-5), (COSINE, 2.43e-9, 1.753e-9)],
     ids=["linear", "cosine"],
-)  # fmt: skip
+)
 def test_published_constants(chain, alpha_bar, bits) -> None:
     """ᾱ_1000, and L_T in bits per dimension at x0 = ±1."""
     assert float(chain.alpha_bars[-1]) == pytest.approx(alpha_bar, rel=2e-3)
@@ -93,8 +95,10 @@ def test_published_constants(chain, alpha_bar, bits) -> None:
 def test_forward_steps_make_the_closed_form() -> None:
     """Affine in (x0, z_1 … z_k): the mean factor and the summed squares of the noise factors."""
     betas = cosine_betas(20)
-    chain, one = Chain.ddpm(betas), torch.ones(1, 1, dtype=torch.float64)
-    mean, variance = one, 0 * one
+    chain = Chain.ddpm(betas)
+    one = torch.ones(1, 1, dtype=torch.float64)
+    mean = one
+    variance = 0 * one
     for k in range(1, 21):
         mean = chain.step(mean, k, 0 * one)
         variance = chain.step(variance.sqrt(), k, 0 * one) ** 2 + chain.step(0 * one, k, one) ** 2
@@ -108,7 +112,9 @@ def test_posterior_is_that_of_ho_et_al() -> None:
     betas = linear_betas(1000)
     bar = torch.cumprod(1 - betas, 0)
     before = torch.cat([torch.ones(1).double(), bar[:-1]])
-    x0, eps, k = randn(1000, 3), randn(1000, 3, seed=1), torch.arange(1, 1001)
+    x0 = randn(1000, 3)
+    eps = randn(1000, 3, seed=1)
+    k = torch.arange(1, 1001)
     x = bar.sqrt()[:, None] * x0 + (1 - bar).sqrt()[:, None] * eps
     expected = (before.sqrt() * betas / (1 - bar))[:, None] * x0
     expected += ((1 - betas).sqrt() * (1 - before) / (1 - bar))[:, None] * x
@@ -123,7 +129,9 @@ def test_posterior_is_that_of_ho_et_al() -> None:
 @every_chain
 def test_both_forms_of_the_posterior_agree(chain) -> None:
     n = len(chain)
-    x0, eps, k = randn(n, 3), randn(n, 3, seed=1), torch.arange(1, n + 1)
+    x0 = randn(n, 3)
+    eps = randn(n, 3, seed=1)
+    k = torch.arange(1, n + 1)
     x = chain.perturb(x0, k, eps)
     scale = chain.sigma.max()
     mean = chain.posterior(x, x0, k)[0]
@@ -134,9 +142,12 @@ def test_both_forms_of_the_posterior_agree(chain) -> None:
 def test_posterior_is_gaussian_conditioning_of_the_joint(chain) -> None:
     """(x_{k−1}, x_k) given x0 is normal with covariance [[s², a s²], [a s², a² s² + b²]]."""
     n = len(chain)
-    x0, x, k = randn(n, 3), randn(n, 3, seed=1), torch.arange(1, n + 1)
+    x0 = randn(n, 3)
+    x = randn(n, 3, seed=1)
+    k = torch.arange(1, n + 1)
     a = (chain.alpha[1:] / chain.alpha[:-1])[:, None]
-    s2, b2 = chain.sigma[:-1, None] ** 2, chain.betas[:, None]
+    s2 = chain.sigma[:-1, None] ** 2
+    b2 = chain.betas[:, None]
     gain = a * s2 / (a**2 * s2 + b2)
     expected = chain.alpha[:-1, None] * x0 + gain * (x - a * chain.alpha[:-1, None] * x0)
     mean, variance = chain.posterior(x, x0, k)
@@ -168,7 +179,8 @@ def test_respaced_betas_are_those_of_improved_diffusion() -> None:
     """β' = 1 − ᾱ_i/ᾱ_{last kept}; the respaced chain is the DDPM of them."""
     bar = torch.cumprod(1 - linear_betas(1000), 0)
     kept = (trailing(1000, 50) * 1000).round().long().flip(0)[1:]
-    last, expected = 1.0, []
+    last = 1.0
+    expected = []
     for i in kept.tolist():
         expected.append(1 - float(bar[i - 1]) / last)
         last = float(bar[i - 1])
@@ -199,8 +211,10 @@ def test_what_beta_as_variance_costs() -> None:
 
 
 def test_learned_variance_runs_from_posterior_to_forward() -> None:
-    x, k = randn(999, 2), torch.arange(2, 1001)
-    posterior, forward = LINEAR.posterior_variances[1:, None], LINEAR.betas[1:, None]
+    x = randn(999, 2)
+    k = torch.arange(2, 1001)
+    posterior = LINEAR.posterior_variances[1:, None]
+    forward = LINEAR.betas[1:, None]
 
     def at(v: float) -> Tensor:
         return LearnedVariance(lambda x, _: torch.full_like(x, v)).at(LINEAR, x, k)
@@ -229,7 +243,8 @@ def test_analytic_variance_is_exact_on_n_0_v(chain) -> None:
 
 def test_analytic_variance_is_that_of_bao_et_al() -> None:
     """β̃ + (√((1−ᾱ_k)/(1−β_k)) − √(1−ᾱ_{k−1}−β̃_k))² (1 − (1−ᾱ_k) E‖s‖²/D)."""
-    betas, power = linear_betas(1000), torch.linspace(0.1, 0.9, 1000, dtype=torch.float64)
+    betas = linear_betas(1000)
+    power = torch.linspace(0.1, 0.9, 1000, dtype=torch.float64)
     bar = torch.cumprod(1 - betas, 0)
     before = torch.cat([torch.ones(1).double(), bar[:-1]])
     tilde = (1 - before) / (1 - bar) * betas
@@ -239,7 +254,8 @@ def test_analytic_variance_is_that_of_bao_et_al() -> None:
 
 
 def test_analytic_variance_from_data() -> None:
-    data, chain = normal(0.3, 4), CHAINS["respaced"]
+    data = normal(0.3, 4)
+    chain = CHAINS["respaced"]
     x0 = data.sample(1500, generator())
     found = AnalyticVariance.estimated(data.diffused(chain.sde), x0, chain, seed=1)
     power = chain.sigma[1:] ** 2 / (0.3 * chain.alpha[1:] ** 2 + chain.sigma[1:] ** 2)
@@ -250,7 +266,9 @@ def test_analytic_variance_from_data() -> None:
 
 def test_sampling_with_the_analytic_variance_keeps_every_marginal_of_n_0_v() -> None:
     """Affine in (x, z): the variance of each x_{k−1} is exact, even in 5 steps."""
-    v, sde, one = 0.3, VPSDE(), torch.ones(1, 1, dtype=torch.float64)
+    v = 0.3
+    sde = VPSDE()
+    one = torch.ones(1, 1, dtype=torch.float64)
     chain = Chain(sde, uniform(5, 1.0, 0.0))
     total = chain.alpha**2 * v + chain.sigma**2
     model = normal(v).diffused(sde)
@@ -274,13 +292,12 @@ def test_reverse_steps_are_those_of_diffusers(kind, name, monkeypatch) -> None:
     diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
     scheduler = diffusers.DDPMScheduler(1000, clip_sample=False, variance_type=name)
     betas = linear_betas(1000)
-    scheduler.betas, scheduler.alphas = betas, 1 - betas
+    scheduler.betas = betas
+    scheduler.alphas = 1 - betas
     scheduler.alphas_cumprod = torch.cumprod(1 - betas, 0)
     scheduler.one = torch.tensor(1.0, dtype=torch.float64)
     x, z, eps = (randn(2, 1, 2, 3, seed=i) for i in range(3))
-    monkeypatch.setattr(
-        "diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *_, **__: z
-    )
+    monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *_, **__: z)
     for k in (1, 2, 300, 1000):
         theirs = scheduler.step(eps, k - 1, x).prev_sample
         x0_hat = (x - LINEAR.sigma[k] * eps) / LINEAR.alpha[k]
@@ -306,7 +323,8 @@ class Clipped(Variance):
 @pytest.mark.parametrize("kind", [ForwardVariance(), PosteriorVariance()], ids=repr)
 def test_terms_are_those_of_improved_diffusion(kind) -> None:
     """_vb_terms_bpd transcribed: KL by means and log-variances, and the decoder at k = 1."""
-    betas, n = linear_betas(1000), 6
+    betas = linear_betas(1000)
+    n = 6
     bar = torch.cumprod(1 - betas, 0)
     before = torch.cat([torch.ones(1).double(), bar[:-1]])
     tilde = betas * (1 - before) / (1 - bar)
@@ -317,7 +335,9 @@ def test_terms_are_those_of_improved_diffusion(kind) -> None:
     x0[0, 0], x0[0, 1] = -1.0, 1.0
 
     def mean(a: Tensor, x: Tensor, k: int) -> Tensor:
-        b, pb, cb = betas[k - 1], before[k - 1], bar[k - 1]
+        b = betas[k - 1]
+        pb = before[k - 1]
+        cb = bar[k - 1]
         return pb.sqrt() * b / (1 - cb) * a + (1 - b).sqrt() * (1 - pb) / (1 - cb) * x
 
     def cdf(y: Tensor) -> Tensor:  # exact, where theirs is the approximation by tanh
@@ -326,7 +346,10 @@ def test_terms_are_those_of_improved_diffusion(kind) -> None:
     for k in (1, 2, 10, 500, 1000):
         x = bar[k - 1].sqrt() * x0 + (1 - bar[k - 1]).sqrt() * randn(n, 5, seed=k)
         x0_hat = x0 + 0.01 * randn(n, 5, seed=k + 1)
-        m1, m2, v1, v2 = mean(x0, x, k), mean(x0_hat, x, k), clipped[k - 1], log_v[k - 1]
+        m1 = mean(x0, x, k)
+        m2 = mean(x0_hat, x, k)
+        v1 = clipped[k - 1]
+        v2 = log_v[k - 1]
         kl = 0.5 * (-1.0 + v2 - v1 + (v1 - v2).exp() + (m1 - m2) ** 2 * (-v2).exp())
         upper, lower = ((x0 - m2 + s / 255) * (-0.5 * v2).exp() for s in (1, -1))
         mass = torch.where(x0 < -0.999, cdf(upper), cdf(upper) - cdf(lower))
@@ -355,9 +378,11 @@ def expected_bound(v: float, chain: Chain, variance: Variance) -> Tensor:
     """L_T + Σ L_{k−1} + L_0 averaged over x0 ~ N(0, v) and eps, exactly: all terms are squares."""
     x0 = v**0.5 * torch.tensor([[1.0], [1.0], [-1.0], [-1.0]], dtype=torch.float64)
     eps = torch.tensor([[1.0], [-1.0], [1.0], [-1.0]], dtype=torch.float64)
-    model, total = normal(v).diffused(chain.sde), prior_kl(x0, chain.sde)
+    model = normal(v).diffused(chain.sde)
+    total = prior_kl(x0, chain.sde)
     for k in range(1, len(chain) + 1):
-        x, index = chain.perturb(x0, k, eps), same(k, 4)
+        x = chain.perturb(x0, k, eps)
+        index = same(k, 4)
         x0_hat = model.denoise(x, chain.times[k])
         total = total + step_bound(x0, x0_hat, x, chain, index, variance, NORMAL)
     return total.mean()
@@ -375,11 +400,13 @@ def prior_mismatch(v: float, sde) -> float:
 
 
 def test_gap_to_the_entropy_falls_as_one_over_n() -> None:
-    v, sde = 0.3, VPSDE()
+    v = 0.3
+    sde = VPSDE()
     least = entropy(v) + prior_mismatch(v, sde)
     steps = (100, 200, 400, 800)
-    gaps = [float(expected_bound(v, Chain(sde, lattice(n)), ForwardVariance())) - least
-            for n in steps]  # fmt: skip
+    gaps = [
+        float(expected_bound(v, Chain(sde, lattice(n)), ForwardVariance())) - least for n in steps
+    ]
     assert min(gaps) > 0
     for coarse, fine in itertools.pairwise(gaps):
         assert math.log2(fine / coarse) == pytest.approx(-1, abs=0.03)
@@ -387,7 +414,9 @@ def test_gap_to_the_entropy_falls_as_one_over_n() -> None:
 
 def test_posterior_variance_keeps_half_of_eulers_constant() -> None:
     """Σ ½(1/(k−1) − log(k/(k−1))) = γ/2 nats a dimension in the limit of many steps."""
-    v, sde, gamma = 0.3, VPSDE(LinearBeta(1.0, 1.0)), 0.5772156649
+    v = 0.3
+    sde = VPSDE(LinearBeta(1.0, 1.0))
+    gamma = 0.5772156649
     least = entropy(v) + prior_mismatch(v, sde)
     gaps = [
         float(expected_bound(v, Chain(sde, lattice(n)), PosteriorVariance())) - least
@@ -426,15 +455,16 @@ def test_on_a_standard_normal_every_sample_has_its_likelihood(draws) -> None:
 
 
 @pytest.mark.parametrize("draws", [None, 30])
-@pytest.mark.parametrize(
-    "variance", [ForwardVariance(), PosteriorVariance(), "learned"], ids=str
-)
+@pytest.mark.parametrize("variance", [ForwardVariance(), PosteriorVariance(), "learned"], ids=str)
 def test_estimate_and_table_agree_with_the_exact_terms(variance, draws) -> None:
     """At fixed x0 all terms are squares of eps, so two eps give their means exactly."""
     if variance == "learned":
         variance = LearnedVariance(lambda x, _: torch.full_like(x, 0.8))
-    v, sde, n = 0.3, VPSDE(), 25
-    chain, model = Chain(sde, lattice(n)), normal(v).diffused(sde)
+    v = 0.3
+    sde = VPSDE()
+    n = 25
+    chain = Chain(sde, lattice(n))
+    model = normal(v).diffused(sde)
     x0 = torch.full((400, 1), 0.4, dtype=torch.float64)
     bound = vlb(x0, model, lattice(n), variance=variance, draws=draws, seed=4)
     eps = torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
@@ -462,7 +492,8 @@ def test_estimate_and_table_agree_with_the_exact_terms(variance, draws) -> None:
 
 def test_tables_of_batches_add_up() -> None:
     data = correlated()
-    x, model = data.sample(7, generator()), data.diffused(VPSDE())
+    x = data.sample(7, generator())
+    model = data.diffused(VPSDE())
     whole = vlb(x, model, lattice(10), draws=8).per_step
     begin = vlb(x[:3], model, lattice(10), draws=8).per_step
     both = begin + vlb(x[3:], model, lattice(10), draws=8, first=3).per_step
@@ -484,16 +515,22 @@ def test_a_value_is_the_same_alone_and_in_a_batch_bit_for_bit(decoder, draws) ->
 
 
 @pytest.mark.parametrize(
-    "data", [correlated(2), correlated(16), GaussianMixture(
-        [1, 2], randn(2, 1, 8, 8, seed=2), stds=[0.4, 0.6])],
+    "data",
+    [
+        correlated(2),
+        correlated(16),
+        GaussianMixture([1, 2], randn(2, 1, 8, 8, seed=2), stds=[0.4, 0.6]),
+    ],
     ids=["2", "16", "image"],
-)  # fmt: skip
+)
 def test_exact_flow_and_bounds_come_in_this_order(data) -> None:
     """−log p, the flow and the continuous bound agree; the discrete ones lie below, 1/N apart."""
     sde = VPSDE()
-    x, model = data.sample(60, generator(3)), data.diffused(sde)
+    x = data.sample(60, generator(3))
+    model = data.diffused(sde)
     flow = log_prob(x, ProbabilityFlow(sde, model), DormandPrince(1e-6, 1e-6), divergence=Exact())
-    exact, bound = data.log_prob(x), elbo(x, model, draws=128)
+    exact = data.log_prob(x)
+    bound = elbo(x, model, draws=128)
     coarse, fine = (vlb(x, model, lattice(n), draws=128) for n in (5, 80))
 
     def error(*bounds) -> float:
@@ -508,16 +545,19 @@ def test_exact_flow_and_bounds_come_in_this_order(data) -> None:
 
 def test_on_integers_it_is_the_log_probability_itself() -> None:
     """Points on levels far apart: L_0 is 0 for certain, and the sum −log P(k) as N grows."""
-    centres, sde = bin_centres(5), VPSDE()
+    centres = bin_centres(5)
+    sde = VPSDE()
     points = torch.cartesian_prod(centres, centres)
     p = torch.rand(25, generator=generator(), dtype=torch.float64) + 0.05
     p = p / p.sum()
     model = GaussianMixture(p, points, stds=[1e-5] * 25).diffused(sde)
     k = torch.multinomial(p, 300, replacement=True, generator=generator(1))
-    decoder, excess = BinDecoder(centres), []
+    decoder = BinDecoder(centres)
+    excess = []
     for n in (200, 400):
-        bound = vlb(points[k], model, lattice(n), decoder=decoder, draws=200,
-                    variance=PosteriorVariance())  # fmt: skip
+        bound = vlb(
+            points[k], model, lattice(n), decoder=decoder, draws=200, variance=PosteriorVariance()
+        )
         assert float(bound.terms["reconstruction"].abs().max()) < 1e-9
         excess.append(float((p[k].log() - bound.nats).mean()))
     error = 4 * float(bound.standard_error.square().sum()) ** 0.5 / 300
@@ -533,7 +573,8 @@ class Network(nn.Module):
 
 
 def test_refusals() -> None:
-    model, x = normal(1.0, 2).diffused(VPSDE()), torch.zeros(1, 2)
+    model = normal(1.0, 2).diffused(VPSDE())
+    x = torch.zeros(1, 2)
     with pytest.raises(ValueError, match="grid must fall to 0, where the data are"):
         vlb(x, model, uniform(10, 1.0, 1e-3))
     with pytest.raises(ValueError, match="grid must fall to 0, where the data are"):

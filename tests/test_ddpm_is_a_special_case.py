@@ -59,7 +59,9 @@ def algorithm_2(betas: torch.Tensor, model, x: torch.Tensor, z: torch.Tensor) ->
     alpha_bar = torch.cumprod(alphas, 0)
     n = len(betas)
     for k in range(n, 0, -1):
-        a, ab, b = alphas[k - 1], alpha_bar[k - 1], betas[k - 1]
+        a = alphas[k - 1]
+        ab = alpha_bar[k - 1]
+        b = betas[k - 1]
         before = alpha_bar[k - 2] if k > 1 else torch.tensor(1.0, dtype=torch.float64)
         sigma = ((1 - before) / (1 - ab) * b).sqrt()
         noise = z[n - k] if k > 1 else torch.zeros_like(x)
@@ -69,7 +71,8 @@ def algorithm_2(betas: torch.Tensor, model, x: torch.Tensor, z: torch.Tensor) ->
 
 @pytest.mark.parametrize("betas", [linear_betas(N), cosine_betas(N)], ids=["linear", "cosine"])
 def test_ancestral_on_the_lattice_is_algorithm_2(betas) -> None:
-    model, z = exact(betas), draws(N + 1)
+    model = exact(betas)
+    z = draws(N + 1)
     dynamics = ReverseSDE(model.sde, model)
     ours = integrate(dynamics, Ancestral(), z[N], lattice(N), noise=Tape(z)).x
     assert torch.allclose(ours, algorithm_2(betas, model, z[N], z), rtol=0, atol=1e-10)
@@ -83,10 +86,12 @@ def test_ancestral_is_diffusers_ddpm(monkeypatch) -> None:
     )
     # The library keeps its table in float32; the comparison is of the formulas, so it gets ours.
     betas = linear_betas(N)
-    scheduler.betas, scheduler.alphas = betas, 1 - betas
+    scheduler.betas = betas
+    scheduler.alphas = 1 - betas
     scheduler.alphas_cumprod = torch.cumprod(1 - betas, 0)
     scheduler.one = torch.tensor(1.0, dtype=torch.float64)
-    model, z = exact(betas), draws(N + 1)
+    model = exact(betas)
+    z = draws(N + 1)
     x = z[N]
     tape = Tape(z)
     monkeypatch.setattr(
@@ -107,7 +112,8 @@ def test_ancestral_at_eta_0_is_diffusers_50_step_ddim() -> None:
     scheduler.alphas_cumprod = torch.cumprod(1 - betas, 0)
     scheduler.final_alpha_cumprod = torch.tensor(1.0, dtype=torch.float64)
     scheduler.set_timesteps(50)
-    model, x = exact(betas), draws(1)[0]
+    model = exact(betas)
+    x = draws(1)[0]
     theirs = x
     for k in scheduler.timesteps.tolist():
         theirs = scheduler.step(eps_model(model, theirs, k + 1), k, theirs).prev_sample
@@ -130,7 +136,8 @@ def test_ddim_noise_at_eta_1_is_the_ancestral_one_between_any_lattice_times() ->
     loud, still = (
         Ancestral(eta=0.7).step(dynamics, x, t, s, Tape(torch.tensor([z]))) for z in (1.0, 0.0)
     )
-    a_t, a_s = alpha_bar[799], alpha_bar[299]
+    a_t = alpha_bar[799]
+    a_s = alpha_bar[299]
     expected = 0.7 * ((1 - a_s) / (1 - a_t) * (1 - a_t / a_s)).sqrt()
     assert torch.allclose(loud - still, expected.expand_as(x), rtol=1e-10)
 
@@ -139,7 +146,8 @@ def test_ddim_noise_at_eta_1_is_the_ancestral_one_between_any_lattice_times() ->
 def test_ddim_at_eta_0_is_the_exponential_euler_step_of_the_flow(sde) -> None:
     """It solves dx/dt = rate x + ½ (g²/sigma) eps, eps held where it was, exactly."""
     data = GaussianMixture(torch.ones(2), torch.tensor([[-1.0], [0.7]]), stds=[0.3, 0.5])
-    model, x = data.diffused(sde), torch.tensor([[0.4]], dtype=torch.float64)
+    model = data.diffused(sde)
+    x = torch.tensor([[0.4]], dtype=torch.float64)
     t, s = torch.tensor([0.8, 0.3], dtype=torch.float64)
     eps = float(model.eps(x, t))
 
@@ -155,7 +163,8 @@ def test_ddim_at_eta_0_is_the_exponential_euler_step_of_the_flow(sde) -> None:
 def test_reverse_diffusion_on_the_lattice_is_songs() -> None:
     """Song et al. 2021, algorithm 3: x = (2 − √(1−β)) x + β s + √β z."""
     betas = linear_betas(N)
-    model, x = exact(betas), draws(1)[0]
+    model = exact(betas)
+    x = draws(1)[0]
     k = 700
     t, s = torch.tensor([k / N, (k - 1) / N], dtype=torch.float64)
     z = draws(1, seed=5)[0]
@@ -171,7 +180,8 @@ def test_ancestral_and_euler_maruyama_meet_in_the_continuous_limit() -> None:
     def gap(n: int) -> float:
         means = torch.randn(5, 1, 2, 3, generator=torch.Generator().manual_seed(3))
         model = GaussianMixture(torch.ones(5), means, stds=[0.3] * 5).diffused(VPSDE(LinearBeta()))
-        dynamics, x = ReverseSDE(model.sde, model), draws(1)[0]
+        dynamics = ReverseSDE(model.sde, model)
+        x = draws(1)[0]
         t = torch.tensor(0.5, dtype=torch.float64)
         s = t - 1 / n
         one, other = (

@@ -49,13 +49,19 @@ X = torch.tensor([[0.3, -0.2], [1.0, 0.5]], dtype=torch.float64)
     "solver", [EulerMaruyama(), Heun(), AngularAdams(), DormandPrince()], ids=repr
 )
 def test_a_denoised_grid_ends_with_the_posterior_mean(sde, solver) -> None:
-    model, times, seen = mixture(sde), uniform(6, 0.9, 0.05), []
+    model = mixture(sde)
+    times = uniform(6, 0.9, 0.05)
+    seen = []
     dynamics = dynamics_for(solver, sde, model)
     plain = integrate(dynamics, solver, X, times, noise=WhiteNoise(0))
     found = integrate(
-        dynamics, solver, X, Denoised(times), noise=WhiteNoise(0),
+        dynamics,
+        solver,
+        X,
+        Denoised(times),
+        noise=WhiteNoise(0),
         callback=lambda k, t, x: seen.append((k, float(t), x)),
-    )  # fmt: skip
+    )
     assert torch.allclose(found.x, model.denoise(plain.x, times[-1]), rtol=1e-12, atol=1e-12)
     assert (found.nfe, found.steps) == (plain.nfe + 1, plain.steps + 1)
     assert [k for k, _, _ in seen] == list(range(1, found.steps + 1))
@@ -84,15 +90,18 @@ def test_an_equation_without_a_score_refuses_it() -> None:
 
 
 def test_a_solver_brings_its_own_default_grid() -> None:
-    sde, solver = VPSDE(), AngularAdams(sigma_data=0.5)
+    sde = VPSDE()
+    solver = AngularAdams(sigma_data=0.5)
     assert torch.equal(recommended(sde, 7, solver=solver), angular(sde, 7, sigma_data=0.5))
-    assert torch.equal(recommended(sde, 7, 0.9, 0.1, solver=solver),
-                       angular(sde, 7, 0.9, 0.1, sigma_data=0.5))  # fmt: skip
+    assert torch.equal(
+        recommended(sde, 7, 0.9, 0.1, solver=solver), angular(sde, 7, 0.9, 0.1, sigma_data=0.5)
+    )
     for by_lambda in (DPMSolverPP(), DPMSolver(), UniPC(), SDEDPMSolverPP()):
         assert torch.equal(recommended(sde, 7, solver=by_lambda), log_snr(sde, 7))
     assert torch.equal(recommended(sde, 7, solver=Heun()), quadratic(7))
     assert torch.equal(recommended(EDMSDE(), 7, solver=Heun()), karras(EDMSDE(), 7))
-    model, found = mixture(sde), []
+    model = mixture(sde)
+    found = []
     sample(model, solver, (2, 2), steps=7, callback=lambda k, t, x: found.append(t))  # noqa: ARG005
     assert found == list(angular(sde, 7, sigma_data=0.5)[1:])
     problem = Problem("mixture", model, torch.zeros(8, 2))

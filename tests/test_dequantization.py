@@ -43,9 +43,10 @@ every_spec = pytest.mark.parametrize("spec", ONE.values(), ids=lambda s: f"{s.le
 PAIR = DataSpec("pair", (2,), 9)
 # Correlated, and narrower than a bin of PAIR, so that the noise has much to gain.
 NARROW = GaussianMixture(
-    [0.6, 0.4], torch.tensor([[0.1, -0.2], [-0.3, 0.3]]),
+    [0.6, 0.4],
+    torch.tensor([[0.1, -0.2], [-0.3, 0.3]]),
     torch.tensor([[[0.01, 0.008], [0.008, 0.01]], [[0.02, 0.0], [0.0, 0.02]]]),
-)  # fmt: skip
+)
 LINE = GaussianMixture([0.5, 0.3, 0.2], torch.tensor([[-0.5], [0.1], [0.9]]), stds=[0.1, 0.3, 0.2])
 
 
@@ -60,8 +61,13 @@ def unfitted(spec: DataSpec, couplings: int = 0, seed: int = 0) -> Variational:
 
 
 def laws(spec: DataSpec) -> list[Dequantizer]:
-    return [Uniform(), TruncatedNormal(0.4), TruncatedNormal(3.0), unfitted(spec),
-            unfitted(spec, couplings=2)]  # fmt: skip
+    return [
+        Uniform(),
+        TruncatedNormal(0.4),
+        TruncatedNormal(3.0),
+        unfitted(spec),
+        unfitted(spec, couplings=2),
+    ]
 
 
 def quadrature_error(noise: Dequantizer) -> float:
@@ -72,7 +78,8 @@ def quadrature_error(noise: Dequantizer) -> float:
 def gauss(n: int, d: int) -> tuple[Tensor, Tensor]:
     """Nodes and weights on [0, 1]^d."""
     v, w = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(n))
-    v, w = (v + 1) / 2, w / 2
+    v = (v + 1) / 2
+    w = w / 2
     nodes = torch.cartesian_prod(*[v] * d).reshape(-1, d)
     weights = torch.cartesian_prod(*[w] * d).reshape(-1, d).prod(1)
     return nodes, weights
@@ -129,7 +136,8 @@ def test_the_mean_weight_is_the_probability(spec: DataSpec) -> None:
     """E w = P(k), to quadrature's error, for every law and scaling; E log w ≤ log P(k)."""
     k = levels_of(spec)
     truth = by_distribution_function(spec, k)
-    k, truth = k[truth > -20], truth[truth > -20]
+    k = k[truth > -20]
+    truth = truth[truth > -20]
     assert torch.allclose(exact(LINE, spec, k), truth, rtol=0, atol=1e-12)
     for noise in laws(spec):
         mean, bound = expectations(LINE, spec, noise, k)
@@ -169,7 +177,8 @@ def test_log_q_is_that_of_the_map(couplings: int) -> None:
 @pytest.mark.parametrize("law", range(5))
 def test_q_integrates_to_one(law: int) -> None:
     spec = ONE[17, Affine()]
-    noise, z = laws(spec)[law], torch.linspace(-8, 8, 4001, dtype=torch.float64)[:, None]
+    noise = laws(spec)[law]
+    z = torch.linspace(-8, 8, 4001, dtype=torch.float64)[:, None]
     with torch.no_grad():
         u, log_q = noise.transform(z, torch.full_like(z, 5).long())
     assert bool((u[:, 0].diff() >= 0).all())
@@ -188,7 +197,8 @@ def test_the_truncated_normal_is_scipys(scale: float) -> None:
 
 def test_a_narrow_truncated_normal_is_the_noise_of_t_min() -> None:
     """With scale = σ/α L/2, x is the centre and σ/α z, as the docstring says."""
-    spec, sde = ONE[256, Affine()], VPSDE()
+    spec = ONE[256, Affine()]
+    sde = VPSDE()
     t = torch.tensor(1e-5, dtype=torch.float64)
     ratio = float(sde.sigma(t) / sde.alpha(t))
     z = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
@@ -225,7 +235,8 @@ def test_an_unfitted_variational_law_is_the_uniform_one() -> None:
 def test_noise_depends_on_seed_and_sample_alone_bit_for_bit(law: int) -> None:
     image = DataSpec("image", (3, 5, 4), 256)
     k = torch.randint(0, 256, (7, 3, 5, 4), generator=torch.Generator().manual_seed(0))
-    noise, state = laws(image)[law], torch.random.get_rng_state()
+    noise = laws(image)[law]
+    state = torch.random.get_rng_state()
     if isinstance(noise, Variational):
         noise.layers.float()  # as they come: convolutions of a batch round otherwise than alone
     whole = list(noise.draws(k, 3, first=10))
@@ -243,7 +254,8 @@ def test_noise_depends_on_seed_and_sample_alone_bit_for_bit(law: int) -> None:
 def test_seeds_give_other_noise() -> None:
     k = torch.zeros(1, 2).long()
     for make in (Uniform, lambda seed: TruncatedNormal(0.5, seed)):
-        [(u, _)], [(v, _)] = make(seed=1).draws(k), make(seed=2).draws(k)
+        [(u, _)] = make(seed=1).draws(k)
+        [(v, _)] = make(seed=2).draws(k)
         assert not torch.equal(u, v)
 
 
@@ -283,7 +295,8 @@ def test_bounds_order_and_reach_the_truth(
 def test_truncated_normal_noise_is_better_where_the_density_peaks_at_the_centre() -> None:
     spec = DataSpec("one", (1,), 17)
     data = Gaussian(torch.zeros(1), torch.tensor([[0.02**2]]))  # bin 8 is ±1/17 around 0
-    k, scale = torch.tensor([[8]]), 0.02 * 17 / 2
+    k = torch.tensor([[8]])
+    scale = 0.02 * 17 / 2
     truth = exact(data, spec, k)
     uniform, near, same = (
         float(truth - expectations(data, spec, noise, k)[1])
@@ -298,9 +311,11 @@ def test_a_fitted_law_closes_the_gap(scaling: Scaling) -> None:
     """Few steps, one call of the score each: Gaussian, then flow, close most of the gap."""
     spec = DataSpec("pair", (2,), 9, scaling)
     rows = spec.decode(NARROW.sample(4000, torch.Generator().manual_seed(0)))
-    dataset, model = Dataset(spec, rows, None), Calls(NARROW.diffused(VPSDE()))
+    dataset = Dataset(spec, rows, None)
+    model = Calls(NARROW.diffused(VPSDE()))
     k, count = torch.unique(rows, dim=0, return_counts=True)
-    k, share = k[count > 40], (count[count > 40] / count[count > 40].sum()).double()
+    k = k[count > 40]
+    share = (count[count > 40] / count[count > 40].sum()).double()
     truth = exact(NARROW, spec, k)
     gaps = []
     for noise in (Uniform(), Variational(spec), Variational(spec, couplings=2)):
@@ -320,7 +335,10 @@ class Calls:
     training = False
 
     def __init__(self, model: Any) -> None:
-        self.model, self.sde, self.device, self.number = model, model.sde, model.device, 0
+        self.model = model
+        self.sde = model.sde
+        self.device = model.device
+        self.number = 0
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         self.number += 1
@@ -329,8 +347,10 @@ class Calls:
 
 def test_a_fit_repeats_itself_and_leaves_the_global_generator_alone() -> None:
     rows = PAIR.decode(NARROW.sample(100, torch.Generator().manual_seed(0)))
-    dataset, model = Dataset(PAIR, rows, None), NARROW.diffused(VPSDE())
-    state, fitted = torch.random.get_rng_state(), []
+    dataset = Dataset(PAIR, rows, None)
+    model = NARROW.diffused(VPSDE())
+    state = torch.random.get_rng_state()
+    fitted = []
     for seed in (1, 1, 2):
         noise = Variational(PAIR, width=8)
         fit_dequantizer(noise, dataset, model, steps=3, seed=seed)
@@ -349,7 +369,8 @@ def test_the_gradient_of_a_fit_is_that_of_the_bound(scaling: Scaling) -> None:
     before = [p.detach().clone() for p in noise.layers.parameters()]
     # One row many times over: the only batch there is, whatever its order.
     rows = torch.tensor([[8, 0]]).expand(64, 2)
-    dataset, model = Dataset(spec, rows, None), data.diffused(VPSDE())
+    dataset = Dataset(spec, rows, None)
+    model = data.diffused(VPSDE())
     # One step of Adam moves every weight by the rate against the sign of its gradient.
     fit_dequantizer(noise, dataset, model, steps=1, learning_rate=1e-3, blur=1e-3)
     moves = [p.detach() - q for p, q in zip(noise.layers.parameters(), before, strict=True)]
@@ -466,7 +487,9 @@ K = torch.tensor([[1, 2]])
 class Broken:
     """A score that is infinite."""
 
-    training, device, sde = False, torch.device("cpu"), VPSDE()
+    training = False
+    device = torch.device("cpu")
+    sde = VPSDE()
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:  # noqa: ARG002
         return x / 0
@@ -478,31 +501,58 @@ def fit(dataset: Dataset, model: Any, **options: Any) -> None:
 
 PAIRS = Dataset(PAIR, K, None)
 MISTAKES: list[tuple[Callable[[], object], type[Exception], str]] = [
-    (lambda: discrete_log_prob(K, REAL, line, Uniform()), ValueError,
-     "discrete_log_prob: spec must have levels, got real numbers; evaluate their density as"),
-    (lambda: discrete_log_prob(K[:, :1], PAIR, line, Uniform()), ValueError,
-     r"k must have shape \(N, 2\), got \(1, 1\); pass rows of dataset.values"),
-    (lambda: discrete_log_prob(K + 8, PAIR, line, Uniform()), ValueError,
-     "k must hold integers from 0 to 8, got 9 … 10"),
-    (lambda: discrete_log_prob(K.double(), PAIR, line, Uniform()), TypeError,
-     "k must be an integer tensor"),
-    (lambda: discrete_log_prob(K, PAIR, lambda x, _: x, Uniform()), TypeError,
-     r"density must return 1 numbers, got \(1, 2\); sum over the event dimensions"),
-    (lambda: discrete_log_prob(K, PAIR, line, Uniform(), draws=0), ValueError,
-     "draws must be at least 1, got 0"),
+    (
+        lambda: discrete_log_prob(K, REAL, line, Uniform()),
+        ValueError,
+        "discrete_log_prob: spec must have levels, got real numbers; evaluate their density as",
+    ),
+    (
+        lambda: discrete_log_prob(K[:, :1], PAIR, line, Uniform()),
+        ValueError,
+        r"k must have shape \(N, 2\), got \(1, 1\); pass rows of dataset.values",
+    ),
+    (
+        lambda: discrete_log_prob(K + 8, PAIR, line, Uniform()),
+        ValueError,
+        "k must hold integers from 0 to 8, got 9 … 10",
+    ),
+    (
+        lambda: discrete_log_prob(K.double(), PAIR, line, Uniform()),
+        TypeError,
+        "k must be an integer tensor",
+    ),
+    (
+        lambda: discrete_log_prob(K, PAIR, lambda x, _: x, Uniform()),
+        TypeError,
+        r"density must return 1 numbers, got \(1, 2\); sum over the event dimensions",
+    ),
+    (
+        lambda: discrete_log_prob(K, PAIR, line, Uniform(), draws=0),
+        ValueError,
+        "draws must be at least 1, got 0",
+    ),
     (lambda: TruncatedNormal(0), ValueError, "scale must be finite and above 0, got 0"),
     (lambda: Uniform(-1), ValueError, "seed must be at least 0, got -1"),
     (lambda: Variational(REAL), ValueError, "Variational: spec must have levels"),
     (lambda: Variational(PAIR, couplings=-1), ValueError, "couplings must be at least 0, got -1"),
     (lambda: Variational(PAIR, width=0), ValueError, "width must be at least 1, got 0"),
-    (lambda: fit(PAIRS, Broken()), FloatingPointError,
-     "fit_dequantizer: score must be finite at step 1, got .*; pass a larger blur"),
-    (lambda: fit(PAIRS, ScoreModel(MLP(2, width=8), VPSDE())), ValueError,
-     "fit_dequantizer: model must be in evaluation mode"),
-    (lambda: fit(Dataset(DataSpec("p", (2,), 10), K, None), Broken()), ValueError,
-     "samples must have the model's 9 grey levels, got 10"),
+    (
+        lambda: fit(PAIRS, Broken()),
+        FloatingPointError,
+        "fit_dequantizer: score must be finite at step 1, got .*; pass a larger blur",
+    ),
+    (
+        lambda: fit(PAIRS, ScoreModel(MLP(2, width=8), VPSDE())),
+        ValueError,
+        "fit_dequantizer: model must be in evaluation mode",
+    ),
+    (
+        lambda: fit(Dataset(DataSpec("p", (2,), 10), K, None), Broken()),
+        ValueError,
+        "samples must have the model's 9 grey levels, got 10",
+    ),
     (lambda: fit(PAIRS, Broken(), steps=0), ValueError, "steps must be at least 1, got 0"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("call", "error", "text"), MISTAKES, ids=[text for *_, text in MISTAKES])

@@ -36,9 +36,18 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="torchrun's signals are 
 
 # All that could go wrong with a part of a batch: its dropout, labels, times, and a loss history.
 CONFIG = TrainingConfig(
-    steps=9, batch_size=24, warmup=2, learning_rate=0.01, seed=3, spacing="loss-aware",
-    checkpoint_every=3, log_every=3, ema_decay=0.5, label_dropout=0.3, accumulate=2,
-)  # fmt: skip
+    steps=9,
+    batch_size=24,
+    warmup=2,
+    learning_rate=0.01,
+    seed=3,
+    spacing="loss-aware",
+    checkpoint_every=3,
+    log_every=3,
+    ema_decay=0.5,
+    label_dropout=0.3,
+    accumulate=2,
+)
 
 
 def points(rows: int = 50) -> Dataset:
@@ -95,7 +104,8 @@ class Job:
 
     def wait_for(self, step: int) -> None:
         """Wait until the first line of metrics of that step or a later one."""
-        metrics, deadline = self.out / "metrics.jsonl", time.monotonic() + 60
+        metrics = self.out / "metrics.jsonl"
+        deadline = time.monotonic() + 60
         while True:
             assert time.monotonic() < deadline
             assert self.process.poll() is None, self.end()
@@ -111,13 +121,26 @@ def torchrun(
 ) -> Iterator[Job]:
     program = out.parent / "job.py"
     program.write_text(JOB.format(tests=str(Path(__file__).parent)))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
-               str(processes), str(program), str(out), str(steps), "1" if resume else "0",
-               moment]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(processes),
+        str(program),
+        str(out),
+        str(steps),
+        "1" if resume else "0",
+        moment,
+    ]
     with subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
-    ) as process:  # fmt: skip
+    ) as process:
         try:
             yield Job(process, out)
         finally:
@@ -155,16 +178,21 @@ def test_two_processes_train_as_one_does_and_either_goes_on_with_the_other(tmp_p
     with torchrun(out, 6) as job:
         errors = job.end()
     assert job.process.returncode == 0, errors
-    first, second = ended(out, 0)[1], ended(out, 1)[1]
+    first = ended(out, 0)[1]
+    second = ended(out, 1)[1]
     assert all(torch.equal(first[name], second[name]) for name in first)
     # Four parts, whoever computes them: the masks of dropout are the same.
     assert farthest(first, alone(tmp_path / "parts", 6, accumulate=4)) < 1e-12
     assert farthest(history(out), history(tmp_path / "parts")) < 1e-12
     assert farthest(first, alone(tmp_path / "undivided", 6, accumulate=1)) > 1e-6
     assert sorted(path.name for path in out.iterdir()) == [
-        "manifest.json", "metrics.jsonl", "model.safetensors", "state.pt",
-    ]  # fmt: skip
-    whole, resumed = alone(tmp_path / "whole", 9, accumulate=4), fresh(1.0)
+        "manifest.json",
+        "metrics.jsonl",
+        "model.safetensors",
+        "state.pt",
+    ]
+    whole = alone(tmp_path / "whole", 9, accumulate=4)
+    resumed = fresh(1.0)
     config = replace(CONFIG, accumulate=4)
     for _ in train(resumed, points(), config, out=out, resume=True):
         pass
@@ -182,7 +210,8 @@ def test_two_processes_go_on_as_if_nothing_had_stopped_them(tmp_path: Path) -> N
         assert job.process.returncode == 0, errors
     with torchrun(tmp_path / "whole", 9) as job:
         job.end()
-    cut, whole = ended(tmp_path / "cut", 0)[1], ended(tmp_path / "whole", 1)[1]
+    cut = ended(tmp_path / "cut", 0)[1]
+    whole = ended(tmp_path / "whole", 1)[1]
     assert all(torch.equal(cut[name], whole[name]) for name in whole)
 
 
@@ -267,8 +296,14 @@ def test_processes_of_torchrun_that_have_not_met_are_refused(
 
 def signs(folder: Path, rank: int, **values: object) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    body = {"name": str(rank), "host": "elsewhere", "pid": 1, "state": "working", "beat": 0,
-            "error": ""} | values  # fmt: skip
+    body = {
+        "name": str(rank),
+        "host": "elsewhere",
+        "pid": 1,
+        "state": "working",
+        "beat": 0,
+        "error": "",
+    } | values
     (folder / f"rank-{rank}.json").write_text(json.dumps(body))
 
 
@@ -279,14 +314,20 @@ def signs(folder: Path, rank: int, **values: object) -> None:
         (1, {0: {}, 2: {"state": "failed", "error": "full disk"}}, None),  # rank 0 says it
         (1, {2: {}}, None),  # rank 0 is over, and has said why
         (0, {1: {"state": "stopped"}, 2: {"state": "done"}}, ""),  # an error of its own
-        (2, {0: {"state": "failed", "error": "x"}, 1: {"state": "failed", "error": "y"}},
-         "rank 0 must .* x; .*from step 0"),
+        (
+            2,
+            {0: {"state": "failed", "error": "x"}, 1: {"state": "failed", "error": "y"}},
+            "rank 0 must .* x; .*from step 0",
+        ),
     ],
-)  # fmt: skip
+)
 def test_the_lowest_process_that_is_left_tells_what_has_ended_another(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    rank: int, states: dict[int, dict[str, object]], says: str | None,
-) -> None:  # fmt: skip
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    rank: int,
+    states: dict[int, dict[str, object]],
+    says: str | None,
+) -> None:
     monkeypatch.setenv("RANK", str(rank))
     monkeypatch.setenv("WORLD_SIZE", "3")
     monkeypatch.setattr(distributed, "_SEARCH", 0.3)
@@ -309,7 +350,8 @@ def test_a_victim_does_not_say_that_it_failed(
     """Else the others would blame it: it has lost its connections as they have."""
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "3")
-    processes, folder = Processes(tmp_path), tmp_path / ".ranks"
+    processes = Processes(tmp_path)
+    folder = tmp_path / ".ranks"
     with contextlib.ExitStack() as stack:
         stack.callback(processes._ranks.__exit__, None, None, None)
         processes._ranks.__enter__()
@@ -328,11 +370,33 @@ def test_images_are_trained_on_without_a_warning(tmp_path: Path) -> None:
     images = torch.randint(0, 256, (32, 28, 28), generator=generator, dtype=torch.uint8)
     np.save(tmp_path / "images.npy", images.numpy())
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-         "-m", "sde_diffusion.cli", "train", "--data", str(tmp_path / "images.npy"),
-         "--steps", "1", "--batch-size", "32", "--width", "24", "--device", "cpu",
-         "--out", str(tmp_path / "run")],
-        capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            "2",
+            "-m",
+            "sde_diffusion.cli",
+            "train",
+            "--data",
+            str(tmp_path / "images.npy"),
+            "--steps",
+            "1",
+            "--batch-size",
+            "32",
+            "--width",
+            "24",
+            "--device",
+            "cpu",
+            "--out",
+            str(tmp_path / "run"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr

@@ -48,14 +48,18 @@ def mixture(d: int) -> GaussianMixture:
 
 def flow_at(data, t: float):
     model = data.diffused(VPSDE())
-    flow, at = ProbabilityFlow(model.sde, model), torch.tensor(t, dtype=torch.float64)
+    flow = ProbabilityFlow(model.sde, model)
+    at = torch.tensor(t, dtype=torch.float64)
     return lambda x: flow.velocity(x, at)
 
 
 def divergence_of(data: GaussianMixture, t: float, x: Tensor) -> Tensor:
     """D rate − ½ g² ∇·s, with ∇·s = Σ p_k (|s_k|² − tr Λ_k) − |Σ p_k s_k|², by plain inverses."""
-    sde, at = VPSDE(), torch.tensor(t, dtype=torch.float64)
-    alpha, sigma, d = float(sde.alpha(at)), float(sde.sigma(at)), x.shape[1]
+    sde = VPSDE()
+    at = torch.tensor(t, dtype=torch.float64)
+    alpha = float(sde.alpha(at))
+    sigma = float(sde.sigma(at))
+    d = x.shape[1]
     c = data.bases @ torch.diag_embed(data.variances) @ data.bases.mT
     c = alpha**2 * c + sigma**2 * torch.eye(d, dtype=torch.float64)
     scores = -torch.einsum("kij,bkj->bki", c.inverse(), x[:, None] - alpha * data.means)
@@ -72,7 +76,8 @@ def divergence_of(data: GaussianMixture, t: float, x: Tensor) -> Tensor:
 
 @both_modes
 def test_exact_is_the_trace_of_a_linear_field(mode):
-    a, x = normal(6, 6), normal(3, 1, 2, 3, seed=1)
+    a = normal(6, 6)
+    x = normal(3, 1, 2, 3, seed=1)
     divergence = Exact(mode=mode)
     v, columns = divergence.evaluate(linear(a), x, divergence.probes(x))
     assert torch.allclose(columns, a.trace().expand(3, 1), rtol=0, atol=1e-13)
@@ -84,7 +89,8 @@ def test_exact_is_the_trace_of_a_linear_field(mode):
 @pytest.mark.parametrize("probes", [1, 3])
 @pytest.mark.parametrize("law", ["rademacher", "gaussian"])
 def test_hutchinson_is_the_quadratic_form_of_its_probes(mode, probes, law):
-    a, x = normal(6, 6), normal(3, 1, 2, 3, seed=1)
+    a = normal(6, 6)
+    x = normal(3, 1, 2, 3, seed=1)
     divergence = Hutchinson(probes, law=law, mode=mode)
     z = divergence.probes(x)
     v, columns = divergence.evaluate(linear(a), x, z)
@@ -96,7 +102,8 @@ def test_hutchinson_is_the_quadratic_form_of_its_probes(mode, probes, law):
 
 @both_modes
 def test_mixtures_agree_with_the_closed_form(mode):
-    data, x = mixture(5), normal(7, 5, seed=3)
+    data = mixture(5)
+    x = normal(7, 5, seed=3)
     columns = Exact(mode=mode).evaluate(flow_at(data, 0.2), x, x[:, None])[1]
     assert torch.allclose(columns[:, 0], divergence_of(data, 0.2, x), rtol=0, atol=1e-11)
 
@@ -116,7 +123,8 @@ def test_networks_agree_with_central_differences(mode, network, event):
     with torch.no_grad():
         for k, parameter in enumerate(network.parameters()):
             parameter += 0.2 * normal(*parameter.shape, seed=k)
-    x, c = normal(2, *event), torch.tensor([0.3, 0.7], dtype=torch.float64)
+    x = normal(2, *event)
+    c = torch.tensor([0.3, 0.7], dtype=torch.float64)
     estimates = {}
     for divergence in (Hutchinson(mode=mode), Hutchinson(3, mode=mode)):
         z = divergence.probes(x)
@@ -138,7 +146,8 @@ def test_networks_agree_with_central_differences(mode, network, event):
 
 def test_rademacher_mean_and_variance_over_all_sign_vectors():
     """Mean tr A and variance 2 Σ_{i≠j} S_ij², S = (A + Aᵀ)/2: an exact sum over 2⁶ probes."""
-    a, x = normal(6, 6), normal(1, 6, seed=1)
+    a = normal(6, 6)
+    x = normal(1, 6, seed=1)
     columns = Hutchinson().evaluate(linear(a), x, signs(6))[1]
     s = 0.5 * (a + a.T)
     variance = 2 * (s.square().sum() - s.diagonal().square().sum())
@@ -148,8 +157,10 @@ def test_rademacher_mean_and_variance_over_all_sign_vectors():
 
 @pytest.mark.parametrize("law", ["rademacher", "gaussian"])
 def test_drawn_probes_are_unbiased_with_the_variance_of_their_law(law):
-    a, n = normal(6, 6), 20_000
-    divergence, x = Hutchinson(n, law=law, seed=3), normal(1, 6, seed=1)
+    a = normal(6, 6)
+    n = 20_000
+    divergence = Hutchinson(n, law=law, seed=3)
+    x = normal(1, 6, seed=1)
     columns = divergence.evaluate(linear(a), x, divergence.probes(x))[1][0]
     s = 0.5 * (a + a.T)
     diagonal = s.diagonal().square().sum() if law == "rademacher" else 0.0
@@ -195,11 +206,14 @@ def test_hutch_plus_plus_is_exact_up_to_the_rank_of_its_sketch(rank):
 
 
 def test_hutch_plus_plus_is_its_formula():
-    a, x = normal(7, 7), normal(1, 7, seed=1)
+    a = normal(7, 7)
+    x = normal(1, 7, seed=1)
     divergence = HutchPlusPlus(sketch=2, probes=3, seed=4)
     z = divergence.probes(x)
     found = divergence.evaluate(linear(a), x, z)[1][0].numpy()
-    j, s, g = a.numpy(), z[0, :2].numpy().T, z[0, 2:].numpy().T
+    j = a.numpy()
+    s = z[0, :2].numpy().T
+    g = z[0, 2:].numpy().T
     q = np.linalg.qr(j.T @ s)[0]
     rest = g - q @ q.T @ g
     expected = np.trace(q.T @ j @ q) + np.einsum("ik,ij,jk->k", rest, j, rest)
@@ -207,7 +221,8 @@ def test_hutch_plus_plus_is_its_formula():
 
 
 def test_hutch_plus_plus_is_unbiased_over_all_sign_vectors():
-    a, x = normal(6, 6), normal(1, 6, seed=1)
+    a = normal(6, 6)
+    x = normal(1, 6, seed=1)
     z = torch.cat([signs(6)[:, [3, 17]], signs(6)], 1)  # one sketch, and every g
     columns = HutchPlusPlus(2, 64).evaluate(linear(a), x, z)[1]
     assert float(columns.mean()) == pytest.approx(float(a.trace()), abs=1e-12)
@@ -283,7 +298,8 @@ every_divergence = pytest.mark.parametrize("divergence", ALL, ids=repr)
 @every_divergence
 def test_a_sample_has_its_bits_alone_and_in_any_batch(divergence, dtype):
     data = mixture(16)
-    x, velocity = data.sample(9, torch.Generator().manual_seed(0)).to(dtype), flow_at(data, 0.3)
+    x = data.sample(9, torch.Generator().manual_seed(0)).to(dtype)
+    velocity = flow_at(data, 0.3)
     v, columns = divergence.evaluate(velocity, x, divergence.probes(x))
     for rows in (1, 4):
         part = divergence.evaluate(velocity, x[:rows], divergence.probes(x[:rows]))
@@ -305,7 +321,8 @@ def test_correction_has_its_bits_alone_and_in_any_batch():
 def test_chunks_leave_no_trace(memory):
     """Chunks of 2, 3, 5 and 15 products of 16; all but the first leave a single one over."""
     data = mixture(16)
-    x, velocity = data.sample(9, torch.Generator().manual_seed(0)), flow_at(data, 0.3)
+    x = data.sample(9, torch.Generator().manual_seed(0))
+    velocity = flow_at(data, 0.3)
     whole = Exact().evaluate(velocity, x, x[:, None])[1]
     assert torch.equal(Exact(memory).evaluate(velocity, x, x[:, None])[1], whole)
 
@@ -323,7 +340,8 @@ def peak(function) -> int:
 
 
 def test_exact_stays_within_its_memory():
-    w, x = normal(64, 64) / 8, normal(8, 64)
+    w = normal(64, 64) / 8
+    x = normal(8, 64)
 
     def velocity(x: Tensor) -> Tensor:
         for _ in range(6):
@@ -376,19 +394,22 @@ def test_the_graph_is_freed_when_exact_is_done():
 )
 def test_gradients_against_finite_differences(divergence):
     z = divergence.probes(normal(2, 4))
-    a, b = normal(2, 4), normal(2, divergence.columns)
+    a = normal(2, 4)
+    b = normal(2, divergence.columns)
 
     def loss(x: Tensor, w: Tensor) -> Tensor:
         v, columns = divergence.evaluate(lambda x: torch.tanh(x @ w), x, z, create_graph=True)
         return (a * v).sum() + (b * columns).sum()
 
-    x, w = normal(2, 4, seed=1).requires_grad_(), normal(4, 4, seed=2).requires_grad_()
+    x = normal(2, 4, seed=1).requires_grad_()
+    w = normal(4, 4, seed=2).requires_grad_()
     assert torch.autograd.gradcheck(loss, (x, w))
 
 
 @every_divergence
 def test_no_graph_comes_back_unless_asked_for(divergence):
-    w, x = normal(4, 4).requires_grad_(), normal(2, 4).requires_grad_()
+    w = normal(4, 4).requires_grad_()
+    x = normal(2, 4).requires_grad_()
     z = divergence.probes(x.detach())
     for kept in divergence.evaluate(lambda x: torch.tanh(x @ w), x, z):
         assert not kept.requires_grad
@@ -399,7 +420,8 @@ def test_no_graph_comes_back_unless_asked_for(divergence):
 
 @every_divergence
 def test_the_callers_grad_modes_change_nothing(divergence):
-    x, w = normal(2, 4), normal(4, 4).requires_grad_()
+    x = normal(2, 4)
+    w = normal(4, 4).requires_grad_()
     z = divergence.probes(x)
     outside = divergence.evaluate(lambda x: torch.tanh(x @ w), x, z)
     for context in (torch.no_grad(), torch.inference_mode()):
@@ -424,7 +446,8 @@ def test_a_velocity_without_a_derivative_is_refused(divergence, velocity):
 
 @pytest.mark.parametrize("divergence", [Exact(), Hutchinson(), HutchPlusPlus()], ids=repr)
 def test_a_graph_to_parameters_alone_is_refused(divergence):
-    w, x = normal(4, 4).requires_grad_(), normal(2, 4)
+    w = normal(4, 4).requires_grad_()
+    x = normal(2, 4)
     with pytest.raises(TypeError, match="must be differentiable in x"):
         divergence.evaluate(lambda x: x.detach() @ w, x, divergence.probes(x))
 
@@ -516,8 +539,9 @@ def test_fastest_keeps_exact_within_its_memory():
     assert found == Exact(1, "reverse")
     assert "beyond the memory" in shown
     assert fastest(HutchPlusPlus(), torch.sin, normal(2, 3)) == (
-        HutchPlusPlus(), "HutchPlusPlus has no mode to choose",
-    )  # fmt: skip
+        HutchPlusPlus(),
+        "HutchPlusPlus has no mode to choose",
+    )
 
 
 # Wrong arguments -----------------------------------------------------------------------------

@@ -60,7 +60,7 @@ def test_the_multistep_example_is_the_published_2m(blocks, monkeypatch, tmp_path
 
 def test_a_wrapped_sampler_of_another_program_is_certified(blocks, monkeypatch, tmp_path) -> None:
     (code,) = [block for block in blocks if "class Wrapped" in block]
-    code += '''
+    code += """
 
 def euler(denoiser, y, sigmas):
     for s, following in zip(sigmas[:-1], sigmas[1:]):
@@ -69,7 +69,7 @@ def euler(denoiser, y, sigmas):
 
 
 right, wrong = Wrapped(euler, order=1), Wrapped(euler, order=2)
-'''
+"""
     (tmp_path / "theirs.py").write_text(code, encoding="utf-8")
     assert verify("theirs:right", monkeypatch, tmp_path).exit_code == 0
     failed = verify("theirs:wrong", monkeypatch, tmp_path)
@@ -124,8 +124,10 @@ def test_a_script_on_likelihoods_prints_what_the_guide_says(likelihood, number, 
 def test_the_commands_on_likelihoods_are_the_command_lines(likelihood) -> None:
     """Their options and choices are checked; what they do is run elsewhere."""
     shell = "".join(re.findall(r"^```sh\n(.*?)^```", likelihood, re.MULTILINE | re.DOTALL))
-    lines = [re.sub(r".*(sde-diffusion|sde_diffusion\.cli) ", "", line).strip()
-             for line in shell.splitlines()]  # fmt: skip
+    lines = [
+        re.sub(r".*(sde-diffusion|sde_diffusion\.cli) ", "", line).strip()
+        for line in shell.splitlines()
+    ]
     assert len(lines) >= 5
     for line in lines:
         name, *options = shlex.split(line)

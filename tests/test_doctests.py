@@ -36,6 +36,16 @@ def test_every_public_class_has_an_example(home) -> None:
     ]
     # Protocols and bases, whose examples are those of the classes that follow them; results,
     # whose examples are those of the functions that return them.
-    results = {"Solution", "LogLikelihood", "Bound", "DiscreteBound", "DiscreteLogLikelihood",
-               "Evaluation", "Inverse", "Ledger", "Reconstruction", "SamplerDensity"}  # fmt: skip
+    results = {
+        "Solution",
+        "LogLikelihood",
+        "Bound",
+        "DiscreteBound",
+        "DiscreteLogLikelihood",
+        "Evaluation",
+        "Inverse",
+        "Ledger",
+        "Reconstruction",
+        "SamplerDensity",
+    }
     assert sorted(set(without) - {"Monitor", "Solver", "OneStep"} - results) == []

@@ -48,7 +48,8 @@ def ends(sde) -> torch.Tensor:
 @every_sde
 def test_the_latents_of_a_gaussian_are_the_flow_s_in_closed_form(sde) -> None:
     model = correlated().diffused(sde)
-    flow, x = ProbabilityFlow(sde, model), draws(5, 3)
+    flow = ProbabilityFlow(sde, model)
+    x = draws(5, 3)
     there = encode(x, flow, TIGHT)
     assert torch.allclose(there.x, model.flow(x, *ends(sde)), rtol=0, atol=1e-6)
     back = decode(there.x, flow, TIGHT)
@@ -58,14 +59,16 @@ def test_the_latents_of_a_gaussian_are_the_flow_s_in_closed_form(sde) -> None:
 
 def test_the_latent_is_that_of_log_prob() -> None:
     model = GaussianMixture.ring(3).diffused(VPSDE())
-    flow, x = ProbabilityFlow(model.sde, model), draws(4, 2)
+    flow = ProbabilityFlow(model.sde, model)
+    x = draws(4, 2)
     likely = log_prob(x, flow, TIGHT, divergence=Exact())
     assert torch.allclose(encode(x, flow, TIGHT).x, likely.latent, atol=1e-6)
 
 
 def test_what_a_round_trip_loses_falls_at_the_solver_s_order() -> None:
     model = correlated().diffused(VPSDE())
-    flow, x = ProbabilityFlow(model.sde, model), draws(5, 3)
+    flow = ProbabilityFlow(model.sde, model)
+    x = draws(5, 3)
     for solver, order in ((DDIM(), 1), (Heun(), 2)):
         errors = []
         for steps in (40, 80):
@@ -81,7 +84,8 @@ def test_what_a_round_trip_loses_falls_at_the_solver_s_order() -> None:
 
 def test_a_decoding_may_end_with_a_tweedie_step() -> None:
     model = correlated().diffused(VPSDE())
-    flow, z = ProbabilityFlow(model.sde, model), draws(2, 3)
+    flow = ProbabilityFlow(model.sde, model)
+    z = draws(2, 3)
     grid = uniform(10)
     plain = decode(z, flow, RungeKutta4(), grid).x
     found = decode(z, flow, RungeKutta4(), Denoised(grid)).x
@@ -90,7 +94,8 @@ def test_a_decoding_may_end_with_a_tweedie_step() -> None:
 
 def test_a_latent_is_the_same_alone_and_in_a_batch_bit_for_bit() -> None:
     model = GaussianMixture.ring(3).diffused(VPSDE())
-    flow, x = ProbabilityFlow(model.sde, model), draws(5, 2)
+    flow = ProbabilityFlow(model.sde, model)
+    x = draws(5, 2)
     together = reconstruct(x, flow, DormandPrince())
     for i in range(5):
         alone = reconstruct(x[i : i + 1], flow, DormandPrince())
@@ -129,7 +134,8 @@ def test_the_scale_of_the_prior_and_the_sense_of_the_way_do_not_matter(z0, z1, w
 
 def test_the_direction_turns_at_a_constant_rate() -> None:
     """At weight w the angle to z0 is w times that to z1, by acos."""
-    z0, z1 = draws(6, 5), draws(6, 5, seed=1)
+    z0 = draws(6, 5)
+    z1 = draws(6, 5, seed=1)
     found = interpolate(z0, z1, torch.linspace(0, 1, 5))
     angle = torch.acos(torch.cosine_similarity(found, z0[None], dim=2).clamp(max=1))
     whole = torch.acos(torch.cosine_similarity(z0, z1, dim=1))
@@ -164,7 +170,8 @@ def test_zero_and_one_dimension_go_straight() -> None:
 def test_the_lengths_are_those_of_the_prior(sde) -> None:
     """χ of 64 dimensions: mean 7.97 and deviation .71, in units of the prior's deviation."""
     std = sde.prior().std
-    z0, z1 = std * draws(400, 64), std * draws(400, 64, seed=1)
+    z0 = std * draws(400, 64)
+    z1 = std * draws(400, 64, seed=1)
     middle = interpolate(z0, z1, [0.5])[0] / std
     assert float(middle.norm(dim=1).mean()) == pytest.approx(7.969, abs=0.1)
     straight = (z0 + z1) / 2 / std
@@ -172,31 +179,53 @@ def test_the_lengths_are_those_of_the_prior(sde) -> None:
 
 
 MODEL = correlated().diffused(VPSDE())
-FLOW, X = ProbabilityFlow(VPSDE(), MODEL), torch.zeros(1, 3, dtype=torch.float64)
+FLOW = ProbabilityFlow(VPSDE(), MODEL)
+X = torch.zeros(1, 3, dtype=torch.float64)
 
 
 @pytest.mark.parametrize(
     ("make", "error", "text"),
     [
-        (lambda: encode(X, FLOW, Heun()), ValueError,
-         "encode: grid must be given for a solver with fixed steps, got none; pass for example"),
+        (
+            lambda: encode(X, FLOW, Heun()),
+            ValueError,
+            "encode: grid must be given for a solver with fixed steps, got none; pass for example",
+        ),
         (lambda: decode(X, FLOW, Heun()), ValueError, "decode: grid must be given"),
-        (lambda: encode(X, FLOW, Heun(), uniform(5)), ValueError,
-         r"run from the data \(t near 0\) to the prior, got 1 … 0.001; reverse it with grid.flip"),
-        (lambda: decode(X, FLOW, Heun(), uniform(5, 1e-3, 1.0)), ValueError,
-         "decode: grid must run from noise"),
-        (lambda: decode(X, ReverseSDE(VPSDE(), MODEL), EulerMaruyama(), uniform(5)), TypeError,
-         "decode: flow must be a ProbabilityFlow, got ReverseSDE"),
-        (lambda: encode(X, MODEL, DormandPrince()), TypeError,
-         r"encode: flow must be .*, got ExactScore; pass ProbabilityFlow\(sde, score\)"),
-        (lambda: encode(X, FLOW, EulerMaruyama(), uniform(5, 1e-3, 1.0)), TypeError,
-         "dynamics must be of the kind SDE"),
+        (
+            lambda: encode(X, FLOW, Heun(), uniform(5)),
+            ValueError,
+            r"run from the data \(t near 0\) to the prior, got 1 … 0.001; reverse it with grid",
+        ),
+        (
+            lambda: decode(X, FLOW, Heun(), uniform(5, 1e-3, 1.0)),
+            ValueError,
+            "decode: grid must run from noise",
+        ),
+        (
+            lambda: decode(X, ReverseSDE(VPSDE(), MODEL), EulerMaruyama(), uniform(5)),
+            TypeError,
+            "decode: flow must be a ProbabilityFlow, got ReverseSDE",
+        ),
+        (
+            lambda: encode(X, MODEL, DormandPrince()),
+            TypeError,
+            r"encode: flow must be .*, got ExactScore; pass ProbabilityFlow\(sde, score\)",
+        ),
+        (
+            lambda: encode(X, FLOW, EulerMaruyama(), uniform(5, 1e-3, 1.0)),
+            TypeError,
+            "dynamics must be of the kind SDE",
+        ),
         (lambda: encode(X, FLOW, Heun(), [0.1, 1.0]), TypeError, "be a torch.Tensor, got list"),
-        (lambda: interpolate(X, torch.zeros(1, 2), [0.5]), ValueError,
-         r"z1 must have the shape \(1, 3\) of z0, got \(1, 2\)"),
+        (
+            lambda: interpolate(X, torch.zeros(1, 2), [0.5]),
+            ValueError,
+            r"z1 must have the shape \(1, 3\) of z0, got \(1, 2\)",
+        ),
         (lambda: interpolate(X, X, 0.5), ValueError, r"weights must be one row of numbers"),
     ],
-)  # fmt: skip
+)
 def test_mistakes_end_in_one_clear_sentence(make, error, text) -> None:
     with pytest.raises(error, match=text):
         make()

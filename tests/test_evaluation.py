@@ -113,13 +113,15 @@ def test_real_data_in_other_units_have_a_density_in_these() -> None:
 
 
 def test_integers_get_bounds_of_their_log_probability_by_draws_of_noise() -> None:
-    data, n = grey(), 4
+    data = grey()
+    n = 4
     settings = EvaluationSettings(("flow", "elbo"), draws=3, seed=5, mode="reverse", times=8)
     found = evaluate(RING, data, SOLVER, settings)
 
     def flow(x: torch.Tensor, first: int) -> torch.Tensor:
-        return log_prob(x.float(), ProbabilityFlow(VPSDE(), RING), SOLVER,
-                        divergence=Hutchinson(2, 5, first)).nats  # fmt: skip
+        return log_prob(
+            x.float(), ProbabilityFlow(VPSDE(), RING), SOLVER, divergence=Hutchinson(2, 5, first)
+        ).nats
 
     def bound(x: torch.Tensor, first: int) -> torch.Tensor:
         return elbo(x.float(), RING, draws=8, seed=5, first=first).nats
@@ -134,8 +136,9 @@ def test_integers_get_bounds_of_their_log_probability_by_draws_of_noise() -> Non
     [(u, log_q)] = noise.draws(data.values)
     x = data.spec.encode(data.values, u)
     grid = torch.tensor([1e-3, 1.0], dtype=torch.float64)
-    nats = log_prob(x.float(), ProbabilityFlow(VPSDE(), RING), SOLVER, grid=grid,
-                    divergence=Hutchinson(2, 5)).nats  # fmt: skip
+    nats = log_prob(
+        x.float(), ProbabilityFlow(VPSDE(), RING), SOLVER, grid=grid, divergence=Hutchinson(2, 5)
+    ).nats
     found = evaluate(RING, data, SOLVER, replace(other, draws=1))
     close(found.nats("flow"), nats.double() + data.spec.log_volume(x) - log_q)
     assert len(found.index) == n
@@ -145,11 +148,13 @@ def test_without_noise_elbo_and_vlb_are_of_the_levels_themselves() -> None:
     data = grey()
     settings = EvaluationSettings(("elbo", "vlb"), dequantization="none", times=6, t_min=1e-2)
     found = evaluate(RING, data, SOLVER, settings)
-    x, centres = data.centred(), bin_centres(LEVELS)
+    x = data.centred()
+    centres = bin_centres(LEVELS)
     expected = elbo(x, RING, decoder=LevelDecoder(centres), draws=6, t_min=1e-2)
     close(found.nats("elbo"), expected.nats)
-    close(found.nats("vlb"), vlb(x, RING, lattice(1000), decoder=BinDecoder(centres),
-                                 draws=6).nats)  # fmt: skip
+    close(
+        found.nats("vlb"), vlb(x, RING, lattice(1000), decoder=BinDecoder(centres), draws=6).nats
+    )
     with pytest.raises(ValueError, match="dequantization must be some for the flow"):
         replace(settings, bounds=("flow", "vlb"))
 
@@ -183,7 +188,8 @@ def test_samples_do_not_depend_on_the_batch_size() -> None:
 
 def test_the_summary_is_mean_and_standard_errors() -> None:
     found = evaluate(RING, points(), SOLVER, EvaluationSettings(probes=3))
-    bits, own = found.bits_per_dim("flow").tolist(), found.standard_error("flow").tolist()
+    bits = found.bits_per_dim("flow").tolist()
+    own = found.standard_error("flow").tolist()
     summary = found.summary("flow")
     assert summary.bits_per_dim == pytest.approx(statistics.fmean(bits))
     assert summary.standard_error == pytest.approx(statistics.stdev(bits) / math.sqrt(7))
@@ -224,11 +230,16 @@ def test_settings_survive_json_and_wrong_ones_are_refused() -> None:
     settings = EvaluationSettings(("elbo", "vlb"), tolerance=1e-3, steps=10, dequantization="none")
     assert EvaluationSettings.from_json(json.loads(json.dumps(settings.to_json()))) == settings
     for wrong, says in (
-        ({"bounds": ()}, "be of flow, elbo, vlb"), ({"bounds": ("iwae",)}, "be of flow"),
-        ({"mode": "both"}, "be one of auto"), ({"variable": "sigma"}, "be one of angle"),
-        ({"times": 3}, "be even"), ({"draws": 0}, "at least 1"), ({"t_min": 0.0}, "above 0"),
-        ({"tolerance": -1.0}, "above 0"), ({"steps": 0}, "at least 1"),
-    ):  # fmt: skip
+        ({"bounds": ()}, "be of flow, elbo, vlb"),
+        ({"bounds": ("iwae",)}, "be of flow"),
+        ({"mode": "both"}, "be one of auto"),
+        ({"variable": "sigma"}, "be one of angle"),
+        ({"times": 3}, "be even"),
+        ({"draws": 0}, "at least 1"),
+        ({"t_min": 0.0}, "above 0"),
+        ({"tolerance": -1.0}, "above 0"),
+        ({"steps": 0}, "at least 1"),
+    ):
         with pytest.raises(ValueError, match=says):
             EvaluationSettings(**wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="tolerance must be left out for a solver with fixed"):
@@ -239,7 +250,8 @@ def test_settings_survive_json_and_wrong_ones_are_refused() -> None:
 
 
 def test_batches_come_back_exactly_whatever_was_cut_short(tmp_path: Path) -> None:
-    log, numbers = SampleLog(tmp_path / "run"), [0.1, math.pi * 1e-30, math.nan, -math.inf]
+    log = SampleLog(tmp_path / "run")
+    numbers = [0.1, math.pi * 1e-30, math.nan, -math.inf]
     assert not log.exists()
     log.write({"what": "test"})
     first = Batch(0, 4, {"nats": numbers}, {"total": [1 / 3]}, {"flow": 3}, 0.5)
@@ -302,17 +314,26 @@ def test_a_fingerprint_tells_contents_apart() -> None:
     nudged = model()
     with torch.no_grad():
         next(nudged.parameters()).flatten()[0] += 1e-6
-    others = [model(seed=1), model(sde=VESDE()), model(prediction="v"), model(sigma_data=0.4),
-              nudged, model().double(), GaussianMixture.ring(8).diffused(VPSDE()),
-              GaussianMixture.ring(8, std=0.11).diffused(VPSDE())]  # fmt: skip
+    others = [
+        model(seed=1),
+        model(sde=VESDE()),
+        model(prediction="v"),
+        model(sigma_data=0.4),
+        nudged,
+        model().double(),
+        GaussianMixture.ring(8).diffused(VPSDE()),
+        GaussianMixture.ring(8, std=0.11).diffused(VPSDE()),
+    ]
     names = [fingerprint(other) for other in (same, *others)]
     assert len(set(names)) == len(names)
     assert fingerprint(model().eval()) == names[0]  # a mode, not a content
     same(torch.ones(1, 2), torch.tensor(0.5, dtype=torch.float64))
     assert fingerprint(same) == names[0]
-    code = ("from sde_diffusion import *\n"
-            "from sde_diffusion.checkpoints.fingerprint import fingerprint\n"
-            "print(fingerprint(ScoreModel(MLP(2, width=8, seed=0), VPSDE())))")  # fmt: skip
+    code = (
+        "from sde_diffusion import *\n"
+        "from sde_diffusion.checkpoints.fingerprint import fingerprint\n"
+        "print(fingerprint(ScoreModel(MLP(2, width=8, seed=0), VPSDE())))"
+    )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == names[0]
 
 
@@ -322,8 +343,14 @@ def test_a_fingerprint_tells_contents_apart() -> None:
 def sign(folder: Path, rank: int, **values: object) -> None:
     """Write what another process would."""
     folder.mkdir(exist_ok=True)
-    body = {"name": "other", "host": platform.node(), "pid": os.getpid(), "state": "working",
-            "beat": 1, "error": ""} | values  # fmt: skip
+    body = {
+        "name": "other",
+        "host": platform.node(),
+        "pid": os.getpid(),
+        "state": "working",
+        "beat": 1,
+        "error": "",
+    } | values
     (folder / f"rank-{rank}.json").write_text(json.dumps(body))
 
 
@@ -353,7 +380,9 @@ def raised(call: Callable[[], object]) -> BaseException | None:
 def test_processes_agree_on_what_the_first_one_makes_and_wait_for_each_other(
     tmp_path: Path,
 ) -> None:
-    folder, order, told = tmp_path / "ranks", list[str](), list[int]()
+    folder = tmp_path / "ranks"
+    order = list[str]()
+    told = list[int]()
     sign(folder, 0, agreed={"names": {"1": "of an earlier launch"}, "made": {"answer": 0}})
 
     def other() -> None:
@@ -376,11 +405,16 @@ def test_processes_agree_on_what_the_first_one_makes_and_wait_for_each_other(
 
 @pytest.mark.parametrize(
     ("values", "says"),
-    [({"state": "failed", "error": "no more memory"}, "rank 1 must finish its share, got no more"),
-     ({"pid": None}, "got no sign of life from process"),
-     ({"host": "elsewhere"}, "got no sign of life in 0 s"),
-     ({"state": "stopped"}, "got stopped")],
-)  # fmt: skip
+    [
+        (
+            {"state": "failed", "error": "no more memory"},
+            "rank 1 must finish its share, got no more",
+        ),
+        ({"pid": None}, "got no sign of life from process"),
+        ({"host": "elsewhere"}, "got no sign of life in 0 s"),
+        ({"state": "stopped"}, "got stopped"),
+    ],
+)
 def test_a_process_that_ended_early_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: dict[str, object], says: str
 ) -> None:

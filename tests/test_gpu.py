@@ -76,7 +76,9 @@ def test_samples_are_made_where_the_model_is() -> None:
 @pytest.mark.parametrize(
     "noise",
     [
-        WhiteNoise(0), PerSampleNoise(range(4)), BrownianPath(0, grid=uniform(5)),
+        WhiteNoise(0),
+        PerSampleNoise(range(4)),
+        BrownianPath(0, grid=uniform(5)),
         BrownianPath.numbered(0, 0, 4, grid=uniform(5)),
     ],
     ids=["white", "own", "path", "own path"],
@@ -84,13 +86,30 @@ def test_samples_are_made_where_the_model_is() -> None:
 @pytest.mark.parametrize(
     "solver",
     [
-        EulerMaruyama(), ReverseDiffusion(), Ancestral(), Heun(), RungeKutta4(), AdamsBashforth(3),
-        PredictorCorrector(ReverseDiffusion(), Langevin()), DDIM(), EDMHeun(), DPMSolver(),
-        DPMSolverPP(), UniPC(), DEIS(), AngularAdams(), SDEDPMSolverPP(), SASolver(), ERSDE(),
-        SEEDS(), SRA(), EDMStochastic(), Restart(),
+        EulerMaruyama(),
+        ReverseDiffusion(),
+        Ancestral(),
+        Heun(),
+        RungeKutta4(),
+        AdamsBashforth(3),
+        PredictorCorrector(ReverseDiffusion(), Langevin()),
+        DDIM(),
+        EDMHeun(),
+        DPMSolver(),
+        DPMSolverPP(),
+        UniPC(),
+        DEIS(),
+        AngularAdams(),
+        SDEDPMSolverPP(),
+        SASolver(),
+        ERSDE(),
+        SEEDS(),
+        SRA(),
+        EDMStochastic(),
+        Restart(),
     ],
     ids=repr,
-)  # fmt: skip
+)
 def test_no_step_waits_for_the_gpu(solver, noise) -> None:
     scored = model("cuda")
     x = torch.zeros(4, 1, 8, 8, device="cuda")

@@ -62,8 +62,9 @@ def latents(model, n: int, event, seed: int = 12345) -> torch.Tensor:
 
 def distance(model, solver, grid, x, truth) -> float:
     with torch.no_grad():
-        return rms_distance(integrate(dynamics_for(solver, model.sde, model), solver, x, grid).x,
-                            truth)  # fmt: skip
+        return rms_distance(
+            integrate(dynamics_for(solver, model.sde, model), solver, x, grid).x, truth
+        )
 
 
 def held_out(model, solver, budget: int, x, truth, calibration) -> tuple[float, float, float]:
@@ -107,8 +108,11 @@ def test_held_out_error_is_below_karras_and_log_snr_on_the_digits_model(name) ->
     assert fitted < min(known)
 
 
-@pytest.mark.parametrize("sde", [VPSDE(), SubVPSDE(), VESDE(), EDMSDE(), RectifiedFlow()],
-                         ids=lambda sde: type(sde).__name__)  # fmt: skip
+@pytest.mark.parametrize(
+    "sde",
+    [VPSDE(), SubVPSDE(), VESDE(), EDMSDE(), RectifiedFlow()],
+    ids=lambda sde: type(sde).__name__,
+)
 def test_the_only_inner_time_is_the_best_of_a_scan(sde) -> None:
     model = Gaussian(torch.ones(2), torch.diag(torch.tensor([1.0, 0.03]))).diffused(sde)
     shape = (64, 2)
@@ -144,8 +148,10 @@ def test_equidistribution_evens_out_the_local_errors(solver) -> None:
 def test_local_errors_of_one_step_methods_are_their_distance_to_the_exact_step() -> None:
     """DDIM on one Gaussian, whose flow is known, from the states that DDIM itself reaches."""
     model = Gaussian(torch.zeros(2), 0.3 * torch.eye(2)).diffused(VPSDE())
-    fit, grid = calibration(model, DDIM, (32, 2)), quadratic(5)
-    x, expected = fit.x, []
+    fit = calibration(model, DDIM, (32, 2))
+    grid = quadratic(5)
+    x = fit.x
+    expected = []
     for t, s in pairwise(grid):
         y = DDIM.step(dynamics_for(DDIM, model.sde, model), x, t, s, None)
         expected.append(rms_distance(y, model.flow(x, t, s)))
@@ -161,8 +167,11 @@ def test_equal_parts_hold_equal_masses() -> None:
     assert torch.allclose(_equal_parts(mass, widths), expected, rtol=1e-14)
 
 
-@pytest.mark.parametrize("sde", [VPSDE(), SubVPSDE(), VESDE(), EDMSDE(), RectifiedFlow()],
-                         ids=lambda sde: type(sde).__name__)  # fmt: skip
+@pytest.mark.parametrize(
+    "sde",
+    [VPSDE(), SubVPSDE(), VESDE(), EDMSDE(), RectifiedFlow()],
+    ids=lambda sde: type(sde).__name__,
+)
 def test_the_reference_flow_is_exact_of_order_4(sde) -> None:
     generator = torch.Generator().manual_seed(0)
     root = torch.randn(3, 3, generator=generator, dtype=torch.float64)
@@ -198,20 +207,32 @@ RING = GaussianMixture.ring(3).diffused(VPSDE())
     ("make", "error", "text"),
     [
         (lambda: optimised(torch.neg, DDIM, 5, shape=(4, 2)), TypeError, "a LinearSDE as .sde"),
-        (lambda: optimised(ScoreModel(torch.nn.Identity(), VPSDE()), DDIM, 5, shape=(4, 2)),
-         ValueError, "model.eval()"),
+        (
+            lambda: optimised(ScoreModel(torch.nn.Identity(), VPSDE()), DDIM, 5, shape=(4, 2)),
+            ValueError,
+            "model.eval()",
+        ),
         (lambda: optimised(RING, DDIM, 0, shape=(4, 2)), ValueError, "steps must be at least 1"),
         (lambda: optimised(RING, DDIM, 5, shape=(0, 2)), ValueError, "shape must be at least 1"),
-        (lambda: optimised(RING, EulerMaruyama(), 5, shape=(4, 2)), ValueError,
-         "solver must draw no noise, .* got EulerMaruyama"),
-        (lambda: optimised(RING, DormandPrince(), 5, shape=(4, 2)), ValueError,
-         "solver must take the steps of its grid, got DormandPrince"),
+        (
+            lambda: optimised(RING, EulerMaruyama(), 5, shape=(4, 2)),
+            ValueError,
+            "solver must draw no noise, .* got EulerMaruyama",
+        ),
+        (
+            lambda: optimised(RING, DormandPrince(), 5, shape=(4, 2)),
+            ValueError,
+            "solver must take the steps of its grid, got DormandPrince",
+        ),
         (lambda: optimised(RING, Heun, 5, shape=(4, 2)), TypeError, "with its brackets"),
         (lambda: optimised(RING, DDIM, 5, shape=(4, 2), end=0.0), ValueError, "lambda is finite"),
-        (lambda: optimised(RING, DDIM, 5, shape=(4, 2), start=0.1, end=0.5), ValueError,
-         "run from noise to data, got 0.1, 0.5"),
+        (
+            lambda: optimised(RING, DDIM, 5, shape=(4, 2), start=0.1, end=0.5),
+            ValueError,
+            "run from noise to data, got 0.1, 0.5",
+        ),
     ],
-)  # fmt: skip
+)
 def test_bad_calls_are_refused(make, error, text) -> None:
     with pytest.raises(error, match=text):
         make()

@@ -107,7 +107,8 @@ def test_spacings_by_noise_are_equal_in_their_own_variable(sde) -> None:
 
 def test_cosine_levels_are_nichols_and_sigmoid_levels_are_chens() -> None:
     """Between noise levels 0 and 1 both are the published functions of u, without their clips."""
-    sde, n = RectifiedFlow(), 50  # every level between 0 and 1
+    sde = RectifiedFlow()
+    n = 50  # every level between 0 and 1
     u = torch.linspace(0, 1, n + 1, dtype=torch.float64)
     grid = cosine(sde, n, end=1e-9)
     gamma = sde.alpha(grid) ** 2 / (sde.alpha(grid) ** 2 + sde.sigma(grid) ** 2)
@@ -120,7 +121,9 @@ def test_cosine_levels_are_nichols_and_sigmoid_levels_are_chens() -> None:
 
 
 def test_exponential_is_k_diffusions_polyexponential() -> None:
-    sde, n, rho = EDMSDE(80.0), 18, 1.7
+    sde = EDMSDE(80.0)
+    n = 18
+    rho = 1.7
     ramp = torch.linspace(1, 0, n, dtype=torch.float64) ** rho
     theirs = torch.exp(ramp * (math.log(80) - math.log(0.002)) + math.log(0.002))
     assert torch.allclose(sde.sigma(exponential(sde, n - 1, rho)), theirs, rtol=1e-12)
@@ -132,7 +135,9 @@ def test_quadratic_is_the_polynomial_of_exponent_2() -> None:
 
 
 def test_karras_is_equation_5_in_edms_sigma() -> None:
-    sde, n, rho = EDMSDE(80.0), 18, 7
+    sde = EDMSDE(80.0)
+    n = 18
+    rho = 7
     i = torch.arange(n, dtype=torch.float64)
     # Their σ_i, i = 0 … N−1, between σ_max = 80 and σ_min = .002.
     sigma = (80 ** (1 / rho) + i / (n - 1) * (0.002 ** (1 / rho) - 80 ** (1 / rho))) ** rho
@@ -186,9 +191,13 @@ def test_lattices_are_those_of_diffusers_one_step_schedulers(name, n) -> None:
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # theirs
 @pytest.mark.parametrize(
     "name",
-    ["DPMSolverMultistepScheduler", "DEISMultistepScheduler", "UniPCMultistepScheduler",
-     "SASolverScheduler"],
-)  # fmt: skip
+    [
+        "DPMSolverMultistepScheduler",
+        "DEISMultistepScheduler",
+        "UniPCMultistepScheduler",
+        "SASolverScheduler",
+    ],
+)
 def test_lattices_are_those_of_diffusers_multistep_schedulers(name) -> None:
     for spacing, ours in (
         ("linspace", lambda steps: linspace(1000, steps, spare=1)),
@@ -203,8 +212,9 @@ def test_lattices_are_those_of_diffusers_multistep_schedulers(name) -> None:
 @pytest.mark.parametrize("last", [0, 1])
 def test_a_lattice_reproduces_the_samples_of_another_program(last) -> None:
     """Stable diffusion's DDIM: leading, offset 1, ending at the first beta's noise or at data."""
-    made = scheduler("DDIMScheduler", "leading", steps_offset=1, clip_sample=False,
-                     set_alpha_to_one=last == 0)  # fmt: skip
+    made = scheduler(
+        "DDIMScheduler", "leading", steps_offset=1, clip_sample=False, set_alpha_to_one=last == 0
+    )
     betas = linear_betas(1000)
     made.alphas_cumprod = torch.cumprod(1 - betas, 0)  # in float64
     made.final_alpha_cumprod = made.alphas_cumprod[0] if last else torch.tensor(1.0).double()

@@ -50,7 +50,8 @@ def states(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def mixtures(sde=None):
     """A class that holds two of three overlapping parts of the data, and the data."""
-    means, stds = torch.tensor([[-1.0], [0.3], [1.0]]), [0.7, 0.6, 0.5]
+    means = torch.tensor([[-1.0], [0.3], [1.0]])
+    stds = [0.7, 0.6, 0.5]
     sde = VPSDE() if sde is None else sde
     everything = GaussianMixture([0.3, 0.4, 0.3], means, stds=stds).diffused(sde)
     return GaussianMixture([0.4, 0.3], means[1:], stds=stds[1:]).diffused(sde), everything
@@ -68,7 +69,9 @@ class Recording(torch.nn.Module):
 
     def __init__(self, network) -> None:
         super().__init__()
-        self.network, self.config, self.calls = network, network.config, []
+        self.network = network
+        self.config = network.config
+        self.calls = []
 
     def forward(self, x, c, labels=None):
         self.calls.append(labels.tolist())
@@ -103,7 +106,8 @@ def test_the_guided_score_is_the_gradient_of_the_tilted_log_density(sde, w) -> N
 @pytest.mark.parametrize("sde", SDES, ids=name_of)
 def test_all_forms_are_of_one_prediction(sde) -> None:
     """x = alpha x0 + sigma eps, and the flow's velocity is rate x − ½ g² s."""
-    model, x = Guided(*mixtures(sde), 2.0), states(5, 1)
+    model = Guided(*mixtures(sde), 2.0)
+    x = states(5, 1)
     for t in (T, torch.linspace(0.2, 0.9, 5, dtype=torch.float64)):
         column = (-1, 1) if t.ndim else ()
         alpha, sigma, rate, g = (
@@ -115,15 +119,20 @@ def test_all_forms_are_of_one_prediction(sde) -> None:
         assert torch.allclose(model.velocity(x, t), rate * x - 0.5 * g**2 * score, rtol=1e-10)
 
 
-@pytest.mark.parametrize("solver", [EulerMaruyama(), Heun(), AngularAdams(), AngularSDE(),
-                                    DormandPrince(1e-4, 1e-4)], ids=name_of)  # fmt: skip
+@pytest.mark.parametrize(
+    "solver",
+    [EulerMaruyama(), Heun(), AngularAdams(), AngularSDE(), DormandPrince(1e-4, 1e-4)],
+    ids=name_of,
+)
 @pytest.mark.parametrize("kind", ["oracles", "network"])
 def test_weights_0_and_minus_1_are_the_two_models_bit_for_bit(solver, kind) -> None:
     if kind == "oracles":
-        parts, shape = mixtures(), (6, 1)
+        parts = mixtures()
+        shape = (6, 1)
         make = lambda w: Guided(*parts, w)  # noqa: E731
     else:
-        model, shape = network_model(), (6, 3)
+        model = network_model()
+        shape = (6, 3)
         labels = torch.tensor([0, 1, 2, 3, 0, 1])
         parts = model.given(labels), model.given(-1)
         make = lambda w: guided(model, labels, w)  # noqa: E731
@@ -140,7 +149,8 @@ def test_weights_0_and_minus_1_are_the_two_models_bit_for_bit(solver, kind) -> N
 @pytest.mark.parametrize("prediction", ["eps", "v", "edm"])
 def test_one_network_is_called_once_on_both_conditions(prediction) -> None:
     model = network_model(prediction, recording=True)
-    labels, x = torch.tensor([2, 0, 3]), states(3, 3)
+    labels = torch.tensor([2, 0, 3])
+    x = states(3, 3)
     times = torch.linspace(0.2, 0.9, 3, dtype=torch.float64)
     calls = model.network.calls
     for t in (T, times):
@@ -159,7 +169,8 @@ def test_one_network_is_called_once_on_both_conditions(prediction) -> None:
 
 def test_two_networks_are_both_called() -> None:
     """The bad version of a model as the unconditional one, as in autoguidance."""
-    model, x = network_model(), states(4, 3)
+    model = network_model()
+    x = states(4, 3)
     bad = copy.deepcopy(model)
     with torch.no_grad():
         for p in bad.parameters():
@@ -184,12 +195,14 @@ def test_a_sample_does_not_depend_on_its_batch() -> None:
 
 def test_labels_follow_their_samples_out_of_a_batch() -> None:
     """An adaptive solver drops finished samples; each must keep the class it was given."""
-    model, labels = network_model("edm"), torch.tensor([3, 0, 2, 1, 1])
+    model = network_model("edm")
+    labels = torch.tensor([3, 0, 2, 1, 1])
     tight = DormandPrince(1e-5, 1e-5)
     together = sample(guided(model, labels, 2.0), tight, (5, 3), steps=1, dtype=torch.float64)
     for i, label in enumerate(labels.tolist()):
-        alone = sample(guided(model, label, 2.0), tight, (1, 3), steps=1, first=i,
-                       dtype=torch.float64)  # fmt: skip
+        alone = sample(
+            guided(model, label, 2.0), tight, (1, 3), steps=1, first=i, dtype=torch.float64
+        )
         assert torch.allclose(together.x[i], alone.x[0], rtol=0, atol=1e-5)
     part = guided(model, labels, 2.0).rows(torch.tensor([2, 0]))
     x = states(5, 3)
@@ -200,7 +213,8 @@ def test_labels_follow_their_samples_out_of_a_batch() -> None:
 
 
 def test_the_weight_may_depend_on_the_time() -> None:
-    parts, x = mixtures(), states(3, 1)
+    parts = mixtures()
+    x = states(3, 1)
     model = Guided(*parts, lambda t: 4 * t)
     times = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
     together = model.eps(x, times)
@@ -216,7 +230,8 @@ def test_the_interval_is_of_noise_levels_and_costs_one_row_outside() -> None:
     ratios = torch.tensor([0.4999, 0.5001, 1.9999, 2.0001], dtype=torch.float64)
     assert w(sde.time(-ratios.log())).tolist() == [0.0, 1.3, 1.3, 0.0]
     model = network_model(recording=True)
-    calls, grid = model.network.calls, uniform(10)
+    calls = model.network.calls
+    grid = uniform(10)
     sample(guided(model, 1, w), Heun(), (2, 3), grid=grid, dtype=torch.float64)
     s = sde.sigma(grid) / sde.alpha(grid)
     inside = ((s > 0.5) & (s <= 2.0)).tolist()
@@ -239,8 +254,11 @@ def test_guidance_does_not_hide_that_a_models_eps_is_no_score(coupled) -> None:
     """Of the first model, of the second or, as a control, of none."""
     models = [ScoreModel(MLP(2, width=4), VPSDE()) for _ in range(3)]
     models[coupled].coupling = "optimal-transport"
-    for score in (Guided(*models[:2]), StaticThreshold(Guided(*models[:2])),
-                  Guided(*map(StaticThreshold, models[:2]))):  # fmt: skip
+    for score in (
+        Guided(*models[:2]),
+        StaticThreshold(Guided(*models[:2])),
+        Guided(*map(StaticThreshold, models[:2])),
+    ):
         if coupled == 2:
             ReverseSDE(score.sde, score)
             continue
@@ -252,14 +270,21 @@ def test_likelihoods_are_of_the_guided_flow() -> None:
     """Gaussians of one variance: guidance moves the mean and does no more."""
     sde = VPSDE()
     one, everything = two_gaussians(sde)
-    x, w = states(4, 2), 1.5
+    x = states(4, 2)
+    w = 1.5
     flow = ProbabilityFlow(sde, Guided(one, everything, w))
-    found = log_prob(x, flow, DormandPrince(1e-8, 1e-8), grid=uniform(1, 0.0, 1.0),
-                     divergence=Exact())  # fmt: skip
+    found = log_prob(
+        x, flow, DormandPrince(1e-8, 1e-8), grid=uniform(1, 0.0, 1.0), divergence=Exact()
+    )
     mean = torch.tensor([(1 + w) * 1.0 - w * 0.2, -(1 + w) * 0.5 - w * 0.1])
     moved = Gaussian(mean, 0.3 * torch.eye(2)).diffused(sde)
-    expected = log_prob(x, ProbabilityFlow(sde, moved), DormandPrince(1e-8, 1e-8),
-                        grid=uniform(1, 0.0, 1.0), divergence=Exact())  # fmt: skip
+    expected = log_prob(
+        x,
+        ProbabilityFlow(sde, moved),
+        DormandPrince(1e-8, 1e-8),
+        grid=uniform(1, 0.0, 1.0),
+        divergence=Exact(),
+    )
     assert torch.allclose(found.nats, expected.nats, rtol=0, atol=1e-6)
 
 
@@ -267,17 +292,21 @@ def test_likelihoods_are_of_the_guided_flow() -> None:
 
 
 @pytest.mark.parametrize("sde", SDES, ids=name_of)
-@pytest.mark.parametrize(("solver", "noise_scale"),
-                         [(EulerMaruyama(), 1.0), (SRA(), 0.4), (Heun(), 1.0)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("solver", "noise_scale"), [(EulerMaruyama(), 1.0), (SRA(), 0.4), (Heun(), 1.0)]
+)
 def test_between_gaussians_of_one_variance_the_weights_are_known_exactly(
     sde, solver, noise_scale
 ) -> None:
     """‖s_c − s_0‖ does not depend on x there: all weights are one number, ∫ p_c^γ p_0^{1−γ}."""
-    w, grid = 1.5, angular(sde, 400)
+    w = 1.5
+    grid = angular(sde, 400)
     model = Guided(*two_gaussians(sde), w)
-    found = sample_tilted(model, solver, (5, 2), grid=grid, noise_scale=noise_scale,
-                          dtype=torch.float64)  # fmt: skip
-    alpha2, total = sde.alpha(grid) ** 2, 0.3 * sde.alpha(grid) ** 2 + sde.sigma(grid) ** 2
+    found = sample_tilted(
+        model, solver, (5, 2), grid=grid, noise_scale=noise_scale, dtype=torch.float64
+    )
+    alpha2 = sde.alpha(grid) ** 2
+    total = 0.3 * sde.alpha(grid) ** 2 + sde.sigma(grid) ** 2
     gap2 = 0.8**2 + 0.6**2
     log_mass = 0.5 * (1 + w) * w * alpha2 * gap2 / total
     expected = float(log_mass[-1] - log_mass[0])
@@ -297,7 +326,8 @@ def test_what_guidance_samples_between_centred_gaussians_in_closed_form() -> Non
     """
     sde = VPSDE()
     half, one = (Gaussian(torch.zeros(1), v * torch.eye(1)).diffused(sde) for v in (0.5, 1.0))
-    model, grid = Guided(half, one, 1.0), uniform(1, 1.0, 1e-5)
+    model = Guided(half, one, 1.0)
+    grid = uniform(1, 1.0, 1e-5)
     found = sample(model, DormandPrince(1e-8, 1e-8), (3, 1), grid=grid, dtype=torch.float64).x
     start = sample(model, Heun(), (3, 1), grid=uniform(1, 1.0, 1 - 1e-12), dtype=torch.float64).x
     u = sde.alpha(grid) ** 2
@@ -316,21 +346,29 @@ def log_tilted(conditional, everything, w: float, t: torch.Tensor, points: torch
 
 @pytest.mark.parametrize(
     ("w", "solver", "noise_scale"),
-    [(1.0, SRA(), 1.0), (1.0, SRA(), 1.5), (1.0, SRA(), 0.5), (1.0, Heun(), 1.0),
-     (-0.5, SRA(), 1.0)],
-)  # fmt: skip
+    [
+        (1.0, SRA(), 1.0),
+        (1.0, SRA(), 1.5),
+        (1.0, SRA(), 0.5),
+        (1.0, Heun(), 1.0),
+        (-0.5, SRA(), 1.0),
+    ],
+)
 def test_guidance_misses_the_tilted_density_and_the_weights_mend_it(
     w, solver, noise_scale
 ) -> None:
     conditional, everything = mixtures()
-    grid, n = angular(VPSDE(), 40), 3000
+    grid = angular(VPSDE(), 40)
+    n = 3000
     line = torch.linspace(-6, 6, 4001, dtype=torch.float64)[:, None]
     q = log_tilted(conditional, everything, w, grid[-1], line)
     mass = float(q.logsumexp(0) + (line[1, 0] - line[0, 0]).log())
     model = Guided(conditional, everything, w)
-    found = sample_tilted(model, solver, (n, 1), grid=grid, noise_scale=noise_scale,
-                          dtype=torch.float64)  # fmt: skip
-    plain, weights = torch.full((n,), 1 / n, dtype=torch.float64), found.weights
+    found = sample_tilted(
+        model, solver, (n, 1), grid=grid, noise_scale=noise_scale, dtype=torch.float64
+    )
+    plain = torch.full((n,), 1 / n, dtype=torch.float64)
+    weights = found.weights
     for f in (torch.clone, torch.square, torch.cos):
         exact = float(q.softmax(0) @ f(line[:, 0]))
         values = f(found.x[:, 0])
@@ -349,10 +387,13 @@ def test_guidance_misses_the_tilted_density_and_the_weights_mend_it(
 
 def test_resampling_multiplies_the_heavy_ones_in_the_plane() -> None:
     means = torch.tensor([[-0.8, 0.0], [0.8, 0.2], [0.2, 0.9]])
-    stds, sde, w = [0.8, 0.6, 0.7], VPSDE(), 1.5
+    stds = [0.8, 0.6, 0.7]
+    sde = VPSDE()
+    w = 1.5
     everything = GaussianMixture([0.4, 0.3, 0.3], means, stds=stds).diffused(sde)
     conditional = GaussianMixture([0.3, 0.3], means[1:], stds=stds[1:]).diffused(sde)
-    grid, n = angular(sde, 40), 3000
+    grid = angular(sde, 40)
+    n = 3000
     axis = torch.linspace(-4, 4, 201, dtype=torch.float64)
     plane = torch.cartesian_prod(axis, axis)
     q = log_tilted(conditional, everything, w, grid[-1], plane)
@@ -360,10 +401,11 @@ def test_resampling_multiplies_the_heavy_ones_in_the_plane() -> None:
     exact = q.softmax(0) @ plane
     model = Guided(conditional, everything, w)
     ends = {
-        share: sample_tilted(model, SRA(), (n, 2), grid=grid, resample_below=share,
-                             dtype=torch.float64)
+        share: sample_tilted(
+            model, SRA(), (n, 2), grid=grid, resample_below=share, dtype=torch.float64
+        )
         for share in (0.0, 0.98)
-    }  # fmt: skip
+    }
     plain = {share: float((found.x.mean(0) - exact).norm()) for share, found in ends.items()}
     assert plain[0.98] < 0.03 < 0.1 < plain[0.0]
     for share, found in ends.items():
@@ -379,7 +421,8 @@ def test_evaluations_are_counted_where_they_happen() -> None:
     seen = []
 
     class Counted:
-        sde, device = VPSDE(), torch.device("cpu")
+        sde = VPSDE()
+        device = torch.device("cpu")
 
         def __init__(self, inner) -> None:
             self.inner = inner
@@ -423,9 +466,11 @@ def test_weighted_samples_follow_from_the_seed_and_stay_apart_without_resampling
 
 def test_the_noise_scale_is_that_of_the_reverse_sde() -> None:
     """Without noise, Euler–Maruyama is Euler's method on the flow."""
-    model, grid = Guided(*mixtures(), 1.0), angular(VPSDE(), 12)
-    quiet = sample_tilted(model, EulerMaruyama(), (4, 1), grid=grid, noise_scale=0.0,
-                          dtype=torch.float64)  # fmt: skip
+    model = Guided(*mixtures(), 1.0)
+    grid = angular(VPSDE(), 12)
+    quiet = sample_tilted(
+        model, EulerMaruyama(), (4, 1), grid=grid, noise_scale=0.0, dtype=torch.float64
+    )
     flow = sample_tilted(model, Euler(), (4, 1), grid=grid, dtype=torch.float64)
     assert torch.allclose(quiet.x, flow.x, rtol=1e-10, atol=1e-10)
     assert torch.allclose(quiet.log_weights, flow.log_weights, rtol=1e-9, atol=1e-9)
@@ -434,7 +479,8 @@ def test_the_noise_scale_is_that_of_the_reverse_sde() -> None:
 class Jump(OneStep):
     """A step to nowhere."""
 
-    dynamics, order = EulerMaruyama.dynamics, 1
+    dynamics = EulerMaruyama.dynamics
+    order = 1
 
     def step(self, dynamics, x, t, s, noise):  # noqa: ARG002
         return x * math.inf
@@ -454,23 +500,46 @@ PAIR = mixtures()
         (lambda: GuidanceInterval(VPSDE(), 1.0, 2.0, 1.0), ValueError, "satisfy 0 <= low < high"),
         (lambda: guided(PAIR[0], 1), TypeError, "model must be a ScoreModel, got ExactScore"),
         (lambda: guided(ScoreModel(MLP(2, width=8), VPSDE()), 1), ValueError, "have classes"),
-        (lambda: guided(network_model(), torch.tensor([1, 2])).eps(states(3, 3), T), ValueError,
-         "labels must be one, or 3 for this batch, got 2 labels"),
+        (
+            lambda: guided(network_model(), torch.tensor([1, 2])).eps(states(3, 3), T),
+            ValueError,
+            "labels must be one, or 3 for this batch, got 2 labels",
+        ),
         (lambda: sample_tilted(PAIR[0], Heun(), (2, 1)), TypeError, "guided must be a Guided"),
-        (lambda: sample_tilted(Guided(*PAIR), AngularAdams(), (2, 1)), TypeError,
-         "solver must be a one-step solver, got AngularAdams"),
-        (lambda: sample_tilted(Guided(*PAIR, lambda t: t), Heun(), (2, 1)), ValueError,
-         "guided.weight must be one number for all t"),
-        (lambda: sample_tilted(Guided(*PAIR), Heun(), (2, 1), resample_below=2.0), ValueError,
-         r"resample_below must lie in \[0, 1\], got 2.0"),
-        (lambda: sample_tilted(guided(network_model(), torch.tensor([1, 2])), Heun(), (2, 3),
-                               resample_below=0.5), ValueError, "have their own labels"),
-        (lambda: sample_tilted(Guided(*PAIR), Heun(), (2, 1), steps=3, grid=uniform(3)),
-         ValueError, "not be given together"),
-        (lambda: sample_tilted(Guided(*PAIR), Jump(), (2, 1), steps=3), FloatingPointError,
-         "log_weights must stay finite, got NaN or infinity at step 1"),
+        (
+            lambda: sample_tilted(Guided(*PAIR), AngularAdams(), (2, 1)),
+            TypeError,
+            "solver must be a one-step solver, got AngularAdams",
+        ),
+        (
+            lambda: sample_tilted(Guided(*PAIR, lambda t: t), Heun(), (2, 1)),
+            ValueError,
+            "guided.weight must be one number for all t",
+        ),
+        (
+            lambda: sample_tilted(Guided(*PAIR), Heun(), (2, 1), resample_below=2.0),
+            ValueError,
+            r"resample_below must lie in \[0, 1\], got 2.0",
+        ),
+        (
+            lambda: sample_tilted(
+                guided(network_model(), torch.tensor([1, 2])), Heun(), (2, 3), resample_below=0.5
+            ),
+            ValueError,
+            "have their own labels",
+        ),
+        (
+            lambda: sample_tilted(Guided(*PAIR), Heun(), (2, 1), steps=3, grid=uniform(3)),
+            ValueError,
+            "not be given together",
+        ),
+        (
+            lambda: sample_tilted(Guided(*PAIR), Jump(), (2, 1), steps=3),
+            FloatingPointError,
+            "log_weights must stay finite, got NaN or infinity at step 1",
+        ),
     ],
-)  # fmt: skip
+)
 def test_wrong_input_is_refused(make, error, text) -> None:
     with pytest.raises(error, match=text):
         make()
@@ -487,7 +556,8 @@ def test_a_coupled_model_shows_in_its_guided_form() -> None:
 
 
 def test_the_examples_of_the_guide_print_what_they_say(root) -> None:
-    done = doctest.testfile(str(root / "docs/guidance.md"), module_relative=False,
-                            encoding="utf-8")  # fmt: skip
+    done = doctest.testfile(
+        str(root / "docs/guidance.md"), module_relative=False, encoding="utf-8"
+    )
     assert done.failed == 0
     assert done.attempted > 15

@@ -77,7 +77,8 @@ def data(event: tuple[int, ...]) -> GaussianMixture:
 def test_every_solver_samples_every_sde_and_shape(solver, sde, event) -> None:
     """Samples have the mixture's mean (.1) and mean square (.325), within six standard errors."""
     model = data(event).diffused(sde)
-    n, d = 256, torch.Size(event).numel()
+    n = 256
+    d = torch.Size(event).numel()
     x = sample(model, solver, (n, *event), grid=karras(sde, 60), seed=1, dtype=torch.float64).x
     # Coordinates of a sample share their component: one sample, one draw of it.
     assert float(x.mean()) == pytest.approx(0.1, abs=6 * 0.56 / n**0.5)
@@ -113,13 +114,15 @@ def test_a_batch_may_be_split_in_any_way_bit_for_bit(name, event) -> None:
 
 
 def test_song_langevin_does_depend_on_the_batch() -> None:
-    model, solver = data((2,)).diffused(VPSDE()), PredictorCorrector(Ancestral(), SongLangevin())
+    model = data((2,)).diffused(VPSDE())
+    solver = PredictorCorrector(Ancestral(), SongLangevin())
     whole = sample(model, solver, (4, 2), steps=10).x
     assert not torch.equal(whole[:2], sample(model, solver, (2, 2), steps=10).x)
 
 
 def test_dormand_prince_takes_the_same_steps_alone_and_in_a_batch() -> None:
-    model, solver = data((2,)).diffused(VPSDE()), DormandPrince(1e-6, 1e-6)
+    model = data((2,)).diffused(VPSDE())
+    solver = DormandPrince(1e-6, 1e-6)
     x = torch.randn(9, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     start, end = torch.tensor([1.0, 1e-3], dtype=torch.float64)
 
@@ -141,7 +144,8 @@ def test_dormand_prince_takes_the_same_steps_alone_and_in_a_batch() -> None:
 @settings(max_examples=15)
 @given(n=st.integers(1, 12), seed=st.integers(0, 5))
 def test_forward_then_backward_flow_is_the_identity(n: int, seed: int) -> None:
-    model, solver = data((2,)).diffused(VPSDE()), DormandPrince(1e-10, 1e-10)
+    model = data((2,)).diffused(VPSDE())
+    solver = DormandPrince(1e-10, 1e-10)
     x = torch.randn(n, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     flow = ProbabilityFlow(model.sde, model)
     noise = integrate(flow, solver, x, uniform(1, 0.01, 1.0)).x
@@ -163,7 +167,8 @@ def test_noise_scale_0_is_the_flow_of_the_deterministic_twin(solver) -> None:
 
 @every_solver
 def test_nfe_is_what_an_independent_counter_sees(solver) -> None:
-    model, calls = data((2,)).diffused(VPSDE()), []
+    model = data((2,)).diffused(VPSDE())
+    calls = []
 
     def score(x, t):
         calls.append(len(x))
@@ -179,7 +184,8 @@ def test_nfe_is_what_an_independent_counter_sees(solver) -> None:
 
 
 def test_callback_sees_every_step_in_order() -> None:
-    model, seen = data((2,)).diffused(VPSDE()), []
+    model = data((2,)).diffused(VPSDE())
+    seen = []
     grid = uniform(4)
     result = sample(model, Heun(), (2, 2), grid=grid, callback=lambda *step: seen.append(step))
     assert [i for i, _, _ in seen] == [1, 2, 3, 4]
@@ -248,11 +254,11 @@ def test_euler_maruyama_converges_on_a_users_sde() -> None:
     assert error(256) < 0.01
 
 
-
 class Pearson(SDE):
     """dx = −θx dt + √(2θ(1 + x²)/ν) dw with a stationary Student-t law: reversible in time."""
 
-    theta, nu = 1.0, 8.0
+    theta = 1.0
+    nu = 8.0
 
     def drift(self, x, t):  # noqa: ARG002
         return -self.theta * x

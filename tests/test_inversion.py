@@ -41,7 +41,9 @@ def latents(n: int, *event: int) -> torch.Tensor:
 @pytest.mark.parametrize("solver", [DDIM(), EDMHeun(), DPMSolverPP(order=2)])
 @pytest.mark.parametrize("method", [Newton(), FixedPoint()])
 def test_the_latent_of_a_sample_is_found_again(solver, method) -> None:
-    flow, z, grid = flow_of(), latents(3, 2), uniform(10, 1.0, 0.05)
+    flow = flow_of()
+    z = latents(3, 2)
+    grid = uniform(10, 1.0, 0.05)
     x = integrate(flow, solver, z, grid).x
     found = sampler_inverse(x, flow, solver, grid, method=method, tolerance=1e-12)
     assert torch.allclose(found.latent, z, rtol=0, atol=1e-9)
@@ -53,7 +55,8 @@ def test_the_latent_of_a_sample_is_found_again(solver, method) -> None:
 
 
 def test_newton_doubles_the_digits() -> None:
-    flow, grid = flow_of(), uniform(6, 1.0, 0.05)
+    flow = flow_of()
+    grid = uniform(6, 1.0, 0.05)
     x = integrate(flow, DDIM(), latents(4, 2), grid).x
     rough, fine = (
         sampler_inverse(x, flow, DDIM(), grid, method=Newton(), tolerance=tolerance).iterations
@@ -69,14 +72,17 @@ def test_newton_doubles_the_digits() -> None:
 )
 def test_a_grid_may_end_without_noise(grid) -> None:
     """No score is asked for on the way back where sigma is 0."""
-    flow, z = flow_of(), 0.7 * latents(4, 2)
+    flow = flow_of()
+    z = 0.7 * latents(4, 2)
     x = integrate(flow, DDIM(), z, grid).x
     found = sampler_inverse(x, flow, DDIM(), grid, method=Newton())
     assert torch.allclose(found.latent, z, atol=1e-6)
 
 
 def test_the_density_of_data_comes_near_the_flow_s() -> None:
-    flow, grid, solver = flow_of(), quadratic(80), AngularAdams()
+    flow = flow_of()
+    grid = quadratic(80)
+    solver = AngularAdams()
     x = flow.score.function.oracle.sample(4, torch.Generator().manual_seed(0))
     z = sampler_inverse(x, flow, solver, grid).latent
     found = sampler_log_prob(z, flow, solver, grid).nats
@@ -86,7 +92,8 @@ def test_the_density_of_data_comes_near_the_flow_s() -> None:
 
 
 def test_a_latent_is_the_same_alone_and_in_a_batch_bit_for_bit() -> None:
-    flow, grid = flow_of(), uniform(5, 1.0, 0.05)
+    flow = flow_of()
+    grid = uniform(5, 1.0, 0.05)
     x = integrate(flow, DDIM(), latents(4, 2), grid).x
     for method in (Newton(), FixedPoint()):
         together = sampler_inverse(x, flow, DDIM(), grid, method=method)
@@ -121,7 +128,8 @@ def two(std: float):
 def test_every_sample_keeps_its_own_score(method) -> None:
     """Also where some have left, and where some of Newton's steps are halved and others not."""
     stds = (0.05, 0.5) if method == Newton() else (0.4, 0.8)
-    scores, grid = [two(std) for std in stds for _ in range(3)], uniform(15, 1.0, 0.02)
+    scores = [two(std) for std in stds for _ in range(3)]
+    grid = uniform(15, 1.0, 0.02)
     x = torch.linspace(-1.3, 1.2, 6, dtype=torch.float64)[:, None]
     flow = ProbabilityFlow(VPSDE(), Each(scores))
     found = sampler_inverse(x, flow, DDIM(), grid, method=method)
@@ -134,7 +142,8 @@ def test_every_sample_keeps_its_own_score(method) -> None:
 
 def test_steps_too_long_for_a_steep_map_are_halved() -> None:
     x = torch.linspace(-1.5, 1.5, 15, dtype=torch.float64)[:, None]
-    flow, grid = ProbabilityFlow(VPSDE(), two(0.05)), uniform(20)
+    flow = ProbabilityFlow(VPSDE(), two(0.05))
+    grid = uniform(20)
     found = sampler_inverse(x, flow, DDIM(), grid)
     assert torch.allclose(integrate(flow, DDIM(), found.latent, grid).x, x, rtol=0, atol=1e-9)
     assert int(found.iterations.max()) < 20
@@ -142,7 +151,9 @@ def test_steps_too_long_for_a_steep_map_are_halved() -> None:
 
 def test_a_network_in_single_precision() -> None:
     model = ScoreModel(MLP(3, width=16, depth=1, seed=1), VPSDE()).eval()
-    flow, z, grid = ProbabilityFlow(VPSDE(), model), latents(3, 3).float(), uniform(8, 1.0, 0.05)
+    flow = ProbabilityFlow(VPSDE(), model)
+    z = latents(3, 3).float()
+    grid = uniform(8, 1.0, 0.05)
     with torch.no_grad():
         x = integrate(flow, DDIM(), z, grid).x
     found = sampler_inverse(x, flow, DDIM(), grid)
@@ -157,7 +168,10 @@ def test_a_network_in_single_precision() -> None:
             # One step of a score x/2 from dx = −½g²s dt: nothing but the range (−1, 1) of tanh.
             lambda: sampler_inverse(
                 torch.tensor([[0.5], [2.0]], dtype=torch.float64),
-                ProbabilityFlow(VPSDE(), TANH), DDIM(), uniform(1, 1.0, 0.0), method=Newton(20),
+                ProbabilityFlow(VPSDE(), TANH),
+                DDIM(),
+                uniform(1, 1.0, 0.0),
+                method=Newton(20),
             ),
             FloatingPointError,
             r"be reached from a latent that the iteration finds, got a residual of [\d.]+ for"
@@ -165,19 +179,31 @@ def test_a_network_in_single_precision() -> None:
         ),
         (
             lambda: sampler_inverse(
-                torch.ones(1, 2, dtype=torch.float64), flow_of(), Euler(), uniform(1),
+                torch.ones(1, 2, dtype=torch.float64),
+                flow_of(),
+                Euler(),
+                uniform(1),
                 method=FixedPoint(3),
             ),
-            FloatingPointError, "for sample 0 after 3 iterations",
+            FloatingPointError,
+            "for sample 0 after 3 iterations",
         ),
-        (lambda: sampler_inverse(torch.ones(1, 2), flow_of(), DormandPrince(), uniform(2)),
-         ValueError, "sampler_inverse: solver must have fixed steps"),
-        (lambda: sampler_inverse(torch.ones(1, 2), flow_of(), DDIM(), uniform(2), tolerance=0.0),
-         ValueError, "tolerance must be finite and above 0"),
+        (
+            lambda: sampler_inverse(torch.ones(1, 2), flow_of(), DormandPrince(), uniform(2)),
+            ValueError,
+            "sampler_inverse: solver must have fixed steps",
+        ),
+        (
+            lambda: sampler_inverse(
+                torch.ones(1, 2), flow_of(), DDIM(), uniform(2), tolerance=0.0
+            ),
+            ValueError,
+            "tolerance must be finite and above 0",
+        ),
         (lambda: Newton(iterations=0), ValueError, "iterations must be at least 1, got 0"),
         (lambda: FixedPoint(iterations=0), ValueError, "iterations must be at least 1, got 0"),
     ],
-)  # fmt: skip
+)
 def test_mistakes_end_in_one_clear_sentence(make, error, text) -> None:
     with pytest.raises(error, match=text):
         make()

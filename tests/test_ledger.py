@@ -44,7 +44,8 @@ class Mixtures:
     """
 
     def __init__(self, sde, weights: Tensor, means: Tensor, stds: Tensor) -> None:
-        self.sde, self.parts = sde, (weights, means, stds)
+        self.sde = sde
+        self.parts = (weights, means, stds)
 
     def rows(self, index: Tensor) -> Mixtures:
         return Mixtures(self.sde, *(part[index] for part in self.parts))
@@ -90,7 +91,9 @@ class MatchedGaussians:
 @pytest.mark.parametrize("sde", [VPSDE(), EDMSDE(), RectifiedFlow()], ids=["vp", "edm", "flow"])
 def test_intervals_cover_the_truth_in_95_of_100_random_mixtures(sde) -> None:
     """1000 mixtures of four dimensions, four samples and four probes each, a loose tolerance."""
-    number, samples, g = 1000, 4, torch.Generator().manual_seed(1)
+    number = 1000
+    samples = 4
+    g = torch.Generator().manual_seed(1)
     weights = torch.rand(number, 3, generator=g, dtype=torch.float64) + 0.1
     weights = weights / weights.sum(1, keepdim=True)
     means = 0.7 * torch.randn(number, 3, D, generator=g, dtype=torch.float64)
@@ -105,14 +108,21 @@ def test_intervals_cover_the_truth_in_95_of_100_random_mixtures(sde) -> None:
     truth = model.log_prob(x, one, 0 * one)
 
     ledger = audit(
-        x, ProbabilityFlow(sde, model), DormandPrince(1e-3, 1e-3), end=MatchedGaussians(model),
+        x,
+        ProbabilityFlow(sde, model),
+        DormandPrince(1e-3, 1e-3),
+        end=MatchedGaussians(model),
         divergence=Hutchinson(4, seed=2),
-    )  # fmt: skip
-    covered, widths, errors = 0, [], []
+    )
+    covered = 0
+    widths = []
+    errors = []
     for k in range(number):
         part = slice(k * samples, (k + 1) * samples)
-        lines = [dataclasses.replace(line, shift=line.shift[part], error=line.error[part])
-                 for line in ledger.lines]  # fmt: skip
+        lines = [
+            dataclasses.replace(line, shift=line.shift[part], error=line.error[part])
+            for line in ledger.lines
+        ]
         own = Ledger(ledger.nats[part], D, tuple(lines), 3, 0)
         errors.append(own.corrected - float(truth[part].mean()))
         widths.append(own.half_width())
@@ -131,7 +141,8 @@ class Biased:
     """A score that is wrong by a constant."""
 
     def __init__(self, score, bias: float) -> None:
-        self.score, self.bias = score, bias
+        self.score = score
+        self.bias = bias
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         return self.score(x, t) + self.bias
@@ -142,9 +153,13 @@ START = 1e-5
 
 @lru_cache
 def ledger_of(
-    *, beta: float = 20.0, start: float = START, tolerance: float = 1e-7, bias: float = 0.0,
+    *,
+    beta: float = 20.0,
+    start: float = START,
+    tolerance: float = 1e-7,
+    bias: float = 0.0,
     levels: int = 256,
-) -> Ledger:  # fmt: skip
+) -> Ledger:
     """Audit a mixture within [−1, 1], with one thing wrong."""
     means = torch.tensor([[0.4, -0.3], [-0.4, 0.2], [0.1, 0.3]], dtype=torch.float64)
     data = GaussianMixture([1, 2, 1], means, stds=[0.08, 0.12, 0.1])
@@ -154,10 +169,15 @@ def ledger_of(
     many = data.sample(100_000, torch.Generator().manual_seed(4))
     last = torch.tensor(1.0, dtype=torch.float64)
     return audit(
-        x, ProbabilityFlow(sde, Biased(model, bias)), DormandPrince(tolerance, tolerance),
-        grid=torch.tensor([start, 1.0], dtype=torch.float64), divergence=Exact(), reference=model,
-        end=fit_gaussian(many).diffused(sde).marginal(last), levels=levels,
-    )  # fmt: skip
+        x,
+        ProbabilityFlow(sde, Biased(model, bias)),
+        DormandPrince(tolerance, tolerance),
+        grid=torch.tensor([start, 1.0], dtype=torch.float64),
+        divergence=Exact(),
+        reference=model,
+        end=fit_gaussian(many).diffused(sde).marginal(last),
+        levels=levels,
+    )
 
 
 @pytest.mark.parametrize(
@@ -172,7 +192,8 @@ def ledger_of(
 )
 def test_an_error_made_on_purpose_is_found_in_its_line(line: str, wrong) -> None:
     """What is reported changes by −Δ; the line's shift changes by Δ, the others by little."""
-    right, found = ledger_of(), ledger_of(**wrong)
+    right = ledger_of()
+    found = ledger_of(**wrong)
     if line == "offset":
         offset = {k: right.bits(v) for k, v in shifts(found).items()}
         assert offset["offset"] == pytest.approx(math.log2(17 / 2), abs=1e-12)
@@ -188,14 +209,22 @@ def test_an_error_made_on_purpose_is_found_in_its_line(line: str, wrong) -> None
 def test_a_fixed_grid_is_halved_and_a_float32_solve_is_checked_in_float64() -> None:
     """Heun's error falls fourfold; float32 shows in its own line and not in the others."""
     data = mixture()
-    model, x = data.diffused(VPSDE()), data.sample(8, torch.Generator().manual_seed(5))
+    model = data.diffused(VPSDE())
+    x = data.sample(8, torch.Generator().manual_seed(5))
     grid = angular(VPSDE(), 60).flip(0)
-    found = audit(x.float(), ProbabilityFlow(model.sde, model), Heun(), grid=grid,
-                  divergence=Exact())  # fmt: skip
+    found = audit(
+        x.float(), ProbabilityFlow(model.sde, model), Heun(), grid=grid, divergence=Exact()
+    )
     many = angular(VPSDE(), 960).flip(0)
-    exact = log_prob(x.float().double(), ProbabilityFlow(model.sde, model), Heun(), grid=many,
-                     divergence=Exact())  # fmt: skip
-    tolerance, rounding = found.line("tolerance"), found.line("rounding")
+    exact = log_prob(
+        x.float().double(),
+        ProbabilityFlow(model.sde, model),
+        Heun(),
+        grid=many,
+        divergence=Exact(),
+    )
+    tolerance = found.line("tolerance")
+    rounding = found.line("rounding")
     error = exact.nats - found.nats - rounding.shift
     # A halved step of order 2 takes away three quarters of the error.
     assert torch.allclose(tolerance.shift, 0.75 * error, rtol=0.1, atol=1e-5)
@@ -205,7 +234,8 @@ def test_a_fixed_grid_is_halved_and_a_float32_solve_is_checked_in_float64() -> N
 
 def test_one_probe_tells_no_error_and_a_wrong_line_is_named() -> None:
     data = mixture()
-    model, x = data.diffused(VPSDE()), data.sample(2, torch.Generator().manual_seed(5))
+    model = data.diffused(VPSDE())
+    x = data.sample(2, torch.Generator().manual_seed(5))
     flow = ProbabilityFlow(model.sde, model)
     with pytest.raises(ValueError, match=r"divergence must have two probes or more.*got 1"):
         audit(x, flow, DormandPrince(1e-2, 1e-2), divergence=Hutchinson(1))
@@ -218,12 +248,14 @@ def test_one_probe_tells_no_error_and_a_wrong_line_is_named() -> None:
 def test_draws_of_the_dequantization_have_a_line() -> None:
     """log-weights of two draws, 0 and ln 3: log of their mean ln 2, mean of their logs ½ ln 3."""
     data = mixture()
-    model, x = data.diffused(VPSDE()), data.sample(1, torch.Generator().manual_seed(5))
+    model = data.diffused(VPSDE())
+    x = data.sample(1, torch.Generator().manual_seed(5))
     log_w = torch.tensor([[0.0], [math.log(3)]], dtype=torch.float64)
     nats, error, gap = importance_weighted(log_w)
     discrete = DiscreteLogLikelihood(nats, -nats, error, gap, log_w)
-    found = audit(x, ProbabilityFlow(model.sde, model), DormandPrince(1e-2, 1e-2),
-                  discrete=discrete)  # fmt: skip
+    found = audit(
+        x, ProbabilityFlow(model.sde, model), DormandPrince(1e-2, 1e-2), discrete=discrete
+    )
     line = found.line("dequantization")
     assert float(line.shift) == pytest.approx(math.log(2) - 0.5 * math.log(3))
     assert float(line.error) > float(line.shift) / 2

@@ -48,11 +48,16 @@ def whole(sde) -> torch.Tensor:
 @every_sde
 def test_correlated_gaussian_to_1e_6_nats(sde) -> None:
     data = correlated()
-    model, x = data.diffused(sde), draw(data)
+    model = data.diffused(sde)
+    x = draw(data)
     found = log_prob(
-        x, ProbabilityFlow(sde, model), DormandPrince(1e-9, 1e-9), grid=whole(sde),
-        divergence=Exact(memory=4096), prior=model.marginal(whole(sde)[1]),
-    )  # fmt: skip
+        x,
+        ProbabilityFlow(sde, model),
+        DormandPrince(1e-9, 1e-9),
+        grid=whole(sde),
+        divergence=Exact(memory=4096),
+        prior=model.marginal(whole(sde)[1]),
+    )
     assert torch.allclose(found.nats, data.log_prob(x), rtol=0, atol=1e-6)
     assert torch.equal(found.standard_error, torch.zeros(6, dtype=torch.float64))
     assert torch.allclose(found.terms["prior"] + found.terms["divergence"], found.nats)
@@ -63,43 +68,61 @@ def test_correlated_gaussian_to_1e_6_nats(sde) -> None:
 def test_mixture_and_image_shape() -> None:
     means = torch.randn(3, 1, 3, 2, generator=torch.Generator().manual_seed(2))
     data = GaussianMixture([1, 2, 3], means, stds=[0.4, 0.5, 0.3])
-    model, x = data.diffused(VPSDE()), draw(data)
+    model = data.diffused(VPSDE())
+    x = draw(data)
     found = log_prob(
-        x, ProbabilityFlow(model.sde, model), DormandPrince(1e-9, 1e-9), grid=whole(model.sde),
-        divergence=Exact(), prior=model.marginal(torch.tensor(1.0, dtype=torch.float64)),
-    )  # fmt: skip
+        x,
+        ProbabilityFlow(model.sde, model),
+        DormandPrince(1e-9, 1e-9),
+        grid=whole(model.sde),
+        divergence=Exact(),
+        prior=model.marginal(torch.tensor(1.0, dtype=torch.float64)),
+    )
     assert torch.allclose(found.nats, data.log_prob(x), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("event", [(2,), (16,), (64,), (1, 8, 8)], ids=str)
 @pytest.mark.parametrize("components", [1, 3])
 def test_correlated_gaussians_and_mixtures_to_1e_6_nats(event, components) -> None:
-    d, g = math.prod(event), torch.Generator().manual_seed(7)
+    d = math.prod(event)
+    g = torch.Generator().manual_seed(7)
     roots = torch.randn(components, d, d, generator=g, dtype=torch.float64) / d**0.5
     covariances = roots @ roots.mT + 0.1 * torch.eye(d, dtype=torch.float64)
     means = torch.randn(components, *event, generator=g, dtype=torch.float64)
     data = GaussianMixture([1.0 + k for k in range(components)], means, covariances=covariances)
-    model, x = data.diffused(VPSDE()), draw(data, 3)
+    model = data.diffused(VPSDE())
+    x = draw(data, 3)
     found = log_prob(
-        x, ProbabilityFlow(model.sde, model), DormandPrince(1e-8, 1e-8), grid=whole(model.sde),
-        divergence=Exact(), prior=model.marginal(torch.tensor(1.0, dtype=torch.float64)),
-    )  # fmt: skip
+        x,
+        ProbabilityFlow(model.sde, model),
+        DormandPrince(1e-8, 1e-8),
+        grid=whole(model.sde),
+        divergence=Exact(),
+        prior=model.marginal(torch.tensor(1.0, dtype=torch.float64)),
+    )
     assert torch.allclose(found.nats, data.log_prob(x), rtol=0, atol=1e-6)
 
 
 def test_prior_mismatch_of_vp_is_what_mixes_in() -> None:
     """The SDE's own N(0, I) instead of the true p_1 costs KL(p_1‖N) on average, in closed form."""
     data = correlated(2)
-    model, sde = data.diffused(VPSDE()), VPSDE()
+    model = data.diffused(VPSDE())
+    sde = VPSDE()
     x = data.sample(4000, torch.Generator().manual_seed(3))
-    flow, solver = ProbabilityFlow(sde, model), DormandPrince(1e-8, 1e-8)
+    flow = ProbabilityFlow(sde, model)
+    solver = DormandPrince(1e-8, 1e-8)
     true = log_prob(
-        x, flow, solver, grid=whole(sde), divergence=Exact(),
+        x,
+        flow,
+        solver,
+        grid=whole(sde),
+        divergence=Exact(),
         prior=model.marginal(whole(sde)[1]),
-    )  # fmt: skip
+    )
     own = log_prob(x, flow, solver, grid=whole(sde), divergence=Exact())
     p1 = model.marginal(whole(sde)[1])
-    mean, v = p1.means[0], p1.variances[0]
+    mean = p1.means[0]
+    v = p1.variances[0]
     kl = 0.5 * float((v + 0 * v - 1 - v.log()).sum() + (mean**2).sum())
     gap = true.nats - own.nats
     assert float(gap.mean()) == pytest.approx(kl, abs=5 * float(gap.std()) / 4000**0.5)
@@ -107,11 +130,16 @@ def test_prior_mismatch_of_vp_is_what_mixes_in() -> None:
 
 def test_hutchinson_is_unbiased_within_its_error_bar() -> None:
     data = correlated(8)
-    model, x = data.diffused(VPSDE()), draw(data, 64)
+    model = data.diffused(VPSDE())
+    x = draw(data, 64)
     found = log_prob(
-        x, ProbabilityFlow(model.sde, model), DormandPrince(1e-6, 1e-6), grid=whole(model.sde),
-        divergence=Hutchinson(probes=50, seed=1), prior=model.marginal(whole(model.sde)[1]),
-    )  # fmt: skip
+        x,
+        ProbabilityFlow(model.sde, model),
+        DormandPrince(1e-6, 1e-6),
+        grid=whole(model.sde),
+        divergence=Hutchinson(probes=50, seed=1),
+        prior=model.marginal(whole(model.sde)[1]),
+    )
     z = (found.nats - data.log_prob(x)) / found.standard_error
     # 64 studentised errors: mean 0 ± 1/8, mean square 1 within five standard deviations.
     assert abs(float(z.mean())) < 5 / 8
@@ -127,7 +155,8 @@ def test_error_of_a_mean_over_probes() -> None:
 
 def test_rademacher_probes_are_exact_on_a_diagonal_jacobian() -> None:
     data = Gaussian(torch.zeros(5), torch.diag(torch.arange(1.0, 6.0)))
-    model, x = data.diffused(VPSDE()), draw(data)
+    model = data.diffused(VPSDE())
+    x = draw(data)
     arguments = {"grid": whole(model.sde), "prior": model.marginal(whole(model.sde)[1])}
     flow = ProbabilityFlow(model.sde, model)
     one = log_prob(x, flow, DormandPrince(1e-9, 1e-9), divergence=Hutchinson(), **arguments)
@@ -137,8 +166,10 @@ def test_rademacher_probes_are_exact_on_a_diagonal_jacobian() -> None:
 
 def test_batches_of_1_and_of_64_differ_by_exactly_0() -> None:
     data = GaussianMixture([1, 2], torch.tensor([[0.5, -0.4], [-0.6, 0.3]]), stds=[0.2, 0.3])
-    model, x = data.diffused(VPSDE()), draw(data, 64)
-    flow, solver = ProbabilityFlow(model.sde, model), DormandPrince(1e-3, 1e-3)
+    model = data.diffused(VPSDE())
+    x = draw(data, 64)
+    flow = ProbabilityFlow(model.sde, model)
+    solver = DormandPrince(1e-3, 1e-3)
     whole_batch = log_prob(x, flow, solver, divergence=Exact())
     for i in range(64):
         alone = log_prob(x[i : i + 1], flow, solver, divergence=Exact())
@@ -148,8 +179,10 @@ def test_batches_of_1_and_of_64_differ_by_exactly_0() -> None:
 
 def test_a_value_is_the_same_alone_and_in_a_batch_bit_for_bit() -> None:
     data = correlated(4)
-    model, x = data.diffused(VPSDE()), draw(data, 9)
-    flow, solver = ProbabilityFlow(model.sde, model), DormandPrince()
+    model = data.diffused(VPSDE())
+    x = draw(data, 9)
+    flow = ProbabilityFlow(model.sde, model)
+    solver = DormandPrince()
     together = log_prob(x, flow, solver, divergence=Hutchinson(3, seed=2))
     for i in range(9):
         alone = log_prob(x[i : i + 1], flow, solver, divergence=Hutchinson(3, seed=2, first=i))
@@ -162,11 +195,16 @@ def test_a_value_is_the_same_alone_and_in_a_batch_bit_for_bit() -> None:
 )
 def test_other_solvers_agree(solver) -> None:
     data = correlated(3)
-    model, x = data.diffused(VPSDE()), draw(data)
+    model = data.diffused(VPSDE())
+    x = draw(data)
     found = log_prob(
-        x, ProbabilityFlow(model.sde, model), solver, grid=uniform(150, 1e-3, 1.0),
-        divergence=Exact(), prior=model.marginal(whole(model.sde)[1]),
-    )  # fmt: skip
+        x,
+        ProbabilityFlow(model.sde, model),
+        solver,
+        grid=uniform(150, 1e-3, 1.0),
+        divergence=Exact(),
+        prior=model.marginal(whole(model.sde)[1]),
+    )
     start = model.marginal(torch.tensor(1e-3, dtype=torch.float64))
     assert torch.allclose(found.nats, start.log_prob(x), atol=1e-5)
 
@@ -196,9 +234,11 @@ def test_one_evaluation_is_one_forward_and_one_vjp(divergence) -> None:
     model = ScoreModel(network, VPSDE()).eval()
     found = log_prob(
         torch.randn(2, 3, generator=torch.Generator().manual_seed(0)),
-        ProbabilityFlow(model.sde, model), Euler(), grid=uniform(10, 1e-3, 1.0),
+        ProbabilityFlow(model.sde, model),
+        Euler(),
+        grid=uniform(10, 1e-3, 1.0),
         divergence=divergence,
-    )  # fmt: skip
+    )
     assert (found.nfe, network.forwards, network.backwards) == (10, 10, 10)
     assert network.weight.requires_grad  # frozen during the solve only
 
@@ -207,7 +247,8 @@ def test_one_evaluation_is_one_forward_and_one_vjp(divergence) -> None:
 def test_bits_per_dim_of_scaled_levels(levels, offset) -> None:
     """Uniform density on [−1, 1]^D is log2(levels) bits a dimension; offset log2(levels/2)."""
     data = correlated(2)
-    model, x = data.diffused(VPSDE()), draw(data).tanh()
+    model = data.diffused(VPSDE())
+    x = draw(data).tanh()
     found = log_prob(x, ProbabilityFlow(model.sde, model), DormandPrince(), levels=levels)
     expected = -found.nats / (2 * math.log(2)) + offset
     assert torch.allclose(found.bits_per_dim, expected, rtol=1e-12)
@@ -215,8 +256,10 @@ def test_bits_per_dim_of_scaled_levels(levels, offset) -> None:
 
 def test_inference_mode_changes_nothing() -> None:
     data = correlated(2)
-    model, x = data.diffused(VPSDE()), draw(data)
-    flow, solver = ProbabilityFlow(model.sde, model), DormandPrince()
+    model = data.diffused(VPSDE())
+    x = draw(data)
+    flow = ProbabilityFlow(model.sde, model)
+    solver = DormandPrince()
     outside = log_prob(x, flow, solver, divergence=Exact()).nats
     with torch.inference_mode():
         inside = log_prob(x, flow, solver, divergence=Exact()).nats
@@ -270,15 +313,18 @@ X = torch.zeros(1, 2, dtype=torch.float64)
             "grid must be given for a solver with fixed steps, got none",
         ),
         (
-            lambda: log_prob(X, ProbabilityFlow(VPSDE(), torch.no_grad()(VP_MODEL.score)),
-                             DormandPrince()),
+            lambda: log_prob(
+                X, ProbabilityFlow(VPSDE(), torch.no_grad()(VP_MODEL.score)), DormandPrince()
+            ),
             TypeError,
             "score must be differentiable in x, got a detached tensor",
         ),
         (
-            lambda: log_prob(X.float()[:, :1].expand(1, 3).clone(),
-                             ProbabilityFlow(VPSDE(), ScoreModel(Linear(), VPSDE())),
-                             DormandPrince()),
+            lambda: log_prob(
+                X.float()[:, :1].expand(1, 3).clone(),
+                ProbabilityFlow(VPSDE(), ScoreModel(Linear(), VPSDE())),
+                DormandPrince(),
+            ),
             ValueError,
             "model must be in evaluation mode",
         ),
@@ -288,8 +334,9 @@ X = torch.zeros(1, 2, dtype=torch.float64)
             r"x must lie in \[−1, 1\], as levels are scaled, got 5 … 5",
         ),
         (
-            lambda: log_prob(torch.tensor([[0, 3], [7, 5]]) / 3.5 - 1, FLOW, DormandPrince(),
-                             levels=8),
+            lambda: log_prob(
+                torch.tensor([[0, 3], [7, 5]]) / 3.5 - 1, FLOW, DormandPrince(), levels=8
+            ),
             ValueError,
             "x must be dequantized",
         ),
@@ -299,8 +346,9 @@ X = torch.zeros(1, 2, dtype=torch.float64)
             r"run from the data \(t near 0\) to the prior, got 1 … 0.001",
         ),
         (
-            lambda: log_prob((torch.arange(8).reshape(4, 2) + 0.5) / 8 * 2 - 1, FLOW,
-                             DormandPrince(), levels=8),
+            lambda: log_prob(
+                (torch.arange(8).reshape(4, 2) + 0.5) / 8 * 2 - 1, FLOW, DormandPrince(), levels=8
+            ),
             ValueError,
             "x must be dequantized, got values on the 8 levels only",
         ),
@@ -313,7 +361,7 @@ X = torch.zeros(1, 2, dtype=torch.float64)
         (lambda: Exact(memory=-1), ValueError, "memory must be at least 1, got -1"),
         (lambda: log_prob(X.long(), FLOW, DormandPrince()), TypeError, "floating-point dtype"),
     ],
-)  # fmt: skip
+)
 def test_mistakes_end_in_one_clear_sentence(make, error, text) -> None:
     with pytest.raises(error, match=text):
         make()

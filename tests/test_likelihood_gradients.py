@@ -75,7 +75,8 @@ def total(model, solver, grid, x: torch.Tensor, divergence, *, graph: bool) -> t
 
 def slopes(model, solver, grid, divergence) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Return the gradient in the data and the parameters, and a random direction in them."""
-    x, generator = X.clone().requires_grad_(), torch.Generator().manual_seed(4)
+    x = X.clone().requires_grad_()
+    generator = torch.Generator().manual_seed(4)
     at = [x, *model.parameters()]
     gradient = torch.autograd.grad(total(model, solver, grid, x, divergence, graph=True), at)
     along = [torch.randn(v.shape, generator=generator, dtype=torch.float64) for v in at]
@@ -85,7 +86,9 @@ def slopes(model, solver, grid, divergence) -> tuple[list[torch.Tensor], list[to
 @every_divergence
 @pytest.mark.parametrize("name", fixed())
 def test_gradients_are_those_of_finite_differences(name: str, divergence) -> None:
-    model, h, solver = network(), 1e-5, fixed()[name]
+    model = network()
+    h = 1e-5
+    solver = fixed()[name]
     gradient, along = slopes(model, solver, FINE, divergence)
 
     def value(dx: float, dp: float) -> float:
@@ -121,11 +124,18 @@ def test_the_gradient_in_the_data_is_the_score(variable) -> None:
     root = torch.tensor([[1.0, 0.0], [0.6, 0.5]], dtype=torch.float64)
     data = Gaussian(torch.tensor([0.2, -0.1]), root @ root.T)
     model = data.diffused(VPSDE())
-    x, ends = X.clone().requires_grad_(), torch.tensor([1e-6, 1.0], dtype=torch.float64)
+    x = X.clone().requires_grad_()
+    ends = torch.tensor([1e-6, 1.0], dtype=torch.float64)
     found = log_prob(
-        x, ProbabilityFlow(model.sde, model), DormandPrince(1e-9, 1e-9), grid=ends,
-        variable=variable, divergence=Exact(), prior=model.marginal(ends[1]), keep_graph=True,
-    )  # fmt: skip
+        x,
+        ProbabilityFlow(model.sde, model),
+        DormandPrince(1e-9, 1e-9),
+        grid=ends,
+        variable=variable,
+        divergence=Exact(),
+        prior=model.marginal(ends[1]),
+        keep_graph=True,
+    )
     score = torch.autograd.grad(found.nats.sum(), x)[0]
     assert torch.allclose(score, model(X, ends[0]), atol=1e-6)
 
@@ -149,8 +159,16 @@ def test_an_sde_that_learns_gets_its_gradient() -> None:
     def value(high: torch.Tensor) -> torch.Tensor:
         sde = LearnedVP(high)
         flow = ProbabilityFlow(sde, lambda x, t: -x / (1 - 0.75 * sde.alpha(t) ** 2))
-        found = log_prob(X[:, :1], flow, RungeKutta4(), grid=FINE, divergence=Exact(),
-                         variable=Time, prior=IsotropicNormal(1.0), keep_graph=True)  # fmt: skip
+        found = log_prob(
+            X[:, :1],
+            flow,
+            RungeKutta4(),
+            grid=FINE,
+            divergence=Exact(),
+            variable=Time,
+            prior=IsotropicNormal(1.0),
+            keep_graph=True,
+        )
         return found.nats.sum()
 
     high = torch.tensor(4.0, dtype=torch.float64, requires_grad=True)

@@ -80,12 +80,16 @@ def quadrature(x0: Tensor, p0: Tensor, n: int = 40) -> tuple[Tensor, Tensor, Ten
 @pytest.mark.parametrize("sde", SDES, ids=names)
 @pytest.mark.parametrize("t", [0.03, 0.4, 0.9])
 def test_loss_of_the_exact_score_is_the_posterior_variance_of_eps(sde: LinearSDE, t: float):
-    m, v, time = 0.3, 0.49, torch.tensor(t, dtype=torch.float64)
-    mean, variance = torch.tensor([m]).double(), torch.tensor([[v]], dtype=torch.float64)
+    m = 0.3
+    v = 0.49
+    time = torch.tensor(t, dtype=torch.float64)
+    mean = torch.tensor([m]).double()
+    variance = torch.tensor([[v]], dtype=torch.float64)
     exact = Gaussian(mean, variance).diffused(sde)
     z, p = hermite(20)
     x0, eps, p = quadrature(m + math.sqrt(v) * z, p, 20)
-    a2v, s2 = sde.alpha(time) ** 2 * v, sde.sigma(time) ** 2
+    a2v = sde.alpha(time) ** 2 * v
+    s2 = sde.sigma(time) ** 2
     least = a2v / (a2v + s2)
     assert torch.isclose(p @ denoising_loss(exact, x0, time, eps), least, rtol=1e-9)
     weighted = p @ denoising_loss(exact, x0, time, eps, likelihood)
@@ -93,7 +97,8 @@ def test_loss_of_the_exact_score_is_the_posterior_variance_of_eps(sde: LinearSDE
 
 
 def test_loss_on_a_correlated_gaussian_with_event_shape_and_one_time_each():
-    sde, generator = VPSDE(), torch.Generator().manual_seed(0)
+    sde = VPSDE()
+    generator = torch.Generator().manual_seed(0)
     root = torch.randn(6, 6, generator=generator, dtype=torch.float64)
     data = Gaussian(torch.zeros(1, 2, 3).double(), root @ root.T)
     n = 40_000
@@ -113,7 +118,8 @@ class Affine:
     """eps_θ = a x + b, a model in which both objectives are polynomials of θ."""
 
     def __init__(self, sde: LinearSDE, theta: Tensor) -> None:
-        self.sde, self.theta = sde, theta
+        self.sde = sde
+        self.theta = theta
 
     def eps(self, x: Tensor, t: Tensor) -> Tensor:  # noqa: ARG002
         return self.theta[0] * x + self.theta[1]
@@ -122,7 +128,9 @@ class Affine:
 @pytest.mark.parametrize("sde", SDES, ids=names)
 def test_explicit_and_denoising_score_matching_differ_by_a_constant(sde: LinearSDE):
     t = torch.tensor(0.35, dtype=torch.float64)
-    weights, means, stds = [0.3, 0.7], [-0.8, 0.5], [0.2, 0.4]
+    weights = [0.3, 0.7]
+    means = [-0.8, 0.5]
+    stds = [0.2, 0.4]
     mixture = GaussianMixture(
         torch.tensor(weights, dtype=torch.float64),
         torch.tensor(means, dtype=torch.float64)[:, None],
@@ -156,7 +164,8 @@ def test_explicit_loss_is_the_squared_distance_of_the_scores(sde: LinearSDE):
     x0, eps = torch.randn(2, 50, 2, generator=generator, dtype=torch.float64)
     t = UniformTimes().time(sde, Stratified().draw(50, generator).u, 1e-2)
     model = Affine(sde, torch.tensor([0.4, -0.1], dtype=torch.float64))
-    x_t, sigma = sde.perturb(x0, t, eps), sde.sigma(t)[:, None]
+    x_t = sde.perturb(x0, t, eps)
+    sigma = sde.sigma(t)[:, None]
     distance = (-model.eps(x_t, t) / sigma - exact.score(x_t, t)).square().sum(1)
     expected = sde.g(t) ** 2 * distance / 2
     found = explicit_loss(model, exact, x0, t, eps, likelihood)
@@ -178,7 +187,8 @@ def test_likelihood_weight_is_beta_over_variance_for_vp_only():
 
 
 def test_min_snr_weight_is_one_below_the_bound_and_falls_as_the_inverse_snr():
-    sde, t = VPSDE(), torch.tensor([1e-3, 0.1, 0.9], dtype=torch.float64)
+    sde = VPSDE()
+    t = torch.tensor([1e-3, 0.1, 0.9], dtype=torch.float64)
     snr = (sde.alpha(t) / sde.sigma(t)) ** 2
     assert snr[0] > 5 > snr[2]
     assert torch.allclose(min_snr(sde, t), snr.clamp(max=5) / snr, rtol=1e-12)
@@ -199,7 +209,8 @@ def test_drawn_times_have_the_density_of_the_likelihood_weight(sde: LinearSDE):
 
 
 def test_vp_draw_is_the_published_formula():
-    sde, u = VPSDE(), torch.linspace(0, 1, 101, dtype=torch.float64)
+    sde = VPSDE()
+    u = torch.linspace(0, 1, 101, dtype=torch.float64)
     start, end = (sde.beta.integral(torch.tensor(t, dtype=torch.float64)) for t in (EPSILON, 1.0))
     z = torch.log(torch.expm1(end) / torch.expm1(start))
     assert abs(float(z) - 23.864472) < 1e-6
@@ -211,8 +222,10 @@ def test_vp_draw_is_the_published_formula():
 
 
 def test_importance_draw_keeps_the_integral_and_cuts_the_variance():
-    sde, data = VPSDE(), Gaussian(torch.zeros(1).double(), torch.eye(1).double() * 0.25)
-    exact, n = data.diffused(sde), 400_000
+    sde = VPSDE()
+    data = Gaussian(torch.zeros(1).double(), torch.eye(1).double() * 0.25)
+    exact = data.diffused(sde)
+    n = 400_000
     generator = torch.Generator().manual_seed(1)
     x0 = data.sample(n, generator)
     eps = torch.randn(x0.shape, generator=generator, dtype=torch.float64)
@@ -242,7 +255,8 @@ def test_loss_refuses_noise_of_another_shape():
 
 
 def test_p2_weight_is_the_power_of_the_snr_and_without_it_the_simple_objective():
-    sde, t = VPSDE(), torch.tensor([1e-3, 0.1, 0.9], dtype=torch.float64)
+    sde = VPSDE()
+    t = torch.tensor([1e-3, 0.1, 0.9], dtype=torch.float64)
     snr = sde.alpha(t) ** 2 / sde.sigma(t) ** 2
     for gamma, k in ((0.5, 1.0), (1.0, 2.0)):
         assert torch.allclose(P2(gamma, k)(sde, t), 1 / (k + snr) ** gamma, rtol=1e-12)
@@ -253,7 +267,8 @@ def test_p2_weight_is_the_power_of_the_snr_and_without_it_the_simple_objective()
 
 @pytest.mark.parametrize("sde", SDES, ids=names)
 def test_edm_weight_is_the_published_one_on_the_denoised_data(sde: LinearSDE):
-    d, generator = 0.7, torch.Generator().manual_seed(0)
+    d = 0.7
+    generator = torch.Generator().manual_seed(0)
     x0, eps, made = torch.randn(3, 40, 2, generator=generator, dtype=torch.float64)
     t = UniformTimes().time(sde, Stratified().draw(40, generator).u, 1e-3)
     s = sde.sigma(t) / sde.alpha(t)
@@ -298,7 +313,9 @@ def test_the_best_inner_network_of_edm_is_zero_on_a_gaussian_of_its_width(sde: L
 
 def test_vdm_loss_is_an_integral_over_the_snr_whatever_the_schedule():
     # −½ ∫ SNR' mmse dt of N(0, v): mmse = v/(1 + v SNR), so ½ ln(1 + v SNR) between the ends.
-    v, first, last = 0.3, 3.5, -4.0
+    v = 0.3
+    first = 3.5
+    last = -4.0
     nodes, weights = np.polynomial.legendre.leggauss(400)
 
     class Warped(LinearSDE):
@@ -314,7 +331,8 @@ def test_vdm_loss_is_an_integral_over_the_snr_whatever_the_schedule():
         """One that ends where its λ is ``last``."""
 
         def __init__(self, sde: LinearSDE) -> None:
-            self.inner, self.horizon = sde, float(sde.time(torch.tensor(last).double()))
+            self.inner = sde
+            self.horizon = float(sde.time(torch.tensor(last).double()))
 
         def alpha(self, t: Tensor) -> Tensor:
             return self.inner.alpha(t)
@@ -346,7 +364,8 @@ def test_vdm_loss_is_an_integral_over_the_snr_whatever_the_schedule():
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_flow_matching_is_the_squared_distance_of_velocities(prediction: str):
-    sde, generator = RectifiedFlow(), torch.Generator().manual_seed(0)
+    sde = RectifiedFlow()
+    generator = torch.Generator().manual_seed(0)
     x0, eps, made = torch.randn(3, 40, 2, generator=generator, dtype=torch.float64)
 
     class Network(torch.nn.Module):
@@ -376,7 +395,8 @@ def test_flow_matching_holds_for_every_interpolant(sde: LinearSDE):
 
 def test_exact_weights_are_those_of_ho_et_al():
     betas = linear_betas(1000)
-    chain, u = Chain.ddpm(betas), (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
+    chain = Chain.ddpm(betas)
+    u = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
     t = LatticeTimes(1000).time(chain.sde, u, 0.0)
     bars = torch.cumprod(1 - betas, 0)
     expected = betas**2 / (2 * betas * (1 - betas) * (1 - bars))
@@ -385,8 +405,10 @@ def test_exact_weights_are_those_of_ho_et_al():
 
 @pytest.mark.parametrize("sde", [s for s in SDES if s.horizon == 1.0], ids=names)
 def test_exact_weights_are_those_of_the_chains_bound(sde: LinearSDE):
-    n, generator = 40, torch.Generator().manual_seed(0)
-    chain, k = Chain(sde, lattice(n)), torch.arange(1, n + 1)
+    n = 40
+    generator = torch.Generator().manual_seed(0)
+    chain = Chain(sde, lattice(n))
+    k = torch.arange(1, n + 1)
     x0, eps, wrong = torch.randn(3, n, 2, generator=generator, dtype=torch.float64)
     x = chain.perturb(x0, k, eps)
     x0_hat = (x - chain.sigma[k][:, None] * wrong) / chain.alpha[k][:, None]

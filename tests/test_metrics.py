@@ -50,7 +50,8 @@ def test_directions_have_length_one_and_mean_square_one_over_d() -> None:
 
 
 def test_sliced_wasserstein_of_point_masses() -> None:
-    a, b = torch.tensor([1.0, 2.0, 2.0]), torch.tensor([0.0, 0.0, 0.0])
+    a = torch.tensor([1.0, 2.0, 2.0])
+    b = torch.tensor([0.0, 0.0, 0.0])
     theta = directions(3, 64, seed=3)
     expected = ((a.double() - b.double()) @ theta).square().mean().sqrt()
     for n, m in [(4, 4), (3, 5)]:
@@ -63,13 +64,15 @@ def test_sliced_wasserstein_of_point_masses() -> None:
 
 @given(st.integers(2, 9), st.integers(0, 1000))
 def test_a_shift_moves_the_sliced_distance_by_its_projections(n: int, seed: int) -> None:
-    x, shift = normal(n, 2, 2, seed=seed), normal(2, 2, seed=seed + 1)
+    x = normal(n, 2, 2, seed=seed)
+    shift = normal(2, 2, seed=seed + 1)
     expected = (shift.flatten() @ directions(4, 32)).square().mean().sqrt()
     assert sliced_wasserstein(x, x + shift, 32) == pytest.approx(float(expected), rel=1e-9)
 
 
 def test_sliced_wasserstein_of_one_dimensional_normals() -> None:
-    x, y = quantiles(20_000, 1.0, 2.0), quantiles(20_000, -0.5, 0.5)
+    x = quantiles(20_000, 1.0, 2.0)
+    y = quantiles(20_000, -0.5, 0.5)
     closed_form = math.sqrt(1.5**2 + 1.5**2)
     assert sliced_wasserstein(x, y, 2) == pytest.approx(closed_form, rel=1e-4)
     fewer = quantiles(7_001, -0.5, 0.5)
@@ -78,7 +81,8 @@ def test_sliced_wasserstein_of_one_dimensional_normals() -> None:
 
 @given(st.integers(1, 7), st.integers(1, 7), st.integers(0, 1000))
 def test_unequal_sizes_are_the_repeated_samples(n: int, m: int, seed: int) -> None:
-    x, y = normal(n, 3, seed=seed), normal(m, 3, seed=seed + 1)
+    x = normal(n, 3, seed=seed)
+    y = normal(m, 3, seed=seed + 1)
     repeated = sliced_wasserstein(x.repeat(m, 1), y.repeat(n, 1), 16)
     assert sliced_wasserstein(x, y, 16) == pytest.approx(repeated, rel=1e-12)
     assert sliced_wasserstein(x, y, 16) == pytest.approx(sliced_wasserstein(y, x, 16), rel=1e-12)
@@ -91,7 +95,9 @@ def test_sliced_wasserstein_leaves_the_global_generator_alone() -> None:
 
 
 def test_mmd_against_brute_force() -> None:
-    x, y, h = normal(5, 1, 2, seed=0), normal(4, 1, 2, seed=1) + 1, 0.8
+    x = normal(5, 1, 2, seed=0)
+    y = normal(4, 1, 2, seed=1) + 1
+    h = 0.8
 
     def kernel(a: Tensor, b: Tensor) -> float:
         return math.exp(-float((a - b).square().sum()) / (2 * h * h))
@@ -104,16 +110,21 @@ def test_mmd_against_brute_force() -> None:
 
 
 def test_mmd_is_unbiased_for_normals() -> None:
-    d, h, r, s, shift = 2, 1.5, 1.0, 0.5, 0.7
+    d = 2
+    h = 1.5
+    r = 1.0
+    s = 0.5
+    shift = 0.7
 
     def mean_kernel(variance: float, distance2: float) -> float:
         total = h * h + variance  # of the difference, convolved with the kernel
         return float((h * h / total) ** (d / 2) * math.exp(-distance2 / (2 * total)))
 
     closed_form = (
-        mean_kernel(2 * r * r, 0) + mean_kernel(2 * s * s, 0)
+        mean_kernel(2 * r * r, 0)
+        + mean_kernel(2 * s * s, 0)
         - 2 * mean_kernel(r * r + s * s, d * shift**2)
-    )  # fmt: skip
+    )
     draws = [
         mmd(r * normal(40, d, seed=2 * k), s * normal(30, d, seed=2 * k + 1) + shift, h)
         for k in range(400)
@@ -132,7 +143,8 @@ def test_the_bandwidth_is_the_median_distance_of_the_reference_alone() -> None:
 
 
 def test_mmd_sums_blocks_of_rows_like_one_matrix() -> None:
-    x, y = normal(2_500, 2, seed=0), normal(30, 2, seed=1)
+    x = normal(2_500, 2, seed=0)
+    y = normal(30, 2, seed=1)
     gap = x[:, None] - y[None]
     within_x = torch.exp(-0.5 * torch.cdist(x, x).square()).sum() - 2_500
     within_y = torch.exp(-0.5 * torch.cdist(y, y).square()).sum() - 30
@@ -142,7 +154,8 @@ def test_mmd_sums_blocks_of_rows_like_one_matrix() -> None:
 
 
 def test_mmd_of_data_far_from_the_origin_loses_nothing() -> None:
-    x, y = normal(60, 3, seed=0), normal(50, 3, seed=1)
+    x = normal(60, 3, seed=0)
+    y = normal(50, 3, seed=1)
     assert mmd(x + 1000, y + 1000, 0.7) == pytest.approx(mmd(x, y, 0.7), abs=1e-9)
 
 
@@ -165,10 +178,12 @@ def test_the_frechet_distance_is_that_of_the_two_gaussians() -> None:
     m = normal(d, seed=2)
     root = torch.from_numpy(sqrtm((c @ e).numpy()).real)
     expected = math.sqrt(float(m.square().sum() + (c + e - 2 * root).trace()))
-    x, y = exactly(50, m, c, 3), exactly(70, torch.zeros(d).double(), e, 4)
+    x = exactly(50, m, c, 3)
+    y = exactly(70, torch.zeros(d).double(), e, 4)
     assert frechet_distance(x, y) == pytest.approx(expected, rel=1e-9)
-    assert frechet_distance(x.reshape(50, 2, 2), y.reshape(70, 2, 2)) == \
-        pytest.approx(expected, rel=1e-9)  # fmt: skip
+    assert frechet_distance(x.reshape(50, 2, 2), y.reshape(70, 2, 2)) == pytest.approx(
+        expected, rel=1e-9
+    )
     assert frechet_distance(y, y) < 1e-6
 
 
@@ -182,7 +197,8 @@ def test_the_frechet_distance_looks_where_the_reference_varies_most() -> None:
 
 
 def test_a_reference_measures_like_the_functions() -> None:
-    x, y = normal(30, 2, 3, seed=0), 1.3 * normal(1500, 2, 3, seed=1)
+    x = normal(30, 2, 3, seed=0)
+    y = 1.3 * normal(1500, 2, 3, seed=1)
     found = Reference(y, projections=16, seed=5)
     assert found.sliced_wasserstein(x) == pytest.approx(sliced_wasserstein(x, y, 16, 5), rel=1e-12)
     assert found.mmd(x) == pytest.approx(mmd(x, y), rel=1e-9)

@@ -42,9 +42,16 @@ from sde_diffusion.solvers import Heun
 from sde_diffusion.training.monitors import HeldOutBound, LossByLevel, SamplePicture, observe
 
 CONFIG = TrainingConfig(
-    steps=12, batch_size=16, learning_rate=0.01, warmup=0, ema_decay=0.5, checkpoint_every=4,
-    log_every=3, evaluate_every=2, seed=5,
-)  # fmt: skip
+    steps=12,
+    batch_size=16,
+    learning_rate=0.01,
+    warmup=0,
+    ema_decay=0.5,
+    checkpoint_every=4,
+    log_every=3,
+    evaluate_every=2,
+    seed=5,
+)
 
 
 def points(rows: int = 40, seed: int = 0) -> Dataset:
@@ -74,7 +81,8 @@ class Scripted:
     """A monitor whose bounds are known beforehand, by step."""
 
     def __init__(self, bounds: Mapping[int, float]) -> None:
-        self.bounds, self.seen = bounds, list[int]()
+        self.bounds = bounds
+        self.seen = list[int]()
 
     def __call__(self, model: ScoreModel, step: int, folder: Path | None) -> dict[str, float]:  # noqa: ARG002
         self.seen.append(step)
@@ -94,7 +102,8 @@ class Clumsy:
 )
 def test_losses_by_level_of_a_gaussian_are_exact(sde):
     """E‖eps − E[eps|x_t]‖²/D = v/(v + e^{−2λ}) for data N(0, v)."""
-    v, bins = 0.3, 4
+    v = 0.3
+    bins = 4
     oracle = Gaussian(torch.zeros(4).double(), v * torch.eye(4).double())
     rows = oracle.sample(1500, torch.Generator().manual_seed(1)).float()
     monitor = LossByLevel(Dataset(DataSpec("x", (4,), None), rows, None), bins=bins, rows=1500)
@@ -111,7 +120,8 @@ def test_losses_by_level_of_a_gaussian_are_exact(sde):
 
 
 def test_the_held_out_bound_is_that_of_the_evaluation_of_a_data_set():
-    model, data = load("digits"), load_data("digits", "test", 7)
+    model = load("digits")
+    data = load_data("digits", "test", 7)
     found = HeldOutBound(data, draws=4, batch_size=3, seed=2)(model, 1, None)
     settings = EvaluationSettings(("elbo",), dequantization="none", times=4, batch_size=7, seed=2)
     evaluator = Evaluator(model, data, Heun(), settings)
@@ -139,7 +149,8 @@ def test_the_held_out_bound_of_real_data_is_their_cross_entropy():
 
 def test_evaluations_leave_no_trace_in_the_training_and_begin_alike(tmp_path: Path):
     held_out = points(10, seed=3)
-    watched, alone = fresh(), fresh()
+    watched = fresh()
+    alone = fresh()
     monitors = [LossByLevel(held_out, bins=2), HeldOutBound(held_out, draws=4), Clumsy()]
     torch.manual_seed(1)
     before = torch.get_rng_state()
@@ -149,8 +160,9 @@ def test_evaluations_leave_no_trace_in_the_training_and_begin_alike(tmp_path: Pa
     for _ in train(alone, points(), CONFIG, out=tmp_path / "alone"):
         pass
     assert same(watched, alone)
-    assert [line for line in lines(tmp_path / "watched") if "loss" in line] == \
-        lines(tmp_path / "alone")  # fmt: skip
+    assert [line for line in lines(tmp_path / "watched") if "loss" in line] == lines(
+        tmp_path / "alone"
+    )
     found = evaluations(tmp_path / "watched")
     assert [step for step, _ in found] == [2, 4, 6, 8, 10, 12]
     assert len({tuple(e["drawn"]) for _, e in found}) == 1  # comparable: drawn alike
@@ -169,8 +181,9 @@ def test_the_values_after_a_resumption_are_those_without_it(tmp_path: Path, stop
     for _ in range(stop):
         next(run)
     del run  # closed, which saves this step
-    for _ in train(fresh(), points(), CONFIG, out=tmp_path / "cut", resume=True,
-                   monitors=monitors):  # fmt: skip
+    for _ in train(
+        fresh(), points(), CONFIG, out=tmp_path / "cut", resume=True, monitors=monitors
+    ):
         pass
     assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
     for name in ("model", "best"):
@@ -182,7 +195,9 @@ BOUNDS = {2: 3.0, 4: 2.0, 6: 2.5, 8: 2.0, 10: 2.1, 12: 1.0}
 
 
 def test_a_run_without_a_better_bound_ends_and_keeps_the_best(tmp_path: Path):
-    out, model, config = tmp_path / "run", fresh(), replace(CONFIG, patience=3)
+    out = tmp_path / "run"
+    model = fresh()
+    config = replace(CONFIG, patience=3)
     monitor = Scripted(BOUNDS)
     steps = [p.step for p in train(model, points(), config, out=out, monitors=[monitor])]
     assert steps == list(range(1, 11))
@@ -196,8 +211,9 @@ def test_a_run_without_a_better_bound_ends_and_keeps_the_best(tmp_path: Path):
         assert same(load(out / f"{name}.safetensors"), ended)
     again = train(fresh(), points(), config, out=out, monitors=[monitor], resume=True)
     assert list(again) == []
-    longer = train(fresh(), points(), replace(config, patience=4), out=out,
-                   monitors=[monitor], resume=True)  # fmt: skip
+    longer = train(
+        fresh(), points(), replace(config, patience=4), out=out, monitors=[monitor], resume=True
+    )
     assert [p.step for p in longer] == [11, 12]
     assert monitor.seen == [2, 4, 6, 8, 10, 12]
     assert lines(out)[-2]["best"] == {"bits_per_dim": 1.0, "step": 12, "since": 0}
@@ -205,7 +221,8 @@ def test_a_run_without_a_better_bound_ends_and_keeps_the_best(tmp_path: Path):
 
 @pytest.mark.parametrize("stop", [4, 5, 7, 9])
 def test_a_resumed_run_has_as_little_patience_left(tmp_path: Path, stop: int):
-    out, config = tmp_path / "run", replace(CONFIG, patience=3)
+    out = tmp_path / "run"
+    config = replace(CONFIG, patience=3)
     run = train(fresh(), points(), config, out=out, monitors=[Scripted(BOUNDS)])
     for _ in range(stop):
         next(run)
@@ -231,10 +248,18 @@ with Processes({out!r}) as processes:
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="torchrun's signals are POSIX's")
 def test_all_processes_end_where_the_first_one_says_which_alone_evaluates(tmp_path: Path):
-    out, program = tmp_path / "run", tmp_path / "job.py"
+    out = tmp_path / "run"
+    program = tmp_path / "job.py"
     program.write_text(JOB.format(tests=str(Path(__file__).parent), out=str(out)))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
-               "--nproc-per-node", "2", str(program)]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        str(program),
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     subprocess.run(command, check=True, capture_output=True, timeout=120, env=environment)
     found = [(tmp_path / f"run-{rank}").read_text() for rank in (0, 1)]
@@ -254,8 +279,10 @@ def test_pictures_of_samples_are_drawn_of_the_averaged_model(tmp_path: Path):
     run = train(model, points(), config, out=tmp_path, monitors=[SamplePicture(draw)])
     assert len(list(run)) == 12
     assert sorted(p.name for p in (tmp_path / "samples").iterdir()) == [
-        "00000005.png", "00000010.png", "00000012.png",
-    ]  # fmt: skip
+        "00000005.png",
+        "00000010.png",
+        "00000012.png",
+    ]
     assert [e["picture"] for _, e in evaluations(tmp_path)][-1] == "samples/00000012.png"
     assert all(same(found, load(tmp_path)) for found in seen)
     for _ in train(fresh(), points(), config, monitors=[SamplePicture(draw)]):
@@ -287,9 +314,11 @@ def test_monitors_refuse_too_little_data():
 
 def test_the_curves_of_a_run_are_its_metrics(tmp_path: Path):
     axes = Figure().subplots()
-    bounds = [(10, {"bits_per_dim": 3.0, "standard_error": 0.1}),
-              (20, {"bits_per_dim": 2.5, "standard_error": 0.2}),
-              (30, {"bits_per_dim": 2.75, "standard_error": 0.3})]  # fmt: skip
+    bounds = [
+        (10, {"bits_per_dim": 3.0, "standard_error": 0.1}),
+        (20, {"bits_per_dim": 2.5, "standard_error": 0.2}),
+        (30, {"bits_per_dim": 2.75, "standard_error": 0.3}),
+    ]
     _bound_curve(axes, bounds)
     curve, *_, best = axes.lines
     assert (list(curve.get_xdata()), list(curve.get_ydata())) == ([10, 20, 30], [3.0, 2.5, 2.75])
@@ -298,8 +327,10 @@ def test_the_curves_of_a_run_are_its_metrics(tmp_path: Path):
     heights = [float(path.vertices[1, 1] - path.vertices[0, 1]) for path in bars.get_paths()]
     assert heights == pytest.approx([0.2, 0.4, 0.6])
     # A step that overflowed has no gradient norm, and a run may have no evaluations.
-    steps = [{"step": s, "loss": 1 / s, "grad_norm": None if s == 2 else 1.0,
-              "learning_rate": 0.1} for s in (1, 2, 3)]  # fmt: skip
+    steps = [
+        {"step": s, "loss": 1 / s, "grad_norm": None if s == 2 else 1.0, "learning_rate": 0.1}
+        for s in (1, 2, 3)
+    ]
     sizes = []
     for extra in ([], [{"step": 3, "evaluation": e} for _, e in bounds]):
         curves_picture([*steps, *extra], tmp_path / "curves.png")

@@ -70,7 +70,8 @@ def mixture(sde):
 
 @pytest.mark.parametrize("sde", FAMILY, ids=lambda sde: type(sde).__name__)
 def test_predict_evaluate_correct_is_the_loop_written_out(sde) -> None:
-    model, grid = mixture(sde), uniform(6, 0.8, 0.1)
+    model = mixture(sde)
+    grid = uniform(6, 0.8, 0.1)
     x = torch.tensor([[0.3, -0.2], [1.0, 0.5]], dtype=torch.float64)
     found = integrate(ProbabilityFlow(sde, model), InAngle(), x, grid)
 
@@ -94,7 +95,8 @@ def test_predict_evaluate_correct_is_the_loop_written_out(sde) -> None:
 
 @pytest.mark.parametrize("sde", FAMILY, ids=lambda sde: type(sde).__name__)
 def test_draws_enter_as_they_do_in_the_one_step_method(sde) -> None:
-    model, grid = mixture(sde), uniform(5, 0.8, 0.1)
+    model = mixture(sde)
+    grid = uniform(5, 0.8, 0.1)
     x = torch.tensor([[0.3, -0.2], [1.0, 0.5]], dtype=torch.float64)
     reverse = ReverseSDE(sde, model)
     found = integrate(reverse, Posterior(), x, grid, noise=WhiteNoise(3)).x
@@ -116,9 +118,13 @@ def test_the_last_step_to_no_noise_is_the_denoised_state(solver, n) -> None:
     kind = ReverseSDE if isinstance(solver, Posterior) else ProbabilityFlow
     dynamics = kind(sde, model)
     found = integrate(
-        dynamics, solver, x, grid, noise=WhiteNoise(0),
+        dynamics,
+        solver,
+        x,
+        grid,
+        noise=WhiteNoise(0),
         callback=lambda k, t, y: states.append(y),  # noqa: ARG005
-    )  # fmt: skip
+    )
     if n == 1:
         assert torch.allclose(found.x, model.denoise(x, grid[0]), rtol=1e-12)
     assert found.nfe == n

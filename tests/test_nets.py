@@ -20,8 +20,13 @@ from sde_diffusion.nets.resampling import convolved_double, doubled, halved
 from sde_diffusion.nets.unet import digits_config, mnist_config
 
 SMALL: dict[str, Any] = {
-    "channels": 1, "width": 8, "multipliers": (1, 2), "blocks": 1, "attention": (0, 1), "heads": 2,
-}  # fmt: skip
+    "channels": 1,
+    "width": 8,
+    "multipliers": (1, 2),
+    "blocks": 1,
+    "attention": (0, 1),
+    "heads": 2,
+}
 OPTIONS = {"resampling": "fir", "progressive": "residual", "rescaling": "none"}
 
 # PyTorch compiles its own rules for forward mode with this when they are first needed.
@@ -136,7 +141,9 @@ def test_group_norm_differentiates_every_way(rows: tuple[int, ...]):
 
 @either
 def test_a_large_batch_is_normalised_like_a_small_one():
-    x, weight, bias = normal(12, 4, 200, 200), normal(12, 4, seed=1), normal(12, 4, seed=2)
+    x = normal(12, 4, 200, 200)
+    weight = normal(12, 4, seed=1)
+    bias = normal(12, 4, seed=2)
     many = normalised(x, 2, weight, bias)
     one = [normalised(x[i : i + 1], 2, weight[i : i + 1], bias[i : i + 1]) for i in range(12)]
     assert torch.allclose(many, torch.cat(one), rtol=0, atol=1e-5)
@@ -180,7 +187,8 @@ def test_binomial_doubling_is_the_transpose_of_halving_inside():
 
 @pytest.mark.parametrize("size", [(4, 3), (1, 2)], ids=str)
 def test_a_convolution_of_a_doubled_image_takes_the_image_itself(size: tuple[int, int]):
-    x, weight = normal(2, 3, *size, dtype=torch.float64), normal(5, 3, 3, 3, dtype=torch.float64)
+    x = normal(2, 3, *size, dtype=torch.float64)
+    weight = normal(5, 3, 3, 3, dtype=torch.float64)
     expected = F.conv2d(F.interpolate(x, scale_factor=2), weight, padding=1)
     assert torch.allclose(convolved_double(x, weight), expected, rtol=0, atol=1e-12)
 
@@ -191,7 +199,8 @@ def test_a_convolution_of_a_doubled_image_takes_the_image_itself(size: tuple[int
 @either
 def test_residual_block_is_its_formula():
     block = shaken(ResidualBlock(8, 12, 5, 0.0, 0.5, generator())).double()
-    x, e = normal(2, 8, 4, 3, dtype=torch.float64), normal(2, 5, dtype=torch.float64)
+    x = normal(2, 8, 4, 3, dtype=torch.float64)
+    e = normal(2, 5, dtype=torch.float64)
 
     def normed(h: Tensor, groups: int) -> Tensor:
         parts = h.unflatten(1, (groups, -1))
@@ -217,13 +226,16 @@ def test_residual_block_is_its_formula():
 def test_images_side_by_side_are_one_image(channels: tuple[int, int], size: tuple[int, int]):
     block = shaken(ResidualBlock(24, 8, 5, 0.0, 0.7, generator())).double().requires_grad_()
     block.first_norm.num_groups = 4
-    x, beside = normal(2, channels[0], *size), normal(2, channels[1], 4, 6, seed=1)
+    x = normal(2, channels[0], *size)
+    beside = normal(2, channels[1], 4, 6, seed=1)
     e = normal(2, 5, seed=2, dtype=torch.float64)
     leaves = [part.double().requires_grad_() for part in (x, beside)]
     whole = torch.cat([F.interpolate(leaves[0], size=(4, 6)), leaves[1]], dim=1)
-    expected, got = block(whole, e), block(leaves[0], e, leaves[1])
+    expected = block(whole, e)
+    got = block(leaves[0], e, leaves[1])
     assert torch.allclose(got, expected, rtol=0, atol=1e-12)
-    z, leaves = torch.cos(3 * got.detach()), [*leaves, *block.parameters()]
+    z = torch.cos(3 * got.detach())
+    leaves = [*leaves, *block.parameters()]
     for a, b in zip(*(torch.autograd.grad(v, leaves, z) for v in (got, expected)), strict=True):
         assert torch.allclose(a, b, rtol=0, atol=1e-11)
 
@@ -246,7 +258,8 @@ def test_attention_is_its_formula_and_does_not_see_the_order_of_pixels():
 
 
 def test_blocks_only_rescale_at_first():
-    x, e = normal(2, 8, 3, 5), normal(2, 4)
+    x = normal(2, 8, 3, 5)
+    e = normal(2, 4)
     for block in (
         lambda h: ResidualBlock(8, 8, 4, 0.0, 0.7, generator())(h, e),
         Attention(8, 2, 0.7, generator()),
@@ -280,7 +293,9 @@ def test_output_is_zero_at_first_and_can_leave_zero(build: Callable[..., Any]):
 def test_weights_follow_from_the_seed_alone(build: Callable[..., Any]):
     torch.randn(3)
     before = torch.get_rng_state()
-    first, again, other = build(seed=3), build(seed=3), build(seed=4)
+    first = build(seed=3)
+    again = build(seed=3)
+    other = build(seed=4)
     assert torch.equal(torch.get_rng_state(), before)
     for (name, a), b in zip(first.state_dict().items(), again.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
@@ -301,7 +316,8 @@ def test_config_rebuilds_the_network_after_a_trip_through_json(build: Callable[.
 
 @every
 def test_dropout_acts_in_training_only(build: Callable[..., Any]):
-    with_dropout, without = shaken(build(dropout=0.5)), shaken(build())
+    with_dropout = shaken(build(dropout=0.5))
+    without = shaken(build())
     x, c = inputs(without)
     assert torch.equal(with_dropout(x, c), without(x, c))
     with torch.random.fork_rng():
@@ -313,7 +329,8 @@ def test_double_precision_agrees_with_single(build: Callable[..., Any]):
     net = shaken(build(classes=3))
     x, c = inputs(net)
     labels = torch.tensor([1, -1])
-    single, double = net(x, c, labels), net.double()(x.double(), c.double(), labels)
+    single = net(x, c, labels)
+    double = net.double()(x.double(), c.double(), labels)
     assert double.dtype == torch.float64
     assert torch.allclose(single.double(), double, rtol=0, atol=1e-4 * float(double.abs().max()))
 
@@ -321,8 +338,10 @@ def test_double_precision_agrees_with_single(build: Callable[..., Any]):
 @torch.no_grad()
 def plain(net: UNet, x: Tensor, c: Tensor) -> Tensor:
     """The network as its papers write it: images joined, doubled, and normalised by PyTorch."""
-    e, settings = net.condition(c, None), net.config
-    fir, factor = settings["resampling"] == "fir", 0.5**0.5
+    e = net.condition(c, None)
+    settings = net.config
+    fir = settings["resampling"] == "fir"
+    factor = 0.5**0.5
     if settings["rescaling"] == "none":
         factor = 1.0
 
@@ -330,7 +349,8 @@ def plain(net: UNet, x: Tensor, c: Tensor) -> Tensor:
         return F.group_norm(h.contiguous(), layer.num_groups, layer.weight, layer.bias)
 
     def stage(module: nn.Module, h: Tensor) -> Tensor:
-        block, attention = module.block, module.attention
+        block = module.block
+        attention = module.attention
         scale, shift = block.modulation(e)[:, :, None, None].chunk(2, dim=1)
         out = norm(block.second_norm, block.first(F.silu(norm(block.first_norm, h))))
         out = block.second(F.silu((1 + scale) * out + shift))
@@ -342,7 +362,9 @@ def plain(net: UNet, x: Tensor, c: Tensor) -> Tensor:
         out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         return factor * (h + attention.out(out).mT.reshape(h.shape))
 
-    h, image, skips = net.stem(x), x, []
+    h = net.stem(x)
+    image = x
+    skips = []
     for level, stages in enumerate(net.down):
         if level:
             h = net.shrink[level - 1](halved(h) if fir else h)
@@ -358,7 +380,8 @@ def plain(net: UNet, x: Tensor, c: Tensor) -> Tensor:
         for module in net.up[level]:
             h = stage(module, torch.cat([h, skips.pop()], dim=1))
         if level:
-            h, (rows, columns) = net.grow[level - 1](h), skips[-1].shape[2:]
+            h = net.grow[level - 1](h)
+            (rows, columns) = skips[-1].shape[2:]
             h = doubled(h)[:, :, :rows, :columns] if fir else F.interpolate(h, (rows, columns))
     return net.head(F.silu(norm(net.norm, h)))
 
@@ -372,7 +395,8 @@ def test_the_network_is_its_plain_formula_at_any_size(option: dict[str, str]):
     settings = {"multipliers": (1, 2, 3), "attention": (1, 2), "channels": 2, "blocks": 2}
     net = small(**settings | option).double()
     for size in SIZES:
-        x, c = normal(2, 2, *size, dtype=torch.float64), torch.tensor([0.2, 0.7]).double()
+        x = normal(2, 2, *size, dtype=torch.float64)
+        c = torch.tensor([0.2, 0.7]).double()
         expected = plain(net, x, c)
         got = net(x, c)
         assert torch.allclose(got, expected, rtol=0, atol=1e-12 * float(expected.abs().max()))
@@ -382,7 +406,8 @@ def test_the_network_is_its_plain_formula_at_any_size(option: dict[str, str]):
 
 
 def test_options_leave_the_other_weights_as_they_are():
-    first, second = UNet(**SMALL), UNet(**SMALL | OPTIONS)
+    first = UNet(**SMALL)
+    second = UNet(**SMALL | OPTIONS)
     assert {name.split(".")[0] for name in second.state_dict()} - {"pyramid"} == {
         name.split(".")[0] for name in first.state_dict()
     }
@@ -394,7 +419,8 @@ def assert_rows_are_independent(net: nn.Module, x: Tensor, c: Tensor) -> None:
     """Row 1 changes with itself only; and it does change."""
     out = net(x, c)
     assert out.shape == x.shape
-    others, itself = x.clone(), x.clone()
+    others = x.clone()
+    itself = x.clone()
     others[0] += 1
     itself[1] += 0.1
     c_others = c.clone()
@@ -426,7 +452,8 @@ def test_without_attention_and_norms_far_pixels_do_not_meet():
     for module in net.modules():  # norms see the whole image
         if isinstance(module, nn.GroupNorm):
             module.forward = lambda h, *_, **__: h  # type: ignore[method-assign]
-    x, c = normal(1, 1, 40, 3), torch.tensor([0.5])
+    x = normal(1, 1, 40, 3)
+    c = torch.tensor([0.5])
     moved = x.clone()
     moved[..., 0, 1] += 1
     changed = (net(moved, c) - net(x, c)).abs().amax((0, 1, 3)).nonzero().flatten()
@@ -444,7 +471,8 @@ def test_labels_choose_their_row_and_the_null_class_is_none_or_minus_one(
     net = shaken(build(classes=3))
     x, c = inputs(net, rows=4)
     labels = torch.tensor([0, 2, -1, 2])
-    before, null = net(x, c, labels), net(x, c)
+    before = net(x, c, labels)
+    null = net(x, c)
     assert torch.equal(net(x, c, torch.full((4,), -1)), null)
     assert torch.equal(before[2], null[2])
     assert float((before[0] - null[0]).abs().max()) > 1e-3
@@ -469,7 +497,8 @@ def test_forward_and_reverse_mode_are_dual(
 ):
     net = shaken(build()).to(dtype)
     x, c = inputs(net, dtype=dtype)
-    v, w = torch.sin(3 * x), torch.cos(5 * c)
+    v = torch.sin(3 * x)
+    w = torch.cos(5 * c)
     out, along = torch.func.jvp(lambda x, c: net(x, c), (x, c), (v, w))
     assert torch.allclose(out, net(x, c), rtol=0, atol=atol)
     z = torch.cos(2 * x)
@@ -509,7 +538,8 @@ def test_derivatives_in_batches_equal_those_one_by_one(build: Callable[..., Any]
 def test_second_derivatives_agree_between_reverse_and_forward_mode(build: Callable[..., Any]):
     net = shaken(build()).double()
     x, c = inputs(net, dtype=torch.float64)
-    z, v = torch.cos(2 * x), torch.sin(3 * x)
+    z = torch.cos(2 * x)
+    v = torch.sin(3 * x)
 
     def pulled(x: Tensor) -> Tensor:
         result: Tensor = torch.func.vjp(lambda x: net(x, c), x)[1](z)[0]
@@ -677,7 +707,7 @@ def test_impossible_settings_of_the_mlp_are_refused():
         (None, None, torch.tensor([1.0, 2.0]), TypeError, "labels must be an int64 tensor"),
         (None, None, [1, 2], TypeError, "labels must be an int64 tensor, got list"),
     ],
-)  # fmt: skip
+)
 def test_wrong_inputs_are_refused(x: Any, c: Any, labels: Any, kind: type, message: str):
     net = UNet(**SMALL | {"classes": 4})
     x = torch.ones(2, 1, 8, 8) if x is None else x

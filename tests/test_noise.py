@@ -16,9 +16,10 @@ from sde_diffusion.brownian import _Tree
 
 IRREGULAR = torch.tensor([0.97, 0.9, 0.5, 0.49, 0.3, 0.05, 0.01], dtype=torch.float64)
 GRIDS = pytest.mark.parametrize(
-    "grid", [None, uniform(16), uniform(9, 0.0, 0.97), IRREGULAR],
+    "grid",
+    [None, uniform(16), uniform(9, 0.0, 0.97), IRREGULAR],
     ids=["none", "falling", "rising", "irregular"],
-)  # fmt: skip
+)
 PATH = BrownianPath(0)
 TIMES = [0.0, 0.01, 0.0100001, 0.04, 0.3, 0.311, 0.5, 0.6, 0.96, 0.97]
 
@@ -37,12 +38,15 @@ def expected(intervals) -> torch.Tensor:
     """Return the covariance of `answers`: of the closed forms of W and A(t) = ∫₀ᵗ W."""
     t, s = torch.tensor(intervals, dtype=torch.float64).T
     times = torch.cat([t, s])
-    u, v = times[:, None], times[None]
+    u = times[:, None]
+    v = times[None]
     m = torch.minimum(u, v)
-    ww, wa = m, m * v - m * m / 2  # E W_u A_v = ∫₀ᵛ min(u, r) dr
+    ww = m
+    wa = m * v - m * m / 2  # E W_u A_v = ∫₀ᵛ min(u, r) dr
     aa = m * m * (3 * torch.maximum(u, v) - m) / 6
     joint = torch.cat([torch.cat([ww, wa], 1), torch.cat([wa.T, aa], 1)])
-    n, one = len(t), torch.eye(len(t), dtype=torch.float64)
+    n = len(t)
+    one = torch.eye(len(t), dtype=torch.float64)
     none = torch.zeros(n, n, dtype=torch.float64)
     dw = torch.cat([-one, one, none, none], 1)
     area = torch.cat([-torch.diag(s - t), none, -one, one], 1)  # A_s − A_t − W_t (s − t)
@@ -95,7 +99,8 @@ def test_mix_separates_seeds_in_the_low_32_bits(a: int, b: int) -> None:
 
 def test_draws_leave_the_global_generator_alone() -> None:
     before = torch.random.get_rng_state()
-    x, (t, s) = torch.zeros(2, 2), time(0.7, 0.3)
+    x = torch.zeros(2, 2)
+    (t, s) = time(0.7, 0.3)
     for noise in (WhiteNoise(0), PerSampleNoise([0, 1]), BrownianPath(0)):
         noise.increment(x, t, s)
         noise.normal(x)
@@ -103,12 +108,15 @@ def test_draws_leave_the_global_generator_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    "noise", [WhiteNoise(1), PerSampleNoise.numbered(1, 0, 50_000), BrownianPath(1)],
+    "noise",
+    [WhiteNoise(1), PerSampleNoise.numbered(1, 0, 50_000), BrownianPath(1)],
     ids=["white", "per-sample", "path"],
-)  # fmt: skip
+)
 def test_increments_have_variance_dt_and_are_independent(noise) -> None:
-    x, (t, s, u) = torch.zeros(50_000, 1, dtype=torch.float64), time(0.9, 0.55, 0.13)
-    first, second = noise.increment(x, t, s), noise.increment(x, s, u)
+    x = torch.zeros(50_000, 1, dtype=torch.float64)
+    (t, s, u) = time(0.9, 0.55, 0.13)
+    first = noise.increment(x, t, s)
+    second = noise.increment(x, s, u)
     error = 5 / 50_000**0.5
     assert float(first.var() / 0.35) == pytest.approx(1, abs=2**0.5 * error)
     assert float(second.var() / 0.42) == pytest.approx(1, abs=2**0.5 * error)
@@ -121,7 +129,8 @@ def test_increments_have_variance_dt_and_are_independent(noise) -> None:
     seed=st.integers(0, 9),
 )
 def test_increments_of_one_path_add_up(times: list[int], seed: int) -> None:
-    path, x = BrownianPath(seed), torch.zeros(2, 3, dtype=torch.float64)
+    path = BrownianPath(seed)
+    x = torch.zeros(2, 3, dtype=torch.float64)
     a, b, c = time(*(t / 2**22 for t in times))
     parts = path.increment(x, a, b) + path.increment(x, b, c)
     assert torch.allclose(path.increment(x, a, c), parts, rtol=0, atol=1e-13)
@@ -129,7 +138,8 @@ def test_increments_of_one_path_add_up(times: list[int], seed: int) -> None:
 
 
 def test_no_time_is_no_increment() -> None:
-    t, x = time(0.3)[0], torch.ones(2, 1)
+    t = time(0.3)[0]
+    x = torch.ones(2, 1)
     assert torch.equal(BrownianPath(0).increment(x, t, t), torch.zeros(2, 1))
 
 
@@ -147,7 +157,8 @@ def test_seeds_that_differ_above_32_bits_differ() -> None:
 
 @GRIDS
 def test_a_path_is_one_path_in_every_dtype(grid) -> None:
-    path, double = BrownianPath(4, grid=grid), torch.zeros(50, 2, dtype=torch.float64)
+    path = BrownianPath(4, grid=grid)
+    double = torch.zeros(50, 2, dtype=torch.float64)
     for t, s in pairwise([0.97, 0.5, 0.49, 0.3, 0.2]):
         exact = BrownianPath(4, grid=grid).area(double, *time(t, s))
         for dtype in (torch.float32, torch.bfloat16, torch.float64):
@@ -171,17 +182,22 @@ def test_a_path_has_exactly_the_law_of_w_and_its_integral(grid, data) -> None:
     assert torch.allclose(found @ found.T, expected(intervals), rtol=0, atol=1e-13)
 
 
-@pytest.mark.parametrize("make", [BrownianPath, lambda seed, **given: BrownianPath.numbered(
-    seed, 0, 400, **given)], ids=["batch", "numbered"])  # fmt: skip
+@pytest.mark.parametrize(
+    "make",
+    [BrownianPath, lambda seed, **given: BrownianPath.numbered(seed, 0, 400, **given)],
+    ids=["batch", "numbered"],
+)
 @GRIDS
 def test_a_path_has_that_law_with_its_own_draws_too(make, grid) -> None:
-    path, x = make(1, grid=grid, depth=10), torch.zeros(400, 100, dtype=torch.float64)
+    path = make(1, grid=grid, depth=10)
+    x = torch.zeros(400, 100, dtype=torch.float64)
     intervals = [(0.97, 0.6), (0.6, 0.5), (0.5, 0.3), (0.1, 0.3), (0.1, 0.05), (0.05, 0.0)]
     assert white(answers(path, x, intervals), expected(intervals))
 
 
-@pytest.mark.parametrize("noise", [WhiteNoise(3), PerSampleNoise.numbered(3, 0, 400)],
-                         ids=["white", "per-sample"])  # fmt: skip
+@pytest.mark.parametrize(
+    "noise", [WhiteNoise(3), PerSampleNoise.numbered(3, 0, 400)], ids=["white", "per-sample"]
+)
 def test_independent_noise_has_the_law_of_the_area(noise) -> None:
     intervals = [(0.9, 0.55), (0.55, 0.1), (0.3, 0.8)]
     found = answers(noise, torch.zeros(400, 100, dtype=torch.float64), intervals)
@@ -193,7 +209,8 @@ def test_independent_noise_has_the_law_of_the_area(noise) -> None:
 @settings(max_examples=10)
 @given(seed=st.integers(0, 99))
 def test_a_path_does_not_depend_on_the_order_or_kind_of_the_questions(grid, seed) -> None:
-    x, draw = torch.zeros(3, 5), random.Random(seed)
+    x = torch.zeros(3, 5)
+    draw = random.Random(seed)
     questions = [(kind, *draw.sample(TIMES, 2)) for kind in ("unit", "increment", "area") * 4]
 
     def asked(order) -> dict[tuple[str, float, float], torch.Tensor]:
@@ -201,12 +218,15 @@ def test_a_path_does_not_depend_on_the_order_or_kind_of_the_questions(grid, seed
         found = {(k, t, s): getattr(path, k)(x, *time(t, s)) for k, t, s in order}
         return {q: torch.stack(z) if isinstance(z, tuple) else z for q, z in found.items()}
 
-    one, other = asked(questions), asked(draw.sample(questions, len(questions)))
+    one = asked(questions)
+    other = asked(draw.sample(questions, len(questions)))
     assert all(torch.equal(one[q], other[q]) for q in questions)
 
 
 def test_a_change_of_an_answer_in_place_does_not_change_the_path() -> None:
-    path, x, (t, s) = BrownianPath(5, grid=uniform(4, 1.0, 0.0)), torch.zeros(2, 3), time(0.5, 1)
+    path = BrownianPath(5, grid=uniform(4, 1.0, 0.0))
+    x = torch.zeros(2, 3)
+    (t, s) = time(0.5, 1)
     for ask in (path.unit, path.increment, lambda *a: path.area(*a)[0]):
         first = ask(x, t, s)
         kept = first.clone()
@@ -217,7 +237,9 @@ def test_a_change_of_an_answer_in_place_does_not_change_the_path() -> None:
 @GRIDS
 @given(times=st.permutations(TIMES).map(lambda times: times[:3]))
 def test_areas_of_one_path_add_up_and_turn_round(grid, times) -> None:
-    path, x, (t, s, r) = BrownianPath(8, grid=grid), torch.zeros(9, 2).double(), time(*times)
+    path = BrownianPath(8, grid=grid)
+    x = torch.zeros(9, 2).double()
+    (t, s, r) = time(*times)
     (dw, area), (dw2, area2), (dw3, area3) = (
         path.area(x, *interval) for interval in ((t, s), (s, r), (t, r))
     )
@@ -232,7 +254,8 @@ def test_areas_of_one_path_add_up_and_turn_round(grid, times) -> None:
 @pytest.mark.parametrize("flip", [(), (0,)], ids=["falling", "rising"])
 def test_a_solve_along_the_grid_draws_once_a_step(steps, flip) -> None:
     """And once more a step for areas; the memory is logarithmic in the steps."""
-    grid, x = uniform(steps).flip(flip), torch.zeros(2, 3)
+    grid = uniform(steps).flip(flip)
+    x = torch.zeros(2, 3)
     for kind, most in (("unit", steps + 1), ("area", 2 * steps + 1)):
         path = BrownianPath(0, grid=grid)
         for t, s in pairwise(grid):
@@ -243,7 +266,8 @@ def test_a_solve_along_the_grid_draws_once_a_step(steps, flip) -> None:
 
 def test_coarser_solves_draw_once_a_step_too() -> None:
     for steps, every in ((256, 8), (80, 4), (96, 32)):
-        path, x = BrownianPath(0, grid=uniform(steps)), torch.zeros(2, 3)
+        path = BrownianPath(0, grid=uniform(steps))
+        x = torch.zeros(2, 3)
         for t, s in pairwise(uniform(steps // every)):
             path.unit(x, t, s)
         assert path.draws <= steps // every + 1
@@ -252,7 +276,8 @@ def test_coarser_solves_draw_once_a_step_too() -> None:
 @pytest.mark.parametrize("turn", [list, reversed], ids=["rising", "falling"])
 def test_the_last_time_is_not_drawn_again_off_the_grid(turn) -> None:
     """A solve draws no more than its times do when each is asked for once."""
-    path, x = BrownianPath(0), torch.zeros(2, 3)
+    path = BrownianPath(0)
+    x = torch.zeros(2, 3)
     numbers = sorted(random.Random(1).sample(range(10**6), 40))
     times = time(*(t / 10**6 for t in turn(numbers)))
     for t, s in pairwise(times):
@@ -265,7 +290,9 @@ def test_the_last_time_is_not_drawn_again_off_the_grid(turn) -> None:
 
 
 def test_a_time_of_the_grid_is_found_in_spite_of_rounding() -> None:
-    path, x, t = BrownianPath(0, grid=uniform(10, 1.0, 0.0)), torch.zeros(2, 3), 0.1 + 0.2
+    path = BrownianPath(0, grid=uniform(10, 1.0, 0.0))
+    x = torch.zeros(2, 3)
+    t = 0.1 + 0.2
     assert t != 0.3
     assert torch.equal(path.increment(x, *time(1.0, t)), path.increment(x, *time(1.0, 0.3)))
     assert path.draws < 10
@@ -278,8 +305,10 @@ def test_numbered_paths_are_bit_exact_under_any_split(grid) -> None:
     parts = [BrownianPath.numbered(4, 0, 2, grid=grid), BrownianPath.numbered(4, 2, 5, grid=grid)]
     for t, s in pairwise(reversed(TIMES)):
         for ask in ("unit", "increment"):
-            split = [getattr(part, ask)(y, *time(t, s))
-                     for part, y in zip(parts, (x[:2], x[2:]), strict=True)]  # fmt: skip
+            split = [
+                getattr(part, ask)(y, *time(t, s))
+                for part, y in zip(parts, (x[:2], x[2:]), strict=True)
+            ]
             assert torch.equal(getattr(whole, ask)(x, *time(t, s)), torch.cat(split))
     split = torch.cat([parts[0].normal(x[:2]), parts[1].normal(x[2:])])
     assert torch.equal(whole.normal(x), split)
@@ -288,7 +317,8 @@ def test_numbered_paths_are_bit_exact_under_any_split(grid) -> None:
 @GRIDS
 def test_every_numbered_sample_may_ask_at_its_own_times(grid) -> None:
     """What it is told is what its path says to the batch that asks at one time."""
-    x, t = torch.zeros(4, 3), torch.tensor([0.97, 0.5, 0.3, 0.3], dtype=torch.float64)
+    x = torch.zeros(4, 3)
+    t = torch.tensor([0.97, 0.5, 0.3, 0.3], dtype=torch.float64)
     s = torch.tensor([0.3, 0.6, 0.2999, 0.3], dtype=torch.float64)
     batch, own = (BrownianPath.numbered(4, 10, 4, grid=grid) for _ in range(2))
     dw, area = own.area(x, t, s)
@@ -309,7 +339,8 @@ def test_a_shallow_tree_still_gives_the_exact_law(t: float) -> None:
 
 
 def test_a_long_path_has_the_variance_of_its_time() -> None:
-    x, (t, s) = torch.zeros(50_000, 1, dtype=torch.float64), time(3.0, 0.5)
+    x = torch.zeros(50_000, 1, dtype=torch.float64)
+    (t, s) = time(3.0, 0.5)
     increment = BrownianPath(0, end=4.0).increment(x, t, s)
     assert float(increment.var()) == pytest.approx(2.5, rel=5 * (2 / 50_000) ** 0.5)
 

@@ -57,7 +57,8 @@ class Least:
         self.sde = sde
 
     def error(self, t: Tensor) -> Tensor:
-        a, s = self.sde.alpha(t), self.sde.sigma(t)
+        a = self.sde.alpha(t)
+        s = self.sde.sigma(t)
         return a**2 / (a**2 + 4 * s**2)
 
     def eps(self, x: Tensor, t: Tensor) -> Tensor:  # noqa: ARG002
@@ -78,7 +79,8 @@ def ends(n: int) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("weighting", CONTINUOUS)
 @pytest.mark.parametrize("sde", [VPSDE(), RectifiedFlow(), EDMSDE(80.0)], ids=str)
 def test_what_is_minimised_does_not_depend_on_the_law_of_the_times(sde: LinearSDE, weighting: str):
-    model, (u, du) = Least(sde), ends(8001)
+    model = Least(sde)
+    (u, du) = ends(8001)
     config = TrainingConfig(weighting=weighting, t_min=T_MIN)
     own = objective_of(config)
     # By the law and the weight alone, over t.
@@ -98,8 +100,12 @@ def test_what_is_minimised_does_not_depend_on_the_law_of_the_times(sde: LinearSD
 @pytest.mark.parametrize("sde", [VPSDE(), RectifiedFlow()], ids=str)
 def test_what_is_minimised_is_what_was_published(sde: LinearSDE):
     t = torch.linspace(0.01, 0.99, 30, dtype=torch.float64)
-    a, s, g2 = sde.alpha(t), sde.sigma(t), sde.g(t) ** 2
-    level, speed, snr = (s / a).log(), g2 / (2 * s**2), (a / s) ** 2
+    a = sde.alpha(t)
+    s = sde.sigma(t)
+    g2 = sde.g(t) ** 2
+    level = (s / a).log()
+    speed = g2 / (2 * s**2)
+    snr = (a / s) ** 2
     velocity = (g2 / (2 * s)) ** 2
     logit = (t / (1 - t)).log()
     published = {
@@ -124,7 +130,9 @@ def test_what_is_minimised_is_what_was_published(sde: LinearSDE):
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("times", [None, *TIMES])
 def test_every_weighting_and_spacing_is_unbiased_under_every_law(times: str | None, spacing: str):
-    sde, n, (u, du) = VPSDE(), 20_000, ends(4001)
+    sde = VPSDE()
+    n = 20_000
+    (u, du) = ends(4001)
     model = Least(sde)
     for weighting in CONTINUOUS:
         if weighting in BOUNDS and times in ("log-normal", "logit-normal"):
@@ -181,15 +189,20 @@ def test_explicit_and_denoising_objectives_have_one_gradient(sde: LinearSDE):
         def forward(self, x: Tensor, c: Tensor) -> Tensor:  # noqa: ARG002
             return self.theta[0] * x + self.theta[1]
 
-    model, law = ScoreModel(Affine(), sde), UniformTimes()
+    model = ScoreModel(Affine(), sde)
+    law = UniformTimes()
     n = 400_000
-    x0, eps = data.sample(n, seeded()), torch.randn(n, 1, generator=seeded(1)).double()
+    x0 = data.sample(n, seeded())
+    eps = torch.randn(n, 1, generator=seeded(1)).double()
     t = law.time(sde, Stratified().draw(n, seeded(2)).u, 0.1)
     batch = batch_of(x0, t[torch.randperm(n, generator=seeded(3))], eps)
-    both = [Denoising(law, Stratified(), 0.1, likelihood),
-            Explicit(law, Stratified(), 0.1, likelihood, exact)]  # fmt: skip
-    slopes = [torch.autograd.grad(each(model, batch).mean(), model.network.theta)[0]
-              for each in both]  # fmt: skip
+    both = [
+        Denoising(law, Stratified(), 0.1, likelihood),
+        Explicit(law, Stratified(), 0.1, likelihood, exact),
+    ]
+    slopes = [
+        torch.autograd.grad(each(model, batch).mean(), model.network.theta)[0] for each in both
+    ]
     # What their difference varies by over the samples: 2 w ‖eps − E[eps|x_t]‖ · (x, 1).
     x_t = sde.perturb(x0, batch.t, eps)
     part = 2 * likelihood(sde, batch.t)[:, None] * (eps - exact.eps(x_t, batch.t))
@@ -224,7 +237,8 @@ def test_optimal_transport_is_the_best_permutation(event: tuple[int, ...]):
 
 def test_a_coupled_batch_reaches_the_loss():
     objective = objective_of(TrainingConfig(coupling="optimal-transport"))
-    x0, eps = torch.tensor([[0.0], [3.0]]), torch.tensor([[2.0], [1.0]])
+    x0 = torch.tensor([[0.0], [3.0]])
+    eps = torch.tensor([[2.0], [1.0]])
     assert objective.pair(x0, eps).tolist() == [[1.0], [2.0]]
     assert objective_of(TrainingConfig()).pair(x0, eps) is eps
 
@@ -257,7 +271,8 @@ def test_a_variance_is_not_left_without_a_loss():
 
 
 def test_the_learned_uncertainty_becomes_the_logarithm_of_the_mean_loss():
-    sde, uncertainty = VPSDE(), Uncertainty()
+    sde = VPSDE()
+    uncertainty = Uncertainty()
     optimizer = torch.optim.Adam(uncertainty.parameters(), lr=0.02)
     t = UniformTimes().time(sde, Stratified().draw(512, seeded()).u, 1e-3)
     level = torch.sin(-sde.lambda_(t)) - 0.2 * sde.lambda_(t)
@@ -274,8 +289,14 @@ def test_the_learned_uncertainty_becomes_the_logarithm_of_the_mean_loss():
 
 def test_the_uncertainty_is_trained_beside_the_model_and_resumes_with_it(tmp_path):
     def run(out: str, *stops: int) -> ScoreModel:
-        config = TrainingConfig(steps=8, batch_size=16, uncertainty="learned", weighting="edm",
-                                checkpoint_every=100, schedule="constant")  # fmt: skip
+        config = TrainingConfig(
+            steps=8,
+            batch_size=16,
+            uncertainty="learned",
+            weighting="edm",
+            checkpoint_every=100,
+            schedule="constant",
+        )
         for stop in (*stops, 8):
             model = ScoreModel(MLP(2, width=8), EDMSDE(80.0), "edm")
             resume = (tmp_path / out).exists()
@@ -284,7 +305,8 @@ def test_the_uncertainty_is_trained_beside_the_model_and_resumes_with_it(tmp_pat
                     break
         return model
 
-    whole, parts = run("whole"), run("parts", 3, 5)
+    whole = run("whole")
+    parts = run("parts", 3, 5)
     for one, other in zip(whole.parameters(), parts.parameters(), strict=True):
         assert torch.equal(one, other)
     state = torch.load(tmp_path / "parts" / "state.pt", weights_only=True)
@@ -302,7 +324,8 @@ def test_loss_aware_training_resumes_with_its_history(tmp_path):
                     break
         return model
 
-    whole, parts = run("whole"), run("parts", 20)
+    whole = run("whole")
+    parts = run("parts", 20)
     for one, other in zip(whole.parameters(), parts.parameters(), strict=True):
         assert torch.equal(one, other)
 
@@ -312,35 +335,57 @@ def test_every_name_of_the_settings_has_its_part():
     assert set(CHOICES["times"]) == set(TIMES)
     assert set(CHOICES["spacing"]) == set(SPACINGS)
     assert set(CHOICES["coupling"]) == set(COUPLINGS)
-    found = {name: type(objective_of(TrainingConfig(objective=name)))
-             for name in CHOICES["objective"]}  # fmt: skip
-    assert found == {"denoising": Denoising, "vlb": Vlb, "hybrid": Hybrid, "sliced": Sliced,
-                     "implicit": Implicit}  # fmt: skip
+    found = {
+        name: type(objective_of(TrainingConfig(objective=name))) for name in CHOICES["objective"]
+    }
+    assert found == {
+        "denoising": Denoising,
+        "vlb": Vlb,
+        "hybrid": Hybrid,
+        "sliced": Sliced,
+        "implicit": Implicit,
+    }
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"objective": "vlb", "weighting": "edm"},
-         "weighting must be 'perceptual' with objective='vlb', got 'edm'; drop it"),
+        (
+            {"objective": "vlb", "weighting": "edm"},
+            "weighting must be 'perceptual' with objective='vlb', got 'edm'; drop it",
+        ),
         ({"objective": "hybrid", "times": "uniform"}, "times must be None with objective='hybri"),
-        ({"objective": "sliced", "coupling": "optimal-transport"},
-         "coupling must be 'independent' with objective='sliced', got 'optimal-transport'"),
-        ({"objective": "implicit", "coupling": "optimal-transport"},
-         "coupling must be 'independent' with objective='implicit'"),
-        ({"objective": "vlb", "uncertainty": "learned"},
-         "uncertainty must be 'none' with objective='vlb', got 'learned'"),
+        (
+            {"objective": "sliced", "coupling": "optimal-transport"},
+            "coupling must be 'independent' with objective='sliced', got 'optimal-transport'",
+        ),
+        (
+            {"objective": "implicit", "coupling": "optimal-transport"},
+            "coupling must be 'independent' with objective='implicit'",
+        ),
+        (
+            {"objective": "vlb", "uncertainty": "learned"},
+            "uncertainty must be 'none' with objective='vlb', got 'learned'",
+        ),
         ({"weighting": "exact", "times": "log-normal"}, "times must be None with weighting='exac"),
-        ({"weighting": "vdm", "times": "logit-normal"},
-         "times must be None or 'uniform' or 'likelihood' with weighting='vdm', got 'logit-norma"),
-        ({"weighting": "vdm", "coupling": "optimal-transport"},
-         "coupling must be 'independent' with weighting='vdm'"),
-        ({"weighting": "likelihood", "uncertainty": "learned"},
-         "uncertainty must be 'none' with weighting='likelihood'"),
-        ({"spacing": "loss-aware", "uncertainty": "learned"},
-         "uncertainty must be 'none' with spacing='loss-aware'"),
+        (
+            {"weighting": "vdm", "times": "logit-normal"},
+            "times must be None or 'uniform' or 'likelihood' with weighting='vdm', got 'logit-n",
+        ),
+        (
+            {"weighting": "vdm", "coupling": "optimal-transport"},
+            "coupling must be 'independent' with weighting='vdm'",
+        ),
+        (
+            {"weighting": "likelihood", "uncertainty": "learned"},
+            "uncertainty must be 'none' with weighting='likelihood'",
+        ),
+        (
+            {"spacing": "loss-aware", "uncertainty": "learned"},
+            "uncertainty must be 'none' with spacing='loss-aware'",
+        ),
     ],
-)  # fmt: skip
+)
 def test_settings_that_make_no_sense_together_are_refused_by_name(settings, message):
     with pytest.raises(ValueError, match=f"^TrainingConfig: {message}"):
         objective_of(TrainingConfig(**settings))

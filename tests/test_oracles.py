@@ -67,7 +67,8 @@ def test_velocity_is_the_flow_of_the_density() -> None:
 
 def test_one_time_per_sample_is_the_same_as_one_at_a_time() -> None:
     model = mixture().diffused(VPSDE())
-    x, t = model.sample(6, T, generator()), torch.linspace(0.1, 0.9, 6, dtype=torch.float64)
+    x = model.sample(6, T, generator())
+    t = torch.linspace(0.1, 0.9, 6, dtype=torch.float64)
     rows = torch.cat([model.score(x[i : i + 1], t[i]) for i in range(6)])
     assert torch.equal(model.score(x, t), rows)
 
@@ -103,7 +104,8 @@ def test_samples_have_the_moments() -> None:
 
 def test_flow_of_a_gaussian_moves_with_its_velocity() -> None:
     model = Gaussian(torch.ones(3), covariances(1, 3)[0]).diffused(VPSDE())
-    x, dt = model.sample(5, T, generator()), 1e-4
+    x = model.sample(5, T, generator())
+    dt = 1e-4
     difference = (model.flow(x, T, T + dt) - model.flow(x, T, T - dt)) / (2 * dt)
     assert torch.allclose(difference, model.velocity(x, T), rtol=1e-5, atol=1e-6)
     there = model.flow(x, T, T + 0.5)
@@ -113,7 +115,8 @@ def test_flow_of_a_gaussian_moves_with_its_velocity() -> None:
 def test_flow_of_a_one_dimensional_mixture_moves_with_its_velocity() -> None:
     means = torch.tensor([[-1.0], [1.0]])
     model = GaussianMixture([0.3, 0.7], means, stds=[0.3, 0.2]).diffused(VPSDE())
-    x, dt = model.sample(20, T, generator()), 1e-4
+    x = model.sample(20, T, generator())
+    dt = 1e-4
     difference = (model.flow(x, T, T + dt) - model.flow(x, T, T - dt)) / (2 * dt)
     assert torch.allclose(difference, model.velocity(x, T), rtol=1e-5, atol=1e-5)
 

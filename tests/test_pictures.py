@@ -21,7 +21,8 @@ def test_every_image_is_where_it_belongs(channels: int) -> None:
     x = images(5, channels, 4, 2)
     whole = tiles(x).reshape(2 * 5 - 1, 3 * 3 - 1, channels)
     for i, image in enumerate(x):
-        top, left = 5 * (i // 3), 3 * (i % 3)
+        top = 5 * (i // 3)
+        left = 3 * (i % 3)
         tile = whole[top : top + 4, left : left + 2]
         assert torch.allclose(tile, 0.5 * image.permute(1, 2, 0) + 0.5)
     assert bool((whole[4] == 1).all())  # a gap

@@ -92,17 +92,24 @@ def test_a_users_schedule_has_the_exact_likelihood() -> None:
     x = data.sample(5, torch.Generator().manual_seed(0))
     ends = torch.tensor([0.0, 0.995], dtype=torch.float64)
     found = log_prob(
-        x, ProbabilityFlow(model.sde, model), DormandPrince(1e-9, 1e-9), grid=ends,
+        x,
+        ProbabilityFlow(model.sde, model),
+        DormandPrince(1e-9, 1e-9),
+        grid=ends,
         prior=model.marginal(ends[1]),
-    )  # fmt: skip
+    )
     exact = data.log_prob(x)
     assert float((found.nats - exact).abs().mean()) < 3  # one probe on a correlated Jacobian
     from sde_diffusion import Exact
 
     found = log_prob(
-        x, ProbabilityFlow(model.sde, model), DormandPrince(1e-9, 1e-9), grid=ends,
-        prior=model.marginal(ends[1]), divergence=Exact(),
-    )  # fmt: skip
+        x,
+        ProbabilityFlow(model.sde, model),
+        DormandPrince(1e-9, 1e-9),
+        grid=ends,
+        prior=model.marginal(ends[1]),
+        divergence=Exact(),
+    )
     assert torch.allclose(found.nats, exact, atol=1e-6)
 
 

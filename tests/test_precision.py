@@ -81,7 +81,8 @@ def noisy() -> Objective:
 def test_gradients_of_a_divided_batch_are_those_of_the_whole(
     objective: Callable[[], Objective] | None,
 ) -> None:
-    config, found = replace(CONFIG, clip=1e9), list[tuple[Tensor, float]]()
+    config = replace(CONFIG, clip=1e9)
+    found = list[tuple[Tensor, float]]()
     for accumulate in (1, 2, 24):
         made = None if objective is None else objective()
         divided = replace(config, accumulate=accumulate)
@@ -116,7 +117,8 @@ def test_masks_of_dropout_differ_between_the_parts() -> None:
 
         def __init__(self) -> None:
             super().__init__()
-            self.weight, self.seen = nn.Parameter(torch.ones(())), list[Tensor]()
+            self.weight = nn.Parameter(torch.ones(()))
+            self.seen = list[Tensor]()
 
         def forward(self, x: Tensor, c: Tensor) -> Tensor:  # noqa: ARG002
             self.seen.append(nn.functional.dropout(torch.ones_like(x), 0.5))
@@ -140,8 +142,10 @@ def test_a_batch_that_cannot_be_divided_is_refused() -> None:
 
 def by_hand(model: ScoreModel, config: TrainingConfig, half: torch.dtype | None) -> list[float]:
     """Train by a plain loop that shares with `Trainer` nothing but the draws."""
-    data, losses = points(), []
-    objective, average = objective_of(config), fresh()
+    data = points()
+    losses = []
+    objective = objective_of(config)
+    average = fresh()
     average.load_state_dict(model.state_dict())
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0)
     for step in range(1, config.steps + 1):
@@ -162,7 +166,8 @@ def by_hand(model: ScoreModel, config: TrainingConfig, half: torch.dtype | None)
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_training_is_the_plain_loop(precision: str) -> None:
-    config, model = replace(CONFIG, precision=precision), fresh()
+    config = replace(CONFIG, precision=precision)
+    model = fresh()
     run = Trainer(model, points(), config)
     found = [run.advance().loss for _ in range(config.steps)]
     other = fresh()
@@ -176,9 +181,11 @@ def test_training_is_the_plain_loop(precision: str) -> None:
 def test_float16_is_the_plain_loop_once_its_scale_fits() -> None:
     """Without the scale, float16 would lose the small gradients; clipping sees the true norm."""
     config = replace(CONFIG, precision="float16", clip=0.1)
-    run, other = Trainer(fresh(), points(), config), Trainer(fresh(), points(), CONFIG)
+    run = Trainer(fresh(), points(), config)
+    other = Trainer(fresh(), points(), CONFIG)
     run.scaler.load_state_dict(run.scaler.state_dict() | {"scale": 1024.0})
-    half, plain = run.advance(), other.advance()
+    half = run.advance()
+    plain = other.advance()
     assert half.loss == pytest.approx(plain.loss, rel=1e-3)
     assert half.loss != plain.loss
     assert half.grad_norm == pytest.approx(plain.grad_norm, rel=1e-2)
@@ -190,7 +197,9 @@ class Wide(nn.Module):
 
     def __init__(self, factor: float) -> None:
         super().__init__()
-        self.inner, self.factor, self.seen = nn.Linear(2, 2, bias=False), factor, list[object]()
+        self.inner = nn.Linear(2, 2, bias=False)
+        self.factor = factor
+        self.seen = list[object]()
         with torch.no_grad():
             self.inner.weight.copy_(torch.eye(2))
 
@@ -203,13 +212,16 @@ class Wide(nn.Module):
 def test_float16_skips_steps_until_the_scale_fits() -> None:
     network = Wide(30.0)
     run = Trainer(ScoreModel(network, VPSDE()), points(), replace(CONFIG, precision="float16"))
-    first, skipped = weights(run.model), 0
+    first = weights(run.model)
+    skipped = 0
     progress = run.advance()
     while not math.isfinite(progress.grad_norm):
         skipped += 1
         assert torch.equal(weights(run.model), first)
-        assert all(not state["exp_avg"].any() and state["step"] == 0
-                   for state in run.optimizer.state.values())  # fmt: skip
+        assert all(
+            not state["exp_avg"].any() and state["step"] == 0
+            for state in run.optimizer.state.values()
+        )
         assert run.scaler.get_scale() == 2.0 ** (16 - skipped)
         assert run.line(progress)["grad_norm"] is None
         progress = run.advance()
@@ -249,8 +261,9 @@ def test_a_resumed_float16_run_keeps_its_scale(tmp_path: Path) -> None:
     for _ in train(resumed, points(), config, out=tmp_path / "cut", resume=True):
         pass
     assert torch.equal(weights(resumed), weights(whole))
-    states = [torch.load(tmp_path / name / "state.pt", weights_only=True)
-              for name in ("whole", "cut")]  # fmt: skip
+    states = [
+        torch.load(tmp_path / name / "state.pt", weights_only=True) for name in ("whole", "cut")
+    ]
     assert states[0]["scaler"] == states[1]["scaler"]
     assert states[0]["scaler"]["scale"] < 2**15
 
@@ -285,7 +298,8 @@ def images() -> Dataset:
 
 
 def test_channels_last_changes_the_layout_and_no_result(tmp_path: Path) -> None:
-    found, last = [], False
+    found = []
+    last = False
     for last in (False, True):
         network = Convolutions()
         config = replace(CONFIG, channels_last=last, batch_size=10)
@@ -302,7 +316,8 @@ def test_channels_last_changes_the_layout_and_no_result(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore")  # of PyTorch's own, when it compiles
 def test_a_compiled_network_trains_alike_and_keeps_its_names(tmp_path: Path) -> None:
     config = replace(CONFIG, compile=True)
-    run, plain = Trainer(fresh(), points(), config), Trainer(fresh(), points(), CONFIG)
+    run = Trainer(fresh(), points(), config)
+    plain = Trainer(fresh(), points(), CONFIG)
     found = [run.advance().loss for _ in range(3)]
     assert found == pytest.approx([plain.advance().loss for _ in range(3)], rel=1e-5)
     assert run.model.network._compiled_call_impl is not None
@@ -327,10 +342,16 @@ Trainer(fresh(), points(), replace(CONFIG, compile=True))
 """
     # Another cache, for a line that is compiled already needs no compiler.
     environment = os.environ | {
-        "CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)
-    }  # fmt: skip
-    done = subprocess.run([sys.executable, "-c", program], env=environment, text=True,
-                          capture_output=True, check=False)  # fmt: skip
+        "CXX": "no-such-compiler",
+        "TORCHINDUCTOR_CACHE_DIR": str(tmp_path),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment,
+        text=True,
+        capture_output=True,
+        check=False,
+    )
     line = done.stderr.splitlines()[-1]
     assert line.startswith("ValueError: train: compile must be False without a C++ compiler")
     assert line.endswith("install a C++ compiler such as g++, or pass compile=False")
@@ -340,7 +361,8 @@ Trainer(fresh(), points(), replace(CONFIG, compile=True))
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
 def test_a_gpu_trains_alike(precision: str) -> None:
     config = replace(CONFIG, precision=precision, accumulate=2)
-    run, plain = Trainer(fresh().to("cuda"), points(), config), Trainer(fresh(), points(), CONFIG)
+    run = Trainer(fresh().to("cuda"), points(), config)
+    plain = Trainer(fresh(), points(), CONFIG)
     found = [run.advance().loss for _ in range(3)]
     close = 1e-4 if precision == "float32" else 1e-2
     assert found == pytest.approx([plain.advance().loss for _ in range(3)], rel=close)

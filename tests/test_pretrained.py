@@ -40,7 +40,8 @@ def histogram_bits(train: torch.Tensor, test: torch.Tensor) -> float:
 
 
 def test_bits_per_dim_of_unseen_digits_are_below_the_pixel_histograms(model) -> None:
-    train, test = load_data("digits", "train"), load_data("digits", "test")
+    train = load_data("digits", "train")
+    test = load_data("digits", "test")
     baseline = histogram_bits(train.values.long().flatten(1), test.values.long().flatten(1))
     assert baseline == pytest.approx(2.42, abs=0.01)
     x = test.dequantized(generator())[:72]
@@ -52,7 +53,8 @@ def test_bits_per_dim_of_unseen_digits_are_below_the_pixel_histograms(model) -> 
 
 
 def test_it_denoises_better_than_the_best_gaussian_and_better_with_the_class(model) -> None:
-    train, test = load_data("digits", "train"), load_data("digits", "test")
+    train = load_data("digits", "train")
+    test = load_data("digits", "test")
     rows = train.dequantized(generator()).flatten(1).double()
     fit = Gaussian(rows.mean(0).reshape(1, 8, 8), torch.cov(rows.T)).diffused(model.sde)
     x0 = test.dequantized(generator(1))
@@ -73,9 +75,12 @@ def test_samples_of_a_class_are_that_digit_to_a_nearest_neighbour_classifier(mod
     train = load_data("digits", "train")
     labels = torch.arange(10).repeat_interleave(20)
     x = sample(
-        model.given(labels), AdamsBashforth(2), (200, 1, 8, 8),
-        grid=quadratic(25, 1.0, 1e-3), seed=4,
-    ).x  # fmt: skip
+        model.given(labels),
+        AdamsBashforth(2),
+        (200, 1, 8, 8),
+        grid=quadratic(25, 1.0, 1e-3),
+        seed=4,
+    ).x
     nearest = torch.cdist(x.flatten(1), train.centred().flatten(1)).argmin(1)
     assert float((train.labels[nearest] == labels).float().mean()) > 0.9
     # And they are no copies: as far from the training digits as unseen digits are.
@@ -109,14 +114,16 @@ def test_the_readmes_command_is_how_it_was_made(root, name: str, source: str) ->
 
 def test_bits_per_dim_of_unseen_mnist_are_below_the_pixel_histograms(mnist) -> None:
     """One smoothed histogram for each pixel has 1.69 bits/dim on the test images."""
-    model, test = load("mnist"), load_data(mnist, "test", limit=24)
+    model = load("mnist")
+    test = load_data(mnist, "test", limit=24)
     x = test.batch(torch.arange(24), generator())
     bound = elbo(x, model, draws=32, levels=256).bits_per_dim
     assert float(bound.mean() + 5 * bound.std() / math.sqrt(24)) < 1.69
 
 
 def test_samples_of_mnist_are_of_their_class_to_a_nearest_neighbour_classifier(mnist) -> None:
-    model, train = load("mnist"), load_data(mnist, "train", limit=10_000)
+    model = load("mnist")
+    train = load_data(mnist, "train", limit=10_000)
     labels = torch.arange(10).repeat_interleave(4)
     x = sample(model.given(labels), AngularAdams(), (40, 1, 28, 28), steps=12, seed=4).x
     nearest = torch.cdist(x.flatten(1), train.centred().flatten(1)).argmin(1)

@@ -51,7 +51,8 @@ from sde_diffusion.solvers.catalogue import instances
 SOLVERS = {
     name: solver
     for name, solver in instances().items()
-    if issubclass(ProbabilityFlow, solver.dynamics) and not getattr(solver, "adaptive", False)
+    if issubclass(ProbabilityFlow, solver.dynamics)
+    and not getattr(solver, "adaptive", False)
     and "Adjoint" not in name  # whose derivative is another solve, in reverse mode only
 }
 
@@ -93,7 +94,8 @@ def exact_prior(flow, grid):
 @pytest.mark.parametrize("name", SOLVERS)
 def test_gaussian_data_make_every_solver_affine(name) -> None:
     """F(z) = A z + b, with A's columns F(e_i) − F(0): no derivative is taken."""
-    flow, solver = flow_of(gaussian(2), VPSDE()), SOLVERS[name]
+    flow = flow_of(gaussian(2), VPSDE())
+    solver = SOLVERS[name]
     grid = uniform(5, 1.0, 0.3)
     z = torch.cat([torch.zeros(1, 2, dtype=torch.float64), torch.eye(2, dtype=torch.float64)])
     found = sampler_log_prob(z, flow, solver, grid)
@@ -109,7 +111,8 @@ def test_gaussian_data_make_every_solver_affine(name) -> None:
 def test_other_priors_an_image_shape_and_a_last_tweedie_step(sde, log_det) -> None:
     """N(m, v I) is F(z) = c z + b in every coordinate, however J is probed."""
     data = Gaussian(torch.full((1, 2, 2), 0.5), 0.3 * torch.eye(4))
-    flow, grid = flow_of(data, sde), Denoised(uniform(6, 1.0, 0.05))
+    flow = flow_of(data, sde)
+    grid = Denoised(uniform(6, 1.0, 0.05))
     z = latents(flow, 3, 1, 2, 2)
     found = sampler_log_prob(z, flow, EDMHeun(), grid, log_det=log_det)
     assert torch.allclose(found.x, integrate(flow, EDMHeun(), z, grid).x, rtol=1e-12)
@@ -132,7 +135,8 @@ def test_a_network_against_its_reverse_mode_jacobian(solver, labelled) -> None:
     labels = torch.tensor([0, 3])
     made = [model.given(label) for label in labels] if labelled else [model, model]
     flow = ProbabilityFlow(model.sde, model.given(labels) if labelled else model)
-    z, grid = latents(flow, 2, 3), uniform(4, 1.0, 0.05)
+    z = latents(flow, 2, 3)
+    grid = uniform(4, 1.0, 0.05)
     found = sampler_log_prob(z, flow, solver, grid)
     for i in range(2):
         alone = ProbabilityFlow(model.sde, made[i])
@@ -146,13 +150,21 @@ def test_a_network_against_its_reverse_mode_jacobian(solver, labelled) -> None:
 
 @pytest.mark.parametrize(
     ("solver", "steps"),
-    [(Euler(), 2), (DDIM(), 5), (Heun(), 3), (EDMHeun(), 20), (AngularAdams(), 5),
-     (DPMSolverPP(order=2), 2), (RungeKutta4(), 8)],
+    [
+        (Euler(), 2),
+        (DDIM(), 5),
+        (Heun(), 3),
+        (EDMHeun(), 20),
+        (AngularAdams(), 5),
+        (DPMSolverPP(order=2), 2),
+        (RungeKutta4(), 8),
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_the_mass_in_one_dimension_is_one(solver, steps) -> None:
     """∫ p_F dx over equal steps in x, whose latents Newton's method finds."""
-    flow, grid = flow_of(two(1.0, 0.5), VPSDE()), uniform(steps)
+    flow = flow_of(two(1.0, 0.5), VPSDE())
+    grid = uniform(steps)
     z = torch.linspace(-9, 9, 201, dtype=torch.float64)[:, None]
     check_injective(z, flow, solver, grid)
     low, high = SamplerMap("test", flow, solver, grid)(z[[0, -1]]).flatten()
@@ -164,7 +176,8 @@ def test_the_mass_in_one_dimension_is_one(solver, steps) -> None:
 
 @pytest.mark.parametrize("solver", [DDIM(), AngularAdams(order=3)], ids=["ddim", "adams"])
 def test_the_mass_in_two_dimensions_is_one(solver) -> None:
-    flow, grid = flow_of(mixture(2), VPSDE()), uniform(6)
+    flow = flow_of(mixture(2), VPSDE())
+    grid = uniform(6)
     line = torch.linspace(-4.5, 4.5, 46, dtype=torch.float64)
     x = torch.cartesian_prod(line, line)
     z = sampler_inverse(x, flow, solver, grid, tolerance=1e-8).latent
@@ -174,7 +187,8 @@ def test_the_mass_in_two_dimensions_is_one(solver) -> None:
 
 def test_a_sum_of_few_traces_has_another_mass() -> None:
     """Two Euler steps from x to z with exp(Σ dt ∇·v): no map's determinant, and no density."""
-    flow, grid = flow_of(two(1.0, 0.1), VPSDE()), uniform(2, 1e-3, 1.0)
+    flow = flow_of(two(1.0, 0.1), VPSDE())
+    grid = uniform(2, 1e-3, 1.0)
     x = torch.linspace(-30, 30, 6001, dtype=torch.float64)[:, None]
     summed = log_prob(x, flow, Euler(), grid=grid, divergence=Exact(), variable=Time)
     mass = float(summed.nats.exp().sum() * (x[1] - x[0]))
@@ -186,13 +200,19 @@ def test_a_sum_of_few_traces_has_another_mass() -> None:
 
 @pytest.mark.parametrize(
     ("solver", "sde"),
-    [(Euler(), VPSDE()), (Heun(), VPSDE()), (DPMSolverPP(order=2), EDMSDE(5.0)),
-     (DPMSolverPP(order=3), EDMSDE(5.0)), (AngularAdams(order=3), EDMSDE(5.0))],
+    [
+        (Euler(), VPSDE()),
+        (Heun(), VPSDE()),
+        (DPMSolverPP(order=2), EDMSDE(5.0)),
+        (DPMSolverPP(order=3), EDMSDE(5.0)),
+        (AngularAdams(order=3), EDMSDE(5.0)),
+    ],
     ids=lambda o: str(o) if hasattr(o, "order") else type(o).__name__,
-)  # fmt: skip
+)
 def test_the_density_converges_at_the_solver_s_order(solver, sde) -> None:
     flow = flow_of(mixture(2), sde)
-    z, errors = latents(flow, 8, 2), []
+    z = latents(flow, 8, 2)
+    errors = []
     for steps in (40, 80):
         grid = uniform(steps, 1.0, 0.3)
         found = sampler_log_prob(z, flow, solver, grid, prior=exact_prior(flow, grid))
@@ -258,7 +278,8 @@ def test_steps_that_turn_by_right_angles_do_not_fold() -> None:
     """Two of them make −1, whose eigenvalues alone would not tell it from two folds."""
     turn = torch.tensor([[0.0, -1.0], [1.0, 0.0]], dtype=torch.float64)
     flow = ProbabilityFlow(Swinging(), lambda x, t: 2 * (x @ turn.T - x))  # noqa: ARG005
-    z, grid = torch.tensor([[0.3, 1.0]], dtype=torch.float64), uniform(2, 1.0, 0.0)
+    z = torch.tensor([[0.3, 1.0]], dtype=torch.float64)
+    grid = uniform(2, 1.0, 0.0)
     assert torch.allclose(integrate(flow, Euler(), z, grid).x, -z)
     assert first_fold(z, flow, Euler(), grid).tolist() == [0]
     assert first_fold(z, flow, Whole(Euler()), grid).tolist() == [2]
@@ -267,7 +288,8 @@ def test_steps_that_turn_by_right_angles_do_not_fold() -> None:
 @pytest.mark.parametrize("points", [[0.0, 2.5, 6.28], [2.0, 4.5]], ids=["slope", "value"])
 def test_one_dimension_is_looked_at_by_slopes_and_values(points) -> None:
     """F = z + 2 sin z rises over the first points, and its slope is positive at the second."""
-    z, grid = torch.tensor(points, dtype=torch.float64)[:, None], uniform(1, 1.0, 0.5)
+    z = torch.tensor(points, dtype=torch.float64)[:, None]
+    grid = uniform(1, 1.0, 0.5)
     with pytest.raises(ValueError, match=f"a fold near z = {points[1]:g}"):
         check_injective(z, swings(4.0), Euler(), grid)
     check_injective(z, swings(1.9), Euler(), grid)
@@ -283,7 +305,9 @@ def test_one_dimension_is_looked_at_whole() -> None:
 
 def test_the_points_of_a_map_that_falls_fold() -> None:
     """The share of latents found is that on which the map, its derivative apart, falls."""
-    flow, solver, grid = flow_of(two(1.0, 0.3), VPSDE()), DPMSolverPP(order=2), uniform(8)
+    flow = flow_of(two(1.0, 0.3), VPSDE())
+    solver = DPMSolverPP(order=2)
+    grid = uniform(8)
     z = torch.linspace(-4, 4, 2001, dtype=torch.float64)[:, None]
     falls = SamplerMap("test", flow, solver, grid)(z).flatten().diff() < 0
     folds = first_fold(z, flow, solver, grid) > 0
@@ -292,10 +316,13 @@ def test_the_points_of_a_map_that_falls_fold() -> None:
 
 
 def test_what_folds_is_refused_and_the_rest_is_not() -> None:
-    flow, grid = swings(4.0), uniform(1, 1.0, 0.5)
+    flow = swings(4.0)
+    grid = uniform(1, 1.0, 0.5)
     z = torch.tensor([[0.5], [1.0], [2.5]], dtype=torch.float64)
-    text = (r"got 1 of 3 samples where it folds, the first sample 2 at step 1 \(t = 0.5\); use"
-            " more steps or another solver, or leave out what first_fold finds")  # fmt: skip
+    text = (
+        r"got 1 of 3 samples where it folds, the first sample 2 at step 1 \(t = 0.5\); use"
+        " more steps or another solver, or leave out what first_fold finds"
+    )
     with pytest.raises(ValueError, match=text):
         sampler_log_prob(z, flow, Euler(), grid, prior=NORMAL)
     good = z[first_fold(z, flow, Euler(), grid) == 0]
@@ -322,7 +349,9 @@ def golub_kahan(f, z, probes, count: int) -> torch.Tensor:
 
     found = []
     for probe in probes:
-        v, left, right = probe[None] / probe.norm(), [], []
+        v = probe[None] / probe.norm()
+        left = []
+        right = []
         b = torch.zeros(count, count, dtype=torch.float64)
         for k in range(count):
             right.append(v)
@@ -352,7 +381,8 @@ def test_a_full_krylov_space_gives_the_quadratic_form_of_log_j(solver) -> None:
     """zᵀ(log J)z by scipy's matrix logarithm, per probe; one step of DDIM, five of Adams."""
     flow = flow_of(mixture(4), VPSDE())
     grid = uniform(1, 0.8, 0.02) if isinstance(solver, DDIM) else uniform(5, 1.0, 0.1)
-    map_, z = SamplerMap("test", flow, solver, grid), latents(flow, 2, 4)
+    map_ = SamplerMap("test", flow, solver, grid)
+    z = latents(flow, 2, 4)
     found = ArnoldiLogDet(probes=3, products=4, seed=5).evaluate(map_, z)
     x, j = map_.jacobian(z)
     logs = torch.from_numpy(np.stack([scipy.linalg.logm(m) for m in j.numpy()]))
@@ -368,7 +398,8 @@ def test_a_full_krylov_space_gives_the_quadratic_form_of_log_j(solver) -> None:
 
 @pytest.mark.parametrize("solver", [Heun(), DPMSolverPP(order=2)], ids=["product", "whole"])
 def test_probes_agree_with_the_determinant_and_with_lanczos(solver) -> None:
-    flow, grid = flow_of(mixture(12), VPSDE()), uniform(8, 1.0, 0.05)
+    flow = flow_of(mixture(12), VPSDE())
+    grid = uniform(8, 1.0, 0.05)
     z = latents(flow, 16, 12)
     exact = sampler_log_prob(z, flow, solver, grid)
     log_det = ArnoldiLogDet(probes=32, products=10, seed=3)
@@ -379,14 +410,16 @@ def test_probes_agree_with_the_determinant_and_with_lanczos(solver) -> None:
     assert abs(float(score.mean())) < 5 / 4
     assert 0.2 < float(score.square().mean()) < 1 + 5 * (2 / 16) ** 0.5
     if isinstance(solver, DPMSolverPP):
-        lanczos = golub_kahan(lambda z: integrate(flow, solver, z, grid).x, z[:1],
-                              signs(3, 1, 32, 12)[0, :16], 12)  # fmt: skip
+        lanczos = golub_kahan(
+            lambda z: integrate(flow, solver, z, grid).x, z[:1], signs(3, 1, 32, 12)[0, :16], 12
+        )
         gap = float(lanczos.mean()) + float(exact.terms["volume"][0])
         assert abs(gap) < 5 * float(lanczos.std()) / math.sqrt(16)
 
 
 def test_independent_probes_of_the_steps_vary_less() -> None:
-    flow, grid = flow_of(mixture(12), VPSDE()), uniform(8, 1.0, 0.05)
+    flow = flow_of(mixture(12), VPSDE())
+    grid = uniform(8, 1.0, 0.05)
     z = latents(flow, 8, 12)
     map_ = SamplerMap("test", flow, DDIM(), grid)
     whole = SamplerMap("test", flow, Whole(DDIM()), grid)
@@ -409,7 +442,8 @@ def test_the_exact_determinant_ends_at_256_dimensions() -> None:
 @pytest.mark.parametrize("log_det", [ExactLogDet(), ArnoldiLogDet(probes=3, products=2)])
 @pytest.mark.parametrize("solver", [Heun(), AngularAdams()], ids=["heun", "adams"])
 def test_a_value_is_the_same_alone_and_in_a_batch_bit_for_bit(solver, log_det) -> None:
-    flow, grid = flow_of(mixture(3), VPSDE()), uniform(5, 1.0, 0.1)
+    flow = flow_of(mixture(3), VPSDE())
+    grid = uniform(5, 1.0, 0.1)
     z = latents(flow, 7, 3)
     together = sampler_log_prob(z, flow, solver, grid, log_det=log_det)
     for i in range(7):
@@ -420,7 +454,8 @@ def test_a_value_is_the_same_alone_and_in_a_batch_bit_for_bit(solver, log_det) -
 
 
 def test_evaluations_are_counted_and_big_batches_are_split() -> None:
-    flow, grid = flow_of(mixture(2), VPSDE()), uniform(3, 1.0, 0.3)
+    flow = flow_of(mixture(2), VPSDE())
+    grid = uniform(3, 1.0, 0.3)
     few = sampler_log_prob(latents(flow, 512, 2), flow, Heun(), grid)
     many = sampler_log_prob(latents(flow, 513, 2), flow, Heun(), grid)
     assert (few.nfe, many.nfe) == (6, 12)
@@ -430,7 +465,8 @@ def test_evaluations_are_counted_and_big_batches_are_split() -> None:
 
 
 def test_inference_mode_and_single_precision_change_nothing() -> None:
-    flow, grid = flow_of(mixture(2), VPSDE()), uniform(5, 1.0, 0.1)
+    flow = flow_of(mixture(2), VPSDE())
+    grid = uniform(5, 1.0, 0.1)
     z = latents(flow, 4, 2)
     outside = sampler_log_prob(z, flow, DDIM(), grid)
     with torch.inference_mode():
@@ -454,7 +490,9 @@ class NoForwardMode(torch.autograd.Function):
         return -g
 
 
-FLOW, Z, GRID = flow_of(gaussian(2), VPSDE()), torch.zeros(1, 2, dtype=torch.float64), uniform(4)
+FLOW = flow_of(gaussian(2), VPSDE())
+Z = torch.zeros(1, 2, dtype=torch.float64)
+GRID = uniform(4)
 
 
 def ask(z=Z, flow=FLOW, solver=DDIM(), grid=GRID, **rest):  # noqa: B008
@@ -464,32 +502,56 @@ def ask(z=Z, flow=FLOW, solver=DDIM(), grid=GRID, **rest):  # noqa: B008
 @pytest.mark.parametrize(
     ("make", "error", "text"),
     [
-        (lambda: ask(flow=ReverseSDE(VPSDE(), FLOW.score.function)), TypeError,
-         "flow must be a ProbabilityFlow, got ReverseSDE"),
-        (lambda: ask(solver=DormandPrince()), ValueError,
-         "solver must have fixed steps, got DormandPrince; pass for example DDIM"),
+        (
+            lambda: ask(flow=ReverseSDE(VPSDE(), FLOW.score.function)),
+            TypeError,
+            "flow must be a ProbabilityFlow, got ReverseSDE",
+        ),
+        (
+            lambda: ask(solver=DormandPrince()),
+            ValueError,
+            "solver must have fixed steps, got DormandPrince; pass for example DDIM",
+        ),
         (lambda: ask(solver=TorchDiffEq("dopri5")), ValueError, "solver must have fixed steps"),
         (lambda: ask(solver=EulerMaruyama()), TypeError, "dynamics must be of the kind SDE"),
         (lambda: ask(grid=GRID.flip(0)), ValueError, r"run from noise \(t near 1\) to data"),
         (lambda: ask(grid=[1.0, 0.5]), TypeError, "grid must be a torch.Tensor, got list"),
         (lambda: ask(z=Z.long()), TypeError, "floating-point dtype"),
-        (lambda: ask(flow=ProbabilityFlow(VPSDE(), lambda x, t: -x.detach())), TypeError,  # noqa: ARG005
-         "score and solver must be differentiable in x, in forward mode, got a detached tensor"),
-        (lambda: ask(flow=ProbabilityFlow(VPSDE(), lambda x, t: NoForwardMode.apply(x))),  # noqa: ARG005
-         TypeError, "in forward mode, got You must implement the jvp function"),
-        (lambda: ask(flow=swings(0.1), solver=Euler()), ValueError,
-         "prior must be given for an SDE that is not linear"),
-        (lambda: check_injective(Z, FLOW, DDIM(), GRID), ValueError,
-         r"z must be rising latents of one number each, got shape \(1, 2\)"),
+        (
+            lambda: ask(flow=ProbabilityFlow(VPSDE(), lambda x, t: -x.detach())),  # noqa: ARG005
+            TypeError,
+            "score and solver must be differentiable in x, in forward mode, got a detached tensor",
+        ),
+        (
+            lambda: ask(flow=ProbabilityFlow(VPSDE(), lambda x, t: NoForwardMode.apply(x))),  # noqa: ARG005
+            TypeError,
+            "in forward mode, got You must implement the jvp function",
+        ),
+        (
+            lambda: ask(flow=swings(0.1), solver=Euler()),
+            ValueError,
+            "prior must be given for an SDE that is not linear",
+        ),
+        (
+            lambda: check_injective(Z, FLOW, DDIM(), GRID),
+            ValueError,
+            r"z must be rising latents of one number each, got shape \(1, 2\)",
+        ),
         (lambda: ArnoldiLogDet(probes=0), ValueError, "probes must be at least 1, got 0"),
         (lambda: ArnoldiLogDet(products=0), ValueError, "products must be at least 1, got 0"),
         (lambda: ArnoldiLogDet(seed=-1), ValueError, "seed must be at least 0, got -1"),
-        (lambda: ask(flow=ProbabilityFlow(VPSDE(), lambda x, t: x * math.inf)),  # noqa: ARG005
-         FloatingPointError, "NaN or infinity at step 1"),
-        (lambda: ask(flow=ProbabilityFlow(VPSDE(), lambda x, t: x.abs().sqrt())),  # noqa: ARG005
-         FloatingPointError, "∂x/∂z must stay finite, got NaN or infinity at step 1"),
+        (
+            lambda: ask(flow=ProbabilityFlow(VPSDE(), lambda x, t: x * math.inf)),  # noqa: ARG005
+            FloatingPointError,
+            "NaN or infinity at step 1",
+        ),
+        (
+            lambda: ask(flow=ProbabilityFlow(VPSDE(), lambda x, t: x.abs().sqrt())),  # noqa: ARG005
+            FloatingPointError,
+            "∂x/∂z must stay finite, got NaN or infinity at step 1",
+        ),
     ],
-)  # fmt: skip
+)
 def test_mistakes_end_in_one_clear_sentence(make, error, text) -> None:
     with pytest.raises(error, match=text):
         make()

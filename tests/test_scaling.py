@@ -94,8 +94,15 @@ WHERE: dict[str, Callable[[Tensor, int], Tensor]] = {
     "centres": lambda k, levels: k + 0.5,  # noqa: ARG005
     "k/(L − 1)": lambda k, levels: k * levels / (levels - 1),
 }
-GREY = [(Affine(), 2), (Affine(), 256), (Affine(), 65536), (Affine(0, 1), 65536),
-        (Affine(0, 255), 256), (Logit(), 17), (Logit(1e-6), 256)]  # fmt: skip
+GREY = [
+    (Affine(), 2),
+    (Affine(), 256),
+    (Affine(), 65536),
+    (Affine(0, 1), 65536),
+    (Affine(0, 255), 256),
+    (Logit(), 17),
+    (Logit(1e-6), 256),
+]
 every_grey = pytest.mark.parametrize(("scaling", "levels"), GREY)
 
 
@@ -152,38 +159,58 @@ def misfit(spec: DataSpec, *, model: DataSpec = IMAGE) -> Callable[[], None]:
 
 
 TEXTS: list[tuple[Callable[[], object], str]] = [
-    (refused(torch.full((1, 1, 2, 2), 1.5), IMAGE),
-     "log_prob: x must lie in [−1, 1], as levels are scaled, got 1.5 … 1.5; scale it with "
-     "dataset.spec.encode"),
+    (
+        refused(torch.full((1, 1, 2, 2), 1.5), IMAGE),
+        "log_prob: x must lie in [−1, 1], as levels are scaled, got 1.5 … 1.5; scale it with "
+        "dataset.spec.encode",
+    ),
     (refused(torch.full((1, 1, 2, 2), -1.0001), IMAGE), "log_prob: x must lie in [−1, 1]"),
-    (refused(torch.full((1, 1, 2, 2), 3.0), LOGIT),
-     "log_prob: x must lie in [−2.944, 2.944], as levels are scaled, got 3 … 3; scale it with "
-     "dataset.spec.encode"),
-    (refused(torch.full((1, 1, 2, 2), math.nan), IMAGE),
-     "log_prob: x must be finite, got nan … nan; remove the rows that are not"),
+    (
+        refused(torch.full((1, 1, 2, 2), 3.0), LOGIT),
+        "log_prob: x must lie in [−2.944, 2.944], as levels are scaled, got 3 … 3; scale it with "
+        "dataset.spec.encode",
+    ),
+    (
+        refused(torch.full((1, 1, 2, 2), math.nan), IMAGE),
+        "log_prob: x must be finite, got nan … nan; remove the rows that are not",
+    ),
     (refused(torch.full((1, 1, 2, 2), math.inf), REAL), "log_prob: x must be finite, got inf"),
-    (refused(torch.zeros(1, 4), IMAGE),
-     "log_prob: x must have the data's shape (1, 2, 2), got (4,); reshape it"),
-    (misfit(DataSpec("a", (1, 3, 3), 256)),
-     "data: samples must have the model's shape (1, 2, 2), got (1, 3, 3); name the data it was "
-     "trained on"),
-    (misfit(DataSpec("a", (1, 2, 2), 17)),
-     "data: samples must have the model's 256 grey levels, got 17; pass --levels 256"),
+    (
+        refused(torch.zeros(1, 4), IMAGE),
+        "log_prob: x must have the data's shape (1, 2, 2), got (4,); reshape it",
+    ),
+    (
+        misfit(DataSpec("a", (1, 3, 3), 256)),
+        "data: samples must have the model's shape (1, 2, 2), got (1, 3, 3); name the data it was "
+        "trained on",
+    ),
+    (
+        misfit(DataSpec("a", (1, 2, 2), 17)),
+        "data: samples must have the model's 256 grey levels, got 17; pass --levels 256",
+    ),
     (misfit(REAL), "must have the model's 256 grey levels, got real numbers; pass --levels 256"),
-    (misfit(IMAGE, model=REAL),
-     "data: samples must have the model's no grey levels, got 256; use data of real numbers"),
-    (misfit(LOGIT),
-     "data: samples must have the model's scaling Affine(low=-1, high=1), got "
-     "Logit(margin=0.05); scale them as for training"),
-    (misfit(DataSpec("a", (1, 2, 2), 256, Logit(0.1)), model=LOGIT),
-     "the model's scaling Logit(margin=0.05), got Logit(margin=0.1)"),
+    (
+        misfit(IMAGE, model=REAL),
+        "data: samples must have the model's no grey levels, got 256; use data of real numbers",
+    ),
+    (
+        misfit(LOGIT),
+        "data: samples must have the model's scaling Affine(low=-1, high=1), got "
+        "Logit(margin=0.05); scale them as for training",
+    ),
+    (
+        misfit(DataSpec("a", (1, 2, 2), 256, Logit(0.1)), model=LOGIT),
+        "the model's scaling Logit(margin=0.05), got Logit(margin=0.1)",
+    ),
     (lambda: Affine(1, 1), "Affine: high must be above low=1, got 1; pass low=-1, high=1"),
     (lambda: Affine(-math.inf), "Affine: low must be finite, got -inf; pass another number"),
     (lambda: Logit(0.5), "Logit: margin must be above 0 and below 0.5, got 0.5; pass margin=0.05"),
     (lambda: Logit(0), "Logit: margin must be above 0 and below 0.5, got 0"),
-    (lambda: scaling_from_json({"class": "Cubic", "a": 1}),
-     "DataSpec.from_json: scaling must be one of Affine, Logit, got Cubic; build the DataSpec"),
-]  # fmt: skip
+    (
+        lambda: scaling_from_json({"class": "Cubic", "a": 1}),
+        "DataSpec.from_json: scaling must be one of Affine, Logit, got Cubic; build the DataSpec",
+    ),
+]
 
 
 @pytest.mark.parametrize(("call", "text"), TEXTS, ids=[text for _, text in TEXTS])

@@ -38,7 +38,8 @@ class Oracle(nn.Module):
 
     def __init__(self, exact, prediction: str) -> None:
         super().__init__()
-        self.exact, self.prediction = exact, prediction
+        self.exact = exact
+        self.prediction = prediction
 
     def forward(self, x, c):
         sde = self.exact.sde
@@ -47,15 +48,21 @@ class Oracle(nn.Module):
             t = sde.time(-4 * t)
         a, s = (f(t)[:, None].to(x.dtype) for f in (sde.alpha, sde.sigma))
         if self.prediction == "edm":
-            n, d = s / a, 0.5
+            n = s / a
+            d = 0.5
             total = (n**2 + d**2).sqrt()
             y = x * total
             x0 = self.exact.denoise(y * a, t)
             return (x0 - d**2 / total**2 * y) * total / (n * d)
-        eps, x0 = self.exact.eps(x, t), self.exact.denoise(x, t)
+        eps = self.exact.eps(x, t)
+        x0 = self.exact.denoise(x, t)
         return {
-            "eps": eps, "x0": x0, "v": a * eps - s * x0, "score": -eps / s, "flow": eps - x0,
-        }[self.prediction]  # fmt: skip
+            "eps": eps,
+            "x0": x0,
+            "v": a * eps - s * x0,
+            "score": -eps / s,
+            "flow": eps - x0,
+        }[self.prediction]
 
 
 def exact(sde):
@@ -76,7 +83,8 @@ def test_every_prediction_gives_the_exact_score(prediction, sde, dtype, toleranc
     x = (sde.sigma(t) + 1)[:, None] * torch.randn(7, 2, generator=generator, dtype=torch.float64)
     x = x.to(dtype)
     for method in ("score", "eps", "denoise", "velocity", "__call__"):
-        ours, theirs = getattr(model, method)(x, t), getattr(truth, method)(x, t)
+        ours = getattr(model, method)(x, t)
+        theirs = getattr(truth, method)(x, t)
         assert torch.allclose(ours, theirs, rtol=tolerance, atol=tolerance), method
         assert ours.dtype == dtype
 
@@ -86,7 +94,8 @@ def test_eps_and_x0_recompose_the_state(prediction) -> None:
     """α x0 + σ eps = x_t whatever the network says, for any output at all."""
     generator = torch.Generator().manual_seed(0)
     out, x = torch.randn(2, 5, 3, generator=generator, dtype=torch.float64)
-    a, s = 0.8, 1.7
+    a = 0.8
+    s = 1.7
 
     def form(name: str) -> torch.Tensor:
         if prediction == "edm":
@@ -106,9 +115,8 @@ def test_the_flow_prediction_is_the_velocity_of_rectified_flow() -> None:
         def forward(self, x, c):
             return torch.sin(x) + c[:, None]
 
-    model, x = ScoreModel(Self(), RectifiedFlow(), "flow"), torch.randn(
-        4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64
-    )
+    model = ScoreModel(Self(), RectifiedFlow(), "flow")
+    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     t = torch.tensor([0.01, 0.3, 0.7, 0.999], dtype=torch.float64)
     assert torch.allclose(model.velocity(x, t), torch.sin(x) + t[:, None], rtol=1e-12, atol=1e-12)
 
@@ -135,7 +143,8 @@ class Labels(nn.Module):
 
 def test_labels_reach_the_network_row_by_row() -> None:
     model = ScoreModel(Labels(), VPSDE()).given(torch.tensor([3, 1, 4]))
-    t, x = torch.tensor(0.5, dtype=torch.float64), torch.zeros(3, 2)
+    t = torch.tensor(0.5, dtype=torch.float64)
+    x = torch.zeros(3, 2)
     assert model.eps(x, t)[:, 0].tolist() == [3, 1, 4]
     assert model.rows(torch.tensor([2, 0])).eps(x[:2], t)[:, 0].tolist() == [4, 3]
     one = ScoreModel(Labels(), VPSDE()).given(7)
@@ -160,7 +169,8 @@ def test_a_learned_variance_is_the_second_half_of_one_pass(prediction, shape) ->
         def forward(self, x, c):  # noqa: ARG002
             return x.sin()
 
-    sde, network = SubVPSDE(), Doubled()
+    sde = SubVPSDE()
+    network = Doubled()
     model = ScoreModel(network, sde, prediction, variance="learned")
     plain = ScoreModel(Half(), sde, prediction)
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -181,8 +191,13 @@ def test_classes_are_those_that_the_network_tells() -> None:
     class Own(nn.Module):
         config = "of another kind"
 
-    for network, classes in ((MLP(2, classes=3), 3), (MLP(2), None), (nn.Identity(), None),
-                             (Own(), None), (UNet(1, classes=10), 10)):  # fmt: skip
+    for network, classes in (
+        (MLP(2, classes=3), 3),
+        (MLP(2), None),
+        (nn.Identity(), None),
+        (Own(), None),
+        (UNet(1, classes=10), 10),
+    ):
         assert ScoreModel(network, VPSDE()).classes == classes
         assert DirectScore(network, VPSDE()).classes == classes
 
@@ -191,7 +206,8 @@ def test_labels_and_rows_keep_what_the_model_is() -> None:
     model = ScoreModel(
         Doubled(), VPSDE(), "v", sigma_data=0.3, variance="learned", coupling="optimal-transport"
     )
-    x, t = torch.zeros(3, 2), torch.tensor(0.5, dtype=torch.float64)
+    x = torch.zeros(3, 2)
+    t = torch.tensor(0.5, dtype=torch.float64)
     for part in (model.given(torch.tensor([3, 1, 4])), model.given(0)):
         for one in (part, part.rows(torch.tensor([0, 1, 2]))):
             assert (one.variance, one.coupling) == ("learned", "optimal-transport")
@@ -219,18 +235,33 @@ def test_no_stochastic_solve_and_no_bound_of_a_model_coupled_by_transport() -> N
 @pytest.mark.parametrize(
     ("make", "error", "text"),
     [
-        (lambda: ScoreModel(Labels(), VPSDE(), variance="both"), ValueError,
-         "variance must be one of fixed, learned, got both"),
-        (lambda: ScoreModel(Labels(), VPSDE(), coupling="none"), ValueError,
-         "coupling must be one of independent, optimal-transport, got none"),
-        (lambda: ScoreModel(MLP(2), VPSDE()).fraction(torch.zeros(1, 2), HALF), ValueError,
-         "variance must be 'learned' to have a fraction, got fixed"),
-        (lambda: ScoreModel(MLP(2), VPSDE(), variance="learned").eps(torch.zeros(3, 2), HALF),
-         ValueError, r"network must have 4 outputs for states \(3, 2\), variance=learned, got "
-         r"the shape \(3, 2\); build it with outputs=4"),
-        (lambda: ScoreModel(MLP(2, outputs=4), VPSDE()).eps(torch.zeros(3, 2), HALF),
-         ValueError, r"network must have 2 outputs for states \(3, 2\), variance=fixed, got "
-         r"the shape \(3, 4\); build it with outputs=2"),
+        (
+            lambda: ScoreModel(Labels(), VPSDE(), variance="both"),
+            ValueError,
+            "variance must be one of fixed, learned, got both",
+        ),
+        (
+            lambda: ScoreModel(Labels(), VPSDE(), coupling="none"),
+            ValueError,
+            "coupling must be one of independent, optimal-transport, got none",
+        ),
+        (
+            lambda: ScoreModel(MLP(2), VPSDE()).fraction(torch.zeros(1, 2), HALF),
+            ValueError,
+            "variance must be 'learned' to have a fraction, got fixed",
+        ),
+        (
+            lambda: ScoreModel(MLP(2), VPSDE(), variance="learned").eps(torch.zeros(3, 2), HALF),
+            ValueError,
+            r"network must have 4 outputs for states \(3, 2\), variance=learned, got "
+            r"the shape \(3, 2\); build it with outputs=4",
+        ),
+        (
+            lambda: ScoreModel(MLP(2, outputs=4), VPSDE()).eps(torch.zeros(3, 2), HALF),
+            ValueError,
+            r"network must have 2 outputs for states \(3, 2\), variance=fixed, got "
+            r"the shape \(3, 4\); build it with outputs=2",
+        ),
         (lambda: MLP(2, outputs=0), ValueError, "outputs must be at least 1, got 0"),
         (lambda: UNet(1, outputs=0), ValueError, "outputs must be at least 1, got 0"),
         (lambda: ScoreModel(len, VPSDE()), TypeError, "network must be a torch.nn.Module"),

@@ -67,7 +67,8 @@ def randn(*shape: int, seed: int = 0) -> Tensor:
 
 def network(d: int, seed: int = 0) -> MLP:
     """An MLP in float64 whose output is not 0."""
-    net, generator = MLP(d, width=8, depth=2).double(), torch.Generator().manual_seed(seed)
+    net = MLP(d, width=8, depth=2).double()
+    generator = torch.Generator().manual_seed(seed)
     for parameter in net.parameters():
         nn.init.normal_(parameter, std=0.5, generator=generator)
     return net
@@ -84,7 +85,9 @@ class Given(Noise):
 
 
 def test_of_an_affine_score_it_is_a_square_and_a_trace() -> None:
-    a, b, x = randn(3, 3), randn(3, seed=1), randn(5, 3, seed=2)
+    a = randn(3, 3)
+    b = randn(3, seed=1)
+    x = randn(5, 3, seed=2)
     found = implicit_loss(lambda x, _: x @ a.T + b, x, T)
     expected = 0.5 * (x @ a.T + b).square().sum(1) + a.trace()
     assert torch.allclose(found, expected, rtol=1e-13)
@@ -92,7 +95,8 @@ def test_of_an_affine_score_it_is_a_square_and_a_trace() -> None:
 
 @pytest.mark.parametrize("shape", [(4, 3), (4, 1, 2, 2)], ids=["rows", "images"])
 def test_sliced_averages_to_implicit_over_all_signs(shape) -> None:
-    net, x = network(math.prod(shape[1:])), randn(*shape)
+    net = network(math.prod(shape[1:]))
+    x = randn(*shape)
 
     def score(x: Tensor, t: Tensor) -> Tensor:
         return net(x.flatten(1), t.expand(len(x))).reshape(x.shape)
@@ -110,7 +114,8 @@ def test_sliced_averages_to_implicit_over_all_signs(shape) -> None:
 def test_its_gradient_is_that_of_explicit_score_matching(law) -> None:
     """∫ p (½s² + s′) dx and ½ ∫ p (s − ∇log p)² dx, by a rule exact to rounding, in 1-D."""
     data = GaussianMixture([1, 2], torch.tensor([[-1.0], [0.8]]), stds=[0.5, 0.4])
-    exact, net = data.diffused(VPSDE()), network(1)
+    exact = data.diffused(VPSDE())
+    net = network(1)
     x = torch.linspace(-9, 9, 1500, dtype=torch.float64)[:, None]
     p = exact.log_prob(x, T).exp() * (x[1, 0] - x[0, 0])
 
@@ -163,11 +168,15 @@ def test_the_objective_has_the_value_of_denoising(sde, kind) -> None:
 @pytest.mark.parametrize("sde", [VPSDE(), SubVPSDE(), EDMSDE(5.0)], ids=repr)
 def test_the_least_value_on_a_mixture_is_what_the_score_leaves_of_the_noise(sde) -> None:
     """E‖eps − E[eps|x_t]‖² = 1 − sigma² E‖∇log p_t‖²: one by x0 and eps, the other by x alone."""
-    t, weights, means, stds = 0.4 * T, (0.3, 0.7), (-0.8, 0.5), (0.2, 0.4)
+    t = 0.4 * T
+    weights = (0.3, 0.7)
+    means = (-0.8, 0.5)
+    stds = (0.2, 0.4)
     rows = torch.tensor(means, dtype=torch.float64)[:, None]
     exact = GaussianMixture(weights, rows, stds=stds).diffused(sde)
     nodes, p = np.polynomial.hermite_e.hermegauss(60)
-    z, p = torch.tensor(nodes), torch.tensor(p / p.sum())
+    z = torch.tensor(nodes)
+    p = torch.tensor(p / p.sum())
     x0 = torch.cat([m + s * z for m, s in zip(means, stds, strict=True)])
     mass = torch.cat([w * p for w in weights])
     x0, eps = (v.reshape(-1, 1) for v in torch.meshgrid(x0, z, indexing="ij"))
@@ -196,12 +205,15 @@ GRID = polynomial(50, 2.0, 0.0, 1.0)
 
 
 def test_every_sample_is_at_its_own_time_of_its_own_path() -> None:
-    paths, sde = Paths(EulerMaruyama(), GRID), Pulled()
-    x0, k = randn(6, 5), torch.tensor([1, 50, 3, 7, 7, 20])
+    paths = Paths(EulerMaruyama(), GRID)
+    sde = Pulled()
+    x0 = randn(6, 5)
+    k = torch.tensor([1, 50, 3, 7, 7, 20])
     t = GRID[k]
     found = paths.states(sde, x0, t, PerSampleNoise(range(6)))
     for i in range(6):  # alone, step by step, and only as far as its time
-        x, z = x0[i : i + 1], PerSampleNoise([i]).normal(torch.zeros(1, 64, 5).double())
+        x = x0[i : i + 1]
+        z = PerSampleNoise([i]).normal(torch.zeros(1, 64, 5).double())
         for step in range(int(k[i])):
             dt = GRID[step + 1] - GRID[step]
             x = x - 0.5 * Pulled.rate * x * dt + (Pulled.rate * dt).sqrt() * z[:, step]
@@ -231,13 +243,20 @@ def test_a_stopped_and_loaded_run_learns_the_score_of_an_sde_whose_kernel_is_not
     data = GaussianMixture([1, 2], torch.tensor([[-1.0], [1.0]]), stds=[0.5, 0.5])
     rows = data.sample(8192, torch.Generator().manual_seed(0)).float()
     paths = Paths(EulerMaruyama(), polynomial(25, 2.0, 0.0, 1.0))
-    config = TrainingConfig(steps=300, batch_size=256, learning_rate=4e-3, ema_decay=0.98,
-                            schedule="cosine", warmup=20)  # fmt: skip
+    config = TrainingConfig(
+        steps=300, batch_size=256, learning_rate=4e-3, ema_decay=0.98, schedule="cosine", warmup=20
+    )
     dataset = Dataset(DataSpec("points", (1,), None), rows, None)
     for stop in (120, 300):
         model = DirectScore(MLP(1, width=32, depth=2, time_scale=1.0), Pulled())
-        run = train(model, dataset, config, out=tmp_path, resume=stop == 300,
-                    objective=Implicit(paths, Stratified(), 0.0))  # fmt: skip
+        run = train(
+            model,
+            dataset,
+            config,
+            out=tmp_path,
+            resume=stop == 300,
+            objective=Implicit(paths, Stratified(), 0.0),
+        )
         for progress in run:
             if progress.step == stop:
                 break
@@ -253,9 +272,12 @@ def test_a_stopped_and_loaded_run_learns_the_score_of_an_sde_whose_kernel_is_not
     x = randn(4000, 1, seed=2).float()
     with torch.no_grad():
         solution = integrate(
-            ReverseSDE(model.sde, model), EulerMaruyama(), x, uniform(100, 1.0, 0.01),
+            ReverseSDE(model.sde, model),
+            EulerMaruyama(),
+            x,
+            uniform(100, 1.0, 0.01),
             noise=PerSampleNoise(range(4000)),
-        )  # fmt: skip
+        )
     assert float((solution.x > 0).float().mean()) == pytest.approx(2 / 3, abs=0.05)
     assert float(solution.x.std()) == pytest.approx(float(rows.std()), rel=0.06)
 
@@ -269,8 +291,16 @@ def labelled(rows: int = 40) -> Dataset:
 
 
 SLICED = Sliced(Paths(EulerMaruyama(), uniform(8, 0.0, 1.0)), Stratified(), 0.0)
-CONFIG = TrainingConfig(steps=7, batch_size=12, learning_rate=0.01, warmup=0, ema_decay=0.5,
-                        checkpoint_every=2, accumulate=2, ema_half_lives=(3.0,))  # fmt: skip
+CONFIG = TrainingConfig(
+    steps=7,
+    batch_size=12,
+    learning_rate=0.01,
+    warmup=0,
+    ema_decay=0.5,
+    checkpoint_every=2,
+    accumulate=2,
+    ema_half_lives=(3.0,),
+)
 
 
 @pytest.mark.parametrize("stop", [1, 4])
@@ -278,14 +308,21 @@ def test_a_direct_score_with_classes_resumes_bit_for_bit(tmp_path: Path, stop: i
     for _ in train(conditional(), labelled(), CONFIG, out=tmp_path / "whole", objective=SLICED):
         pass
     for resume in (False, True):
-        for progress in train(conditional(), labelled(), CONFIG, out=tmp_path / "parts",
-                              resume=resume, objective=SLICED):  # fmt: skip
+        for progress in train(
+            conditional(),
+            labelled(),
+            CONFIG,
+            out=tmp_path / "parts",
+            resume=resume,
+            objective=SLICED,
+        ):
             if progress.step == stop:
                 break
     for name in ("model.safetensors", "ema-3.safetensors"):
         whole, parts = (tmp_path / run / name for run in ("whole", "parts"))
         assert whole.read_bytes() == parts.read_bytes()
-    model, x = load_direct(tmp_path / "parts", sde=Pulled()), randn(3, 2).float()
+    model = load_direct(tmp_path / "parts", sde=Pulled())
+    x = randn(3, 2).float()
     together = model.given(torch.tensor([2, 0, 1]))
     for i, label in enumerate((2, 0, 1)):
         alone = model.given(label)(x[i : i + 1], T)
@@ -301,7 +338,8 @@ def test_a_loaded_direct_score_is_the_saved_one(tmp_path: Path, sde) -> None:
     plain = Implicit(UniformTimes(), Stratified(), 0.01)
     for _ in train(score, labelled(), CONFIG, out=tmp_path, objective=plain):
         pass
-    found, x = load_direct(tmp_path), randn(4, 2).float()
+    found = load_direct(tmp_path)
+    x = randn(4, 2).float()
     assert torch.equal(found(x, T), score(x, T))
     assert float(found(x, T).detach().abs().max()) > 0
     assert found.sde == sde
@@ -320,29 +358,55 @@ class Short(Pulled):
 
 
 def trained_by(own: Objective | None, *monitors: Monitor, **settings: object) -> None:
-    train(DirectScore(MLP(2), Short()), labelled(), TrainingConfig(**settings), objective=own,
-          monitors=monitors)  # fmt: skip
+    train(
+        DirectScore(MLP(2), Short()),
+        labelled(),
+        TrainingConfig(**settings),
+        objective=own,
+        monitors=monitors,
+    )
 
 
 @pytest.mark.parametrize(
     ("refused", "error", "text"),
     [
-        (lambda: trained_by(None), TypeError,
-         "train: objective must be Implicit or Sliced for a DirectScore, got Denoising"),
-        (lambda: trained_by(objective_of(TrainingConfig(objective="vlb"))), TypeError,
-         "Implicit or Sliced for a DirectScore, got Vlb"),
-        (lambda: trained_by(None, objective="sliced"), TypeError,
-         "Sliced: law must be Paths where sde is not linear, got UniformTimes"),
-        (lambda: trained_by(SLICED), ValueError,
-         r"Paths: grid must end at the SDE's horizon 0\.9 at most, got 1"),
-        (lambda: trained_by(Sliced(UniformTimes(), Stratified(), 0.95)), ValueError,
-         r"t_min must be below the SDE's horizon 0\.9, got 0\.95"),
-        (lambda: trained_by(SLICED, LossByLevel(labelled()), evaluate_every=2), TypeError,
-         "monitors must do without eps, which a DirectScore has not, got LossByLevel"),
-        (lambda: trained_by(SLICED, HeldOutBound(labelled()), evaluate_every=2), TypeError,
-         "which a DirectScore has not, got HeldOutBound"),
+        (
+            lambda: trained_by(None),
+            TypeError,
+            "train: objective must be Implicit or Sliced for a DirectScore, got Denoising",
+        ),
+        (
+            lambda: trained_by(objective_of(TrainingConfig(objective="vlb"))),
+            TypeError,
+            "Implicit or Sliced for a DirectScore, got Vlb",
+        ),
+        (
+            lambda: trained_by(None, objective="sliced"),
+            TypeError,
+            "Sliced: law must be Paths where sde is not linear, got UniformTimes",
+        ),
+        (
+            lambda: trained_by(SLICED),
+            ValueError,
+            r"Paths: grid must end at the SDE's horizon 0\.9 at most, got 1",
+        ),
+        (
+            lambda: trained_by(Sliced(UniformTimes(), Stratified(), 0.95)),
+            ValueError,
+            r"t_min must be below the SDE's horizon 0\.9, got 0\.95",
+        ),
+        (
+            lambda: trained_by(SLICED, LossByLevel(labelled()), evaluate_every=2),
+            TypeError,
+            "monitors must do without eps, which a DirectScore has not, got LossByLevel",
+        ),
+        (
+            lambda: trained_by(SLICED, HeldOutBound(labelled()), evaluate_every=2),
+            TypeError,
+            "which a DirectScore has not, got HeldOutBound",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_a_direct_score_cannot_be_trained_with_is_refused_at_once(
     refused, error, text
 ) -> None:
@@ -360,14 +424,23 @@ def test_each_kind_of_file_is_loaded_by_its_own_function(tmp_path: Path) -> None
     run = train(DirectScore(MLP(2), Pulled()), labelled(), CONFIG, out=tmp_path, objective=SLICED)
     next(run)
     run.close()
-    with pytest.raises(ValueError, match=r"^load: .* hold a ScoreModel, got a DirectScore; call "
-                       r"load_direct\(path"):  # fmt: skip
+    with pytest.raises(
+        ValueError,
+        match=r"^load: .* hold a ScoreModel, got a DirectScore; call "
+        r"load_direct\(path",
+    ):
         load(tmp_path)
-    with pytest.raises(ValueError, match=r"^load_direct: .* hold a DirectScore, got a ScoreModel; "
-                       r"call load\(path"):  # fmt: skip
+    with pytest.raises(
+        ValueError,
+        match=r"^load_direct: .* hold a DirectScore, got a ScoreModel; "
+        r"call load\(path",
+    ):
         load_direct("digits")
-    with pytest.raises(ValueError, match=r"^load_direct: sde must be passed .*Pulled; call "
-                       r"load_direct\(path, sde="):  # fmt: skip
+    with pytest.raises(
+        ValueError,
+        match=r"^load_direct: sde must be passed .*Pulled; call "
+        r"load_direct\(path, sde=",
+    ):
         load_direct(tmp_path)
     with pytest.raises(ValueError, match=r"class must be 'DirectScore' as in the run"):
         train(ScoreModel(MLP(2), VPSDE()), labelled(), CONFIG, out=tmp_path, resume=True)
@@ -380,13 +453,20 @@ def test_each_kind_of_file_is_loaded_by_its_own_function(tmp_path: Path) -> None
         (lambda: DirectScore(MLP(2), 3), TypeError, "sde must be an SDE, got int"),
         (lambda: Paths(EulerMaruyama(), uniform(5, 0.1, 1.0)), ValueError, "rise from 0"),
         (lambda: Paths(EulerMaruyama(), uniform(5, 1.0, 0.0)), ValueError, "rise from 0"),
-        (lambda: implicit_loss(lambda x, t: x.detach(), randn(2, 2), T), TypeError,  # noqa: ARG005
-         "differentiable in x"),
-        (lambda: Implicit(UniformTimes(), Stratified(), 0.0)(
-            DirectScore(MLP(2), Pulled()), Batch(randn(1, 2), T[None], randn(1, 2), Given(T))),
-         TypeError, "Implicit: law must be Paths where sde is not linear, got UniformTimes"),
+        (
+            lambda: implicit_loss(lambda x, t: x.detach(), randn(2, 2), T),  # noqa: ARG005
+            TypeError,
+            "differentiable in x",
+        ),
+        (
+            lambda: Implicit(UniformTimes(), Stratified(), 0.0)(
+                DirectScore(MLP(2), Pulled()), Batch(randn(1, 2), T[None], randn(1, 2), Given(T))
+            ),
+            TypeError,
+            "Implicit: law must be Paths where sde is not linear, got UniformTimes",
+        ),
     ],
-)  # fmt: skip
+)
 def test_refusals(make, error, text) -> None:
     with pytest.raises(error, match=text):
         make()

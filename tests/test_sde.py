@@ -72,7 +72,8 @@ def test_kernels_compose(sde, u: float, v: float) -> None:
 
 @every_sde
 def test_kernel_of_a_short_step_is_g_squared_dt(sde) -> None:
-    t, dt = time(0.4), 1e-7
+    t = time(0.4)
+    dt = 1e-7
     a, b2 = sde.kernel(t - dt, t)
     assert float(b2 / dt) == pytest.approx(float(sde.g(t) ** 2), rel=1e-5)
     assert float((a - 1) / dt) == pytest.approx(float(sde.rate(t)), rel=1e-4, abs=1e-6)
@@ -115,7 +116,8 @@ def test_perturb_has_the_marginal_moments(sde) -> None:
 
 @every_sde
 def test_prior_is_normal(sde) -> None:
-    prior, x = sde.prior(), torch.tensor([[0.3, -1.0, 2.0]], dtype=torch.float64)
+    prior = sde.prior()
+    x = torch.tensor([[0.3, -1.0, 2.0]], dtype=torch.float64)
     by_torch = torch.distributions.Normal(time(0.0), time(prior.std)).log_prob(x).sum(1)
     assert torch.allclose(prior.log_prob(x), by_torch, rtol=1e-12)
     # The prior's spread is that of x at the horizon, up to what alpha keeps of the data.
@@ -136,7 +138,8 @@ class Alone(LinearSDE):
 
 
 def test_alpha_and_sigma_are_enough() -> None:
-    mine, theirs = Alone(), RectifiedFlow()
+    mine = Alone()
+    theirs = RectifiedFlow()
     t = torch.linspace(0.01, 0.99, 50, dtype=torch.float64)
     x = torch.randn(50, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(mine.drift(x, t), theirs.drift(x, t), rtol=1e-10)

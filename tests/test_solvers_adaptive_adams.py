@@ -54,7 +54,8 @@ def test_the_part_of_the_error_is_that_of_the_textbook() -> None:
     """γ_k = ∫_0^1 s(s + 1)…(s + k − 1)/k! ds of Adams–Bashforth, over [−1, 0] Adams–Moulton's."""
     for k in range(1, 7):
         product = np.poly1d(np.poly([-float(j) for j in range(k)])).integ()
-        bashforth, moulton = product(1.0) - product(0.0), product(0.0) - product(-1.0)
+        bashforth = product(1.0) - product(0.0)
+        moulton = product(0.0) - product(-1.0)
         assert float(RATIO[k - 1]) == pytest.approx(abs(moulton / bashforth), rel=1e-6)
 
 
@@ -67,7 +68,8 @@ class Oscillator(ODE):
 
 class Counted(ODE):
     def __init__(self, ode: ODE) -> None:
-        self.ode, self.calls = ode, 0
+        self.ode = ode
+        self.calls = 0
 
     def velocity(self, x, t):
         self.calls += 1
@@ -75,7 +77,8 @@ class Counted(ODE):
 
 
 def error_and_calls(order: int, tolerance: float) -> tuple[float, int]:
-    ode, x = Counted(Oscillator()), torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+    ode = Counted(Oscillator())
+    x = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
     end = integrate(ode, AdaptiveAdams(tolerance, tolerance, order), x, ENDS).x
     exact = torch.tensor([[math.cos(7.0), math.sin(7.0)]], dtype=torch.float64)
     return float((end - exact).norm()), ode.calls
@@ -84,7 +87,8 @@ def error_and_calls(order: int, tolerance: float) -> tuple[float, int]:
 @pytest.mark.parametrize("order", [3, 4, 5, 6, 7])
 def test_the_error_falls_with_the_evaluations_at_the_order(order: int) -> None:
     """Between tolerances a factor 1e4 apart, at orders within a half: steps change by doubling."""
-    (coarse, few), (fine, many) = error_and_calls(order, 1e-6), error_and_calls(order, 1e-10)
+    (coarse, few) = error_and_calls(order, 1e-6)
+    (fine, many) = error_and_calls(order, 1e-10)
     slope = math.log(coarse / fine) / math.log(many / few)
     assert slope > order - 0.5
     assert fine < 1e-7
@@ -97,12 +101,14 @@ def mixture():
 
 def test_fewer_evaluations_than_dormand_prince_at_no_larger_error() -> None:
     data = mixture()
-    model, x = data.diffused(VPSDE()), data.sample(64, torch.Generator().manual_seed(1))
+    model = data.diffused(VPSDE())
+    x = data.sample(64, torch.Generator().manual_seed(1))
 
     def solved(solver):
         flow = ProbabilityFlow(model.sde, model)
-        found = log_prob(x, flow, solver, grid=ENDS, divergence=Exact(),
-                         prior=model.marginal(ENDS[1]))  # fmt: skip
+        found = log_prob(
+            x, flow, solver, grid=ENDS, divergence=Exact(), prior=model.marginal(ENDS[1])
+        )
         return float((found.nats - data.log_prob(x)).square().mean().sqrt()), found
 
     rms, ours = solved(AdaptiveAdams(1e-6, 1e-6, 5))
@@ -115,8 +121,10 @@ def test_fewer_evaluations_than_dormand_prince_at_no_larger_error() -> None:
 
 def test_a_sample_is_the_same_alone_and_in_any_batch() -> None:
     data = mixture()
-    model, x = data.diffused(VPSDE()), data.sample(9, torch.Generator().manual_seed(1))
-    flow, solver = ProbabilityFlow(model.sde, model), AdaptiveAdams(1e-4, 1e-4, 5)
+    model = data.diffused(VPSDE())
+    x = data.sample(9, torch.Generator().manual_seed(1))
+    flow = ProbabilityFlow(model.sde, model)
+    solver = AdaptiveAdams(1e-4, 1e-4, 5)
     whole = log_prob(x, flow, solver, divergence=Exact()).nats
     for i in range(9):
         alone = log_prob(x[i : i + 1], flow, solver, divergence=Exact()).nats

@@ -52,8 +52,9 @@ def mixture(sde, d=1.0):
 
 
 def solve(solver, sde, grid, x=X, score=None, callback=None):
-    return integrate(ProbabilityFlow(sde, score or mixture(sde)), solver, x, grid,
-                     callback=callback)  # fmt: skip
+    return integrate(
+        ProbabilityFlow(sde, score or mixture(sde)), solver, x, grid, callback=callback
+    )
 
 
 def angles(sde, grid, d=1.0):
@@ -68,7 +69,8 @@ def weight(j, nodes, start, end, kernel=lambda phi: 1.0):  # noqa: ARG005
     psi = [math.log(math.tan(phi / 2)) for phi in nodes]
 
     def lagrange(phi):
-        at, found = math.log(math.tan(phi / 2)), kernel(phi)
+        at = math.log(math.tan(phi / 2))
+        found = kernel(phi)
         for k, other in enumerate(psi):
             if k != j:
                 found *= (at - other) / (psi[j] - other)
@@ -89,7 +91,8 @@ def values(step, order, *, corrects):
 
 def by_hand(sde, grid, order, d, seen):
     """Return the end of the method in y and φ; note in ``seen`` how many values steps had."""
-    model, at = mixture(sde), angles(sde, grid, d)
+    model = mixture(sde)
+    at = angles(sde, grid, d)
 
     def radius(t):  # √(α² + σ²/σ_d²)
         return torch.hypot(sde.alpha(t), sde.sigma(t) / d)
@@ -104,7 +107,8 @@ def by_hand(sde, grid, order, d, seen):
 
     starts = 0 if math.cos(at[0]) < 0.1 else {4: 1, 5: 2}.get(order, 0)
     y = X / (d * radius(grid[0]))
-    before, history = None, []
+    before = None
+    history = []
     for i, (t, s) in enumerate(pairwise(at)):
         v = velocity(y, t)
         history.insert(0, v)
@@ -121,7 +125,8 @@ def by_hand(sde, grid, order, d, seen):
             y = math.cos(t) * y - math.sin(t) * v
         elif i < starts:
             seen.add(("start", i))
-            h, middle = s - t, (s + t) / 2
+            h = s - t
+            middle = (s + t) / 2
             two = velocity(y + h / 2 * v, middle)
             three = velocity(y + h / 2 * two, middle)
             four = velocity(y + h * three, s)
@@ -143,10 +148,15 @@ def test_a_transcription_by_hand_ends_at_the_same_state(order) -> None:
         solver = AngularAdams(order, d)
         middle = float(sde.time(torch.tensor(-1.0, dtype=torch.float64)))
         late = float(sde.time(torch.tensor(2.0, dtype=torch.float64)))
-        grids = [solver.grid(sde, 4), solver.grid(sde, 14), uniform(8, middle, 0.0),
-                 uniform(12, middle, late)]  # fmt: skip
+        grids = [
+            solver.grid(sde, 4),
+            solver.grid(sde, 14),
+            uniform(8, middle, 0.0),
+            uniform(12, middle, late),
+        ]
         for grid in grids:
-            found, exact = solve(solver, sde, grid).x, by_hand(sde, grid, order, d, seen)
+            found = solve(solver, sde, grid).x
+            exact = by_hand(sde, grid, order, d, seen)
             torch.testing.assert_close(found, exact, rtol=0, atol=1e-11)
     wanted = {("predictor", p) for p in range(1, max(order, 2))}
     wanted |= {("corrector", p) for p in range(1, order + 1)}
@@ -162,7 +172,8 @@ def test_the_rule_holds_on_either_side_of_its_limits(order) -> None:
         steps += [limit - 1e-4, limit + 1e-4]
     psi = -0.1 - torch.tensor([0.0, *steps, 0.2], dtype=torch.float64).cumsum(0)
     grid = sde.time(psi.sinh().neg().log())  # α/σ = cot φ = −sinh ψ
-    found, exact = solve(AngularAdams(order), sde, grid).x, by_hand(sde, grid, order, 1.0, set())
+    found = solve(AngularAdams(order), sde, grid).x
+    exact = by_hand(sde, grid, order, 1.0, set())
     torch.testing.assert_close(found, exact, rtol=0, atol=1e-11)
 
 
@@ -173,7 +184,10 @@ class Rescaled(LinearSDE):
     """The schedule (α, σ/d) of another SDE: what x/d obeys."""
 
     def __init__(self, sde, d) -> None:
-        self.sde, self.d, self.horizon, self.cutoff = sde, d, sde.horizon, sde.cutoff
+        self.sde = sde
+        self.d = d
+        self.horizon = sde.horizon
+        self.cutoff = sde.cutoff
 
     def alpha(self, t):
         return self.sde.alpha(t)
@@ -186,7 +200,8 @@ class Rescaled(LinearSDE):
 @pytest.mark.parametrize("d", [0.3, 2.5])
 def test_sigma_data_is_the_rescaled_problem(sde, d) -> None:
     other = Rescaled(sde, d)
-    solver, one = AngularAdams(sigma_data=d), AngularAdams()
+    solver = AngularAdams(sigma_data=d)
+    one = AngularAdams()
     torch.testing.assert_close(solver.grid(sde, 7), one.grid(other, 7), rtol=1e-12, atol=1e-14)
     grids = [solver.grid(sde, 7), uniform(9, 0.6, 0.05), uniform(5, 0.5, 0.0)]
     for grid in grids:
@@ -215,7 +230,8 @@ def test_a_constant_v_turns_by_the_angle(sde, order, steps) -> None:
     c = torch.tensor([0.7, -1.2], dtype=torch.float64)
 
     def score(x, t):
-        a, s = sde.alpha(t), sde.sigma(t)
+        a = sde.alpha(t)
+        s = sde.sigma(t)
         return -(s * x / torch.hypot(a, s) + a * c) / (torch.hypot(a, s) * s)
 
     grid = uniform(steps, 0.7, 0.1)
@@ -229,7 +245,8 @@ def test_a_constant_v_turns_by_the_angle(sde, order, steps) -> None:
 @every_order
 @pytest.mark.parametrize("sde", [VPSDE(), VESDE(0.01, 5.0)], ids=["VP", "VE"])
 def test_forth_and_back_is_the_identity_to_the_order(sde, order) -> None:
-    solver, errors = AngularAdams(order), []
+    solver = AngularAdams(order)
+    errors = []
     for steps in (120, 240):
         grid = uniform(steps, 0.15, 0.6)
         there = solve(solver, sde, grid).x
@@ -257,9 +274,14 @@ def test_a_batch_may_be_split(sde) -> None:
 @pytest.mark.parametrize("d", [1.0, 0.5])
 def test_the_step_to_no_noise_is_the_posterior_mean(sde, d) -> None:
     for order, steps in [*((p, 1) for p in (1, 2, 3, 4, 5)), *((1, n) for n in range(2, 7))]:
-        grid, states = uniform(steps, 0.8, 0.0), [X]
-        found = solve(AngularAdams(order, d), sde, grid,
-                      callback=lambda *now, seen=states: seen.append(now[2]))  # fmt: skip
+        grid = uniform(steps, 0.8, 0.0)
+        states = [X]
+        found = solve(
+            AngularAdams(order, d),
+            sde,
+            grid,
+            callback=lambda *now, seen=states: seen.append(now[2]),
+        )
         tweedie = sde.alpha(grid[-1]) * mixture(sde).denoise(states[-2], grid[-2])
         torch.testing.assert_close(found.x, tweedie, rtol=0, atol=1e-11)
 
@@ -268,13 +290,15 @@ def test_the_step_to_no_noise_is_the_posterior_mean(sde, d) -> None:
 @pytest.mark.parametrize("steps", [1, 2, 3, 8])
 @pytest.mark.parametrize("d", [1.0, 0.5])
 def test_only_a_start_away_from_noise_costs_more(order, steps, d) -> None:
-    solver, starts = AngularAdams(order, d), min({4: 1, 5: 2}.get(order, 0), steps)
+    solver = AngularAdams(order, d)
+    starts = min({4: 1, 5: 2}.get(order, 0), steps)
     for sde in (*SDES[:3], VESDE(), EDMSDE(), RectifiedFlow()):
         # λ at which cos φ = .1: the grid starts a little on one side of it, or on the other.
         edge = math.log(0.1 / math.sqrt(1 - 0.1**2) / d)
         noisy, clear = sde.time(torch.tensor([edge - 0.01, edge + 0.01], dtype=torch.float64))
         for start, more in ((sde.horizon, 0), (float(noisy), 0), (float(clear), 3 * starts)):
-            model, times = mixture(sde), []
+            model = mixture(sde)
+            times = []
 
             def score(x, t, model=model, times=times):
                 times.append(float(t))
@@ -349,7 +373,8 @@ def reverse(sde, grid, tau, draws, x=X, score=None):
 @every_sde
 def test_without_noise_it_is_the_flow_of_order_three(sde) -> None:
     for grid in (AngularSDE().grid(sde, 4), AngularSDE().grid(sde, 30), uniform(7, 0.6, 0.0)):
-        found, flow = reverse(sde, grid, 0.0, []), solve(AngularAdams(3), sde, grid)
+        found = reverse(sde, grid, 0.0, [])
+        flow = solve(AngularAdams(3), sde, grid)
         torch.testing.assert_close(found.x, flow.x, rtol=0, atol=1e-12)
         assert found.nfe == len(grid) - 1
     assert torch.equal(AngularSDE().grid(sde, 7, 0.5), AngularAdams().grid(sde, 7, 0.5))
@@ -357,7 +382,8 @@ def test_without_noise_it_is_the_flow_of_order_three(sde) -> None:
 
 def sde_by_hand(sde, grid, tau, z):
     """Return the end of the method, in y and φ."""
-    model, phi = mixture(sde), angles(sde, grid)
+    model = mixture(sde)
+    phi = angles(sde, grid)
     radius = torch.hypot(sde.alpha(grid), sde.sigma(grid))
 
     def step(y, i, nodes, history, limits):
@@ -377,7 +403,10 @@ def sde_by_hand(sde, grid, tau, z):
             y = y + weight(j, nodes[:many], phi[i], phi[i + 1], kernel) * history[j]
         return y, many
 
-    y, before, history, seen = X / radius[0], None, [], set()
+    y = X / radius[0]
+    before = None
+    history = []
+    seen = set()
     for i in range(len(grid) - 1):
         x = radius[i] * y
         v = math.cos(phi[i]) * model.eps(x, grid[i]) - math.sin(phi[i]) * model.denoise(x, grid[i])
@@ -405,8 +434,9 @@ def test_the_sde_solver_is_its_transcription_by_hand(sde, tau) -> None:
     on_edges = sde.time(places.sinh().neg().log())  # α/σ = cot φ = −sinh ψ
     own = AngularSDE().grid
     for grid in (own(sde, 4), own(sde, 20), uniform(9, middle, 0.0), on_edges):
-        z = torch.randn(len(grid), 3, 2, dtype=torch.float64,
-                        generator=torch.Generator().manual_seed(5))  # fmt: skip
+        z = torch.randn(
+            len(grid), 3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(5)
+        )
         exact, branches = sde_by_hand(sde, grid, tau, z)
         seen |= branches
         # κ > 0 draws and κ = 0 does not: the list is of those that draw.
@@ -423,7 +453,8 @@ def test_a_constant_v_has_the_mean_and_variance_of_the_reverse_sde(sde, tau) -> 
     c = 0.7
 
     def score(x, t):
-        a, s = sde.alpha(t), sde.sigma(t)
+        a = sde.alpha(t)
+        s = sde.sigma(t)
         return -(s * x / torch.hypot(a, s) + a * c) / (torch.hypot(a, s) * s)
 
     dynamics = ReverseSDE(sde, score, tau)
@@ -438,13 +469,15 @@ def test_a_constant_v_has_the_mean_and_variance_of_the_reverse_sde(sde, tau) -> 
     state = torch.tensor([[0.3], [0.0]], dtype=torch.float64)
     times = torch.linspace(*ends.tolist(), 101, dtype=torch.float64)
     for t, s in pairwise(times):
-        h, middle = s - t, (t + s) / 2
+        h = s - t
+        middle = (t + s) / 2
         first = slope(state, t)
         second = slope(state + h / 2 * first, middle)
         third = slope(state + h / 2 * second, middle)
         state = state + h / 6 * (first + 2 * second + 2 * third + slope(state + h * third, s))
     grid = torch.linspace(*ends.tolist(), 7, dtype=torch.float64)
-    start, zero = 0.3 * one, 0 * one
+    start = 0.3 * one
+    zero = 0 * one
     mean = reverse(sde, grid, tau, [zero] * 6, start, score).x
     effects = [
         reverse(sde, grid, tau, [one if k == j else zero for k in range(6)], start, score).x - mean
@@ -488,8 +521,12 @@ def test_other_sdes_are_refused_with_noise_too() -> None:
 @every_order
 def test_the_order_holds_on_its_own_grid_too(order) -> None:
     sde = VPSDE()
-    found = ode_convergence(AngularAdams(order), sde, (128, 256),
-                            grid=lambda n, start, end: angular(sde, n, start, end))  # fmt: skip
+    found = ode_convergence(
+        AngularAdams(order),
+        sde,
+        (128, 256),
+        grid=lambda n, start, end: angular(sde, n, start, end),
+    )
     assert abs(found.order - order) < 0.2
 
 
@@ -508,7 +545,8 @@ def correlated(dimension=64, modes=4):
 )
 @pytest.mark.parametrize("seed", [0, 1])
 def test_few_evaluations_go_further_than_those_of_others_on_any_grid(data, margin, seed) -> None:
-    sde, solver = VPSDE(), AngularAdams()
+    sde = VPSDE()
+    solver = AngularAdams()
     model = data.diffused(sde)
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(64, *data.event, dtype=torch.float64, generator=generator)
@@ -516,8 +554,12 @@ def test_few_evaluations_go_further_than_those_of_others_on_any_grid(data, margi
     for nfe in (10, 20):
         own = solve(solver, sde, solver.grid(sde, nfe), x, model)
         assert own.nfe == nfe
-        rules = (lambda n: uniform(n, 1.0, 1e-3), lambda n: quadratic(n, 1.0, 1e-3),
-                 lambda n: log_snr(sde, n), lambda n: karras(sde, n))  # fmt: skip
+        rules = (
+            lambda n: uniform(n, 1.0, 1e-3),
+            lambda n: quadratic(n, 1.0, 1e-3),
+            lambda n: log_snr(sde, n),
+            lambda n: karras(sde, n),
+        )
         for rule, (other, calls) in itertools.product(rules, ((Heun(), 2), (DPMSolverPP(2), 1))):
             theirs = solve(other, sde, rule(nfe // calls), x, model)
             assert theirs.nfe == nfe

@@ -74,10 +74,15 @@ def equal_in_rho(sde, n, start, end):
 @every_sde
 @pytest.mark.parametrize(
     "solver",
-    [DDIM(), IPNDM(1), IPNDMPublished(0), *(DEIS(1, u) for u in VARIABLES),
-     *(DEISPublished(0, u) for u in VARIABLES)],
+    [
+        DDIM(),
+        IPNDM(1),
+        IPNDMPublished(0),
+        *(DEIS(1, u) for u in VARIABLES),
+        *(DEISPublished(0, u) for u in VARIABLES),
+    ],
     ids=repr,
-)  # fmt: skip
+)
 @pytest.mark.parametrize("end", [0.1, 0.0])
 def test_order_one_is_the_ddim(sde, solver, end) -> None:
     grid = uniform(6, 0.8, end)
@@ -93,7 +98,8 @@ class InRho(ODE):
     horizon = math.inf
 
     def __init__(self, sde) -> None:
-        self.sde, self.model = sde, mixture(sde)
+        self.sde = sde
+        self.model = mixture(sde)
 
     def velocity(self, x, t):
         time = self.sde.time(-t.log())
@@ -130,7 +136,8 @@ class Kutta(OneStep[ODE]):
 )
 def test_they_are_the_classical_methods_in_rho(sde, solver, classical, steps) -> None:
     grid = uniform(steps, 0.8, 0.1)
-    ode, y = InRho(sde), X / sde.alpha(grid[0])
+    ode = InRho(sde)
+    y = X / sde.alpha(grid[0])
     expected = sde.alpha(grid[-1]) * integrate(ode, classical, y, rho(sde, grid)).x
     assert torch.allclose(solve(solver, sde, grid).x, expected, rtol=1e-9)
 
@@ -205,7 +212,8 @@ def test_polynomials_in_the_variable_are_integrated_exactly(sde, variable, order
 @pytest.mark.parametrize("grid", [uniform(5, 1.0, 1e-5), uniform(3, 1.0, 0.0)])
 def test_data_at_one_point_is_found_whatever_the_grid(variable, grid) -> None:
     """There eps is constant along the flow, and so are the sums of weights ρ_s − ρ_t."""
-    sde, point = VPSDE(), torch.tensor([0.5, -1.0], dtype=torch.float64)
+    sde = VPSDE()
+    point = torch.tensor([0.5, -1.0], dtype=torch.float64)
 
     def score(x, t):
         return (sde.alpha(t) * point - x) / sde.sigma(t) ** 2
@@ -246,14 +254,24 @@ def test_a_third_prediction_gains_no_order_without_a_start(variable) -> None:
 @pytest.mark.parametrize("n", [1, 2, 3, 6])
 @pytest.mark.parametrize(
     ("solver", "extra"),
-    [(DDIM(), 0), (DEIS(3), 1), (DEIS(4), 4), (IPNDM(4), 4), (IPNDMPublished(), 0), (PLMS(), 9),
-     (PLMSPublished(), 9), (EDMHeun(), math.inf), (Midpoint(), math.inf)],
+    [
+        (DDIM(), 0),
+        (DEIS(3), 1),
+        (DEIS(4), 4),
+        (IPNDM(4), 4),
+        (IPNDMPublished(), 0),
+        (PLMS(), 9),
+        (PLMSPublished(), 9),
+        (EDMHeun(), math.inf),
+        (Midpoint(), math.inf),
+    ],
     ids=repr,
-)  # fmt: skip
+)
 def test_a_step_to_no_noise_is_one_evaluation_or_midpoints_two(solver, extra, n) -> None:
     sde = VPSDE()
     states = [X]
-    model, grid = mixture(sde), uniform(n, 0.8, 0.0)
+    model = mixture(sde)
+    grid = uniform(n, 0.8, 0.0)
     flow = ProbabilityFlow(sde, model)
     found = integrate(flow, solver, X, grid, callback=lambda k, t, x: states.append(x))  # noqa: ARG005
     per_start = {1: 1, 4: 2, 9: 3}.get(extra, 1)
@@ -273,7 +291,8 @@ def diffusers_end(name, sde, grid, every=1, **settings):
     diffusers' betas are rounded to float32.
     """
     scheduler = getattr(pytest.importorskip("diffusers"), name)
-    alphas, n = sde.alpha(grid.flip(0)).square(), len(grid) - 1
+    alphas = sde.alpha(grid.flip(0)).square()
+    n = len(grid) - 1
     model = mixture(sde)
     offset = 0 if "Multistep" in name else every  # what makes "leading" mean n, n − 1, …, 1
     scheduler = scheduler(
@@ -306,15 +325,20 @@ of_diffusers = pytest.mark.filterwarnings("ignore::DeprecationWarning")
         (DDIM(), "EulerDiscreteScheduler", 0.0, {}),
         (EDMHeun(), "HeunDiscreteScheduler", 0.0, {}),  # its last step is Euler's, to any σ
         *(
-            (DEISPublished(k - 1, "lambda"), "DEISMultistepScheduler", 0.05,
-             {"solver_order": k, "lower_order_final": False})
+            (
+                DEISPublished(k - 1, "lambda"),
+                "DEISMultistepScheduler",
+                0.05,
+                {"solver_order": k, "lower_order_final": False},
+            )
             for k in (1, 2, 3)
         ),
     ],
     ids=["Euler", "Euler to 0", "Heun to 0", "DEIS 1", "DEIS 2", "DEIS 3"],
-)  # fmt: skip
+)
 def test_equal_to_diffusers(solver, name, end, settings, n) -> None:
-    sde, grid = VPSDE(), uniform(n, 0.9, end)
+    sde = VPSDE()
+    grid = uniform(n, 0.9, end)
     other = diffusers_end(name, sde, grid, **settings)
     tolerance = 1e-6 if name.startswith("Euler") else 1e-9  # it rounds states to float32
     assert torch.allclose(solve(solver, sde, grid).x, other, rtol=tolerance, atol=tolerance)
@@ -335,10 +359,13 @@ def test_ipndm_is_diffusers(n) -> None:
     """That program is written for networks of v = alpha eps − sigma x0 in VP."""
     scheduler = pytest.importorskip("diffusers").IPNDMScheduler()
     sde = VPSDE()
-    model, grid, x = mixture(sde), uniform(n, 0.9, 0.05), X
+    model = mixture(sde)
+    grid = uniform(n, 0.9, 0.05)
+    x = X
     scheduler.set_timesteps(n)
     scheduler.timesteps = grid[:-1]
-    scheduler.alphas, scheduler.betas = sde.alpha(grid), sde.sigma(grid)
+    scheduler.alphas = sde.alpha(grid)
+    scheduler.betas = sde.sigma(grid)
     for t in scheduler.timesteps:
         v = sde.alpha(t) * model.eps(x, t) - sde.sigma(t) * model.denoise(x, t)
         x = scheduler.step(v, t, x).prev_sample
@@ -374,9 +401,10 @@ class Square(SDE):
 
 
 @pytest.mark.parametrize(
-    "solver", [DEIS(), DEISPublished(), IPNDM(), IPNDMPublished(), PLMS(), EDMHeun(), DDIM()],
+    "solver",
+    [DEIS(), DEISPublished(), IPNDM(), IPNDMPublished(), PLMS(), EDMHeun(), DDIM()],
     ids=lambda s: type(s).__name__,
-)  # fmt: skip
+)
 def test_an_sde_that_is_not_linear_is_refused_by_name(solver) -> None:
     rule = f"{type(solver).__name__}: dynamics must come from a LinearSDE"
     with pytest.raises(TypeError, match=rule):
@@ -385,8 +413,10 @@ def test_an_sde_that_is_not_linear_is_refused_by_name(solver) -> None:
 
 def test_gaussian_data_in_float32_reach_their_mean() -> None:
     """At 12 steps, in single precision, as a user would call it."""
-    sde, data = VPSDE(), Gaussian(torch.tensor([1.0, -1.0]), 0.04 * torch.eye(2))
-    model, grid = data.diffused(sde), karras(sde, 24)
+    sde = VPSDE()
+    data = Gaussian(torch.tensor([1.0, -1.0]), 0.04 * torch.eye(2))
+    model = data.diffused(sde)
+    grid = karras(sde, 24)
     x = torch.zeros(1, 2)
     exact = model.flow(x.double(), grid[0], grid[-1])
     for solver in (DEIS(), IPNDM(3), PLMS()):

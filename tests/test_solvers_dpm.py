@@ -34,10 +34,18 @@ from sde_diffusion.solvers.unipc import UniPC
 SDE = VPSDE()
 ALL = [
     cls(**settings)
-    for cls in (DPMSolver, DPMSolverMultistep, DPMSolverPP, DPMSolverPPSinglestep,
-                DPMSolverPPPublished, UniPC, UniPCPublished, AdaptiveDPMSolver)
+    for cls in (
+        DPMSolver,
+        DPMSolverMultistep,
+        DPMSolverPP,
+        DPMSolverPPSinglestep,
+        DPMSolverPPPublished,
+        UniPC,
+        UniPCPublished,
+        AdaptiveDPMSolver,
+    )
     for settings in cls.certified
-]  # fmt: skip
+]
 every_solver = pytest.mark.parametrize("solver", ALL, ids=repr)
 
 
@@ -83,7 +91,8 @@ def theirs(name: str, grid: torch.Tensor, types: tuple[str, ...] = ("",), **sett
         scheduler.set_timesteps(n)
     if hasattr(scheduler, "sigmas"):
         scheduler.sigmas = ((1 - alphas) / alphas).sqrt().flip(0)
-    model, x = exact(), state().as_subclass(_Kept)
+    model = exact()
+    x = state().as_subclass(_Kept)
     for i in range(n):
         if types[0]:
             scheduler.register_to_config(solver_type=types[i % len(types)])
@@ -117,8 +126,15 @@ def test_order_1_is_diffusers_ddim() -> None:
 )
 @pytest.mark.parametrize("grid", [quadratic(20), log_snr(SDE, 7)], ids=["quadratic", "log-SNR"])
 def test_multistep_is_diffusers(solver, order, kind, form, grid) -> None:
-    other = theirs(MULTISTEP, grid, **LEADING, **TO_THE_END, solver_order=order,
-                   solver_type=kind, algorithm_type=form)  # fmt: skip
+    other = theirs(
+        MULTISTEP,
+        grid,
+        **LEADING,
+        **TO_THE_END,
+        solver_order=order,
+        solver_type=kind,
+        algorithm_type=form,
+    )
     assert close(solved(solver, grid), other)
 
 
@@ -140,8 +156,14 @@ def test_singlestep_is_diffusers(cls, order, types, form) -> None:
 @pytest.mark.parametrize("p", [1, 2, 3, 4])
 def test_unipc_is_diffusers(p, variant) -> None:
     grid = quadratic(20)
-    other = theirs("UniPCMultistepScheduler", grid, **LEADING, **TO_THE_END, solver_order=p,
-                   solver_type=variant)  # fmt: skip
+    other = theirs(
+        "UniPCMultistepScheduler",
+        grid,
+        **LEADING,
+        **TO_THE_END,
+        solver_order=p,
+        solver_type=variant,
+    )
     assert close(solved(UniPCPublished(p, variant), grid), other)
 
 
@@ -151,11 +173,14 @@ def test_unipc_is_diffusers(p, variant) -> None:
 def test_3m_has_the_whole_of_the_second_difference() -> None:
     """In the paper's letters, D₂ = 2 (D₁⁰ − D₁¹)/(r₀ + r₁); the published step has half of it."""
     at = [Coefficients(SDE).level(t) for t in torch.tensor([0.8, 0.7, 0.55, 0.3]).double()]
-    (m2, m1, m0), (t, s) = (2.0, -1.0, 0.5), at[2:]
+    (m2, m1, m0) = (2.0, -1.0, 0.5)
+    (t, s) = at[2:]
     h = s.lambda_ - t.lambda_
     r1, r0 = ((b.lambda_ - a.lambda_) / h for a, b in pairwise(at[:3]))
-    d10, d11 = (m0 - m1) / r0, (m1 - m2) / r1
-    d1, d2 = d10 + r0 / (r0 + r1) * (d10 - d11), 2 * (d10 - d11) / (r0 + r1)
+    d10 = (m0 - m1) / r0
+    d11 = (m1 - m2) / r1
+    d1 = d10 + r0 / (r0 + r1) * (d10 - d11)
+    d2 = 2 * (d10 - d11) / (r0 + r1)
     e = math.exp(-h)
 
     def formula(part: float) -> float:
@@ -177,8 +202,11 @@ def eps_at(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
 def test_dpm_solver_3_is_algorithm_5() -> None:
     """Lu et al. 2022, algorithm 5 with r₁ = ⅓, r₂ = ⅔, and algorithm 4 with r₁ = ½."""
     t, s = torch.tensor([0.8, 0.3], dtype=torch.float64)
-    x, h = state(), SDE.lambda_(s) - SDE.lambda_(t)
-    alpha, sigma, expm1 = SDE.alpha, SDE.sigma, torch.expm1
+    x = state()
+    h = SDE.lambda_(s) - SDE.lambda_(t)
+    alpha = SDE.alpha
+    sigma = SDE.sigma
+    expm1 = torch.expm1
     eps = eps_at(x, t)
     s1, s2 = (SDE.time(SDE.lambda_(t) + r * h) for r in (1 / 3, 2 / 3))
     u1 = alpha(s1) / alpha(t) * x - sigma(s1) * expm1(h / 3) * eps
@@ -204,7 +232,8 @@ def test_dpm_solver_3_is_algorithm_5() -> None:
 
 @pytest.mark.parametrize("sde", [SDE, EDMSDE(), RectifiedFlow()], ids=repr)
 def test_order_1_is_the_ddim_for_every_sde(sde) -> None:
-    grid, x = log_snr(sde, 9), state() * float(sde.sigma(torch.tensor(sde.horizon)))
+    grid = log_snr(sde, 9)
+    x = state() * float(sde.sigma(torch.tensor(sde.horizon)))
     ddim = integrate(ReverseSDE(sde, exact(sde)), Ancestral(eta=0.0), x, grid).x
     for cls in (DPMSolver, DPMSolverMultistep, DPMSolverPP, DPMSolverPPSinglestep):
         assert close(solved(cls(order=1), grid, x, sde), ddim, 1e-12)
@@ -285,7 +314,8 @@ def test_the_flow_runs_forward_with_the_same_order(solver) -> None:
 @every_solver
 @pytest.mark.parametrize("steps", [1, 2, 3, 5])
 def test_a_last_step_to_sigma_0_is_the_posterior_mean(solver, steps) -> None:
-    grid, states = uniform(steps, 1.0, 0.0), [state()]
+    grid = uniform(steps, 1.0, 0.0)
+    states = [state()]
     flow = ProbabilityFlow(SDE, exact())
     integrate(flow, solver, states[0], grid, callback=lambda _, __, x: states.append(x))
     assert close(states[-1], exact().denoise(states[-2], grid[-2]), 1e-12)
@@ -298,7 +328,9 @@ def appendix_c(order: int, x: torch.Tensor, t: float, s: float, tolerances: tupl
     """Return the end state, the accepted and the rejected steps of Lu et al. 2022, appendix C."""
     rtol, atol = tolerances
     lambda_, end = (float(SDE.lambda_(torch.tensor(u).double())) for u in (t, s))
-    h, before, counts = 0.05, x, [0, 0]
+    h = 0.05
+    before = x
+    counts = [0, 0]
     while end - lambda_ > 1e-12:
         h = min(h, end - lambda_)
         u = SDE.time(torch.tensor([lambda_, lambda_ + h], dtype=torch.float64))
@@ -314,7 +346,9 @@ def appendix_c(order: int, x: torch.Tensor, t: float, s: float, tolerances: tupl
         delta = (rtol * torch.maximum(low.abs(), before.abs())).clamp(min=atol)
         error = float(((high - low) / delta).square().mean().sqrt())
         if error <= 1:
-            x, before, lambda_ = high, low, lambda_ + h
+            x = high
+            before = low
+            lambda_ = lambda_ + h
         counts[error > 1] += 1
         h = 0.9 * h * error ** (-1 / order)
     return x, counts[0], counts[1]
@@ -323,9 +357,11 @@ def appendix_c(order: int, x: torch.Tensor, t: float, s: float, tolerances: tupl
 @pytest.mark.parametrize(("order", "rtol", "atol"), [(2, 0.05, 0.0078), (3, 1e-3, 1e-4)])
 def test_adaptive_steps_are_those_of_appendix_c(order, rtol, atol) -> None:
     """For one sample; and a rejected step costs one evaluation less, eps(x, t) being known."""
-    x, grid = state(1), uniform(1, 1.0, 1e-3)
+    x = state(1)
+    grid = uniform(1, 1.0, 1e-3)
     other, accepted, rejected = appendix_c(order, x, 1.0, 1e-3, (rtol, atol))
-    flow, solver = ProbabilityFlow(SDE, exact()), AdaptiveDPMSolver(order, rtol, atol)
+    flow = ProbabilityFlow(SDE, exact())
+    solver = AdaptiveDPMSolver(order, rtol, atol)
     progress = solver.start(x, grid[0])
     solver.advance(flow, progress, grid[1])
     assert close(progress.x, other, 1e-8)  # step sizes are roots of small differences
@@ -347,7 +383,9 @@ def test_the_adaptive_error_follows_the_tolerance(order) -> None:
 
 @pytest.mark.parametrize("order", [2, 3])
 def test_an_adaptive_sample_does_not_depend_on_its_batch(order) -> None:
-    solver, grid, x = AdaptiveDPMSolver(order), uniform(2, 1.0, 1e-3), 3 * state(6)
+    solver = AdaptiveDPMSolver(order)
+    grid = uniform(2, 1.0, 1e-3)
+    x = 3 * state(6)
     whole = solved(solver, grid, x)
     parts = torch.cat([solved(solver, grid, part) for part in (x[:1], x[1:4], x[4:])])
     assert torch.equal(whole, parts)
@@ -362,8 +400,10 @@ def test_finished_samples_leave_the_batch() -> None:
         sizes.append(len(x))
         return model(x, t)
 
-    flow, solver = ProbabilityFlow(SDE, score), AdaptiveDPMSolver(2, 1e-4, 1e-4)
-    progress, end = solver.start(state(2), torch.tensor(1.0)), torch.tensor(1e-3).double()
+    flow = ProbabilityFlow(SDE, score)
+    solver = AdaptiveDPMSolver(2, 1e-4, 1e-4)
+    progress = solver.start(state(2), torch.tensor(1.0))
+    end = torch.tensor(1e-3).double()
     solver.advance(flow, progress, end)
     tries = (progress.accepted + progress.rejected).tolist()
     assert tries[0] != tries[1]

@@ -46,9 +46,12 @@ def solve(solver, sde, grid, x=None, score=None):
     """Return the solution, with all states."""
     states = []
     found = integrate(
-        ProbabilityFlow(sde, score or mixture(sde)), solver, start(sde) if x is None else x, grid,
+        ProbabilityFlow(sde, score or mixture(sde)),
+        solver,
+        start(sde) if x is None else x,
+        grid,
         callback=lambda k, t, state: states.append(state),  # noqa: ARG005
-    )  # fmt: skip
+    )
     return found, torch.stack(states)
 
 
@@ -81,7 +84,8 @@ def test_a_sweep_settles_a_step_at_least(sde, window) -> None:
 @every_sde
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_many_small_steps_take_few_sweeps(sde, dtype) -> None:
-    grid, x = recommended(sde, 200), start(sde).to(dtype)
+    grid = recommended(sde, 200)
+    x = start(sde).to(dtype)
     expected, _ = solve(DDIM(), sde, grid, x)
     found, _ = solve(Picard(window=64), sde, grid, x)
     assert found.nfe <= 14
@@ -96,7 +100,9 @@ def paradigms(score, sde, x, grid, window, tolerance):
         eps = -sde.sigma(grid[k]) * score(y, grid[k])
         return (a - 1) * y + (sde.sigma(grid[k + 1]) - a * sde.sigma(grid[k])) * eps
 
-    n, first, calls = len(grid) - 1, 0, 0
+    n = len(grid) - 1
+    first = 0
+    calls = 0
     guess = [x] * (n + 1)
     while first < n:
         last = min(first + window, n)
@@ -115,7 +121,8 @@ def paradigms(score, sde, x, grid, window, tolerance):
 
 @pytest.mark.parametrize(("window", "tolerance"), [(4, 1e-3), (10, 1e-2), (40, 1e-4), (1, 1.0)])
 def test_vp_is_the_published_algorithm(window, tolerance) -> None:
-    sde, grid = VPSDE(), uniform(30, 1.0, 1e-3)
+    sde = VPSDE()
+    grid = uniform(30, 1.0, 1e-3)
     model = mixture(sde)
     for x in start(sde, 3):
         expected, calls = paradigms(model, sde, x[None], grid, window, tolerance)
@@ -126,7 +133,8 @@ def test_vp_is_the_published_algorithm(window, tolerance) -> None:
 
 def test_every_sample_has_its_own_window() -> None:
     """At a tolerance that shows: a window shared with slower samples would change the faster."""
-    sde, grid = VPSDE(), uniform(40, 1.0, 1e-3)
+    sde = VPSDE()
+    grid = uniform(40, 1.0, 1e-3)
     x = torch.cat([start(sde, 3), torch.tensor([[0.001, 0.2], [8.0, -9.0]], dtype=torch.float64)])
     solver = Picard(DDIM(), 8, tolerance=0.01)
     together, states = solve(solver, sde, grid, x)
@@ -150,7 +158,8 @@ class Labels(torch.nn.Module):
 
 @pytest.mark.parametrize("labels", [torch.tensor([2, 0, 1, 1, 0]), torch.tensor(2)])
 def test_every_sample_keeps_its_label(labels) -> None:
-    sde, grid = VPSDE(), uniform(20, 1.0, 1e-3)
+    sde = VPSDE()
+    grid = uniform(20, 1.0, 1e-3)
     torch.manual_seed(0)
     model = ScoreModel(Labels(), sde).eval().given(labels)
     with torch.no_grad():
@@ -160,7 +169,8 @@ def test_every_sample_keeps_its_label(labels) -> None:
 
 
 def test_gradients_are_the_sequential_solvers() -> None:
-    sde, grid = VPSDE(), uniform(12, 1.0, 1e-3)
+    sde = VPSDE()
+    grid = uniform(12, 1.0, 1e-3)
     slopes = []
     for solver in (DDIM(), Picard(DDIM(), 5, tolerance=0.0)):
         x = start(sde).requires_grad_()
@@ -177,7 +187,8 @@ class Oscillator(ODE):
 
 
 def test_any_ode_forward_in_time() -> None:
-    x, grid = torch.tensor([[1.0, 0.0], [0.0, 2.0]], dtype=torch.float64), uniform(30, 0.0, 1.0)
+    x = torch.tensor([[1.0, 0.0], [0.0, 2.0]], dtype=torch.float64)
+    grid = uniform(30, 0.0, 1.0)
     expected = integrate(Oscillator(), RungeKutta4(), x, grid).x
     found = integrate(Oscillator(), Picard(RungeKutta4(), 8, tolerance=1e-13), x, grid).x
     assert torch.allclose(found, expected, atol=1e-11)

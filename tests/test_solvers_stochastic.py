@@ -55,7 +55,8 @@ def mixture_start(sde, t: float, n: int) -> torch.Tensor:
 class Additive(SDE):
     """dx = (b/√(1+t) − x/(2(1+t))) dt + ab/√(1+t) dw, solved by (x0 + b(t + a W))/√(1+t)."""
 
-    a, b = 0.4, 1.5
+    a = 0.4
+    b = 1.5
 
     def drift(self, x, t):
         t = t.reshape(-1, 1)
@@ -78,7 +79,7 @@ class Sine(SDE):
     p = 0.6
 
     def drift(self, x, t):  # noqa: ARG002
-        return -self.p**2 * x.sin() * x.cos() ** 3
+        return -(self.p**2) * x.sin() * x.cos() ** 3
 
     def diffusion(self, x, t):  # noqa: ARG002
         return self.p * x.cos() ** 2
@@ -87,7 +88,8 @@ class Sine(SDE):
 class Growth(SDE):
     """dx = mu x dt + nu x dw, solved by x0 exp((mu − nu²/2) t + nu W)."""
 
-    mu, nu = 0.3, 0.7
+    mu = 0.3
+    nu = 0.7
 
     def drift(self, x, t):  # noqa: ARG002
         return self.mu * x
@@ -113,7 +115,8 @@ class Theirs(Noise):
     """The path of a torchsde BrownianInterval in r = t, or in r = 1 − t."""
 
     def __init__(self, interval, *, back: bool):
-        self.interval, self.back = interval, back
+        self.interval = interval
+        self.back = back
 
     def normal(self, x):
         raise NotImplementedError
@@ -183,7 +186,8 @@ def slope(error, n: int) -> float:
 @pytest.mark.parametrize("sde", [Growth(), Sine()], ids=["growth", "sine"])
 def test_strong_order_on_noise_that_depends_on_the_state(solver, order, sde) -> None:
     grid = uniform(128, 0.0, 1.0)
-    x, path = torch.ones(1000, 1).double(), BrownianPath(3, grid=grid)
+    x = torch.ones(1000, 1).double()
+    path = BrownianPath(3, grid=grid)
     w = path.at(x, 1.0)
     exact = (
         x * ((sde.mu - 0.5 * sde.nu**2) + sde.nu * w).exp()
@@ -205,7 +209,12 @@ def test_milstein_backward_is_the_exponential_of_the_reverse_of_the_logarithm(
     solver, order
 ) -> None:
     """With additive noise the reverse of log x needs no Milstein: on one path they must agree."""
-    mean, variance = (lambda t: (Growth.mu - 0.5 * Growth.nu**2) * t), (lambda t: 0.1 + 0.49 * t)
+
+    def mean(t):
+        return (Growth.mu - 0.5 * Growth.nu**2) * t
+
+    def variance(t):
+        return 0.1 + 0.49 * t
 
     def score_y(y, t):
         return -(y - mean(t)) / variance(t)
@@ -213,7 +222,8 @@ def test_milstein_backward_is_the_exponential_of_the_reverse_of_the_logarithm(
     def score(x, t):  # p(x) = q(log x)/x
         return (score_y(x.log(), t) - 1) / x
 
-    y, grid = 0.6 * normals(1000, 1), uniform(512, 1, 0.1)
+    y = 0.6 * normals(1000, 1)
+    grid = uniform(512, 1, 0.1)
     path = BrownianPath(4, grid=grid)
     fine = integrate(ReverseSDE(LogGrowth(), score_y), SRA(), y, grid, noise=path)
 
@@ -261,7 +271,8 @@ def test_noise_scale_0_is_the_deterministic_twin(solver, deterministic) -> None:
 
 def test_noise_scale_0_of_sra_is_the_runge_kutta_method_with_c_three_quarters() -> None:
     model = MIXTURE.diffused(VPSDE())
-    ode, x = ProbabilityFlow(model.sde, model), normals(9, 1)
+    ode = ProbabilityFlow(model.sde, model)
+    x = normals(9, 1)
     for t, s in pairwise(uniform(12, 1, 0.01)):
         dt = s - t
         k1 = ode.velocity(x, t)
@@ -309,12 +320,16 @@ def levels(sde, grid):
 @pytest.mark.parametrize("sde", [VPSDE(), EDMSDE(8.0)], ids=["vp", "edm"])
 def test_churn_is_algorithm_2_of_karras_et_al(sde) -> None:
     grid = torch.cat([karras(sde, 9), torch.zeros(1).double()])
-    s, x, noise = levels(sde, grid), normals(6, 1) * sde.prior().std, WhiteNoise(1)
+    s = levels(sde, grid)
+    x = normals(6, 1) * sde.prior().std
+    noise = WhiteNoise(1)
     solver = EDMStochastic(churn=3.0, s_min=0.05, s_max=50.0, s_noise=1.007)
     model = MIXTURE.diffused(sde)
     found = integrate(ReverseSDE(sde, model), solver, x, grid, noise=noise).x
 
-    y, noise, denoise = x / float(sde.alpha(grid[0])), WhiteNoise(1), denoiser(sde)
+    y = x / float(sde.alpha(grid[0]))
+    noise = WhiteNoise(1)
+    denoise = denoiser(sde)
     for i in range(10):
         gamma = min(3.0 / 10, math.sqrt(2) - 1) if 0.05 <= s[i] <= 50.0 and i > 0 else 0.0
         raised = s[i] + gamma * s[i]
@@ -326,12 +341,17 @@ def test_churn_is_algorithm_2_of_karras_et_al(sde) -> None:
 
 def test_restart_with_n_is_algorithm_1_of_xu_et_al() -> None:
     sde = EDMSDE(8.0)
-    grid, x, noise = karras(sde, 12), 8 * normals(6, 1), WhiteNoise(1)
-    s, model = levels(sde, grid), MIXTURE.diffused(EDMSDE(8.0))
+    grid = karras(sde, 12)
+    x = 8 * normals(6, 1)
+    noise = WhiteNoise(1)
+    s = levels(sde, grid)
+    model = MIXTURE.diffused(EDMSDE(8.0))
     solver = Restart(EDMHeun(), intervals=[(s[8], 1.0, 3, 4), (s[4], 5.0, 2, 2)])
     found = integrate(ReverseSDE(sde, model), solver, x, grid, noise=noise).x
 
-    y, noise, denoise = x, WhiteNoise(1), denoiser(sde)
+    y = x
+    noise = WhiteNoise(1)
+    denoise = denoiser(sde)
     for i in range(12):
         y = heun(denoise, y, s[i], s[i + 1])
         for place, top, repeats, n in ((4, 5.0, 2, 2), (8, 1.0, 3, 4)):
@@ -349,7 +369,8 @@ def test_restart_with_n_is_algorithm_1_of_xu_et_al() -> None:
 
 
 def test_restart_without_n_repeats_the_steps_of_the_grid() -> None:
-    sde, asked = EDMSDE(8.0), []
+    sde = EDMSDE(8.0)
+    asked = []
     grid = log_snr(sde, 6, end=2**-6)  # ρ = 8, 4, 2, 1, ½, ¼, ⅛
 
     def score(x, t):
@@ -362,14 +383,16 @@ def test_restart_without_n_repeats_the_steps_of_the_grid() -> None:
 
 
 def test_churn_stays_within_the_horizon_of_the_score() -> None:
-    sde, asked = VPSDE(), []
+    sde = VPSDE()
+    asked = []
     model = MIXTURE.diffused(sde)
 
     def score(x, t):
         asked.append(float(t))
         return model(x, t)
 
-    grid, x = uniform(100, 1.0, 0.5), normals(3, 1)
+    grid = uniform(100, 1.0, 0.5)
+    x = normals(3, 1)
     integrate(ReverseSDE(sde, score), EDMStochastic(churn=100), x, grid, noise=WhiteNoise(0))
     assert asked[0] == max(asked) == 1.0  # the first step does not rise at all
     assert asked[2] == pytest.approx(1.0, abs=1e-12)  # the second only up to there
@@ -379,10 +402,13 @@ def test_churn_stays_within_the_horizon_of_the_score() -> None:
 
 
 @pytest.mark.parametrize(
-    "solver", [Restart(RungeKutta4(), intervals=[(0.8, 1.2, 3), (0.9, 1.1, 2)]),
-               Restart(DormandPrince(1e-12, 1e-12), intervals=[(0.9, 2.5, 2, 1)])],
+    "solver",
+    [
+        Restart(RungeKutta4(), intervals=[(0.8, 1.2, 3), (0.9, 1.1, 2)]),
+        Restart(DormandPrince(1e-12, 1e-12), intervals=[(0.9, 2.5, 2, 1)]),
+    ],
     ids=["runge-kutta", "dormand-prince"],
-)  # fmt: skip
+)
 def test_restart_of_an_exact_flow_keeps_the_law_exactly(solver) -> None:
     assert weak_convergence(solver, VPSDE(), (128,)).errors[0] < 1e-10
 
@@ -415,10 +441,12 @@ def test_weak_order_is_that_of_the_flow_unless_the_law_is_not_kept(solver, order
     ids=["churn", "restart", "restart-n", "sra", "adaptive"],
 )
 def test_p_t_is_carried_to_p_s_on_a_mixture(solver) -> None:
-    sde, n = VPSDE(), 5000
+    sde = VPSDE()
+    n = 5000
     model = MIXTURE.diffused(sde)
     x = mixture_start(sde, 0.6, n)
-    reverse, grid = ReverseSDE(sde, model), uniform(60, 0.6, 0.02)
+    reverse = ReverseSDE(sde, model)
+    grid = uniform(60, 0.6, 0.02)
     if isinstance(solver, AdaptiveSDE):  # all of its noise but one draw is then of bridges
         grid = grid[[0, -1]]
     found = integrate(reverse, solver, x, grid, noise=WhiteNoise(6))
@@ -454,8 +482,10 @@ class WithPath(Additive):
 
 def solved_with_its_path(tolerance: float) -> tuple[float, torch.Tensor, int]:
     """Return the strong error, W at the end and the number of tries."""
-    sde, calls = WithPath(), []
-    sde.a, sde.b = 1.0, 3.0
+    sde = WithPath()
+    calls = []
+    sde.a = 1.0
+    sde.b = 3.0
     drift = sde.drift
     sde.drift = lambda x, t: calls.append(len(x)) or drift(x, t)
     x = torch.tensor([[1.0, 0.0]], dtype=torch.float64).repeat(500, 1)
@@ -473,7 +503,9 @@ def test_adaptive_errors_follow_the_tolerance_on_the_path_of_each_solve() -> Non
 
 def test_accepted_increments_add_up_to_the_first_draws() -> None:
     """Whatever was rejected in between."""
-    noise, grid, x = Shared(8), uniform(2, 0.0, 1.0), torch.zeros(500, 2).double()
+    noise = Shared(8)
+    grid = uniform(2, 0.0, 1.0)
+    x = torch.zeros(500, 2).double()
     drawn = sum(noise.increment(x, t, s)[:, 0] for t, s in pairwise(grid))
     for tolerance in (1.0, 1e-3):
         _, w, tries = solved_with_its_path(tolerance)
@@ -483,14 +515,20 @@ def test_accepted_increments_add_up_to_the_first_draws() -> None:
 
 def test_adaptive_samples_do_not_depend_on_their_batch() -> None:
     model = MIXTURE.diffused(VPSDE())
-    x, grid = normals(5, 1), uniform(3, 1.0, 0.01)
+    x = normals(5, 1)
+    grid = uniform(3, 1.0, 0.01)
 
     def solve(rows: slice) -> list[torch.Tensor]:
-        seen, noise = [], PerSampleNoise(range(5)[rows])
+        seen = []
+        noise = PerSampleNoise(range(5)[rows])
         integrate(
-            ReverseSDE(model.sde, model), AdaptiveSDE(0.1, 0.1), x[rows], grid, noise=noise,
+            ReverseSDE(model.sde, model),
+            AdaptiveSDE(0.1, 0.1),
+            x[rows],
+            grid,
+            noise=noise,
             callback=lambda k, t, state: seen.append(state),  # noqa: ARG005
-        )  # fmt: skip
+        )
         return seen
 
     whole = solve(slice(0, 5))
@@ -516,9 +554,12 @@ def test_adaptive_steps_ask_a_labelled_score_for_the_samples_that_are_left() -> 
     means = torch.tensor([[-1.0, -1.0], [0.0, 0.0], [5.0, 5.0]], dtype=torch.float64)
     dynamics = ReverseSDE(EDMSDE(2.0), Labelled(means))
     found = integrate(
-        dynamics, AdaptiveSDE(1e-2, 1e-2), means + 2 * normals(3, 2), uniform(1, 1.0, 0.01),
+        dynamics,
+        AdaptiveSDE(1e-2, 1e-2),
+        means + 2 * normals(3, 2),
+        uniform(1, 1.0, 0.01),
         noise=WhiteNoise(0),
-    )  # fmt: skip
+    )
     assert torch.allclose(found.x, means, atol=0.5)
 
 

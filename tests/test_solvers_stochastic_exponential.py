@@ -125,7 +125,8 @@ def test_they_are_one_family(tau) -> None:
     power = ERSDE(1, lambda u: u ** (1 + tau**2))
     assert close(solved(power, grid), solved(SDEDPMSolverPP(1), grid, tau))
     at = [Coefficients(SDE).level(t) for t in grid]
-    ours, adams = SDEDPMSolverPP(3).predictor(at, 4, tau), SASolver(3, 0).predictor(at, 4, tau)
+    ours = SDEDPMSolverPP(3).predictor(at, 4, tau)
+    adams = SASolver(3, 0).predictor(at, 4, tau)
     assert ours.b == pytest.approx(adams.b, rel=1e-10)
 
 
@@ -136,7 +137,9 @@ class Polynomial:
     """A score whose x0 is a polynomial in λ or in u = σ/α, whatever x is."""
 
     def __init__(self, sde, degree: int, in_u: bool) -> None:
-        self.sde, self.degree, self.in_u = sde, degree, in_u
+        self.sde = sde
+        self.degree = degree
+        self.in_u = in_u
 
     def place(self, t: torch.Tensor) -> torch.Tensor:
         known = self.sde.lambda_(t)
@@ -146,7 +149,8 @@ class Polynomial:
         return ((self.place(t) - 0.3) ** self.degree).expand_as(x)
 
     def __call__(self, x, t):
-        a, s = self.sde.alpha(t), self.sde.sigma(t)
+        a = self.sde.alpha(t)
+        s = self.sde.sigma(t)
         return (a * self.denoise(x, t) - x) / s**2
 
 
@@ -174,7 +178,8 @@ class Zeros(Noise):
 )
 def test_a_polynomial_in_lambda_is_integrated_exactly(solver, degree, sde, tau) -> None:
     """The last step, given what the polynomial was at the last nodes; corrected, if it is."""
-    model, grid = Polynomial(sde, degree, in_u=False), log_snr(sde, 9, 0.9, 0.1)
+    model = Polynomial(sde, degree, in_u=False)
+    grid = log_snr(sde, 9, 0.9, 0.1)
     at = [Coefficients(sde).level(t) for t in grid]
     corrected = solver.corrector(at, 9, tau)
     step = corrected or solver.predictor(at, 8, tau)
@@ -190,10 +195,12 @@ def test_a_polynomial_in_lambda_is_integrated_exactly(solver, degree, sde, tau) 
 @pytest.mark.parametrize("memory", [1, 2, 3])
 def test_er_sde_integrates_a_polynomial_in_u_exactly(memory, phi) -> None:
     """y' = (φ'/φ)(y − x0) in u = σ/α, by another program."""
-    grid, model = log_snr(SDE, 9, 0.9, 0.1), Polynomial(SDE, memory - 1, in_u=True)
+    grid = log_snr(SDE, 9, 0.9, 0.1)
+    model = Polynomial(SDE, memory - 1, in_u=True)
     dynamics = ReverseSDE(SDE, model)
     *_, x, end = ERSDE(memory, phi).steps(dynamics, torch.ones(1, 1).double(), grid, Zeros())
-    (u_t, u_s), a = (SDE.sigma(grid) / SDE.alpha(grid))[-2:].tolist(), SDE.alpha(grid)[-2:]
+    (u_t, u_s) = (SDE.sigma(grid) / SDE.alpha(grid))[-2:].tolist()
+    a = SDE.alpha(grid)[-2:]
 
     def slope(u, y):
         rate = (math.log(phi(u * (1 + 1e-5))) - math.log(phi(u * (1 - 1e-5)))) / (2e-5 * u)
@@ -220,13 +227,22 @@ class Unit(Noise):
     ("solver", "tau"),
     [
         *((ERSDE(n, phi), 1.0) for n, phi in ((3, ERSDE().phi), (2, lambda u: u**2.5))),
-        *((solver, tau) for tau in (0.5, 1.0, 3.0) for solver in (
-            SDEDPMSolverPP(3), SDEDPMSolverPPPublished(3), SASolver(), SASolver(4, 4), SEEDS(1),
-            SEEDS(2), SEEDS(3),
-        )),
+        *(
+            (solver, tau)
+            for tau in (0.5, 1.0, 3.0)
+            for solver in (
+                SDEDPMSolverPP(3),
+                SDEDPMSolverPPPublished(3),
+                SASolver(),
+                SASolver(4, 4),
+                SEEDS(1),
+                SEEDS(2),
+                SEEDS(3),
+            )
+        ),
     ],
     ids=lambda v: repr(v).partition(", phi")[0],
-)  # fmt: skip
+)
 def test_one_point_of_data_leaves_no_error_however_few_the_steps(solver, tau, sde) -> None:
     start, end = sde.time(torch.tensor([-3.0, 2.5], dtype=torch.float64))
     dynamics = ReverseSDE(sde, Polynomial(sde, 0, in_u=False), tau)
@@ -235,7 +251,8 @@ def test_one_point_of_data_leaves_no_error_however_few_the_steps(solver, tau, sd
         x[1] = 1
         grid = quadratic(n, float(start), float(end))
         y = integrate(dynamics, solver, x, grid, noise=Unit()).x[:, 0]
-        shift, factor = y[0], y[1] - y[0]
+        shift = y[0]
+        factor = y[1] - y[0]
         variance = (factor * sde.sigma(start)) ** 2 + (y[2:] - shift).square().sum()
         assert float(factor * sde.alpha(start) + shift) == pytest.approx(float(sde.alpha(end)))
         assert float(variance) == pytest.approx(float(sde.sigma(end)) ** 2, rel=1e-10)
@@ -264,7 +281,8 @@ class Kept(torch.Tensor):
 def scheduler_on(grid, kind, **settings):
     """Return a diffusers scheduler whose training lattice is the grid itself, in float64."""
     diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
-    n, alphas = len(grid) - 1, SDE.alpha(grid.flip(0)).square()
+    n = len(grid) - 1
+    alphas = SDE.alpha(grid.flip(0)).square()
     ratios = torch.cat([alphas[:1], alphas[1:] / alphas[:-1]])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # NumPy's, of them
@@ -278,7 +296,9 @@ def scheduler_on(grid, kind, **settings):
 
 
 def run(scheduler, grid, noisy) -> torch.Tensor:
-    x, model, n = draws(1)[0], mixture(), len(grid) - 1
+    x = draws(1)[0]
+    model = mixture()
+    n = len(grid) - 1
     for i in range(n):
         eps = model.eps(x, grid[i])
         x = noisy(scheduler, i, eps, n - i, x.as_subclass(Kept)).as_subclass(torch.Tensor)
@@ -298,9 +318,14 @@ def run(scheduler, grid, noisy) -> torch.Tensor:
 @pytest.mark.parametrize("grid", [quadratic(20), log_snr(SDE, 7)], ids=["quadratic", "log-SNR"])
 def test_sde_dpm_solver_pp_is_diffusers(solver, order, kind, grid) -> None:
     scheduler = scheduler_on(
-        grid, "DPMSolverMultistepScheduler", solver_order=order, solver_type=kind,
-        algorithm_type="sde-dpmsolver++", final_sigmas_type="sigma_min", lower_order_final=False,
-    )  # fmt: skip
+        grid,
+        "DPMSolverMultistepScheduler",
+        solver_order=order,
+        solver_type=kind,
+        algorithm_type="sde-dpmsolver++",
+        final_sigmas_type="sigma_min",
+        lower_order_final=False,
+    )
     z = draws(3 * len(grid), 1)
 
     def noisy(scheduler, i, eps, k, x):
@@ -315,13 +340,19 @@ def test_sa_solver_is_diffusers(p, q, tau, monkeypatch) -> None:
     """Without their change to the weights of two points, on which the claim does not rest."""
     grid = quadratic(12)
     scheduler = scheduler_on(
-        grid, "SASolverScheduler", predictor_order=p, corrector_order=q, lower_order_final=False,
+        grid,
+        "SASolverScheduler",
+        predictor_order=p,
+        corrector_order=q,
+        lower_order_final=False,
         tau_func=lambda _: torch.tensor(tau, dtype=torch.float64),
-    )  # fmt: skip
+    )
     weights = scheduler.get_coefficients_fn
 
     def plain(order, start, end, *rest):
-        found, h, k = weights(order, start, end, *rest), end - start, 1 + tau**2
+        found = weights(order, start, end, *rest)
+        h = end - start
+        k = 1 + tau**2
         if order == 2:  # what they are about to add, taken away
             gap = (rest[0][0] - rest[0][1]).abs()
             much = torch.exp(k * end) * (h**2 / 2 - (h * k - 1 + torch.exp(-k * h)) / k**2) / gap
@@ -347,10 +378,19 @@ def test_sa_solver_is_diffusers(p, q, tau, monkeypatch) -> None:
 @pytest.mark.parametrize("tau", [0.5, 1.5])
 @pytest.mark.parametrize(
     "solver",
-    [SDEDPMSolverPP(1), SDEDPMSolverPP(2), SDEDPMSolverPPPublished(2), SASolver(1, 1), SASolver(),
-     SASolver(2, 2), SEEDS(2), SEEDS(3), SEEDS(2, "eps")],
+    [
+        SDEDPMSolverPP(1),
+        SDEDPMSolverPP(2),
+        SDEDPMSolverPPPublished(2),
+        SASolver(1, 1),
+        SASolver(),
+        SASolver(2, 2),
+        SEEDS(2),
+        SEEDS(3),
+        SEEDS(2, "eps"),
+    ],
     ids=name,
-)  # fmt: skip
+)
 def test_weak_order_at_any_noise_scale(solver, tau) -> None:
     found = weak_convergence(solver, SDE, (128, 256), noise_scale=tau)
     assert found.order == pytest.approx(solver.order, abs=0.15)

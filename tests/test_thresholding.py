@@ -50,7 +50,8 @@ class Labels(torch.nn.Module):
 
 
 def test_an_inactive_threshold_changes_nothing() -> None:
-    model, x = exact(), states()
+    model = exact()
+    x = states()
     far = float(model.denoise(x, T).abs().max()) * 1.5
     for threshold in (
         StaticThreshold(model, -far, far),
@@ -63,7 +64,8 @@ def test_an_inactive_threshold_changes_nothing() -> None:
 
 
 def test_static_is_the_clipped_prediction() -> None:
-    model, x = exact(), states()
+    model = exact()
+    x = states()
     x0 = model.denoise(x, T)
     assert bool((x0 > 0.7).any())
     assert bool((x0 < -0.2).any())
@@ -74,7 +76,8 @@ def test_static_is_the_clipped_prediction() -> None:
 @pytest.mark.parametrize("quantile", [0.003, 0.5, 0.9, 0.995, 1.0])
 @pytest.mark.parametrize("limit", [1.0, 0.3])
 def test_dynamic_is_imagens_rule_with_numpys_quantile(quantile, limit) -> None:
-    model, x = exact(scale=2.0), states()
+    model = exact(scale=2.0)
+    x = states()
     found = DynamicThreshold(model, quantile, limit).denoise(x, T)
     for x0, ours in zip(model.denoise(x, T).numpy(), found.numpy(), strict=True):
         s = max(np.quantile(np.abs(x0), quantile), limit)
@@ -90,8 +93,9 @@ def test_one_number_a_sample_is_its_own_quantile() -> None:
     assert torch.allclose(found, torch.ones(3, 1).double(), rtol=0, atol=1e-15)
 
 
-@pytest.mark.parametrize("sde", [VPSDE(), SubVPSDE(), EDMSDE(), RectifiedFlow()],
-                         ids=lambda sde: type(sde).__name__)  # fmt: skip
+@pytest.mark.parametrize(
+    "sde", [VPSDE(), SubVPSDE(), EDMSDE(), RectifiedFlow()], ids=lambda sde: type(sde).__name__
+)
 def test_score_and_eps_belong_to_the_clipped_prediction(sde) -> None:
     """x = alpha x̂0 + sigma eps and score = −eps/sigma, with one time or one a sample."""
     x = states()
@@ -99,7 +103,8 @@ def test_score_and_eps_belong_to_the_clipped_prediction(sde) -> None:
         for model in thresholds(exact(sde, scale=3.0)):
             shape = (-1, 1, 1, 1) if t.ndim else ()
             alpha, sigma = sde.alpha(t).reshape(shape), sde.sigma(t).reshape(shape)
-            x0, eps = model.denoise(x, t), model.eps(x, t)
+            x0 = model.denoise(x, t)
+            eps = model.eps(x, t)
             assert torch.allclose(alpha * x0 + sigma * eps, x, rtol=0, atol=1e-12)
             assert torch.allclose(model(x, t), -eps / sigma, rtol=1e-13)
             assert float(x0.abs().max()) == 1
@@ -125,7 +130,8 @@ def test_a_sample_does_not_depend_on_its_batch() -> None:
 
 def test_labels_follow_their_samples_and_training_mode_shows() -> None:
     network = ScoreModel(Labels(), VPSDE()).given(torch.arange(6))
-    x, index = states(), torch.tensor([4, 1])
+    x = states()
+    index = torch.tensor([4, 1])
     for model in thresholds(network):
         assert torch.equal(model.rows(index).score(x[index], T), model.score(x, T)[index])
         assert type(model.rows(index)) is type(model)
@@ -139,7 +145,8 @@ def test_labels_follow_their_samples_and_training_mode_shows() -> None:
 @pytest.mark.parametrize("solver", [Ancestral(0.0), AdamsBashforth(2), DormandPrince(1e-4, 1e-4)])
 def test_a_solver_ends_inside_the_limits_after_a_tweedie_step(solver) -> None:
     """The data lie around ±3, outside the limits: without a threshold the samples do."""
-    inner, grid = exact(scale=3.0), uniform(10)
+    inner = exact(scale=3.0)
+    grid = uniform(10)
     free = sample(inner, solver, (6, *EVENT), grid=grid, dtype=torch.float64).x
     assert float(free.abs().max()) > 2
     for model in thresholds(inner):

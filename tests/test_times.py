@@ -89,7 +89,8 @@ def test_no_number_leads_out_of_the_interval(sde: LinearSDE, law: TimeLaw):
 
 
 def test_the_noise_level_of_log_normal_times_is_scipys_truncated_normal():
-    sde, law = EDMSDE(80.0), LogNormalTimes()
+    sde = EDMSDE(80.0)
+    law = LogNormalTimes()
     low, high = ((math.log(80 * t) + 1.2) / 1.2 for t in (EPSILON, 1.0))
     expected = stats.truncnorm(low, high, loc=-1.2, scale=1.2)
     u = torch.linspace(0.01, 0.99, 50, dtype=torch.float64)
@@ -102,8 +103,10 @@ def test_the_noise_level_of_log_normal_times_is_scipys_truncated_normal():
 
 
 def test_logit_normal_times_are_log_normal_levels_of_the_straight_interpolant():
-    sde, u = RectifiedFlow(), torch.linspace(0, 0.999, 200, dtype=torch.float64)
-    one, other = LogitNormalTimes(0.3, 0.8), LogNormalTimes(0.3, 0.8)
+    sde = RectifiedFlow()
+    u = torch.linspace(0, 0.999, 200, dtype=torch.float64)
+    one = LogitNormalTimes(0.3, 0.8)
+    other = LogNormalTimes(0.3, 0.8)
     t = one.time(sde, u, EPSILON)
     assert torch.allclose(t, other.time(sde, u, EPSILON), rtol=1e-10)
     found = [law.density(sde, t, EPSILON) for law in (one, other)]
@@ -125,7 +128,8 @@ def test_lattice_times_are_the_steps_of_the_chain():
 
 def test_the_batch_means_of_the_spacings_vary_as_they_should():
     # Of f(u) = u: 1/(12 n) independent, 1/(12 n³) stratified, 1/(12 n²) at equal distances.
-    n, repeats = 16, 4000
+    n = 16
+    repeats = 4000
     for spacing, power in ((Independent(), 1), (Antithetic(), 2), (Stratified(), 3)):
         generator = seeded()
         means = torch.stack([spacing.draw(n, generator).u.mean() for _ in range(repeats)])
@@ -158,7 +162,8 @@ def test_weighted_means_over_a_spacing_are_means_over_the_uniform_law(spacing: S
     def f(u: Tensor) -> Tensor:
         return torch.stack([torch.ones_like(u), u, torch.exp(2 * u), (7 * u).sin()])
 
-    n, repeats = 64, 500
+    n = 64
+    repeats = 500
     generator = seeded(5)
     draws = [spacing.draw(n, generator) for _ in range(repeats)]
     assert all(bool(((draw.u >= 0) & (draw.u < 1)).all()) for draw in draws)
@@ -170,7 +175,9 @@ def test_weighted_means_over_a_spacing_are_means_over_the_uniform_law(spacing: S
 
 
 def test_loss_aware_probabilities_are_those_of_the_last_losses():
-    bins, history, generator = 7, 3, seeded(2)
+    bins = 7
+    history = 3
+    generator = seeded(2)
     spacing = LossAware(bins, history)
     last = [deque[float](maxlen=history) for _ in range(bins)]
     for batch in (1, 4, 30, 5, 200, 3, 64):  # up to ten times the history of a part in one batch
@@ -187,7 +194,8 @@ def test_loss_aware_probabilities_are_those_of_the_last_losses():
 
 def test_loss_aware_numbers_fall_on_their_parts_as_often_as_they_should():
     spacing = taught()
-    p, n = spacing.probabilities(), 100_000
+    p = spacing.probabilities()
+    n = 100_000
     u, weight = spacing.draw(n, seeded())
     j = (u * 20).long()
     # The draws fill p evenly: no part is off by more than the two at its ends.
@@ -207,9 +215,11 @@ def test_loss_aware_times_are_stratified_until_every_part_is_full():
 
 def test_loss_aware_times_cut_the_variance_of_the_likelihood_loss():
     # Uniform times and the weight g²/sigma², the case that importance sampling was made for.
-    sde, law = VPSDE(), TIMES["uniform"]
+    sde = VPSDE()
+    law = TIMES["uniform"]
     exact = Gaussian(torch.zeros(1).double(), torch.eye(1).double() * 0.25).diffused(sde)
-    spacing, generator = LossAware(100), seeded(4)
+    spacing = LossAware(100)
+    generator = seeded(4)
 
     def losses(u: Tensor) -> Tensor:
         t = law.time(sde, u, 1e-3)
@@ -230,11 +240,14 @@ def test_loss_aware_times_cut_the_variance_of_the_likelihood_loss():
 
 
 def test_the_history_is_kept_with_the_state():
-    spacing, fresh = taught(), LossAware(20)
+    spacing = taught()
+    fresh = LossAware(20)
     fresh.load_state_dict(spacing.state_dict())
     assert torch.equal(fresh.draw(64, seeded()).u, spacing.draw(64, seeded()).u)
-    both = [one.observe(torch.tensor([0.4, 0.4]), torch.tensor([9.0, 1.0])) or one
-            for one in (spacing, fresh)]  # fmt: skip
+    both = [
+        one.observe(torch.tensor([0.4, 0.4]), torch.tensor([9.0, 1.0])) or one
+        for one in (spacing, fresh)
+    ]
     assert torch.equal(both[0].losses, both[1].losses)
 
 

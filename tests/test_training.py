@@ -42,9 +42,17 @@ from sde_diffusion.training.objective_by_name import objective_of
 from sde_diffusion.training.trainer import learning_rate
 
 CONFIG = TrainingConfig(
-    steps=9, batch_size=16, learning_rate=0.01, warmup=4, schedule="cosine", ema_decay=0.5,
-    weighting="likelihood", checkpoint_every=3, log_every=2, seed=5,
-)  # fmt: skip
+    steps=9,
+    batch_size=16,
+    learning_rate=0.01,
+    warmup=4,
+    schedule="cosine",
+    ema_decay=0.5,
+    weighting="likelihood",
+    checkpoint_every=3,
+    log_every=2,
+    seed=5,
+)
 
 
 def points(rows: int = 50) -> Dataset:
@@ -116,7 +124,8 @@ def test_resumed_run_equals_the_uninterrupted_one(whole: Path, tmp_path: Path, s
 
 
 def test_training_leaves_the_global_generator_alone_and_ends_with_the_average(whole: Path):
-    before, model = torch.get_rng_state(), fresh()
+    before = torch.get_rng_state()
+    model = fresh()
     for _ in train(model, points(), CONFIG):
         pass
     assert torch.equal(torch.get_rng_state(), before)
@@ -125,17 +134,26 @@ def test_training_leaves_the_global_generator_alone_and_ends_with_the_average(wh
 
 def test_metrics_are_means_since_the_line_before(whole: Path):
     progress = list(train(fresh(), points(), CONFIG))
-    means = [math.fsum(p.loss for p in progress[i : i + 2]) / len(progress[i : i + 2])
-             for i in range(0, 9, 2)]  # fmt: skip
+    means = [
+        math.fsum(p.loss for p in progress[i : i + 2]) / len(progress[i : i + 2])
+        for i in range(0, 9, 2)
+    ]
     assert [line["loss"] for line in metrics(whole)] == means
     assert metrics(whole)[0]["grad_norm"] == progress[1].grad_norm
 
 
 MONITORS = [HeldOutBound(points(12), draws=4)]
 KILLED = replace(
-    CONFIG, steps=100_000, checkpoint_every=1, log_every=1, schedule="constant",
-    ema_half_lives=(5.0,), ema_widths=(0.1,), snapshot_every=3, evaluate_every=2,
-)  # fmt: skip
+    CONFIG,
+    steps=100_000,
+    checkpoint_every=1,
+    log_every=1,
+    schedule="constant",
+    ema_half_lives=(5.0,),
+    ema_widths=(0.1,),
+    snapshot_every=3,
+    evaluate_every=2,
+)
 # One process imports once and forks the runs that are killed.
 KILLER = """
 import os, random, signal, sys, time
@@ -191,8 +209,10 @@ def test_a_run_killed_twenty_times_leaves_whole_files_and_ends_alike(tmp_path: P
     for _ in train(fresh(), points(), config, out=tmp_path / "whole", monitors=MONITORS):
         pass
     assert_same_run(tmp_path / "whole", out)
-    files = [sorted(str(path.relative_to(run)) for path in run.rglob("*"))
-             for run in (tmp_path / "whole", out)]  # fmt: skip
+    files = [
+        sorted(str(path.relative_to(run)) for path in run.rglob("*"))
+        for run in (tmp_path / "whole", out)
+    ]
     assert files[0] == files[1]  # and no temporary one
     for name in files[0]:
         if name.endswith(".safetensors"):
@@ -204,8 +224,10 @@ class Breaks(nn.Module):
 
     def __init__(self, call: int, factor: float) -> None:
         super().__init__()
-        self.weight, self.calls = nn.Parameter(torch.ones(2)), 0
-        self.call, self.factor = call, factor
+        self.weight = nn.Parameter(torch.ones(2))
+        self.calls = 0
+        self.call = call
+        self.factor = factor
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:  # noqa: ARG002
         self.calls += 1
@@ -237,7 +259,8 @@ def test_a_gradient_that_is_not_finite_stops_with_the_weights_unchanged(infinite
 
 
 def test_average_is_the_closed_form_of_its_weights():
-    model, config = fresh(), replace(CONFIG, ema_decay=0.1)  # the ramp starts at .1
+    model = fresh()
+    config = replace(CONFIG, ema_decay=0.1)  # the ramp starts at .1
     weights = [nn.utils.parameters_to_vector(model.parameters()).detach().double()]
     run = train(model, points(), config)
     for _ in range(8):  # the ninth step hands the average over
@@ -250,7 +273,8 @@ def test_average_is_the_closed_form_of_its_weights():
         average = 0.1 * average + 0.9 * value
     closed = 0.1**8 * weights[0] + sum(0.9 * 0.1 ** (8 - i) * weights[i] for i in range(1, 9))
     assert torch.allclose(average, closed, rtol=0, atol=1e-12)
-    mean, module = fresh(), fresh()
+    mean = fresh()
+    module = fresh()
     nn.utils.vector_to_parameters(weights[0].float(), mean.parameters())
     for value in weights[1:]:
         nn.utils.vector_to_parameters(value.float(), module.parameters())
@@ -289,15 +313,24 @@ def test_average_of_bfloat16_weights_is_kept_in_float32(tmp_path: Path):
 def test_decay_ramps_up_to_its_limit():
     config = replace(CONFIG, ema_decay=0.9)
     assert [ema_decay(config.ema_decay, step) for step in (1, 2, 81, 82, 500)] == [
-        1 / 10, 2 / 11, 81 / 90, 0.9, 0.9,
-    ]  # fmt: skip
+        1 / 10,
+        2 / 11,
+        81 / 90,
+        0.9,
+        0.9,
+    ]
 
 
 def test_learning_rates_are_exact():
     constant = TrainingConfig(steps=12, warmup=4, learning_rate=0.2)
     assert [learning_rate(constant, step) for step in (1, 2, 3, 4, 5, 12)] == [
-        0.05, 0.1, 0.2 * 0.75, 0.2, 0.2, 0.2,
-    ]  # fmt: skip
+        0.05,
+        0.1,
+        0.2 * 0.75,
+        0.2,
+        0.2,
+        0.2,
+    ]
     cosine = replace(constant, schedule="cosine")
     rates = [learning_rate(cosine, step) for step in (2, 4, 6, 8, 12)]
     expected = [0.1, 0.2, 0.2 * (0.5 + math.sqrt(0.125)), 0.1, 0.0]
@@ -331,7 +364,8 @@ class Records(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.weight, self.config = nn.Parameter(torch.ones(())), {"classes": 3}
+        self.weight = nn.Parameter(torch.ones(()))
+        self.config = {"classes": 3}
         self.seen: list[Tensor] = []
 
     def forward(self, x: Tensor, c: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG002
@@ -347,7 +381,8 @@ class Draws(nn.Module):
 
 
 def test_what_losses_draw_is_each_samples_own_however_the_batch_is_divided():
-    model, data = fresh(), points()
+    model = fresh()
+    data = points()
     objective = objective_of(TrainingConfig())
     batch = GlobalBatch.draw(objective, model, data, torch.arange(12), CONFIG, 7)
     numbered = PerSampleNoise.numbered(mix(CONFIG.seed, 16, 7), 0, 12)
@@ -358,7 +393,8 @@ def test_what_losses_draw_is_each_samples_own_however_the_batch_is_divided():
 
 
 def test_labels_follow_their_rows_and_drop_at_the_given_rate():
-    network, data = Records(), points()
+    network = Records()
+    data = points()
     config = replace(CONFIG, steps=100, batch_size=100, label_dropout=0.3)
     for _ in train(ScoreModel(network, VPSDE()), data, config):
         pass
@@ -387,7 +423,8 @@ def test_training_reaches_the_exact_score_of_a_gaussian():
     for t in torch.tensor([0.05, 0.2, 0.5, 0.9], dtype=torch.float64):
         x = exact.sample(4000, t, generator).float()
         with torch.no_grad():
-            best, got = exact.eps(x, t), model.eps(x, t)
+            best = exact.eps(x, t)
+            got = model.eps(x, t)
         assert (got - best).square().sum() < 0.02 * best.square().sum()
 
 
@@ -439,17 +476,28 @@ def test_settings_out_of_range_are_refused_by_name(
         (None, None, {"batch_size": 8}, "training.batch_size must be 16 as in the run"),
         (None, None, {"seed": 6}, "training.seed must be 5 as in"),
         (None, None, {"steps": 12}, "training.steps must be 9 as in"),  # cosine: another rate
-        (ScoreModel(MLP(2, width=16, classes=3, dropout=0.2), VESDE(0.01, 50.0)), None, {},
-         "sde.beta.class must be 'LinearBeta' as in the run that is resumed, got None"),
-        (ScoreModel(MLP(2, width=32, classes=3, dropout=0.2), VPSDE()), None, {},
-         "network.config.width must be 16"),
+        (
+            ScoreModel(MLP(2, width=16, classes=3, dropout=0.2), VESDE(0.01, 50.0)),
+            None,
+            {},
+            "sde.beta.class must be 'LinearBeta' as in the run that is resumed, got None",
+        ),
+        (
+            ScoreModel(MLP(2, width=32, classes=3, dropout=0.2), VPSDE()),
+            None,
+            {},
+            "network.config.width must be 16",
+        ),
         (None, points(49), {}, "dataset.crc32 must be"),
     ],
-)  # fmt: skip
+)
 def test_resuming_another_run_is_refused_by_name(
-    whole: Path, model: ScoreModel | None, data: Dataset | None, config: dict[str, int],
+    whole: Path,
+    model: ScoreModel | None,
+    data: Dataset | None,
+    config: dict[str, int],
     message: str,
-):  # fmt: skip
+):
     changed = replace(CONFIG, **config)
     with pytest.raises(ValueError, match=message):
         train(model or fresh(), data or points(), changed, out=whole, resume=True)
@@ -508,7 +556,8 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_says_so(tmp_path: Path, room
     """Files that may grow to ``room`` bytes stand for the disk: each next write fails half-way."""
     resource = pytest.importorskip("resource")
     config = replace(KILLED, steps=9)
-    out, soft_and_hard = tmp_path / "full", resource.getrlimit(resource.RLIMIT_FSIZE)
+    out = tmp_path / "full"
+    soft_and_hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     run = train(fresh(), points(), config, out=out, monitors=MONITORS)
     for _ in range(5):
         next(run)
@@ -542,9 +591,22 @@ def change(out: Path, edit: Callable[[dict[str, Any], dict[str, Any]], None]) ->
 
 def first_release(saved: dict[str, Any], configuration: dict[str, Any]) -> None:  # noqa: ARG001
     """Leave the settings that the first release had."""
-    kept = ("steps", "batch_size", "learning_rate", "weight_decay", "warmup", "schedule", "clip",
-            "ema_decay", "weighting", "t_min", "label_dropout", "seed", "checkpoint_every",
-            "log_every")  # fmt: skip
+    kept = (
+        "steps",
+        "batch_size",
+        "learning_rate",
+        "weight_decay",
+        "warmup",
+        "schedule",
+        "clip",
+        "ema_decay",
+        "weighting",
+        "t_min",
+        "label_dropout",
+        "seed",
+        "checkpoint_every",
+        "log_every",
+    )
     configuration["training"] = {name: configuration["training"][name] for name in kept}
     del configuration["class"], configuration["variance"], configuration["coupling"]
     del configuration["network"]["config"]["outputs"]

@@ -47,7 +47,8 @@ def test_the_error_asked_for_is_met_by_the_number_that_comes_out(error: float) -
 
 def test_a_smaller_error_takes_more_work_where_its_line_is() -> None:
     begun, _ = evaluator()
-    loose, tight = tuned(begun, 0.3, rows=16), tuned(begun, 0.03, rows=16)
+    loose = tuned(begun, 0.3, rows=16)
+    tight = tuned(begun, 0.03, rows=16)
     assert loose.evaluator.settings.probes < tight.evaluator.settings.probes
     assert loose.evaluator.settings.tolerance == 1e-3  # where the tuner begins
     probes = [sizes_of(ledger, 64)["probes"] for ledger in tight.ledgers]
@@ -79,8 +80,13 @@ def test_the_summary_adds_up_and_its_interval_holds_the_truth() -> None:
     assert found["shift"] == pytest.approx(shifts, abs=1e-12)
     assert abs(bits(ledger.value) + found["shift"] - bits(truth)) <= found["error"]
     assert [line["name"] for line in found["lines"]] == [
-        "prior", "truncation", "tolerance", "rounding", "probes", "offset"
-    ]  # fmt: skip
+        "prior",
+        "truncation",
+        "tolerance",
+        "rounding",
+        "probes",
+        "offset",
+    ]
 
 
 def test_draws_of_the_noise_show_the_slack_of_the_bound() -> None:

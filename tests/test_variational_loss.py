@@ -83,7 +83,9 @@ def test_its_mean_is_the_bound_without_its_constant(betas, variance) -> None:
 def test_two_numbers_a_sample_halve_it() -> None:
     sde = RectifiedFlow()  # and a horizon below 1
     model = ScoreModel(MLP(2).double(), sde)
-    x0, eps, k = randn(50, 2), randn(50, 2, seed=1), torch.arange(1, 51)
+    x0 = randn(50, 2)
+    eps = randn(50, 2, seed=1)
+    k = torch.arange(1, 51)
     both = Vlb(50, Stratified())(model, batch(x0, k, 50, eps, sde.horizon))
     one = ScoreModel(MLP(1).double(), sde)
     parts = [
@@ -95,9 +97,11 @@ def test_two_numbers_a_sample_halve_it() -> None:
 
 def test_the_best_learned_variance_is_the_analytic_one() -> None:
     """On N(0, v) the gradient to the variance is 0 at σ_k² = Var(x_{k−1}|x_k), at every k > 1."""
-    v, n = 0.3, 40
+    v = 0.3
+    n = 40
     chain = Chain.ddpm(linear_betas(n, 1e-3, 0.3))
-    sde, total = chain.sde, chain.alpha**2 * v + chain.sigma**2
+    sde = chain.sde
+    total = chain.alpha**2 * v + chain.sigma**2
     best = AnalyticVariance(chain.sigma[1:] ** 2 / total[1:]).table(chain)[1:].log()
     low, high = chain.posterior_variances[1:].log(), chain.betas[1:].log()
     fraction = torch.cat([torch.tensor([0.5]).double(), (best - low) / (high - low)])
@@ -117,7 +121,8 @@ def test_the_best_learned_variance_is_the_analytic_one() -> None:
 
 def doubled(d: int = 2) -> ScoreModel:
     """An MLP in float64 with a variance, no weight of which is 0."""
-    net, generator = MLP(d, width=8, outputs=2 * d).double(), torch.Generator().manual_seed(0)
+    net = MLP(d, width=8, outputs=2 * d).double()
+    generator = torch.Generator().manual_seed(0)
     for parameter in net.parameters():
         nn.init.normal_(parameter, std=0.3, generator=generator)
     return ScoreModel(net, VPSDE(), "v", variance="learned")
@@ -125,8 +130,11 @@ def doubled(d: int = 2) -> ScoreModel:
 
 def test_the_bound_in_the_hybrid_reaches_the_variance_alone() -> None:
     """∂L_vlb/∂μ = 0: the head of the mean has L_simple's gradient, the other .001 L_vlb's."""
-    model, n = doubled(), 30
-    x0, eps, k = randn(30, 2), randn(30, 2, seed=1), torch.arange(1, 31)
+    model = doubled()
+    n = 30
+    x0 = randn(30, 2)
+    eps = randn(30, 2, seed=1)
+    k = torch.arange(1, 31)
     drawn = batch(x0, k, n, eps)
     head = model.network.head.weight
 
@@ -145,16 +153,22 @@ def test_the_bound_in_the_hybrid_reaches_the_variance_alone() -> None:
 
 def test_the_hybrid_is_that_of_improved_diffusion() -> None:
     """‖eps − eps_θ‖²/D + (N/1000) KL/(D ln 2), by means and log-variances; one pass."""
-    betas, n = linear_betas(1000), 3
+    betas = linear_betas(1000)
+    n = 3
     bar = torch.cumprod(1 - betas, 0)
     net = doubled().network
     model = ScoreModel(net, VPSDE(DiscreteBeta(betas)), variance="learned")
-    x0, eps, k = randn(n, 2), randn(n, 2, seed=1), torch.tensor([2, 300, 1000])
-    now, before, beta = (values[k - 1][:, None] for values in (
-        bar, torch.cat([torch.ones(1).double(), bar[:-1]]), betas))  # fmt: skip
+    x0 = randn(n, 2)
+    eps = randn(n, 2, seed=1)
+    k = torch.tensor([2, 300, 1000])
+    now, before, beta = (
+        values[k - 1][:, None]
+        for values in (bar, torch.cat([torch.ones(1).double(), bar[:-1]]), betas)
+    )
     x = now.sqrt() * x0 + (1 - now).sqrt() * eps
     out, second = net(x, k.double() / 1000).chunk(2, 1)
-    log_low, fraction = (beta * (1 - before) / (1 - now)).log(), (second + 1) / 2
+    log_low = (beta * (1 - before) / (1 - now)).log()
+    fraction = (second + 1) / 2
     log_v = fraction * beta.log() + (1 - fraction) * log_low
     m1, m2 = ((x - beta / (1 - now).sqrt() * e) / (1 - beta).sqrt() for e in (eps, out))
     kl = 0.5 * (-1 + log_v - log_low + (log_low - log_v).exp() + (m1 - m2) ** 2 / log_v.exp())
@@ -169,10 +183,12 @@ def test_the_hybrid_is_that_of_improved_diffusion() -> None:
 @pytest.mark.parametrize("kind", [Vlb, Hybrid])
 def test_levels_are_taken_at_their_centres(kind) -> None:
     """Whatever place of its bin a number was drawn at; with a gradient at both open ends too."""
-    model, n = doubled(1), 20
+    model = doubled(1)
+    n = 20
     model.data = DataSpec("levels", (1,), 5)
     levels = torch.arange(5).repeat_interleave(n)[:, None]
-    k, eps = torch.arange(1, n + 1).repeat(5), randn(5 * n, 1)
+    k = torch.arange(1, n + 1).repeat(5)
+    eps = randn(5 * n, 1)
     low, mid, high = (
         kind(n, Stratified())(model, batch(model.data.encode(levels, u).double(), k, n, eps))
         for u in (0.01, 0.5, 0.99)
@@ -194,7 +210,8 @@ def test_levels_are_taken_at_their_centres(kind) -> None:
 
 def test_the_decoders_gradient_is_that_of_its_values() -> None:
     centres = bin_centres(5)
-    mean, variance = randn(4, 5).requires_grad_(), (0.05 + randn(4, 5).square()).requires_grad_()
+    mean = randn(4, 5).requires_grad_()
+    variance = (0.05 + randn(4, 5).square()).requires_grad_()
     levels = centres.expand(4, 5)
 
     def law(mean: Tensor, variance: Tensor) -> Tensor:
@@ -205,12 +222,14 @@ def test_the_decoders_gradient_is_that_of_its_values() -> None:
 
 def test_steps_are_the_bins_of_loss_aware_draws() -> None:
     """Bin j of N is step j + 1 for every u in it, and no other: p is then over the steps."""
-    n, sde = 1000, VPSDE()
+    n = 1000
+    sde = VPSDE()
     edges = torch.arange(n, dtype=torch.float64) / n
     inside = torch.tensor([1e-12, 0.5, 1 - 1e-9], dtype=torch.float64) / n
     u = (edges[:, None] + inside).flatten()
     spacing = LossAware(n, history=1)
-    objective, model = Vlb(n, spacing), ScoreModel(MLP(1), sde)
+    objective = Vlb(n, spacing)
+    model = ScoreModel(MLP(1), sde)
     t = objective.law.time(sde, u, objective.t_min)
     one = torch.zeros(3 * n, 1)
     k = objective._states(model, Batch(one, t, one, PerSampleNoise(range(3 * n))))[1]
@@ -226,7 +245,9 @@ def test_steps_are_the_bins_of_loss_aware_draws() -> None:
 
 
 def test_vlb_takes_the_variance_that_the_model_learned_in_one_pass() -> None:
-    model, x, calls = doubled().eval(), randn(3, 2), []
+    model = doubled().eval()
+    x = randn(3, 2)
+    calls = []
     model.network.register_forward_hook(lambda *_: calls.append(1))
     own = vlb(x, model, lattice(10))
     assert own.nfe == len(calls) == 20
@@ -242,8 +263,9 @@ def test_refusals() -> None:
     with pytest.raises(ValueError, match="Hybrid: model must learn a variance, got variance='fix"):
         Hybrid(10, Stratified()).check(plain)
     Vlb(10, Stratified()).check(plain)
-    coupled = ScoreModel(MLP(2, outputs=4), VPSDE(), variance="learned",
-                         coupling="optimal-transport")  # fmt: skip
+    coupled = ScoreModel(
+        MLP(2, outputs=4), VPSDE(), variance="learned", coupling="optimal-transport"
+    )
     for kind in (Vlb, Hybrid):
         with pytest.raises(ValueError, match="model must have coupling='independent' to be"):
             kind(10, Stratified()).check(coupled)

@@ -103,7 +103,8 @@ def test_a_right_solver_is_certified(at_home: Path) -> None:
     assert ended.exit_code == 0, ended.output
     rows = table(ended.stdout)
     assert rows == table((at_home / "verify-results" / "table.md").read_text(encoding="utf-8"))
-    heun, ancestral = rows["Heun()"], rows["Ancestral()"]
+    heun = rows["Heun()"]
+    ancestral = rows["Ancestral()"]
     assert heun[:2] == ["any ODE", "2"]
     assert float(heun[2]) == pytest.approx(2, abs=0.15)
     assert heun[3:5] == ["–", "2"]
@@ -196,7 +197,8 @@ def test_a_name_stands_for_all_variants_of_a_class(at_home: Path) -> None:  # no
 
 
 def test_a_row_is_the_spread_over_the_sdes() -> None:
-    row, found = Row("Ancestral()", Ancestral()), certify(Ancestral(), VPSDE())
+    row = Row("Ancestral()", Ancestral())
+    found = certify(Ancestral(), VPSDE())
     row.certificates = {"vp": found, "again": found}
     (cells,) = table(markdown([row])).values()
     assert "–" not in cells[2]  # the same order twice is one number

@@ -16,8 +16,10 @@ from sde_diffusion import (
 from sde_diffusion.solvers import EulerMaruyama, Heun
 
 model = Gaussian(torch.zeros(2), torch.eye(2)).diffused(VPSDE())
-reverse, flow = ReverseSDE(model.sde, model), ProbabilityFlow(model.sde, model)
-x, grid = torch.zeros(1, 2), uniform(10)
+reverse = ReverseSDE(model.sde, model)
+flow = ProbabilityFlow(model.sde, model)
+x = torch.zeros(1, 2)
+grid = uniform(10)
 
 integrate(flow, Heun(), x, grid)
 integrate(reverse, EulerMaruyama(), x, grid, noise=WhiteNoise(0))

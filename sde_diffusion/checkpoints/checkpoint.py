@@ -40,9 +40,16 @@ _NETWORKS: Final = {c.__name__: c for c in (MLP, UNet)}
 _SETTINGS: Final = {
     c.__name__: c
     for c in (
-        VPSDE, SubVPSDE, VESDE, EDMSDE, RectifiedFlow, LinearBeta, CosineBeta, DiscreteBeta,
+        VPSDE,
+        SubVPSDE,
+        VESDE,
+        EDMSDE,
+        RectifiedFlow,
+        LinearBeta,
+        CosineBeta,
+        DiscreteBeta,
     )
-}  # fmt: skip
+}
 
 
 class _OwnClassError(ValueError):
@@ -60,15 +67,24 @@ def save_model(
     not JSON.
     """
     if not isinstance(model, LearnedScore):
-        raise wrong_type("save_model", "model", "be a ScoreModel or a DirectScore",
-                         type(model).__name__,
-                         "wrap the network: ScoreModel(network, sde)")  # fmt: skip
+        raise wrong_type(
+            "save_model",
+            "model",
+            "be a ScoreModel or a DirectScore",
+            type(model).__name__,
+            "wrap the network: ScoreModel(network, sde)",
+        )
     configuration = configuration_of(model) | dict(extra or {})
     try:
         metadata = {KEY: json.dumps(configuration, allow_nan=False)}
     except (TypeError, ValueError) as error:
-        raise wrong_value("save_model", "extra", "hold JSON values only", str(error),
-                          "pass numbers, strings, lists and dicts") from error  # fmt: skip
+        raise wrong_value(
+            "save_model",
+            "extra",
+            "hold JSON values only",
+            str(error),
+            "pass numbers, strings, lists and dicts",
+        ) from error
     # Clones, because the format refuses tensors that share memory (tied weights).
     tensors = {
         name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
@@ -104,10 +120,14 @@ model (digits, mnist), got 'no-such-model'; check the spelling
         network: nn.Module, sde: LinearSDE, data: DataSpec | None, found: dict[str, Any]
     ) -> ScoreModel:
         return ScoreModel(
-            network, sde, found["prediction"], sigma_data=found["sigma_data"], data=data,
+            network,
+            sde,
+            found["prediction"],
+            sigma_data=found["sigma_data"],
+            data=data,
             variance=found.get("variance", "fixed"),
             coupling=found.get("coupling", "independent"),
-        )  # fmt: skip
+        )
 
     return _loaded("load", ScoreModel, build, name_or_path, network, sde).to(device)
 
@@ -179,23 +199,29 @@ def _locate(name_or_path: str | Path) -> Path:
     path = path / "model.safetensors" if path.is_dir() else path
     if not path.is_file():
         rule = f"be a file, a run folder or the name of a shipped model ({', '.join(names)})"
-        error = wrong_value("load", "name_or_path", rule, repr(str(name_or_path)),
-                            "check the spelling")  # fmt: skip
+        error = wrong_value(
+            "load", "name_or_path", rule, repr(str(name_or_path)), "check the spelling"
+        )
         raise FileNotFoundError(str(error))
     return path
 
 
 def _loaded(
-    what: str, kind: type[ModelT], build: Build[ModelT], name_or_path: str | Path,
-    network: nn.Module | None, sde: SDE | None,
-) -> ModelT:  # fmt: skip
+    what: str,
+    kind: type[ModelT],
+    build: Build[ModelT],
+    name_or_path: str | Path,
+    network: nn.Module | None,
+    sde: SDE | None,
+) -> ModelT:
     path = _locate(name_or_path)
     configuration, tensors = read(path, weights=True)
     saved = configuration.get("class", ScoreModel.__name__)
     if saved != kind.__name__:
         other = "load_direct" if kind is ScoreModel else "load"
-        raise wrong_value(what, str(path), f"hold a {kind.__name__}", f"a {saved}",
-                          f"call {other}(path)")  # fmt: skip
+        raise wrong_value(
+            what, str(path), f"hold a {kind.__name__}", f"a {saved}", f"call {other}(path)"
+        )
     try:
         sde = _decode(configuration["sde"]) if sde is None else sde
         network = _network(configuration["network"]) if network is None else network
@@ -205,8 +231,9 @@ def _loaded(
     except _OwnClassError as error:
         argument, name = error.args
         remedy = f"call {what}(path, {argument}=...)"
-        raise wrong_value(what, argument, "be passed for a class of your own", name,
-                          remedy) from None  # fmt: skip
+        raise wrong_value(
+            what, argument, "be passed for a class of your own", name, remedy
+        ) from None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         got = f"{type(error).__name__}: {error}"
         rule = "hold a configuration that builds a model"
@@ -225,18 +252,29 @@ def read(path: Path, *, weights: bool) -> tuple[dict[str, Any], dict[str, Tensor
             metadata = file.metadata() or {}
             tensors = {k: file.get_tensor(k) for k in file.keys()} if weights else {}  # noqa: SIM118
     except SafetensorError as error:
-        raise wrong_value("load", str(path), "be a whole .safetensors file", str(error),
-                          "copy or download it again") from error  # fmt: skip
+        raise wrong_value(
+            "load",
+            str(path),
+            "be a whole .safetensors file",
+            str(error),
+            "copy or download it again",
+        ) from error
     try:
         configuration = json.loads(metadata[KEY])
         version = configuration["format"]
         newer = version > FORMAT
     except (KeyError, TypeError, ValueError) as error:
-        rule, got = "carry the configuration that save_model writes", "none that can be read"
+        rule = "carry the configuration that save_model writes"
+        got = "none that can be read"
         raise wrong_value("load", str(path), rule, got, "save it with save_model") from error
     if newer:
-        raise wrong_value("load", str(path), f"have a format of at most {FORMAT}", version,
-                          "install a newer sde_diffusion")  # fmt: skip
+        raise wrong_value(
+            "load",
+            str(path),
+            f"have a format of at most {FORMAT}",
+            version,
+            "install a newer sde_diffusion",
+        )
     return configuration, tensors
 
 
@@ -279,8 +317,13 @@ def fill(network: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
         have = tuple(own[name].shape) if name in own else "no such weight"
         got = tuple(tensors[name].shape) if name in tensors else "no such weight"
         if have != got:
-            raise wrong_value("load", f"{name} of {path}", f"match the network's {have}", got,
-                              "pass the network that was saved")  # fmt: skip
+            raise wrong_value(
+                "load",
+                f"{name} of {path}",
+                f"match the network's {have}",
+                got,
+                "pass the network that was saved",
+            )
     for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
         if name in tensors:
             tensor.data = tensor.data.to(tensors[name].dtype)

@@ -28,6 +28,7 @@ _FIRST_HOME: Final = {
     **dict.fromkeys(("Stage", "UNet",), "nets.unet"),
 }  # fmt: skip
 
+
 def fingerprint(value: object) -> str:
     """Return a hash of everything in an object: numbers, tensors, weights, objects inside it.
 

@@ -29,18 +29,25 @@ def check_dequantized(what: str, x: Tensor, spec: DataSpec) -> None:
     """
     check_state(what, x)
     if tuple(x.shape[1:]) != spec.shape:
-        raise wrong_value(what, "x", f"have the data's shape {spec.shape}", tuple(x.shape[1:]),
-                          "reshape it")  # fmt: skip
+        raise wrong_value(
+            what, "x", f"have the data's shape {spec.shape}", tuple(x.shape[1:]), "reshape it"
+        )
     span = f"{float(x.min()):.4g} … {float(x.max()):.4g}"
     if not bool(torch.isfinite(x).all()):
         raise wrong_value(what, "x", "be finite", span, "remove the rows that are not")
     if spec.levels is None:
         return
-    scaling, levels = spec.scaling, spec.levels
+    scaling = spec.scaling
+    levels = spec.levels
     low, high = scaling.forward(torch.tensor([0.0, 1.0])).tolist()
     if not low - scaling.rounding <= float(x.min()) <= float(x.max()) <= high + scaling.rounding:
-        raise wrong_value(what, "x", f"lie in [{_short(low)}, {_short(high)}], as levels are "
-                          "scaled", span, "scale it with dataset.spec.encode")  # fmt: skip
+        raise wrong_value(
+            what,
+            "x",
+            f"lie in [{_short(low)}, {_short(high)}], as levels are scaled",
+            span,
+            "scale it with dataset.spec.encode",
+        )
     near = max(_ON_A_LEVEL, scaling.rounding * scaling.slope(levels))
     y = scaling.inverse(x, levels)
     # Twice y, so that edges and centres are integers.
@@ -48,8 +55,13 @@ def check_dequantized(what: str, x: Tensor, spec: DataSpec) -> None:
         rows = ((place - place.round()).abs() < near).flatten(1).all(1)
         few = x[0].numel() < 8
         if bool(rows.all()) and x.numel() >= _FEWEST if few else bool(rows.any()):
-            raise wrong_value(what, "x", "be dequantized", f"values on the {levels} levels only",
-                              "add uniform noise: dataset.dequantized(generator)")  # fmt: skip
+            raise wrong_value(
+                what,
+                "x",
+                "be dequantized",
+                f"values on the {levels} levels only",
+                "add uniform noise: dataset.dequantized(generator)",
+            )
 
 
 def check_fits(model_spec: DataSpec | None, spec: DataSpec) -> None:
@@ -63,16 +75,27 @@ def check_fits(model_spec: DataSpec | None, spec: DataSpec) -> None:
         return
     remedy = "name the data it was trained on"
     if spec.shape != model_spec.shape:
-        raise wrong_value("data", "samples", f"have the model's shape {model_spec.shape}",
-                          spec.shape, remedy)  # fmt: skip
+        raise wrong_value(
+            "data", "samples", f"have the model's shape {model_spec.shape}", spec.shape, remedy
+        )
     if spec.levels != model_spec.levels:
         known = model_spec.levels
         remedy = f"pass --levels {known}" if known else "use data of real numbers"
-        raise wrong_value("data", "samples", f"have the model's {known or 'no'} grey levels",
-                          spec.levels or "real numbers", remedy)  # fmt: skip
+        raise wrong_value(
+            "data",
+            "samples",
+            f"have the model's {known or 'no'} grey levels",
+            spec.levels or "real numbers",
+            remedy,
+        )
     if spec.scaling != model_spec.scaling:
-        raise wrong_value("data", "samples", f"have the model's scaling {model_spec.scaling}",
-                          spec.scaling, "scale them as for training")  # fmt: skip
+        raise wrong_value(
+            "data",
+            "samples",
+            f"have the model's scaling {model_spec.scaling}",
+            spec.scaling,
+            "scale them as for training",
+        )
 
 
 def _short(value: float) -> str:

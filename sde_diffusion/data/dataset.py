@@ -48,25 +48,45 @@ class Dataset:
     labels: Tensor | None
 
     def __post_init__(self) -> None:
-        values, name, levels = self.values, self.spec.name, self.spec.levels
+        values = self.values
+        name = self.spec.name
+        levels = self.spec.levels
         if tuple(values.shape[1:]) != self.spec.shape:
-            raise wrong_value("Dataset", f"values of {name!r}",
-                              f"have shape (N, {', '.join(map(str, self.spec.shape))})",
-                              tuple(values.shape), "reshape them or the spec")  # fmt: skip
+            raise wrong_value(
+                "Dataset",
+                f"values of {name!r}",
+                f"have shape (N, {', '.join(map(str, self.spec.shape))})",
+                tuple(values.shape),
+                "reshape them or the spec",
+            )
         if not (values.dtype == torch.float32 if levels is None else is_integer(values)):
             rule = "be float32" if levels is None else f"be integers for {levels} levels"
-            raise wrong_value("Dataset", f"values of {name!r}", rule, values.dtype,
-                              f"pass values.to({self.spec.storage})")  # fmt: skip
+            raise wrong_value(
+                "Dataset",
+                f"values of {name!r}",
+                rule,
+                values.dtype,
+                f"pass values.to({self.spec.storage})",
+            )
         check_span("Dataset", f"values of {name!r}", values, levels)
         labels = self.labels
         if labels is not None and (labels.shape != values.shape[:1] or not is_integer(labels)):
             rule = f"be {len(values)} integers"
-            raise wrong_value("Dataset", f"labels of {name!r}", rule,
-                              f"{labels.dtype} of shape {tuple(labels.shape)}",
-                              "pass one class number a row, or None")  # fmt: skip
+            raise wrong_value(
+                "Dataset",
+                f"labels of {name!r}",
+                rule,
+                f"{labels.dtype} of shape {tuple(labels.shape)}",
+                "pass one class number a row, or None",
+            )
         if labels is not None and labels.numel() and int(labels.min()) < 0:
-            raise wrong_value("Dataset", f"labels of {name!r}", "be 0 or more",
-                              int(labels.min()), "number the classes from 0")  # fmt: skip
+            raise wrong_value(
+                "Dataset",
+                f"labels of {name!r}",
+                "be 0 or more",
+                int(labels.min()),
+                "number the classes from 0",
+            )
 
     def __len__(self) -> int:
         return len(self.values)
@@ -91,8 +111,13 @@ class Dataset:
 
     def _spread(self, k: Tensor, generator: torch.Generator) -> Tensor:
         if not isinstance(generator, torch.Generator):
-            raise wrong_type("Dataset", "generator", "be a torch.Generator", generator,
-                             "pass torch.Generator().manual_seed(0)")  # fmt: skip
+            raise wrong_type(
+                "Dataset",
+                "generator",
+                "be a torch.Generator",
+                generator,
+                "pass torch.Generator().manual_seed(0)",
+            )
         if self.spec.levels is None:
             return self.spec.encode(k, 0.5)
         u = torch.rand(k.shape, generator=generator, device=generator.device)
@@ -100,9 +125,12 @@ class Dataset:
 
 
 def load_data(
-    source: str | Path, split: str = "train", limit: int | None = None, *,
+    source: str | Path,
+    split: str = "train",
+    limit: int | None = None,
+    *,
     levels: int | None = None,
-) -> Dataset:  # fmt: skip
+) -> Dataset:
     """Return the data set of a name or path, its first ``limit`` rows where given.
 
     ``source`` is "digits" (1797 images of 8×8, 17 levels) or the path of an IDX image file (.gz
@@ -121,8 +149,9 @@ def load_data(
     (360, DataSpec(name='digits', shape=(1, 8, 8), levels=17, scaling=Affine(low=-1, high=1)))
     """
     if split not in SPLITS:
-        raise wrong_value("load_data", "split", "be train, test or all", split,
-                          "pass split='train'")  # fmt: skip
+        raise wrong_value(
+            "load_data", "split", "be train, test or all", split, "pass split='train'"
+        )
     if limit is not None:
         positive_integer("load_data", "limit", limit)
     if source == "digits":
@@ -157,8 +186,9 @@ def _dataset(path: Path, rows: Rows, limit: int | None, levels: int | None) -> D
     values = values[:limit]
     if values.dtype.kind == "f":
         if levels is not None:
-            raise wrong_value("load_data", "levels", "be left out for floats", levels,
-                              f"save {path} as integers")  # fmt: skip
+            raise wrong_value(
+                "load_data", "levels", "be left out for floats", levels, f"save {path} as integers"
+            )
         with np.errstate(over="ignore"):  # what float32 cannot hold is refused as infinite
             values = values.astype(np.float32)
     else:

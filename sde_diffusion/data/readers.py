@@ -54,18 +54,27 @@ def read_file(path: Path, split: str) -> Rows | None:
 def read_folder(path: Path, split: str, limit: int | None) -> Rows:
     """Return the rows of a split of a folder of MNIST files, CIFAR-10 batches or images."""
     for reader, parts in (
-        (read_idx, {"train": r"train-images[-.]idx3-ubyte(\.gz)?",
-                    "test": r"t10k-images[-.]idx3-ubyte(\.gz)?"}),
+        (
+            read_idx,
+            {
+                "train": r"train-images[-.]idx3-ubyte(\.gz)?",
+                "test": r"t10k-images[-.]idx3-ubyte(\.gz)?",
+            },
+        ),
         (read_cifar, {"train": r"data_batch_\d+\.bin", "test": r"test_batch\.bin"}),
-    ):  # fmt: skip
+    ):
         found = {part: _matching(path, pattern) for part, pattern in parts.items()}
         if not any(found.values()):
             continue
         wanted = list(found) if split == "all" else [split]
         for part in wanted:
             if not found[part]:
-                error = _refusal(path, f"hold the {part} files", "none that match "
-                                 + parts[part], "add them or choose another split")  # fmt: skip
+                error = _refusal(
+                    path,
+                    f"hold the {part} files",
+                    "none that match " + parts[part],
+                    "add them or choose another split",
+                )
                 raise FileNotFoundError(str(error))
         return _joined(path, [reader(file) for part in wanted for file in found[part]])
     return read_pictures(_pictures(path, split)[:limit]), None
@@ -74,8 +83,11 @@ def read_folder(path: Path, split: str, limit: int | None) -> Rows:
 def _matching(folder: Path, pattern: str) -> list[Path]:
     """Return the files of a pattern, each once: `a` and not `a.gz` where both are there."""
     names = sorted(file.name for file in folder.iterdir() if re.fullmatch(pattern, file.name))
-    return [folder / name for name in names if name.removesuffix(".gz") == name
-            or name.removesuffix(".gz") not in names]  # fmt: skip
+    return [
+        folder / name
+        for name in names
+        if name.removesuffix(".gz") == name or name.removesuffix(".gz") not in names
+    ]
 
 
 def _joined(path: Path, parts: list[Rows]) -> Rows:
@@ -92,8 +104,13 @@ def _joined(path: Path, parts: list[Rows]) -> Rows:
 def _check_undivided(path: Path, split: str) -> None:
     if split == "test":
         rule = f"be train or all for {path}, which has no test part"
-        raise wrong_value("load_data", "split", rule, split,
-                          "keep test data in a file of its own, with split='all'")  # fmt: skip
+        raise wrong_value(
+            "load_data",
+            "split",
+            rule,
+            split,
+            "keep test data in a file of its own, with split='all'",
+        )
 
 
 def checked(path: Path, rows: Rows) -> Rows:
@@ -104,18 +121,33 @@ def checked(path: Path, rows: Rows) -> Rows:
     """
     values, labels = rows
     if values.dtype.kind not in "uif":
-        raise _refusal(path, "hold integers or floats", f"dtype {values.dtype}",
-                       "save the array as uint8 or float32")  # fmt: skip
+        raise _refusal(
+            path,
+            "hold integers or floats",
+            f"dtype {values.dtype}",
+            "save the array as uint8 or float32",
+        )
     if values.ndim < 2:
-        raise _refusal(path, "hold an array (N, …) of at least two axes", values.shape,
-                       "save array.reshape(N, -1)")  # fmt: skip
+        raise _refusal(
+            path,
+            "hold an array (N, …) of at least two axes",
+            values.shape,
+            "save array.reshape(N, -1)",
+        )
     if 0 in values.shape:
-        raise _refusal(path, "hold at least one sample", f"shape {values.shape}",
-                       "check how the file was written")  # fmt: skip
+        raise _refusal(
+            path,
+            "hold at least one sample",
+            f"shape {values.shape}",
+            "check how the file was written",
+        )
     if labels is not None and (labels.dtype.kind not in "ui" or labels.shape != values.shape[:1]):
-        raise _refusal(path, f"hold one integer label for each of {len(values)} rows",
-                       f"{labels.dtype} of shape {labels.shape}",
-                       "save class numbers")  # fmt: skip
+        raise _refusal(
+            path,
+            f"hold one integer label for each of {len(values)} rows",
+            f"{labels.dtype} of shape {labels.shape}",
+            "save class numbers",
+        )
     return _channels_first(values), labels
 
 
@@ -139,16 +171,23 @@ def read_arrays(path: Path) -> Rows:
     # A damaged file makes numpy and zipfile raise about ten kinds, SyntaxError among them.
     except Exception as error:
         got = f"{type(error).__name__}: {error}"
-        raise _refusal(path, "be a whole .npy or .npz file of numbers", got,
-                       "save integers or floats with numpy.save") from error  # fmt: skip
+        raise _refusal(
+            path,
+            "be a whole .npy or .npz file of numbers",
+            got,
+            "save integers or floats with numpy.save",
+        ) from error
     labels = next((arrays.pop(key) for key in ("labels", "y") if key in arrays), None)
     values = next((arrays[key] for key in ("images", "x") if key in arrays), None)
     if values is None and len(arrays) == 1:
         (values,) = arrays.values()
     if values is None:
-        raise _refusal(path, "hold an array named images or x, or one array only",
-                       sorted(arrays),
-                       "save it as numpy.savez(path, images=…, labels=…)")  # fmt: skip
+        raise _refusal(
+            path,
+            "hold an array named images or x, or one array only",
+            sorted(arrays),
+            "save it as numpy.savez(path, images=…, labels=…)",
+        )
     return values, labels
 
 
@@ -170,15 +209,23 @@ def _idx(path: Path, magic: int) -> NDArray[Any]:
     content = _content(path)
     if content[:4] != magic.to_bytes(4, "big"):
         kind = "images" if magic == _IDX_IMAGES else "labels"
-        raise _refusal(path, f"start with the IDX magic number 0x{magic:08x} of {kind}",
-                       f"0x{content[:4].hex()}", f"pass the file of {kind}")  # fmt: skip
+        raise _refusal(
+            path,
+            f"start with the IDX magic number 0x{magic:08x} of {kind}",
+            f"0x{content[:4].hex()}",
+            f"pass the file of {kind}",
+        )
     axes = magic & 0xFF
     start = 4 + 4 * axes
     shape = struct.unpack_from(f">{axes}I", content.ljust(start, b"\0"), 4)
     whole = start + math.prod(shape)
     if len(content) != whole:
-        raise _refusal(path, f"be {whole} bytes long by its header", f"{len(content)} bytes",
-                       "download it again")  # fmt: skip
+        raise _refusal(
+            path,
+            f"be {whole} bytes long by its header",
+            f"{len(content)} bytes",
+            "download it again",
+        )
     return np.frombuffer(content, np.uint8)[start:].reshape(shape)
 
 
@@ -201,13 +248,21 @@ def read_cifar(path: Path) -> Rows:
     record = 1 + math.prod(_CIFAR_SHAPE)
     content = np.frombuffer(path.read_bytes(), np.uint8)
     if content.size % record:
-        raise _refusal(path, f"hold whole CIFAR-10 records of {record} bytes",
-                       f"{content.size} bytes", "download it again")  # fmt: skip
+        raise _refusal(
+            path,
+            f"hold whole CIFAR-10 records of {record} bytes",
+            f"{content.size} bytes",
+            "download it again",
+        )
     records = content.reshape(-1, record)
     labels = records[:, 0]
     if labels.size and labels.max() >= _CIFAR_CLASSES:
-        raise _refusal(path, "start each CIFAR-10 record with a label from 0 to 9",
-                       int(labels.max()), "pass the batches of the binary version")  # fmt: skip
+        raise _refusal(
+            path,
+            "start each CIFAR-10 record with a label from 0 to 9",
+            int(labels.max()),
+            "pass the batches of the binary version",
+        )
     return records[:, 1:].reshape(-1, *_CIFAR_SHAPE), labels
 
 
@@ -226,8 +281,12 @@ def _pictures(path: Path, split: str) -> list[Path]:
         if file.suffix.lower() in _PICTURES and not file.name.startswith(".")
     ]
     if not files:
-        raise _refusal(folders[0], f"hold MNIST files, CIFAR-10 batches or {'/'.join(_PICTURES)}",
-                       "none of them", "pass the folder that holds them")  # fmt: skip
+        raise _refusal(
+            folders[0],
+            f"hold MNIST files, CIFAR-10 batches or {'/'.join(_PICTURES)}",
+            "none of them",
+            "pass the folder that holds them",
+        )
     if not parts:
         _check_undivided(path, split)
     return files
@@ -243,8 +302,12 @@ def read_pictures(files: list[Path]) -> NDArray[Any]:
     for row, file in enumerate(files):
         picture = _picture(file)
         if picture.shape != first.shape:
-            raise _refusal(file, f"have the shape {first.shape} of {files[0].name}",
-                           picture.shape, "resize the images to one size and mode")  # fmt: skip
+            raise _refusal(
+                file,
+                f"have the shape {first.shape} of {files[0].name}",
+                picture.shape,
+                "resize the images to one size and mode",
+            )
         pictures[row] = picture
     return pictures
 
@@ -255,10 +318,12 @@ def _picture(file: Path) -> NDArray[Any]:
 
     try:
         with Image.open(file) as image:
-            mode, pixels = image.mode, np.asarray(image)
+            mode = image.mode
+            pixels = np.asarray(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise _refusal(file, "be a whole image", f"{type(error).__name__}: {error}",
-                       "save it again as .png") from error  # fmt: skip
+        raise _refusal(
+            file, "be a whole image", f"{type(error).__name__}: {error}", "save it again as .png"
+        ) from error
     if mode not in _PICTURE_MODES:
         raise _refusal(file, "be 8-bit grey, RGB or RGBA", f"mode {mode}", "convert it to RGB")
     return pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, 2, 0)

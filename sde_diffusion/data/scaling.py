@@ -73,8 +73,9 @@ class Affine(Scaling):
         for name in ("low", "high"):
             _check_finite("Affine", name, getattr(self, name))
         if not self.low < self.high:
-            raise wrong_value("Affine", "high", f"be above low={self.low}", self.high,
-                              "pass low=-1, high=1")  # fmt: skip
+            raise wrong_value(
+                "Affine", "high", f"be above low={self.low}", self.high, "pass low=-1, high=1"
+            )
 
     def forward(self, y: Tensor, levels: int = 1) -> Tensor:
         return (self.high - self.low) * y.double() / levels + self.low
@@ -108,11 +109,13 @@ class Logit(Scaling):
     def __post_init__(self) -> None:
         _check_finite("Logit", "margin", self.margin)
         if not 0 < self.margin < 0.5:
-            raise wrong_value("Logit", "margin", "be above 0 and below 0.5", self.margin,
-                              "pass margin=0.05")  # fmt: skip
+            raise wrong_value(
+                "Logit", "margin", "be above 0 and below 0.5", self.margin, "pass margin=0.05"
+            )
 
     def forward(self, y: Tensor, levels: int = 1) -> Tensor:
-        y, width = y.double(), (1 - 2 * self.margin) / levels
+        y = y.double()
+        width = (1 - 2 * self.margin) / levels
         # 1 − p from the other end: near p = 1 the difference would lose the margin's digits.
         return (self.margin + width * y).log() - (self.margin + width * (levels - y)).log()
 
@@ -141,8 +144,13 @@ def scaling_from_json(values: dict[str, Any]) -> Scaling:
     arguments = dict(values)
     name = arguments.pop("class", None)
     if name not in _KINDS:
-        raise wrong_value("DataSpec.from_json", "scaling", f"be one of {', '.join(_KINDS)}", name,
-                          "build the DataSpec yourself for a scaling of your own")  # fmt: skip
+        raise wrong_value(
+            "DataSpec.from_json",
+            "scaling",
+            f"be one of {', '.join(_KINDS)}",
+            name,
+            "build the DataSpec yourself for a scaling of your own",
+        )
     return _KINDS[name](**arguments)
 
 

@@ -43,28 +43,47 @@ class DataSpec:
         if not isinstance(self.name, str):
             raise wrong_type("DataSpec", "name", "be a string", self.name, "pass name='digits'")
         if not _is_shape(self.shape):
-            raise wrong_value("DataSpec", "shape", "be a tuple of positive integers", self.shape,
-                              "pass for example shape=(1, 28, 28)")  # fmt: skip
+            raise wrong_value(
+                "DataSpec",
+                "shape",
+                "be a tuple of positive integers",
+                self.shape,
+                "pass for example shape=(1, 28, 28)",
+            )
         if self.levels is not None and not _is_size(self.levels, 2, _MOST_LEVELS):
             rule = f"be None or an integer from 2 to {_MOST_LEVELS}"
-            raise wrong_value("DataSpec", "levels", rule, self.levels,
-                              "pass levels=256 for 8-bit images, None for real data")  # fmt: skip
+            raise wrong_value(
+                "DataSpec",
+                "levels",
+                rule,
+                self.levels,
+                "pass levels=256 for 8-bit images, None for real data",
+            )
         if self.scaling is None:
             object.__setattr__(self, "scaling", _natural(self.levels))
         self._check_scaling()
 
     def _check_scaling(self) -> None:
         if not isinstance(self.scaling, Scaling):
-            raise wrong_type("DataSpec", "scaling", "be a Scaling", self.scaling,
-                             "pass for example Affine(-1, 1)")  # fmt: skip
+            raise wrong_type(
+                "DataSpec",
+                "scaling",
+                "be a Scaling",
+                self.scaling,
+                "pass for example Affine(-1, 1)",
+            )
         if self.levels is None and not isinstance(self.scaling, Affine):
-            raise wrong_value("DataSpec", "scaling", "be affine for real data", self.scaling,
-                              "pass levels, or for example Affine(-1, 1)")  # fmt: skip
+            raise wrong_value(
+                "DataSpec",
+                "scaling",
+                "be affine for real data",
+                self.scaling,
+                "pass levels, or for example Affine(-1, 1)",
+            )
         blur = self.scaling.rounding * self.scaling.slope(self.levels or 1)
         if self.levels is not None and blur > _BLUR:
             rule = f"have bins that float32 can tell apart for {self.levels} levels"
-            raise wrong_value("DataSpec", "scaling", rule, self.scaling,
-                              "pass a range around 0")  # fmt: skip
+            raise wrong_value("DataSpec", "scaling", rule, self.scaling, "pass a range around 0")
 
     @property
     def storage(self) -> torch.dtype:
@@ -81,8 +100,13 @@ class DataSpec:
         Errors: ValueError for another scaling, where it is another number for every sample.
         """
         if not isinstance(self.scaling, Affine):
-            raise wrong_value("DataSpec.offset_bits", "scaling", "be affine", self.scaling,
-                              "use log_volume(x), of every sample")  # fmt: skip
+            raise wrong_value(
+                "DataSpec.offset_bits",
+                "scaling",
+                "be affine",
+                self.scaling,
+                "use log_volume(x), of every sample",
+            )
         return math.log2(self.scaling.slope(self.levels or 1))
 
     def log_volume(self, x: Tensor) -> Tensor:
@@ -105,13 +129,19 @@ class DataSpec:
         if self.levels is None:
             return self.scaling.forward(k).to(k.dtype)
         if not is_integer(k):
-            raise wrong_type("DataSpec.encode", "k", "be an integer tensor", k.dtype,
-                             "pass the levels, not x")  # fmt: skip
+            raise wrong_type(
+                "DataSpec.encode", "k", "be an integer tensor", k.dtype, "pass the levels, not x"
+            )
         check_span("DataSpec.encode", "k", k, self.levels)
         noise = torch.as_tensor(u, dtype=torch.float64, device=k.device)
         if noise.numel() and not (float(noise.min()) >= 0 and float(noise.max()) < 1):
-            raise wrong_value("DataSpec.encode", "u", "be in [0, 1)", _span(noise),
-                              "pass 0.5 or torch.rand(k.shape, generator=generator)")  # fmt: skip
+            raise wrong_value(
+                "DataSpec.encode",
+                "u",
+                "be in [0, 1)",
+                _span(noise),
+                "pass 0.5 or torch.rand(k.shape, generator=generator)",
+            )
         double = isinstance(u, Tensor) and u.dtype == torch.float64
         dtype = torch.float64 if double else torch.float32
         x = self.scaling.forward(k.double() + noise, self.levels).to(dtype)
@@ -128,8 +158,9 @@ class DataSpec:
         if self.levels is None:
             return self.scaling.inverse(x).to(x.dtype)
         if bool(x.isnan().any()):
-            raise wrong_value("DataSpec.decode", "x", "be numbers", "nan",
-                              "look for the step that diverged")  # fmt: skip
+            raise wrong_value(
+                "DataSpec.decode", "x", "be numbers", "nan", "look for the step that diverged"
+            )
         k = self.scaling.inverse(x, self.levels).floor()
         return k.clamp(0, self.levels - 1).to(self.storage)
 
@@ -147,9 +178,16 @@ class DataSpec:
         Errors: ValueError for missing or unknown entries.
         """
         if set(values) - {"scaling"} != {"name", "shape", "levels"}:
-            raise wrong_value("DataSpec.from_json", "values", "hold name, shape and levels",
-                              sorted(values), "pass what to_json returned")  # fmt: skip
-        name, shape, levels = values["name"], tuple(values["shape"]), values["levels"]
+            raise wrong_value(
+                "DataSpec.from_json",
+                "values",
+                "hold name, shape and levels",
+                sorted(values),
+                "pass what to_json returned",
+            )
+        name = values["name"]
+        shape = tuple(values["shape"])
+        levels = values["levels"]
         scaling = values.get("scaling")
         return cls(name, shape, levels, *([] if scaling is None else [scaling_from_json(scaling)]))
 
@@ -162,11 +200,17 @@ def check_span(
         return
     low, high = values.min().item(), values.max().item()
     if levels is None and not (math.isfinite(low) and math.isfinite(high)):
-        raise wrong_value(what, argument, "hold finite numbers", _span(values),
-                          "remove the rows that are not")  # fmt: skip
+        raise wrong_value(
+            what, argument, "hold finite numbers", _span(values), "remove the rows that are not"
+        )
     if levels is not None and not (low >= 0 and high < levels):
-        raise wrong_value(what, argument, f"hold integers from 0 to {levels - 1}", _span(values),
-                          f"pass levels={max(high, 1) + 1}" if low >= 0 else "shift them to 0")
+        raise wrong_value(
+            what,
+            argument,
+            f"hold integers from 0 to {levels - 1}",
+            _span(values),
+            f"pass levels={max(high, 1) + 1}" if low >= 0 else "shift them to 0",
+        )
 
 
 def _span(values: Tensor | NDArray[Any]) -> str:

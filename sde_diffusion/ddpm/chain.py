@@ -57,13 +57,22 @@ class Chain:
 
     def __post_init__(self) -> None:
         if not isinstance(self.sde, LinearSDE):
-            raise wrong_type("Chain", "sde", "be a LinearSDE", type(self.sde).__name__,
-                             "pass for example VPSDE()")  # fmt: skip
+            raise wrong_type(
+                "Chain",
+                "sde",
+                "be a LinearSDE",
+                type(self.sde).__name__,
+                "pass for example VPSDE()",
+            )
         check_grid(self.grid, self.sde.horizon)
         if float(self.grid[-1]) != 0:
-            raise wrong_value("Chain", "grid", "fall to 0, where the data are",
-                              f"{float(self.grid[0]):.4g} … {float(self.grid[-1]):.4g}",
-                              "pass for example lattice(1000)")  # fmt: skip
+            raise wrong_value(
+                "Chain",
+                "grid",
+                "fall to 0, where the data are",
+                f"{float(self.grid[0]):.4g} … {float(self.grid[-1]):.4g}",
+                "pass for example lattice(1000)",
+            )
         times = self.grid.flip(0)
         lambda_ = self.sde.lambda_(times).detach()
         object.__setattr__(self, "times", times)

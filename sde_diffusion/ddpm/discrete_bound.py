@@ -56,8 +56,12 @@ class StepTable:
     dimension: int
 
     def __add__(self, other: StepTable) -> StepTable:
-        return StepTable(self.number + other.number, self.total + other.total,
-                         self.squares + other.squares, self.dimension)  # fmt: skip
+        return StepTable(
+            self.number + other.number,
+            self.total + other.total,
+            self.squares + other.squares,
+            self.dimension,
+        )
 
     @property
     def nats(self) -> Tensor:
@@ -94,9 +98,14 @@ class DiscreteBound:
 
 
 def step_bound(
-    x0: Tensor, x0_hat: Tensor, x: Tensor, chain: Chain, k: Tensor, variance: Variance,
+    x0: Tensor,
+    x0_hat: Tensor,
+    x: Tensor,
+    chain: Chain,
+    k: Tensor,
+    variance: Variance,
     decoder: Decoder,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Return L_{k−1} = KL(q(x_{k−1}|x_k, x0) ‖ p_θ(x_{k−1}|x_k)), and L_0 = −log p_θ(x0|x_1).
 
     p_θ is N(μ̃(x_k, x̂0), σ_k²), so that L_{k−1} is the sum over the numbers of a sample of
@@ -104,7 +113,8 @@ def step_bound(
 
     Shapes: x0, x̂0 and x = x_k (B, *event); k (B,) from 1; result (B,), float64.
     """
-    v, last = variance.at(chain, x, k), (k == 1).to(x.device)
+    v = variance.at(chain, x, k)
+    last = (k == 1).to(x.device)
     if bool((k == 1).all()):
         return -decoder.log_prob(x0, x0_hat.double(), v)
     # β̃_1 = 0 would leave an infinity, and NaN in its gradient, where the step is not asked for.
@@ -154,8 +164,9 @@ def vlb(
     if draws is not None:
         check_draws("vlb", draws, least=4)
         if len(chain) == 1:
-            raise wrong_value("vlb", "draws", "be left out for a chain of one step", draws,
-                              "drop it")  # fmt: skip
+            raise wrong_value(
+                "vlb", "draws", "be left out for a chain of one step", draws, "drop it"
+            )
     score = CountedScore(cast("Score", model), sde=model.sde)  # asked for x0 alone
     variance = counted(score, variance)
     noise = PerSampleNoise.numbered(mix(seed, Purpose.VLB), first, len(x))
@@ -178,7 +189,8 @@ def vlb(
         return value - c * pull.to(x.device)[k - 1] * excess, snr * squares(x - x0_hat)
 
     with torch.no_grad():
-        control, pairs = Control(x), Pairs(2, x)
+        control = Control(x)
+        pairs = Pairs(2, x)
         for ks, weights in _steps(chain, draws, noise, x):
             (one, e1), (other, e2) = (draw(k, control.c) for k in ks)
             tally.add(ks, (one, other))
@@ -187,8 +199,11 @@ def vlb(
             halves[:, row] = torch.stack([one, other]) * weights.to(x.device)
             pairs.add(*halves)
             control.see(e1, e2)
-        terms = {"prior": prior_kl(x, model.sde), "diffusion": pairs.total[0],
-                 "reconstruction": pairs.total[1]}  # fmt: skip
+        terms = {
+            "prior": prior_kl(x, model.sde),
+            "diffusion": pairs.total[0],
+            "reconstruction": pairs.total[1],
+        }
     nats, bits = totals("vlb", terms, x, levels)
     return DiscreteBound(nats, bits, pairs.standard_error, terms, score.calls, tally.table())
 
@@ -197,7 +212,8 @@ def _steps(
     chain: Chain, draws: int | None, noise: PerSampleNoise, x: Tensor
 ) -> Iterator[tuple[tuple[Tensor, Tensor], Tensor]]:
     """Yield two k of each stratum, (B,), and the weights of their terms in the sum, (2, B)."""
-    n, half = len(chain), torch.full((2, len(x)), 0.5, dtype=torch.float64)
+    n = len(chain)
+    half = torch.full((2, len(x)), 0.5, dtype=torch.float64)
     for k in range(1, n + 1 if draws is None else 2):
         ks = torch.full((len(x),), k)
         yield (ks, ks), half
@@ -223,7 +239,8 @@ class _Tally:
 
     def add(self, ks: tuple[Tensor, Tensor], values: tuple[Tensor, Tensor]) -> None:
         """Add the terms of two draws; those of one sample at one k count once, by their mean."""
-        (k1, k2), (one, other) = ks, (value.cpu() for value in values)
+        (k1, k2) = ks
+        (one, other) = (value.cpu() for value in values)
         same = k1 == k2
         one = torch.where(same, 0.5 * (one + other), one)
         for k, value in ((k1, one), (k2[~same], other[~same])):

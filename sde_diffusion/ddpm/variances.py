@@ -129,9 +129,13 @@ class AnalyticVariance(Variance):
 
     def table(self, chain: Chain) -> Tensor:
         if self.power.shape != chain.share.shape:
-            raise wrong_value("AnalyticVariance", "power", f"have {len(chain)} numbers",
-                              tuple(self.power.shape),
-                              "estimate it on this chain")  # fmt: skip
+            raise wrong_value(
+                "AnalyticVariance",
+                "power",
+                f"have {len(chain)} numbers",
+                tuple(self.power.shape),
+                "estimate it on this chain",
+            )
         spread = (chain.sigma[1:] / chain.alpha[1:]).square() * (1 - self.power.double())
         # An imperfect score may have a power above 1.
         return chain.posterior_variances + chain.data_weights.square() * spread.clamp(min=0)

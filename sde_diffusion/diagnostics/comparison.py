@@ -113,8 +113,16 @@ class Comparison:
 
     def to_json(self) -> dict[str, object]:
         """Return everything but samples and data, as JSON values."""
-        names = ("problem", "samples", "replicates", "seed", "reference", "reference_nfe",
-                 "reference_error", "against")  # fmt: skip
+        names = (
+            "problem",
+            "samples",
+            "replicates",
+            "seed",
+            "reference",
+            "reference_nfe",
+            "reference_error",
+            "against",
+        )
         floors = ("floor_sliced_wasserstein", "floor_mmd", "floor_frechet")
         return {name: getattr(self, name) for name in names} | {
             **{name: asdict(getattr(self, name)) for name in floors},
@@ -170,10 +178,11 @@ def compare(
     report = _silent if progress is None else progress
     shape = (samples * replicates, *problem.data.shape[1:])
     flow, half = (
-        _solve(problem.model, reference, problem.rule(reference)(steps), shape, seed,
-               problem.dtype)
+        _solve(
+            problem.model, reference, problem.rule(reference)(steps), shape, seed, problem.dtype
+        )
         for steps in (reference_steps, reference_steps // 2)
-    )  # fmt: skip
+    )
     report(1, 1 + len(plans))
     parts = [
         _replicate(problem, x, mix(seed, Purpose.SPLIT, i))
@@ -186,13 +195,20 @@ def compare(
     order = list(solvers)
     rows.sort(key=lambda row: (row.nfe, order.index(row.solver)))
     return Comparison(
-        problem.name, samples, replicates, seed, repr(reference), flow.nfe,
-        rms_distance(flow.x, half.x), problem.against,
+        problem.name,
+        samples,
+        replicates,
+        seed,
+        repr(reference),
+        flow.nfe,
+        rms_distance(flow.x, half.x),
+        problem.against,
         paired_interval([part.floor_sliced_wasserstein for part in parts]),
         paired_interval([part.floor_mmd for part in parts]),
         paired_interval([part.floor_frechet for part in parts]),
-        tuple(rows), problem.data[:_SHOWN].cpu(),
-    )  # fmt: skip
+        tuple(rows),
+        problem.data[:_SHOWN].cpu(),
+    )
 
 
 def _silent(_done: int, _total: int) -> None:
@@ -228,28 +244,42 @@ def flow_samples(
 
 
 def _solve(
-    model: Model, solver: Solver[Any], grid: Grid, shape: Sequence[int], seed: int,
+    model: Model,
+    solver: Solver[Any],
+    grid: Grid,
+    shape: Sequence[int],
+    seed: int,
     dtype: torch.dtype,
-) -> Solution:  # fmt: skip
+) -> Solution:
     """Return samples, computed in parts where they are many."""
     count, *event = shape
     part = max(1, _AT_ONCE // math.prod(event))
     found = [
-        sample(model, solver, (min(part, count - first), *event), grid=grid, seed=seed,
-               first=first, dtype=dtype)
+        sample(
+            model,
+            solver,
+            (min(part, count - first), *event),
+            grid=grid,
+            seed=seed,
+            first=first,
+            dtype=dtype,
+        )
         for first in range(0, count, part)
-    ]  # fmt: skip
+    ]
     return Solution(
-        torch.cat([s.x for s in found]), max(s.nfe for s in found), found[0].steps,
+        torch.cat([s.x for s in found]),
+        max(s.nfe for s in found),
+        found[0].steps,
         sum(s.seconds for s in found),
-    )  # fmt: skip
+    )
 
 
 def _replicate(problem: Problem, flow: Tensor, seed: int) -> _Replicate:
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(problem.data), generator=generator)
     data = problem.data[order.to(problem.data.device)]
-    exact, rest = data[: len(flow)], Reference(data[len(flow) :], seed=seed)
+    exact = data[: len(flow)]
+    rest = Reference(data[len(flow) :], seed=seed)
     return _Replicate(
         rest, rest.sliced_wasserstein(exact), rest.mmd(exact), rest.frechet(exact), flow
     )
@@ -263,7 +293,8 @@ def _row(
     parts: Sequence[_Replicate],
     seed: int,
 ) -> Row:
-    grid, starts = problem.rule(solver)(1 if steps is None else steps), parts[0].flow
+    grid = problem.rule(solver)(1 if steps is None else steps)
+    starts = parts[0].flow
     shape = (len(starts) * len(parts), *starts.shape[1:])
     paid = cost(solver, problem.model.sde, grid)
     try:
@@ -275,11 +306,14 @@ def _row(
     excess = [d - p.floor_sliced_wasserstein for d, p in zip(distances, parts, strict=True)]
     errors = None if paid.draws else [rms_distance(x, part.flow) for x, part in pairs]
     return Row(
-        name, steps, solution.nfe, solution.seconds,
+        name,
+        steps,
+        solution.nfe,
+        solution.seconds,
         error=None if errors is None else paired_interval(errors),
         sliced_wasserstein=paired_interval(distances),
         excess=paired_interval(excess),
         mmd=paired_interval([part.data.mmd(x) for x, part in pairs]),
         frechet=paired_interval([part.data.frechet(x) for x, part in pairs]),
         samples=solution.x[:_SHOWN].cpu(),
-    )  # fmt: skip
+    )

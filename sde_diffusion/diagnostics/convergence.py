@@ -106,5 +106,10 @@ def declared(solver: Solver[Any]) -> float | None:
         return float(order)
     if getattr(solver, "adaptive", False):
         return None
-    raise wrong_type(type(solver).__name__, "order", "be a number", order,
-                     "declare it on the class, as in order = 2")  # fmt: skip
+    raise wrong_type(
+        type(solver).__name__,
+        "order",
+        "be a number",
+        order,
+        "declare it on the class, as in order = 2",
+    )

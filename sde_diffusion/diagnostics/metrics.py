@@ -30,8 +30,13 @@ def rms_distance(x: Tensor, y: Tensor) -> float:
     1.0
     """
     if x.shape != y.shape:
-        raise wrong_value("rms_distance", "y", f"have the shape {tuple(x.shape)} of x",
-                          tuple(y.shape), "pair every sample with its own target")  # fmt: skip
+        raise wrong_value(
+            "rms_distance",
+            "y",
+            f"have the shape {tuple(x.shape)} of x",
+            tuple(y.shape),
+            "pair every sample with its own target",
+        )
     return float((x.double() - y.double()).square().mean().sqrt())
 
 
@@ -75,8 +80,13 @@ def median_distance(y: Tensor) -> float:
     rows = y.double().flatten(1)[:_MEDIAN_ROWS]
     median = float(torch.pdist(rows).median()) if len(rows) > 1 else 0.0
     if median == 0:
-        raise wrong_value("median_distance", "y", "hold different rows", "a median distance of 0",
-                          "pass a bandwidth")  # fmt: skip
+        raise wrong_value(
+            "median_distance",
+            "y",
+            "hold different rows",
+            "a median distance of 0",
+            "pass a bandwidth",
+        )
     return median
 
 
@@ -136,11 +146,13 @@ class Reference:
     """
 
     def __init__(self, y: Tensor, projections: int = 256, seed: int = 0) -> None:
-        self.y, (v, _) = y, _rows("Reference", y, y, least=2)
+        self.y = y
+        (v, _) = _rows("Reference", y, y, least=2)
         self._theta = directions(v.shape[1], projections, seed).to(v.device)
         self._sorted = (v @ self._theta).sort(dim=0).values
         self.bandwidth = median_distance(v)
-        self._v, self._within = v, _within(v, self.bandwidth)
+        self._v = v
+        self._within = _within(v, self.bandwidth)
         self._principal = _Principal(v, _COMPONENTS)
 
     def sliced_wasserstein(self, x: Tensor) -> float:
@@ -150,7 +162,8 @@ class Reference:
 
     def mmd(self, x: Tensor) -> float:
         """Return the unbiased estimate of MMD² of x, with the median distance as bandwidth."""
-        u, h = self._rows(x), self.bandwidth
+        u = self._rows(x)
+        h = self.bandwidth
         return _within(u, h) + self._within - 2 * _between(u, self._v, h)
 
     def frechet(self, x: Tensor) -> float:
@@ -195,8 +208,9 @@ def paired_interval(values: Sequence[float], level: float = 0.95) -> Interval:
 
     n = len(values)
     if n < 2:
-        raise wrong_value("paired_interval", "values", "hold at least 2 replicates", n,
-                          "run more seeds")  # fmt: skip
+        raise wrong_value(
+            "paired_interval", "values", "hold at least 2 replicates", n, "run more seeds"
+        )
     if not 0 < level < 1:
         raise wrong_value("paired_interval", "level", "lie in (0, 1)", level, "pass level=0.95")
     mean = math.fsum(values) / n
@@ -208,12 +222,18 @@ def paired_interval(values: Sequence[float], level: float = 0.95) -> Interval:
 def _rows(what: str, x: Tensor, y: Tensor, *, least: int) -> tuple[Tensor, Tensor]:
     """Return both samples as float64 rows on x's device: (n, D), (m, D)."""
     if x.shape[1:] != y.shape[1:] or x.ndim < 2:
-        raise wrong_value(what, "x, y", "be (n, *event) and (m, *event) with one event shape",
-                          f"{tuple(x.shape)} and {tuple(y.shape)}", "reshape one")  # fmt: skip
+        raise wrong_value(
+            what,
+            "x, y",
+            "be (n, *event) and (m, *event) with one event shape",
+            f"{tuple(x.shape)} and {tuple(y.shape)}",
+            "reshape one",
+        )
     for name, value in (("x", x), ("y", y)):
         if len(value) < least:
-            raise wrong_value(what, name, f"hold at least {least} samples", len(value),
-                              "draw more")  # fmt: skip
+            raise wrong_value(
+                what, name, f"hold at least {least} samples", len(value), "draw more"
+            )
     return x.detach().double().flatten(1), y.detach().to(x.device, torch.float64).flatten(1)
 
 
@@ -223,7 +243,8 @@ class _Principal:
     def __init__(self, v: Tensor, components: int) -> None:
         positive_integer("frechet_distance", "components", components)
         variances, basis = torch.linalg.eigh(_covariance(v))  # by size, the largest last
-        self.mean, self.basis = v.mean(0), basis[:, -components:]
+        self.mean = v.mean(0)
+        self.basis = basis[:, -components:]
         self.std = variances[-components:].clamp(min=0).sqrt()
 
     def frechet(self, u: Tensor) -> float:
@@ -243,22 +264,26 @@ def _covariance(v: Tensor) -> Tensor:
 
 def _quantile_gap(a: Tensor, b: Tensor) -> float:
     """Return √(mean over columns of ∫ (F_a⁻¹ − F_b⁻¹)²) of sorted columns."""
-    n, m = len(a), len(b)
+    n = len(a)
+    m = len(b)
     if n == m:
         return float((a - b).square().mean().sqrt())
     # Levels in units of 1/(nm): integers, so that i/n = j/m is recognised exactly.
     levels = torch.cat([torch.arange(n + 1) * m, torch.arange(m) * n]).sort().values.to(a.device)
-    left, width = levels[:-1], levels.diff().double() / (n * m)
+    left = levels[:-1]
+    width = levels.diff().double() / (n * m)
     gap = (a[left // m] - b[left // n]).square()
     return float((width @ gap).mean().sqrt())
 
 
 def _within(u: Tensor, h: float) -> float:
     """Return the mean kernel of different rows."""
-    n, u = len(u), u - u.mean(0)
+    n = len(u)
+    u = u - u.mean(0)
     total = 0.0
     for first in range(0, n, _BLOCK):
-        block, later = u[first : first + _BLOCK], u[first + _BLOCK :]
+        block = u[first : first + _BLOCK]
+        later = u[first + _BLOCK :]
         # k(a, a) = 1 on the diagonal, which the unbiased estimate leaves out.
         total += _kernel_sum(block, block, h) - len(block) + 2 * _kernel_sum(block, later, h)
     return total / (n * (n - 1))
@@ -267,7 +292,8 @@ def _within(u: Tensor, h: float) -> float:
 def _between(u: Tensor, v: Tensor, h: float) -> float:
     """Return the mean kernel of a row of each."""
     centre = v.mean(0)
-    u, v = u - centre, v - centre
+    u = u - centre
+    v = v - centre
     total = sum(_kernel_sum(block, v, h) for block in torch.split(u, _BLOCK))
     return total / (len(u) * len(v))
 

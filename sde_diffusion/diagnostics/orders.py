@@ -40,7 +40,8 @@ from sde_diffusion.solver import Solver
 
 Rule: TypeAlias = Callable[[int, float, float], Tensor]  # steps, start, end -> grid, as `uniform`
 _Errors: TypeAlias = Callable[[int], Sequence[float]]  # steps -> an error for each problem
-_COARSEST, _MOST = 8, 512  # steps
+_COARSEST = 8
+_MOST = 512  # steps
 _STILL: Final = 0.03  # difference of two slopes that are nearly where they go
 _STRONG_STEPS: Final = ((32, 64, 128), (128, 256, 512))  # more where the first are coarse
 
@@ -78,16 +79,24 @@ def certify(
     """
     order = declared(solver)
     if order is None:
-        raise wrong_type(type(solver).__name__, "order", "be a number", "a tolerance instead",
-                         "declare the order at infinite tolerances")  # fmt: skip
+        raise wrong_type(
+            type(solver).__name__,
+            "order",
+            "be a number",
+            "a tolerance instead",
+            "declare the order at infinite tolerances",
+        )
     once, twice = (cost(solver, sde, grid(n, *ends(sde))) for n in (12, 24))
     evaluations = max((twice.nfe - once.nfe) / 12, 0.0)  # sweeps of all steps at once have none
     if not twice.draws:
         mixture, gaussian = _settled(_flow_errors(solver, sde, grid), least=64)
-        return Certificate(evaluations, (
-            Measurement("ode", "mixture", order, mixture),
-            Measurement("ode", "correlated Gaussian", order, gaussian, least=True),
-        ))  # fmt: skip
+        return Certificate(
+            evaluations,
+            (
+                Measurement("ode", "mixture", order, mixture),
+                Measurement("ode", "correlated Gaussian", order, gaussian, least=True),
+            ),
+        )
     (law,) = _settled(_law_errors(solver, sde, grid), least=128)
     found = [Measurement("weak", "Gaussian", order, law)]
     strong_order = getattr(solver, "strong_order", None)
@@ -114,7 +123,8 @@ def _settled(errors: _Errors, least: int) -> list[Convergence]:
     What coarse steps add to a slope halves with each doubling: where two slopes differ by d, the
     next ones change by d in all.
     """
-    steps, rows = [_COARSEST], [errors(_COARSEST)]
+    steps = [_COARSEST]
+    rows = [errors(_COARSEST)]
     while True:
         steps.append(2 * steps[-1])
         rows.append(errors(steps[-1]))
@@ -135,8 +145,13 @@ def _grid(rule: Rule, steps: int, start: float, end: float) -> Tensor:
     ours = len(found) == steps + 1 and torch.allclose(found[[0, -1]], _tensor(start, end))
     if not ours:
         shown = f"{len(found) - 1} steps from {float(found[0]):.6g} to {float(found[-1]):.6g}"
-        raise wrong_value("certify", "grid", f"have {steps} steps from {start:.6g} to {end:.6g}",
-                          shown, "pass a rule (steps, start, end)")  # fmt: skip
+        raise wrong_value(
+            "certify",
+            "grid",
+            f"have {steps} steps from {start:.6g} to {end:.6g}",
+            shown,
+            "pass a rule (steps, start, end)",
+        )
     return found
 
 
@@ -144,7 +159,9 @@ def _tensor(*rows: object) -> Tensor:
     return torch.tensor(rows, dtype=torch.float64)
 
 
-_WEIGHTS, _MEANS, _STDS = (0.4, 0.6), _tensor([-0.8], [0.7]), (0.5, 0.3)
+_WEIGHTS = (0.4, 0.6)
+_MEANS = _tensor([-0.8], [0.7])
+_STDS = (0.5, 0.3)
 _MEAN: Final = _tensor(0.3, -0.2, 0.1)
 _COVARIANCE: Final = _tensor([0.6, 0.4, -0.2], [0.4, 0.4, 0.0], [-0.2, 0.0, 0.4])
 
@@ -206,7 +223,8 @@ class _Probe(Noise):
 class _Line:
     """The score model of N(.3, .5²): the numbers of `Gaussian`'s, without its generality."""
 
-    mean, variance = 0.3, 0.25
+    mean = 0.3
+    variance = 0.25
 
     def __init__(self, sde: LinearSDE) -> None:
         self.sde = sde
@@ -216,7 +234,8 @@ class _Line:
         return (a * self.mean - x) / (a**2 * self.variance + s**2)
 
     def predict(self, form: str, x: Tensor, t: Tensor, at: Level) -> Tensor:  # noqa: ARG002
-        a, s = at.alpha, at.sigma
+        a = at.alpha
+        s = at.sigma
         slope = {"eps": s, "x0": a * self.variance, "v": a * s * (1 - self.variance)}[form]
         slope /= a**2 * self.variance + s**2
         offset = {"eps": 0.0, "x0": self.mean, "v": -s * self.mean}[form]
@@ -236,13 +255,16 @@ def _law_errors(
     A whole solve is an affine map x ↦ a x + c + Σ_j b_j z_j of the start and its normals, whose
     numbers are the images of 0, of x = 1 and of every z_j = 1.
     """
-    model, (start, end) = _Line(sde), ends(sde, "weak")
-    (first, spread), (last, wide) = model.moments(start), model.moments(end)
+    model = _Line(sde)
+    (start, end) = ends(sde, "weak")
+    (first, spread) = model.moments(start)
+    (last, wide) = model.moments(end)
     rows = 2
 
     def images(steps: int) -> Tensor:
         nonlocal rows
-        grid, probe = _grid(rule, steps, start, end), _Probe()
+        grid = _grid(rule, steps, start, end)
+        probe = _Probe()
         x = torch.zeros(rows, 1, dtype=torch.float64)
         x[1:2] = 1
         found = integrate(ReverseSDE(sde, model, noise_scale), solver, x, grid, noise=probe).x
@@ -252,8 +274,10 @@ def _law_errors(
 
     def errors(steps: int) -> tuple[float, ...]:
         y = images(steps)
-        a, drawn = y[1] - y[0], (y[2:] - y[0]).square().sum()
-        mean, std = a * first + y[0], ((a * spread).square() + drawn).sqrt()
+        a = y[1] - y[0]
+        drawn = (y[2:] - y[0]).square().sum()
+        mean = a * first + y[0]
+        std = ((a * spread).square() + drawn).sqrt()
         return (math.hypot(float(mean) - last, float(std) - wide),)
 
     return errors

@@ -70,22 +70,35 @@ def audit(
     True
     """
     divergence = Hutchinson(probes=4) if divergence is None else divergence
-    same, spent = _SameProbes(divergence, divergence.probes(x)), list[int]()
+    same = _SameProbes(divergence, divergence.probes(x))
+    spent = list[int]()
 
     def solve(x: Tensor, score: Score, solver: Solver[Any], grid: Tensor | None) -> LogLikelihood:
-        found = log_prob(x, ProbabilityFlow(flow.sde, score), solver, grid=grid, levels=levels,
-                         variable=variable, divergence=same, prior=prior)  # fmt: skip
+        found = log_prob(
+            x,
+            ProbabilityFlow(flow.sde, score),
+            solver,
+            grid=grid,
+            levels=levels,
+            variable=variable,
+            divergence=same,
+            prior=prior,
+        )
         spent.append(found.nfe)
         return found
 
-    score, at, lines = flow.score.function, x, list[Line]()
+    score = flow.score.function
+    at = x
+    lines = list[Line]()
     found = best = solve(x, score, solver, grid)
     if x.dtype != torch.float64:  # whose rounding a small tolerance would not get below
-        at, score = x.double(), _in_double(score)
+        at = x.double()
+        score = _in_double(score)
         best = solve(at, score, solver, grid)
         lines.append(_difference("rounding", found, best, 0.1, "by a solve in float64"))
     finer, finer_grid, left = _finer(solver, grid)
-    loose, best = best, solve(at, score, finer, finer_grid)
+    loose = best
+    best = solve(at, score, finer, finer_grid)
     lines.append(_tolerance(loose, best, left))
     if reference is not None:
         other = solve(at, _in_double(reference), finer, finer_grid)
@@ -98,8 +111,9 @@ def audit(
         lines.append(_difference("truncation", best, nearer, _NEARER**-0.5, how))
     lines += [_probes(found, divergence), *_of_levels(x, levels, discrete)]
     lines.sort(key=lambda line: LINES.index(line.name))
-    return Ledger(found.nats.double(), x[0].numel(), tuple(lines), divergence.columns - 1,
-                  sum(spent))  # fmt: skip
+    return Ledger(
+        found.nats.double(), x[0].numel(), tuple(lines), divergence.columns - 1, sum(spent)
+    )
 
 
 def _difference(
@@ -121,11 +135,16 @@ def _tolerance(found: LogLikelihood, tight: LogLikelihood, left: float) -> Line:
 
 
 def _prior_line(
-    x: Tensor, found: LogLikelihood, flow: ProbabilityFlow, prior: Density | None,
-    end: Density | None, last: Tensor,
-) -> Line:  # fmt: skip
+    x: Tensor,
+    found: LogLikelihood,
+    flow: ProbabilityFlow,
+    prior: Density | None,
+    end: Density | None,
+    last: Tensor,
+) -> Line:
     """Return log p_1(x_1) − log π(x_1) by a better law, or a bound of its mean."""
-    zero, at = torch.zeros(len(found.nats), dtype=torch.float64), found.latent
+    zero = torch.zeros(len(found.nats), dtype=torch.float64)
+    at = found.latent
     if end is not None:
         used = found.terms["prior"].double()
         shift = end.log_prob(at.double()).double() - used
@@ -144,8 +163,13 @@ def _prior_line(
 def _probes(found: LogLikelihood, divergence: Divergence) -> Line:
     error = found.standard_error.double()
     if bool(error.isnan().any()):
-        raise wrong_value("audit", "divergence", "have two probes or more, to tell their error",
-                          f"{divergence.columns}", "pass Hutchinson(probes=4)")  # fmt: skip
+        raise wrong_value(
+            "audit",
+            "divergence",
+            "have two probes or more, to tell their error",
+            f"{divergence.columns}",
+            "pass Hutchinson(probes=4)",
+        )
     how = f"by the spread of {divergence.columns} probes" if divergence.columns > 1 else "exact"
     return Line("probes", torch.zeros_like(error), error, how, random=True)
 
@@ -153,11 +177,17 @@ def _probes(found: LogLikelihood, divergence: Divergence) -> Line:
 def _of_levels(
     x: Tensor, levels: int | None, discrete: DiscreteLogLikelihood | None
 ) -> list[Line]:
-    zero, lines = torch.zeros(len(x), dtype=torch.float64), list[Line]()
+    zero = torch.zeros(len(x), dtype=torch.float64)
+    lines = list[Line]()
     if discrete is not None:
-        lines.append(Line("dequantization", discrete.gap.double(),
-                          discrete.standard_error.double() + 0.5 * discrete.gap.double(),
-                          f"by the spread of {len(discrete.log_weights)} draws"))  # fmt: skip
+        lines.append(
+            Line(
+                "dequantization",
+                discrete.gap.double(),
+                discrete.standard_error.double() + 0.5 * discrete.gap.double(),
+                f"by the spread of {len(discrete.log_weights)} draws",
+            )
+        )
     if levels is not None:
         offset = x[0].numel() * math.log(levels / 2)
         lines.append(Line("offset", zero - offset, zero, f"log2({levels}/2) bits/dim, exactly"))
@@ -204,7 +234,8 @@ class _SameProbes(Divergence):
     """A divergence whose probes are drawn already, in any dtype."""
 
     def __init__(self, inner: Divergence, z: Tensor) -> None:
-        self.inner, self.z = inner, z
+        self.inner = inner
+        self.z = z
 
     @property
     def columns(self) -> int:

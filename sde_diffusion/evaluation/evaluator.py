@@ -87,13 +87,20 @@ class Evaluator:
     """
 
     def __init__(
-        self, model: ScoreLike, dataset: Dataset, solver: Solver[Any],
-        settings: EvaluationSettings | None = None, grid: Tensor | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        model: ScoreLike,
+        dataset: Dataset,
+        solver: Solver[Any],
+        settings: EvaluationSettings | None = None,
+        grid: Tensor | None = None,
+    ) -> None:
         settings = EvaluationSettings() if settings is None else settings
         if settings.tolerance is not None:
             solver = _with_tolerance(solver, settings.tolerance)
-        self.model, self.dataset, self.solver, self.settings = model, dataset, solver, settings
+        self.model = model
+        self.dataset = dataset
+        self.solver = solver
+        self.settings = settings
         self.dimension = math.prod(dataset.spec.shape)
         ends = torch.tensor([settings.t_min, model.sde.horizon], dtype=torch.float64)
         adaptive = getattr(solver, "adaptive", False)
@@ -101,7 +108,8 @@ class Evaluator:
 
     def changed(self, **settings: Any) -> Evaluator:  # noqa: ANN401
         """Return the evaluator with other settings; another t_min moves a grid's start there."""
-        chosen, grid = replace(self.settings, **settings), self.grid
+        chosen = replace(self.settings, **settings)
+        grid = self.grid
         if grid is not None and "t_min" in settings:
             start = torch.tensor([chosen.t_min], dtype=torch.float64)
             grid = torch.cat([start, grid[grid > start]])
@@ -118,13 +126,16 @@ class Evaluator:
 
     def batches(self) -> list[range]:
         """Return the numbers of the samples of every batch."""
-        n, size = len(self.dataset), self.settings.batch_size
+        n = len(self.dataset)
+        size = self.settings.batch_size
         return [range(first, min(first + size, n)) for first in range(0, n, size)]
 
     def batch(self, indices: range) -> Batch:
         """Return what is found of a batch: of each bound its nats, their error, and its terms."""
         began = time.perf_counter()
-        values, sums, nfe = dict[str, list[float]](), dict[str, list[float]](), dict[str, int]()
+        values = dict[str, list[float]]()
+        sums = dict[str, list[float]]()
+        nfe = dict[str, int]()
         for name in self.settings.bounds:
             found = self._found(name, indices)
             columns = {"nats": found.nats, "standard_error": found.error, **found.terms}
@@ -142,7 +153,8 @@ class Evaluator:
         settings = self.settings
         if settings.mode != "auto" or "flow" not in settings.bounds:
             return self, f"{settings.mode} mode as asked"
-        mode, why = "reverse", "reverse mode, in which the memory for all dimensions is bounded"
+        mode = "reverse"
+        why = "reverse mode, in which the memory for all dimensions is bounded"
         if settings.divergence != "exact" or self.dimension <= _FEW:
             flow = ProbabilityFlow(self.model.sde, self.model)
             x = self.inputs(self.batches()[0])[:_FEW]
@@ -155,7 +167,8 @@ class Evaluator:
 
     def inputs(self, indices: range) -> Tensor:
         """Return the samples as the model takes them, integers with a draw of their noise."""
-        spec, rows = self.dataset.spec, self.dataset.values[indices.start : indices.stop]
+        spec = self.dataset.spec
+        rows = self.dataset.values[indices.start : indices.stop]
         if spec.levels is None or self.settings.dequantization == "none":
             return self.to_model(spec.encode(rows, 0.5))
         u, _ = next(self.dequantizer().draws(rows, 1, indices.start))
@@ -163,37 +176,58 @@ class Evaluator:
 
     def chain(self) -> Tensor:
         """Return the times of the vlb: the DDPM's own lattice, or equal steps to the horizon."""
-        sde, steps = self.model.sde, self.settings.steps
+        sde = self.model.sde
+        steps = self.settings.steps
         if isinstance(sde, VPSDE) and isinstance(sde.beta, DiscreteBeta):
             return lattice(len(sde.beta.betas), steps)
         return lattice(1000 if steps is None else steps) * sde.horizon
 
     def _flow(self, x: Tensor, first: int, decoder: Decoder) -> _Found:  # noqa: ARG002  (a density)
         found = log_prob(
-            x, ProbabilityFlow(self.model.sde, self.model), self.solver, grid=self.grid,
-            divergence=self.divergence(first), variable=VARIABLES[self.settings.variable],
-        )  # fmt: skip
+            x,
+            ProbabilityFlow(self.model.sde, self.model),
+            self.solver,
+            grid=self.grid,
+            divergence=self.divergence(first),
+            variable=VARIABLES[self.settings.variable],
+        )
         terms = dict(found.terms) | {"tolerance_error": found.tolerance_error}
         return _Found(found.nats, found.standard_error, terms, found.nfe)
 
     def _elbo(self, x: Tensor, first: int, decoder: Decoder) -> _Found:
         settings = self.settings
-        found = elbo(x, self.model, decoder=decoder, draws=settings.times, seed=settings.seed,
-                     first=first, t_min=settings.t_min)  # fmt: skip
+        found = elbo(
+            x,
+            self.model,
+            decoder=decoder,
+            draws=settings.times,
+            seed=settings.seed,
+            first=first,
+            t_min=settings.t_min,
+        )
         return _Found(found.nats, found.standard_error, dict(found.terms), found.nfe)
 
     def _vlb(self, x: Tensor, first: int, decoder: Decoder) -> _Found:
-        settings, grid = self.settings, self.chain()
+        settings = self.settings
+        grid = self.chain()
         every = settings.times >= 2 * (len(grid) - 1)
-        found = vlb(x, self.model, grid, decoder=decoder, draws=None if every else settings.times,
-                    seed=settings.seed, first=first)  # fmt: skip
+        found = vlb(
+            x,
+            self.model,
+            grid,
+            decoder=decoder,
+            draws=None if every else settings.times,
+            seed=settings.seed,
+            first=first,
+        )
         table = found.per_step
         sums = {"number": table.number, "total": table.total, "squares": table.squares}
         return _Found(found.nats, found.standard_error, dict(found.terms), found.nfe, sums)
 
     def _found(self, bound: str, indices: range) -> _Found:
         """Return one bound of the log-density of real data or the log-probability of integers."""
-        spec, first = self.dataset.spec, indices.start
+        spec = self.dataset.spec
+        first = indices.start
         rows = self.dataset.values[first : indices.stop]
         law: Callable[[Tensor, int, Decoder], _Found] = getattr(self, f"_{bound}")
         if spec.levels is None:
@@ -213,7 +247,9 @@ class Evaluator:
 
         The probes of all draws are the same, and so their errors add up by the draws' weights.
         """
-        draws, spec, parts = self.settings.draws, self.dataset.spec, list[_Found]()
+        draws = self.settings.draws
+        spec = self.dataset.spec
+        parts = list[_Found]()
 
         def log_p(x: Tensor, first: int) -> Tensor:  # noqa: ARG001  (density knows it)
             parts.append(density(self.to_model(x)))
@@ -255,8 +291,13 @@ class Evaluator:
 
 def _with_tolerance(solver: Any, tolerance: float) -> Any:  # noqa: ANN401  (a solver)
     if not (is_dataclass(solver) and hasattr(solver, "rtol")):
-        raise wrong_value("Evaluator", "tolerance", "be left out for a solver with fixed steps",
-                          tolerance, "pass a grid of more steps")  # fmt: skip
+        raise wrong_value(
+            "Evaluator",
+            "tolerance",
+            "be left out for a solver with fixed steps",
+            tolerance,
+            "pass a grid of more steps",
+        )
     made: Any = solver
     return replace(made, rtol=tolerance, atol=tolerance)
 

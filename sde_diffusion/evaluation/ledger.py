@@ -12,8 +12,15 @@ from torch import Tensor
 from sde_diffusion._check import wrong_value
 
 LINES: Final = (
-    "score", "prior", "truncation", "tolerance", "rounding", "probes", "dequantization", "offset"
-)  # fmt: skip
+    "score",
+    "prior",
+    "truncation",
+    "tolerance",
+    "rounding",
+    "probes",
+    "dequantization",
+    "offset",
+)
 
 
 @final
@@ -94,9 +101,12 @@ class Ledger:
         from scipy.special import stdtrit
 
         rows = len(self.nats)
-        variances = sum((line.error.square() for line in self.lines if line.random),
-                        torch.zeros(rows, dtype=torch.float64))  # fmt: skip
-        total, fourth = float(variances.sum()), float(variances.square().sum())
+        variances = sum(
+            (line.error.square() for line in self.lines if line.random),
+            torch.zeros(rows, dtype=torch.float64),
+        )
+        total = float(variances.sum())
+        fourth = float(variances.square().sum())
         freedom = max(1, self.freedom) * (total**2 / fourth if fourth else 1.0)
         t = float(stdtrit(freedom, 0.5 * (1 + level)))
         known = (float(line.error.mean()) for line in self.lines if not line.random)
@@ -109,7 +119,11 @@ class Ledger:
     def table(self) -> list[tuple[str, float, float, str]]:
         """Return name, shift and error in bits per dimension, means over the batch, and how."""
         return [
-            (line.name, self.bits(float(line.shift.mean())), abs(self.bits(line.mean_error)),
-             line.how)
+            (
+                line.name,
+                self.bits(float(line.shift.mean())),
+                abs(self.bits(line.mean_error)),
+                line.how,
+            )
             for line in self.lines
-        ]  # fmt: skip
+        ]

@@ -88,12 +88,15 @@ class Evaluation:
 
     def summary(self, bound: str) -> Summary:
         """Return the mean of a bound with its errors."""
-        bits, nats = self.bits_per_dim(bound).tolist(), self.nats(bound).tolist()
-        n, scale = len(bits), self.dimension * _LN2
+        bits = self.bits_per_dim(bound).tolist()
+        nats = self.nats(bound).tolist()
+        n = len(bits)
+        scale = self.dimension * _LN2
         own = math.sqrt(math.fsum(e * e for e in self.standard_error(bound).tolist())) / n
         error = _error(bits)
-        return Summary(n, math.fsum(bits) / n, error, own / scale, math.fsum(nats) / n,
-                       error * scale)  # fmt: skip
+        return Summary(
+            n, math.fsum(bits) / n, error, own / scale, math.fsum(nats) / n, error * scale
+        )
 
     def term(self, name: str) -> tuple[int, float, float, float]:
         """Return a term's samples, mean in nats and in bits per dimension, and error in nats."""
@@ -105,8 +108,12 @@ class Evaluation:
         """Return the terms L_0, L_1 … of the vlb over the steps of the chain."""
         if "vlb_number" not in self.sums:
             return None
-        return StepTable(self.sums["vlb_number"], self.sums["vlb_total"], self.sums["vlb_squares"],
-                         self.dimension)  # fmt: skip
+        return StepTable(
+            self.sums["vlb_number"],
+            self.sums["vlb_total"],
+            self.sums["vlb_squares"],
+            self.dimension,
+        )
 
 
 def _error(values: Sequence[float]) -> float:

@@ -17,9 +17,13 @@ from sde_diffusion.solver import Solver
 
 
 def evaluate(
-    model: ScoreLike, dataset: Dataset, solver: Solver[Any],
-    settings: EvaluationSettings | None = None, *, grid: Tensor | None = None,
-) -> Evaluation:  # fmt: skip
+    model: ScoreLike,
+    dataset: Dataset,
+    solver: Solver[Any],
+    settings: EvaluationSettings | None = None,
+    *,
+    grid: Tensor | None = None,
+) -> Evaluation:
     """Return log-likelihoods of all samples, by up to three bounds, as ``settings`` say.
 
     See `Evaluator` for what they are of, and for the grid.

@@ -123,5 +123,10 @@ def _batch(line: bytes) -> Batch | None:
 
 
 def _no_manifest(path: Path) -> ValueError:
-    return wrong_value("SampleLog", str(path), "be the manifest of a run", "another file",
-                       "start again in another folder")  # fmt: skip
+    return wrong_value(
+        "SampleLog",
+        str(path),
+        "be the manifest of a run",
+        "another file",
+        "start again in another folder",
+    )

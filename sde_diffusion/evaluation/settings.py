@@ -14,9 +14,11 @@ DEQUANTIZATIONS: Final = ("uniform", "truncated-normal", "none")
 VARIABLES: Final = ("angle", "time", "log-snr")
 MODES: Final = ("auto", "reverse", "forward")
 _CHOICES: Final = {
-    "divergence": DIVERGENCES, "dequantization": DEQUANTIZATIONS, "variable": VARIABLES,
+    "divergence": DIVERGENCES,
+    "dequantization": DEQUANTIZATIONS,
+    "variable": VARIABLES,
     "mode": MODES,
-}  # fmt: skip
+}
 
 
 @final
@@ -55,21 +57,41 @@ class EvaluationSettings:
     def __post_init__(self) -> None:
         what = "EvaluationSettings"
         if not self.bounds or not set(self.bounds) <= set(BOUNDS):
-            raise wrong_value(what, "bounds", f"be of {', '.join(BOUNDS)}", self.bounds,
-                              "pass for example ('flow',)")  # fmt: skip
+            raise wrong_value(
+                what,
+                "bounds",
+                f"be of {', '.join(BOUNDS)}",
+                self.bounds,
+                "pass for example ('flow',)",
+            )
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
-                raise wrong_value(what, name, f"be one of {', '.join(choices)}",
-                                  repr(getattr(self, name)), f"pass {choices[0]!r}")  # fmt: skip
+                raise wrong_value(
+                    what,
+                    name,
+                    f"be one of {', '.join(choices)}",
+                    repr(getattr(self, name)),
+                    f"pass {choices[0]!r}",
+                )
         for name in ("probes", "draws", "batch_size"):
             positive_integer(what, name, getattr(self, name))
         positive_integer(what, "times", self.times, least=2)
         if self.times % 2:
-            raise wrong_value(what, "times", "be even: they are drawn in pairs", self.times,
-                              f"pass times={self.times + 1}")  # fmt: skip
+            raise wrong_value(
+                what,
+                "times",
+                "be even: they are drawn in pairs",
+                self.times,
+                f"pass times={self.times + 1}",
+            )
         if self.dequantization == "none" and "flow" in self.bounds:
-            raise wrong_value(what, "dequantization", "be some for the flow, a density", "none",
-                              "pass uniform, or leave out the flow")  # fmt: skip
+            raise wrong_value(
+                what,
+                "dequantization",
+                "be some for the flow, a density",
+                "none",
+                "pass uniform, or leave out the flow",
+            )
         positive_integer(what, "seed", self.seed, least=0)
         positive_number(what, "t_min", self.t_min)
         if self.tolerance is not None:

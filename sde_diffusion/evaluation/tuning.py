@@ -39,21 +39,32 @@ def audited(evaluator: Evaluator, rows: int = 4) -> Ledger:
     positive_integer("audited", "rows", rows)
     if "flow" not in evaluator.settings.bounds:
         bounds = ", ".join(evaluator.settings.bounds)
-        raise wrong_value("audited", "settings", "have the flow among the bounds", bounds,
-                          "pass the bound flow or all")  # fmt: skip
+        raise wrong_value(
+            "audited",
+            "settings",
+            "have the flow among the bounds",
+            bounds,
+            "pass the bound flow or all",
+        )
     settings = evaluator.settings
     if settings.divergence != "exact" and settings.probes < 2:
         evaluator = evaluator.changed(probes=2)
-    model, spec = evaluator.model, evaluator.dataset.spec
+    model = evaluator.model
+    spec = evaluator.dataset.spec
     batch = range(min(rows, len(evaluator.dataset)))
-    x, sde = evaluator.inputs(batch), model.sde
+    x = evaluator.inputs(batch)
+    sde = model.sde
     last = torch.tensor(sde.horizon, dtype=torch.float64)
     found = audit(
-        x, ProbabilityFlow(sde, model), evaluator.solver, grid=evaluator.grid,
-        variable=VARIABLES[settings.variable], divergence=evaluator.divergence(0),
+        x,
+        ProbabilityFlow(sde, model),
+        evaluator.solver,
+        grid=evaluator.grid,
+        variable=VARIABLES[settings.variable],
+        divergence=evaluator.divergence(0),
         end=fit_gaussian(_many(evaluator)).diffused(sde).marginal(last),
         discrete=None if spec.levels is None else _spread(evaluator, batch),
-    )  # fmt: skip
+    )
     volume = spec.log_volume(x.cpu()).double()
     name = "real numbers" if spec.levels is None else f"{spec.levels} levels"
     offset = Line("offset", volume, torch.zeros_like(volume), f"the scaling of {name}, exactly")
@@ -85,7 +96,8 @@ def tuned(evaluator: Evaluator, error: float, rows: int = 4) -> Tuned:
     start: dict[str, float | int] = {"tolerance": 1e-3} if adaptive else {}
     if evaluator.settings.divergence != "exact":
         start["probes"] = 2
-    evaluator, ledgers = evaluator.changed(**start), list[Ledger]()
+    evaluator = evaluator.changed(**start)
+    ledgers = list[Ledger]()
     for _ in range(_ROUNDS):
         ledgers.append(audited(evaluator, rows))
         sizes = sizes_of(ledgers[-1], len(evaluator.dataset))
@@ -97,8 +109,13 @@ def tuned(evaluator: Evaluator, error: float, rows: int = 4) -> Tuned:
             break
         evaluator = better
     text = ", ".join(f"{name} {size:.2g}" for name, size in sizes.items())
-    raise wrong_value("tuned", "error", f"be above {sizes[worst]:.2g}, which {worst} leaves here",
-                      error, f"raise it; the lines are {text} bits/dim")  # fmt: skip
+    raise wrong_value(
+        "tuned",
+        "error",
+        f"be above {sizes[worst]:.2g}, which {worst} leaves here",
+        error,
+        f"raise it; the lines are {text} bits/dim",
+    )
 
 
 def summary(ledger: Ledger, samples: int) -> dict[str, Any]:
@@ -118,8 +135,13 @@ def summary(ledger: Ledger, samples: int) -> dict[str, Any]:
     nats = 2 * math.sqrt(math.fsum(squares) / samples)
     nats += math.fsum(line.mean_error for line in lasting if not line.random)
     shift = math.fsum(float(line.shift.mean()) for line in lasting)
-    return {"rows": len(ledger.nats), "lines": lines, "shift": ledger.bits(shift),
-            "error": abs(ledger.bits(nats)), "nfe": ledger.nfe}  # fmt: skip
+    return {
+        "rows": len(ledger.nats),
+        "lines": lines,
+        "shift": ledger.bits(shift),
+        "error": abs(ledger.bits(nats)),
+        "nfe": ledger.nfe,
+    }
 
 
 def sizes_of(ledger: Ledger, samples: int) -> dict[str, float]:
@@ -139,9 +161,7 @@ def sizes_of(ledger: Ledger, samples: int) -> dict[str, float]:
     return sizes
 
 
-def _improved(
-    evaluator: Evaluator, line: str, size: float, error: float
-) -> Evaluator | None:
+def _improved(evaluator: Evaluator, line: str, size: float, error: float) -> Evaluator | None:
     """Return the evaluator with more work spent on a line; None where work does not help."""
     settings = evaluator.settings
     if line == "tolerance":
@@ -159,7 +179,8 @@ def _improved(
 
 def _many(evaluator: Evaluator) -> Tensor:
     """Return rows of the data as the model takes them, float64."""
-    spec, rows = evaluator.dataset.spec, evaluator.dataset.values[:_FIT]
+    spec = evaluator.dataset.spec
+    rows = evaluator.dataset.values[:_FIT]
     x = spec.encode(rows, 0.5)
     many = x if len(x) > 1 else torch.cat([x, x])
     return many.double().to(evaluator.model.device)
@@ -171,13 +192,20 @@ def _spread(evaluator: Evaluator, batch: range) -> DiscreteLogLikelihood:
     The gap of one draw is half the variance of its log-weight, where that is normal; of several
     the jackknife's.
     """
-    settings, flow = evaluator.settings, ProbabilityFlow(evaluator.model.sde, evaluator.model)
-    spec, rows = evaluator.dataset.spec, evaluator.dataset.values[batch.start : batch.stop]
+    settings = evaluator.settings
+    flow = ProbabilityFlow(evaluator.model.sde, evaluator.model)
+    spec = evaluator.dataset.spec
+    rows = evaluator.dataset.values[batch.start : batch.stop]
 
     def density(x: Tensor, first: int) -> Tensor:
-        found = log_prob(evaluator.to_model(x), flow, evaluator.solver, grid=evaluator.grid,
-                         variable=VARIABLES[settings.variable],
-                         divergence=evaluator.divergence(first))  # fmt: skip
+        found = log_prob(
+            evaluator.to_model(x),
+            flow,
+            evaluator.solver,
+            grid=evaluator.grid,
+            variable=VARIABLES[settings.variable],
+            divergence=evaluator.divergence(first),
+        )
         return found.nats.cpu()
 
     draws = max(settings.draws, _DRAWS)

@@ -45,7 +45,8 @@ def prior_kl(x0: Tensor, sde: LinearSDE) -> Tensor:
 
     Shapes: (B, *event) → (B,), float64. Units: nats.
     """
-    end, std = _level(sde, sde.horizon), sde.prior().std
+    end = _level(sde, sde.horizon)
+    std = sde.prior().std
     excess = (end.sigma / std) ** 2 - 1  # of the variance; ½(excess − log(1 + excess)) a number
     spread = x0[0].numel() * (excess - math.log1p(excess))
     return 0.5 * ((end.alpha / std) ** 2 * flat_sum(x0.double().square()) + spread)
@@ -106,17 +107,20 @@ def elbo(
     check_model("elbo", x, model, "eps")
     decoder = check_decoder("elbo", x, decoder, levels)
     check_draws("elbo", draws)
-    sde, predicted = model.sde, CountedScore(model.eps)
+    sde = model.sde
+    predicted = CountedScore(model.eps)
     noise = PerSampleNoise.numbered(mix(seed, Purpose.ELBO), first, len(x))
     far, near = log_snr_range(sde, t_min)
     end = _level(sde, t_min)
-    std, width = end.sigma / end.alpha, float(far - near)
+    std = end.sigma / end.alpha
+    width = float(far - near)
     variance = torch.tensor(std**2, dtype=torch.float64, device=x.device)
     strata = draws // 2
 
     def draw(stratum: int, control: Control) -> tuple[Tensor, Tensor]:
         u = (stratum + uniforms(noise, x)) / strata
-        t, eps = LikelihoodTimes().time(sde, u, t_min), noise.normal(x)
+        t = LikelihoodTimes().time(sde, u, t_min)
+        eps = noise.normal(x)
         error = squares(eps - predicted(sde.perturb(x, t, eps), t))
         excess = squares(eps) - x[0].numel()
         diffusion = width * (error - control.c * excess)
@@ -128,11 +132,15 @@ def elbo(
         control = Control(x)
         pairs = Pairs(2, x)
         for stratum in range(strata):
-            (one, e1), (other, e2) = draw(stratum, control), draw(stratum, control)
+            (one, e1) = draw(stratum, control)
+            (other, e2) = draw(stratum, control)
             pairs.add(one, other)
             control.see(e1, e2)
-        terms = {"prior": prior_kl(x, sde), "diffusion": pairs.total[0],
-                 "reconstruction": pairs.total[1]}  # fmt: skip
+        terms = {
+            "prior": prior_kl(x, sde),
+            "diffusion": pairs.total[0],
+            "reconstruction": pairs.total[1],
+        }
     nats, bits = totals("elbo", terms, x, levels)
     return Bound(nats, bits, pairs.standard_error, terms, predicted.calls, t_min)
 
@@ -146,7 +154,9 @@ def score_form(bound: Bound, x: Tensor, sde: LinearSDE) -> Bound:
     `GaussianDecoder`. With ∇log q = −eps/sigma, ∇·f = D dlog alpha/dt and
     g²/sigma² = −2 dλ/dt they sum to what the terms of the bound sum to.
     """
-    d, start, end = x[0].numel(), _level(sde, bound.t_min), _level(sde, sde.horizon)
+    d = x[0].numel()
+    start = _level(sde, bound.t_min)
+    end = _level(sde, sde.horizon)
 
     def entropy(sigma: float) -> float:
         """Return that of N(·, sigma² I)."""
@@ -158,8 +168,9 @@ def score_form(bound: Bound, x: Tensor, sde: LinearSDE) -> Bound:
         "divergence": torch.full_like(bound.nats, -d * math.log(end.alpha / start.alpha)),
         "end": bound.terms["reconstruction"] - entropy(start.sigma),
     }
-    return Bound(bound.nats, bound.bits_per_dim, bound.standard_error, terms, bound.nfe,
-                 bound.t_min)  # fmt: skip
+    return Bound(
+        bound.nats, bound.bits_per_dim, bound.standard_error, terms, bound.nfe, bound.t_min
+    )
 
 
 def _level(sde: LinearSDE, t: float) -> Level:

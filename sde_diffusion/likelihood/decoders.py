@@ -58,17 +58,26 @@ class _Levels(Decoder):
         """Keep the values, ascending: (L,)."""
         what = type(self).__name__
         if centres.ndim != 1 or len(centres) < 2 or not bool((centres.diff() > 0).all()):
-            raise wrong_value(what, "centres", "be two or more rising numbers",
-                              tuple(centres.shape), "pass bin_centres(256)")  # fmt: skip
+            raise wrong_value(
+                what,
+                "centres",
+                "be two or more rising numbers",
+                tuple(centres.shape),
+                "pass bin_centres(256)",
+            )
         self.centres = centres.detach().to("cpu", torch.float64)
         self.edges = 0.5 * (self.centres[1:] + self.centres[:-1])
 
     def check(self, what: str, x0: Tensor) -> None:
         off = (x0.double() - self.centres.to(x0.device)[self._index(x0)]).abs().max()
         if not float(off) <= 0.01 * float(self.centres.diff().min()):
-            raise wrong_value(what, "x", f"lie on the {len(self.centres)} levels of the decoder",
-                              f"a value {float(off):.3g} beside them",
-                              "pass dataset.centred(), not dequantized data")  # fmt: skip
+            raise wrong_value(
+                what,
+                "x",
+                f"lie on the {len(self.centres)} levels of the decoder",
+                f"a value {float(off):.3g} beside them",
+                "pass dataset.centred(), not dequantized data",
+            )
 
     def _index(self, x0: Tensor) -> Tensor:
         return torch.searchsorted(self.edges.to(x0.device), x0.double().contiguous())
@@ -115,7 +124,9 @@ class BinDecoder(_Levels):
     """
 
     def log_prob(self, x0: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-        k, std, last = self._index(x0), variance.sqrt(), len(self.edges)
+        k = self._index(x0)
+        std = variance.sqrt()
+        last = len(self.edges)
         edges = self.edges.to(x0.device)
         low, high = ((edges[i.clamp(0, last - 1)] - mean) / std for i in (k - 1, k))
         # Beyond 40 deviations Φ is 0; an edge at infinity would leave NaN in the gradient.
@@ -124,7 +135,8 @@ class BinDecoder(_Levels):
         # Mirrored into the lower tail, where the difference of two Φ keeps its digits.
         right = low + high > 0
         low, high = torch.where(right, -high, low), torch.where(right, -low, high)
-        below, above = torch.special.log_ndtr(low), torch.special.log_ndtr(high)
+        below = torch.special.log_ndtr(low)
+        above = torch.special.log_ndtr(high)
         return flat_sum(above + torch.log1p(-torch.exp(below - above)))
 
 

@@ -163,19 +163,30 @@ def discrete_log_prob(
     """
     positive_integer("discrete_log_prob", "draws", draws)
     if spec.levels is None:
-        raise wrong_value("discrete_log_prob", "spec", "have levels", "real numbers",
-                          "evaluate their density as it is")  # fmt: skip
+        raise wrong_value(
+            "discrete_log_prob",
+            "spec",
+            "have levels",
+            "real numbers",
+            "evaluate their density as it is",
+        )
     if tuple(k.shape[1:]) != spec.shape or len(k) == 0:
         rule = f"have shape (N, {', '.join(map(str, spec.shape))})"
-        raise wrong_value("discrete_log_prob", "k", rule, tuple(k.shape),
-                          "pass rows of dataset.values")  # fmt: skip
+        raise wrong_value(
+            "discrete_log_prob", "k", rule, tuple(k.shape), "pass rows of dataset.values"
+        )
     log_weights = []
     for u, log_q in dequantizer.draws(k, draws, first):
         x = spec.encode(k, u)
         log_p = density(x, first)
         if log_p.shape != log_q.shape:
-            raise wrong_type("discrete_log_prob", "density", f"return {len(k)} numbers",
-                             tuple(log_p.shape), "sum over the event dimensions")  # fmt: skip
+            raise wrong_type(
+                "discrete_log_prob",
+                "density",
+                f"return {len(k)} numbers",
+                tuple(log_p.shape),
+                "sum over the event dimensions",
+            )
         log_weights.append(log_p.to(log_q) + spec.log_volume(x) - log_q)
     weights = torch.stack(log_weights)
     nats, error, gap = importance_weighted(weights)

@@ -101,7 +101,11 @@ class Exact(Divergence):
         return x.new_zeros(x.shape[0], 1, *x.shape[1:])
 
     def evaluate(
-        self, velocity: Velocity, x: Tensor, z: Tensor, create_graph: bool = False  # noqa: ARG002
+        self,
+        velocity: Velocity,
+        x: Tensor,
+        z: Tensor,  # noqa: ARG002
+        create_graph: bool = False,
     ) -> tuple[Tensor, Tensor]:
         d = x[0].numel()
         if self.mode == "forward":
@@ -110,10 +114,13 @@ class Exact(Divergence):
         else:
             with measured() as sizes:
                 graph = Graph("Exact", velocity, x, create_graph)
-            chunk, parts, v = self._chunk(x, sizes), [], graph.v
+            chunk = self._chunk(x, sizes)
+            parts = []
+            v = graph.v
             for start in range(0, d, chunk):
                 # A product alone rounds otherwise than among others, so a last one has company.
-                begin, stop = max(0, min(start, d - 2)), min(start + chunk, d)
+                begin = max(0, min(start, d - 2))
+                stop = min(start + chunk, d)
                 found = _diagonal(graph.products(_units(x, begin, stop)), begin, stop)
                 # A copy: a view would keep all the products.
                 parts.append(found[:, start - begin :].clone())
@@ -177,8 +184,13 @@ class Hutchinson(Divergence):
         _check_choice("Hutchinson", "law", law, LAWS)
         _check_choice("Hutchinson", "mode", mode, MODES)
         if control is not None and not isinstance(control, Gaussian):
-            raise wrong_type("Hutchinson", "control", "be a Gaussian", type(control).__name__,
-                             "pass fit_gaussian(samples)")  # fmt: skip
+            raise wrong_type(
+                "Hutchinson",
+                "control",
+                "be a Gaussian",
+                type(control).__name__,
+                "pass fit_gaussian(samples)",
+            )
         values = {"number": probes, "seed": seed, "first": first, "law": law, "mode": mode}
         for name, value in (values | {"control": control}).items():
             object.__setattr__(self, name, value)
@@ -199,7 +211,8 @@ class Hutchinson(Divergence):
             v, products = forward_mode("Hutchinson", velocity, x, vectors, create_graph)
         else:
             graph = Graph("Hutchinson", velocity, x, create_graph)
-            v, products = graph.v, graph.products(vectors, last=True)
+            v = graph.v
+            products = graph.products(vectors, last=True)
         return _result(v, _dot(products, vectors).T, create_graph)
 
     def error(self, integral: Tensor) -> Tensor:
@@ -210,8 +223,13 @@ class Hutchinson(Divergence):
             return None
         event = tuple(z.shape[2:])
         if event != self.control.event:
-            raise wrong_value("Hutchinson", "control", f"have the event shape {event}",
-                              self.control.event, "fit it to this data")  # fmt: skip
+            raise wrong_value(
+                "Hutchinson",
+                "control",
+                f"have the event shape {event}",
+                self.control.event,
+                "fit it to this data",
+            )
         flat = z.flatten(2).flatten(0, 1).double()
         bases = cast("Tensor", self.control.bases).to(z.device)  # which every Gaussian has
         squares = turn_rows(flat[:, None], bases)[:, 0].square()
@@ -325,5 +343,6 @@ def _check_probes(what: str, probes: int, seed: int, first: int) -> None:
 
 def _check_choice(what: str, argument: str, got: object, names: Sequence[str]) -> None:
     if got not in names:
-        raise wrong_value(what, argument, f"be {' or '.join(names)}", repr(got),
-                          f"pass {argument}={names[0]!r}")  # fmt: skip
+        raise wrong_value(
+            what, argument, f"be {' or '.join(names)}", repr(got), f"pass {argument}={names[0]!r}"
+        )

@@ -71,9 +71,13 @@ def check_model(what: str, x: Tensor, model: object, method: str) -> None:
     """Refuse what is no state, and models in training, coupled or without .sde and ``method``."""
     check_state(what, x)
     if not isinstance(getattr(model, "sde", None), LinearSDE) or not hasattr(model, method):
-        raise wrong_type(what, "model", f"be a score model with .sde and .{method}",
-                         type(model).__name__,
-                         "pass a ScoreModel, or an oracle's .diffused(sde)")  # fmt: skip
+        raise wrong_type(
+            what,
+            "model",
+            f"be a score model with .sde and .{method}",
+            type(model).__name__,
+            "pass a ScoreModel, or an oracle's .diffused(sde)",
+        )
     check_evaluation(what, model)
     check_coupling(what, "model", model)
 
@@ -84,8 +88,13 @@ def check_decoder(what: str, x: Tensor, decoder: Decoder | None, levels: int | N
     decoder.check(what, x)
     if levels is not None:
         if not isinstance(decoder, GaussianDecoder):
-            raise wrong_value(what, "levels", "be left out with a decoder of levels", levels,
-                              "drop it: that bound needs no offset")  # fmt: skip
+            raise wrong_value(
+                what,
+                "levels",
+                "be left out with a decoder of levels",
+                levels,
+                "drop it: that bound needs no offset",
+            )
         check_dequantized(what, x, DataSpec("x", tuple(x.shape[1:]), levels))
     return decoder
 
@@ -94,8 +103,9 @@ def check_draws(what: str, draws: int, *, least: int = 2) -> None:
     """Refuse a number of draws that does not make pairs."""
     positive_integer(what, "draws", draws, least=least)
     if draws % 2:
-        raise wrong_value(what, "draws", "be even: they are drawn in pairs", draws,
-                          f"pass draws={draws + 1}")  # fmt: skip
+        raise wrong_value(
+            what, "draws", "be even: they are drawn in pairs", draws, f"pass draws={draws + 1}"
+        )
 
 
 def totals(
@@ -107,8 +117,13 @@ def totals(
     """
     for name, term in terms.items():
         if not bool(term.isfinite().all()):
-            raise diverged(what, f"the {name} term", "be finite", float(term.sum()),
-                           "look for NaN or huge numbers in the model's output")  # fmt: skip
+            raise diverged(
+                what,
+                f"the {name} term",
+                "be finite",
+                float(term.sum()),
+                "look for NaN or huge numbers in the model's output",
+            )
     nats = -sum(terms.values(), torch.zeros(()))
     offset = 0.0 if levels is None else math.log2(levels / 2)
     return nats, -nats / (x[0].numel() * math.log(2)) + offset

@@ -41,18 +41,32 @@ class _Augmented(ODE):
     """A flow with its divergence integrals: state (B, D + columns)."""
 
     def __init__(
-        self, base: Variable, divergence: Divergence, z: Tensor, event: tuple[int, ...],
-        *, keep_graph: bool,
-    ) -> None:  # fmt: skip
-        self.base, self.divergence, self.z, self.event = base, divergence, z, event
-        self.keep_graph, self.horizon = keep_graph, base.horizon
+        self,
+        base: Variable,
+        divergence: Divergence,
+        z: Tensor,
+        event: tuple[int, ...],
+        *,
+        keep_graph: bool,
+    ) -> None:
+        self.base = base
+        self.divergence = divergence
+        self.z = z
+        self.event = event
+        self.keep_graph = keep_graph
+        self.horizon = base.horizon
 
     def velocity(self, x: Tensor, t: Tensor) -> Tensor:
         def velocity(y: Tensor) -> Tensor:
             v = self.base.velocity(y, t)
             if not self.base.flow.score.tracked:  # its divergence would be taken for 0
-                raise wrong_type("log_prob", "score", "be differentiable in x",
-                                 "a detached tensor", "remove no_grad or detach")  # fmt: skip
+                raise wrong_type(
+                    "log_prob",
+                    "score",
+                    "be differentiable in x",
+                    "a detached tensor",
+                    "remove no_grad or detach",
+                )
             return v
 
         y = x[:, : math.prod(self.event)].reshape(-1, *self.event)
@@ -60,8 +74,13 @@ class _Augmented(ODE):
         return torch.cat([v.flatten(1), columns.to(v.dtype)], 1)
 
     def rows(self, index: Tensor) -> _Augmented:
-        return _Augmented(self.base.rows(index), self.divergence, self.z[index], self.event,
-                          keep_graph=self.keep_graph)  # fmt: skip
+        return _Augmented(
+            self.base.rows(index),
+            self.divergence,
+            self.z[index],
+            self.event,
+            keep_graph=self.keep_graph,
+        )
 
 
 @final
@@ -137,8 +156,9 @@ def log_prob(
     base = (_best_variable(flow, grid) if variable is None else variable)(flow, grid)
     before = flow.nfe
     with nullcontext() if keep_graph else _without_graph(flow.score.function):
-        at_prior, integral, lost, latent = _solved(x, base, solver, grid, divergence, prior,
-                                                   keep_graph=keep_graph)  # fmt: skip
+        at_prior, integral, lost, latent = _solved(
+            x, base, solver, grid, divergence, prior, keep_graph=keep_graph
+        )
     nats = at_prior + integral.mean(1)
     offset = 0.0 if levels is None else math.log2(levels / 2)
     bits = -nats / (x[0].numel() * math.log(2)) + offset
@@ -148,11 +168,19 @@ def log_prob(
 
 
 def _solved(
-    x: Tensor, base: Variable, solver: Solver[Any], grid: Tensor, divergence: Divergence,
-    prior: Density, *, keep_graph: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    x: Tensor,
+    base: Variable,
+    solver: Solver[Any],
+    grid: Tensor,
+    divergence: Divergence,
+    prior: Density,
+    *,
+    keep_graph: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return log π(x_1), the integrals of ∇·v by column, their embedded error, and x_1."""
-    z, d, ends = divergence.probes(x.detach()), x[0].numel(), grid[[0, -1]]
+    z = divergence.probes(x.detach())
+    d = x[0].numel()
+    ends = grid[[0, -1]]
     ode = _Augmented(base, divergence, z, tuple(x.shape[1:]), keep_graph=keep_graph)
     first, last = base.scale(ends)
     y = (x / first.to(x.dtype)).flatten(1)
@@ -176,8 +204,13 @@ def _growth(base: Variable, ends: Tensor, variances: Tensor) -> Tensor:
     """
     sde = base.flow.sde
     if not isinstance(sde, LinearSDE):
-        raise wrong_type("log_prob", "divergence", "have no control variate for this SDE",
-                         type(sde).__name__, "pass Hutchinson() without control")  # fmt: skip
+        raise wrong_type(
+            "log_prob",
+            "divergence",
+            "have no control variate for this SDE",
+            type(sde).__name__,
+            "pass Hutchinson() without control",
+        )
     first, last = (
         (sde.alpha(t) ** 2 * variances + sde.sigma(t) ** 2).sqrt() / base.scale(t) for t in ends
     )
@@ -215,18 +248,33 @@ def _check_parts(flow: ProbabilityFlow, solver: object) -> None:
     check_flow("log_prob", flow)
     kind = getattr(solver, "dynamics", ODE)
     if isinstance(kind, type) and not issubclass(kind, ODE):
-        raise wrong_type("log_prob", "solver", "solve ODEs", type(solver).__name__,
-                         "pass for example DormandPrince()")  # fmt: skip
+        raise wrong_type(
+            "log_prob",
+            "solver",
+            "solve ODEs",
+            type(solver).__name__,
+            "pass for example DormandPrince()",
+        )
     check_evaluation("log_prob", flow.score.function)
 
 
 def prior_of(what: str, flow: ProbabilityFlow, *, keep_graph: bool = False) -> Density:
     """Return the SDE's own prior."""
     if not isinstance(flow.sde, LinearSDE):
-        raise wrong_value(what, "prior", "be given for an SDE that is not linear", "none",
-                          "pass an object with log_prob(x)")  # fmt: skip
+        raise wrong_value(
+            what,
+            "prior",
+            "be given for an SDE that is not linear",
+            "none",
+            "pass an object with log_prob(x)",
+        )
     if keep_graph and flow.sde.sigma(torch.ones((), dtype=torch.float64)).requires_grad:
-        raise wrong_value(what, "prior", "be given for an SDE that learns", "none",
-                          "pass one that keeps the graph to sigma")  # fmt: skip
+        raise wrong_value(
+            what,
+            "prior",
+            "be given for an SDE that learns",
+            "none",
+            "pass one that keeps the graph to sigma",
+        )
     with torch.no_grad():
         return flow.sde.prior()

@@ -62,7 +62,8 @@ class Time(Variable):
     """
 
     def __init__(self, flow: ProbabilityFlow, times: Tensor) -> None:  # noqa: ARG002  (a Kind)
-        self.flow, self.horizon = flow, flow.horizon
+        self.flow = flow
+        self.horizon = flow.horizon
 
     def velocity(self, x: Tensor, t: Tensor) -> Tensor:
         return self.flow.velocity(x, t)
@@ -88,7 +89,8 @@ class Angle(Variable):
     """
 
     def __init__(self, flow: ProbabilityFlow, times: Tensor) -> None:  # noqa: ARG002  (a Kind)
-        self.flow, self.sde = flow, _linear("Angle", flow)
+        self.flow = flow
+        self.sde = _linear("Angle", flow)
         self.horizon = 0.5 * torch.pi
 
     def velocity(self, x: Tensor, t: Tensor) -> Tensor:
@@ -115,9 +117,11 @@ class LogSNR(Variable):
     """
 
     def __init__(self, flow: ProbabilityFlow, times: Tensor) -> None:
-        self.flow, self.sde = flow, _linear("LogSNR", flow)
+        self.flow = flow
+        self.sde = _linear("LogSNR", flow)
         ends = self.sde.lambda_(times[[0, -1]])
-        self.first, self.horizon = ends[0], float(ends[0] - ends[1])
+        self.first = ends[0]
+        self.horizon = float(ends[0] - ends[1])
 
     def velocity(self, x: Tensor, t: Tensor) -> Tensor:
         lambda_ = self.first - t
@@ -147,6 +151,11 @@ def turned(flow: ProbabilityFlow, y: Tensor, t: Tensor) -> Tensor:
 
 def _linear(what: str, flow: ProbabilityFlow) -> LinearSDE:
     if not isinstance(flow.sde, LinearSDE):
-        raise wrong_type(what, "flow", "come from a LinearSDE, for alpha and sigma",
-                         type(flow.sde).__name__, "use Time")  # fmt: skip
+        raise wrong_type(
+            what,
+            "flow",
+            "come from a LinearSDE, for alpha and sigma",
+            type(flow.sde).__name__,
+            "use Time",
+        )
     return flow.sde

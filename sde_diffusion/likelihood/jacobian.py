@@ -25,7 +25,8 @@ class Graph:
     """The velocity at x with its graph, for products with the Jacobian in reverse mode."""
 
     def __init__(self, what: str, velocity: Velocity, x: Tensor, create_graph: bool) -> None:
-        self.what, self.create_graph = what, create_graph
+        self.what = what
+        self.create_graph = create_graph
         leaf = _leaf(x, create_graph)
         with _tracking():
             self.x = leaf if leaf.requires_grad else leaf.requires_grad_()
@@ -38,10 +39,14 @@ class Graph:
         batched = len(vectors) > 1
         with _tracking():
             found = torch.autograd.grad(
-                self.v, self.x, vectors if batched else vectors[0], is_grads_batched=batched,
-                retain_graph=self.create_graph or not last, create_graph=self.create_graph,
+                self.v,
+                self.x,
+                vectors if batched else vectors[0],
+                is_grads_batched=batched,
+                retain_graph=self.create_graph or not last,
+                create_graph=self.create_graph,
                 allow_unused=True,
-            )[0]  # fmt: skip
+            )[0]
         if found is None:
             raise _no_derivative(self.what)
         return found if batched else found[None]
@@ -119,5 +124,6 @@ def _leaf(x: Tensor, create_graph: bool) -> Tensor:
 
 
 def _no_derivative(what: str) -> TypeError:
-    return wrong_type(what, "velocity", "be differentiable in x", "a detached tensor",
-                      "remove no_grad or detach")  # fmt: skip
+    return wrong_type(
+        what, "velocity", "be differentiable in x", "a detached tensor", "remove no_grad or detach"
+    )

@@ -63,10 +63,12 @@ class _AffineLayer(nn.Module):
         channels, layer = (shape[0], conv) if len(shape) == 3 else (math.prod(shape), linear)
         self.image = len(shape) == 3
         self.network = nn.Sequential(
-            layer(2 * channels, width, generator), nn.SiLU(),
-            layer(width, width, generator), nn.SiLU(),
+            layer(2 * channels, width, generator),
+            nn.SiLU(),
+            layer(width, width, generator),
+            nn.SiLU(),
             layer(width, 2 * channels, None),
-        )  # fmt: skip
+        )
 
     def forward(self, y: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """Return the new y and log|dy/dy_old|, (B, *event) and (B,)."""
@@ -101,12 +103,19 @@ class Variational(Dequantizer):
         self, spec: DataSpec, *, couplings: int = 0, width: int = 32, seed: int = 0
     ) -> None:
         if spec.levels is None:
-            raise wrong_value("Variational", "spec", "have levels", "real numbers",
-                              "evaluate their density as it is")  # fmt: skip
+            raise wrong_value(
+                "Variational",
+                "spec",
+                "have levels",
+                "real numbers",
+                "evaluate their density as it is",
+            )
         positive_integer("Variational", "couplings", couplings, least=0)
         positive_integer("Variational", "width", width)
         check_seed("Variational", seed)
-        self.spec, self.levels, self.seed = spec, spec.levels, seed
+        self.spec = spec
+        self.levels = spec.levels
+        self.seed = seed
         self.config = {"couplings": couplings, "width": width, "seed": seed}
         generator = torch.Generator().manual_seed(mix(seed, Purpose.DEQUANTIZER_WEIGHTS))
         with torch.device("cpu"):  # where the generator is, whatever the default device
@@ -152,8 +161,13 @@ class Variational(Dequantizer):
             made = cls(spec, **configuration["dequantizer"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             got = f"{type(error).__name__}: {error}"
-            raise wrong_value("Variational.load", str(path), "hold a dequantizer", got,
-                              "pass the file that Variational.save wrote") from error  # fmt: skip
+            raise wrong_value(
+                "Variational.load",
+                str(path),
+                "hold a dequantizer",
+                got,
+                "pass the file that Variational.save wrote",
+            ) from error
         fill(made.layers, tensors, Path(path))
         return made
 
@@ -191,7 +205,8 @@ def fit_dequantizer(
     positive_number("fit_dequantizer", "blur", blur)
     optimizer = torch.optim.Adam(dequantizer.layers.parameters(), learning_rate)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    spec, levels = dataset.spec, dequantizer.levels
+    spec = dataset.spec
+    levels = dequantizer.levels
     noise = torch.tensor(blur / spec.scaling.slope(levels), dtype=torch.float64)
     t = model.sde.time(-noise.log()).clamp(min=_EARLIEST)
     for step in range(1, steps + 1):
@@ -203,8 +218,13 @@ def fit_dequantizer(
         slope = flat_sum(_score(model, x.detach(), t) * x)
         loss = (log_q - spec.log_volume(x) - slope).mean()
         if not bool(torch.isfinite(loss)):
-            raise diverged("fit_dequantizer", "score", f"be finite at step {step}", loss.item(),
-                           "pass a larger blur")  # fmt: skip
+            raise diverged(
+                "fit_dequantizer",
+                "score",
+                f"be finite at step {step}",
+                loss.item(),
+                "pass a larger blur",
+            )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

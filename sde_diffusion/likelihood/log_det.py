@@ -74,7 +74,8 @@ class _Folds:
     """The first step at which the map of each sample folds, as its Jacobians go by."""
 
     def __init__(self, z: Tensor) -> None:
-        b, d = len(z), z[0].numel()
+        b = len(z)
+        d = z[0].numel()
         with torch.inference_mode(mode=False):
             self.identity = torch.eye(d, dtype=torch.float64, device=z.device)
             self.j = self.identity.repeat(b, 1, 1)
@@ -155,10 +156,13 @@ class ArnoldiLogDet(LogDet):
         check_seed("ArnoldiLogDet", self.seed)
 
     def evaluate(self, map_: SamplerMap, z: Tensor) -> Volume:
-        b, d, k = len(z), z[0].numel(), self.probes
+        b = len(z)
+        d = z[0].numel()
+        k = self.probes
         noise = PerSampleNoise.numbered(mix(self.seed, Purpose.LOG_DET), self.first, b)
         each = torch.arange(b).repeat_interleave(k)
-        x, map_ = z[each], map_.rows(each)
+        x = z[each]
+        map_ = map_.rows(each)
         fold = torch.zeros(b, dtype=torch.int64, device=z.device)
         total, shorter = torch.zeros(2, b, k, dtype=torch.float64, device=z.device)
         for step, piece in enumerate(map_.pieces(), 1):
@@ -183,7 +187,8 @@ def _arnoldi(map_: SamplerMap, x: Tensor, u: Tensor, m: int) -> tuple[Tensor, Te
     Shapes: u (B, D) of length 1; H (B, m, m) in float64. Where the space ends early V has columns
     of zeros and H ones on the diagonal, whose logarithms add nothing.
     """
-    v, h = [u.double()], u.new_zeros(len(u), m, m, dtype=torch.float64)
+    v = [u.double()]
+    h = u.new_zeros(len(u), m, m, dtype=torch.float64)
     rounding = 100 * torch.finfo(x.dtype).eps
     end = x
     for j in range(m):

@@ -86,12 +86,18 @@ def sampler_log_prob(
     before = flow.nfe
     found = log_det.evaluate(map_, z)
     _check_folds(found.fold, times_of(grid))
-    at_prior, volume = prior.log_prob(z.detach().double()), -found.columns.mean(1)
+    at_prior = prior.log_prob(z.detach().double())
+    volume = -found.columns.mean(1)
     nats = at_prior + volume
     return SamplerDensity(
-        found.x, nats, -nats / (z[0].numel() * math.log(2)), log_det.error(found.columns),
-        found.remainder, {"prior": at_prior, "volume": volume}, flow.nfe - before,
-    )  # fmt: skip
+        found.x,
+        nats,
+        -nats / (z[0].numel() * math.log(2)),
+        log_det.error(found.columns),
+        found.remainder,
+        {"prior": at_prior, "volume": volume},
+        flow.nfe - before,
+    )
 
 
 def first_fold(
@@ -113,9 +119,7 @@ def first_fold(
     return (_default(z) if log_det is None else log_det).evaluate(map_, z).fold
 
 
-def check_injective(
-    z: Tensor, flow: ProbabilityFlow, solver: Solver[Any], grid: Grid
-) -> None:
+def check_injective(z: Tensor, flow: ProbabilityFlow, solver: Solver[Any], grid: Grid) -> None:
     """Refuse a map of one dimension that does not rise all over the latents ``z``.
 
     It rises at every one of them and from each to the next; what happens between two is not seen,
@@ -126,17 +130,25 @@ def check_injective(
     """
     check_state("check_injective", z)
     if z[0].numel() != 1 or len(z) < 2 or not bool((z.flatten().diff() > 0).all()):
-        raise wrong_value("check_injective", "z", "be rising latents of one number each",
-                          f"shape {tuple(z.shape)}",
-                          "pass for example torch.linspace(-6, 6, 1001)[:, None]")  # fmt: skip
+        raise wrong_value(
+            "check_injective",
+            "z",
+            "be rising latents of one number each",
+            f"shape {tuple(z.shape)}",
+            "pass for example torch.linspace(-6, 6, 1001)[:, None]",
+        )
     x, j = SamplerMap("check_injective", flow, solver, grid).jacobian(z)
     wrong = j.flatten() <= 0
     wrong[1:] |= x.flatten().diff() <= 0
     if bool(wrong.any()):
         where = float(z[int(wrong.nonzero()[0])])
-        raise wrong_value("check_injective", "grid", "make a map that rises everywhere",
-                          f"a fold near z = {where:.4g}",
-                          "use more steps, or another solver")  # fmt: skip
+        raise wrong_value(
+            "check_injective",
+            "grid",
+            "make a map that rises everywhere",
+            f"a fold near z = {where:.4g}",
+            "use more steps, or another solver",
+        )
 
 
 def _default(z: Tensor) -> LogDet:
@@ -149,8 +161,10 @@ def _check_folds(fold: Tensor, times: Tensor) -> None:
         step = int(fold[folded[0]])
         t = float(times[step]) if step < len(times) else 0.0
         raise wrong_value(
-            "sampler_log_prob", "z", "lie where the sampler's map is one-to-one",
+            "sampler_log_prob",
+            "z",
+            "lie where the sampler's map is one-to-one",
             f"{len(folded)} of {len(fold)} samples where it folds, the first sample {folded[0]}"
             f" at step {step} (t = {t:.4g})",
             "use more steps or another solver, or leave out what first_fold finds",
-        )  # fmt: skip
+        )

@@ -15,13 +15,19 @@ class Labelled(nn.Module):
 
     def __init__(self, network: nn.Module, labels: Tensor) -> None:
         super().__init__()
-        self.network, self.labels = network, labels
+        self.network = network
+        self.labels = labels
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         """Return network(x, c, labels)."""
         labels = self.labels.to(x.device)
         if labels.ndim and labels.shape != c.shape:
-            raise wrong_value("ScoreModel", "labels", f"be one, or {len(c)} for this batch",
-                              f"{len(labels)} labels", "pass as many as samples")  # fmt: skip
+            raise wrong_value(
+                "ScoreModel",
+                "labels",
+                f"be one, or {len(c)} for this batch",
+                f"{len(labels)} labels",
+                "pass as many as samples",
+            )
         out: Tensor = self.network(x, c, labels.expand(x.shape[0]))
         return out

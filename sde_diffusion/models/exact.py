@@ -32,8 +32,9 @@ def fit_gaussian(samples: Tensor, shrinkage: float = 0.1) -> Gaussian:
     if not 0 <= shrinkage <= 1:
         raise wrong_value("fit_gaussian", "shrinkage", "lie in [0, 1]", shrinkage, "pass 0.1")
     if len(samples) < 2:
-        raise wrong_value("fit_gaussian", "samples", "be two or more", len(samples),
-                          "pass the training data")  # fmt: skip
+        raise wrong_value(
+            "fit_gaussian", "samples", "be two or more", len(samples), "pass the training data"
+        )
     flat = samples.flatten(1).double()
     identity = torch.eye(flat.shape[1], dtype=torch.float64, device=samples.device)
     covariance = torch.cov(flat.T).reshape(identity.shape)
@@ -55,7 +56,8 @@ class Oracle:
         self.dimension = math.prod(self.event)
         self.weights = weights / weights.sum()
         self.means = means.flatten(1)
-        self.variances, self.bases = variances, bases
+        self.variances = variances
+        self.bases = bases
         self._turned_means = self.means if bases is None else _turn(self.means, bases)
 
     @property
@@ -93,11 +95,17 @@ class Oracle:
         """
         check_state("oracle", x)
         if tuple(x.shape[1:]) != self.event:
-            raise wrong_value("oracle", "x", f"have the event shape {self.event}",
-                              tuple(x.shape[1:]), "reshape it")  # fmt: skip
+            raise wrong_value(
+                "oracle",
+                "x",
+                f"have the event shape {self.event}",
+                tuple(x.shape[1:]),
+                "reshape it",
+            )
         expand(alpha, x)  # refuses another number of times than of samples
         flat = x.flatten(1).double()
-        a, s = self._coefficient(alpha), self._coefficient(sigma)
+        a = self._coefficient(alpha)
+        s = self._coefficient(sigma)
         turned = flat[:, None] if self.bases is None else _turn_tiles(flat, self.bases)
         r = turned - a * self._turned_means
         variance = a.square() * self.variances + s.square()
@@ -137,9 +145,11 @@ class ExactScore:
 
     def __init__(self, oracle: Oracle, sde: LinearSDE) -> None:
         if not isinstance(sde, LinearSDE):
-            raise wrong_type("diffused", "sde", "be a LinearSDE", type(sde).__name__,
-                             "pass for example VPSDE()")  # fmt: skip
-        self.oracle, self.sde = oracle, sde
+            raise wrong_type(
+                "diffused", "sde", "be a LinearSDE", type(sde).__name__, "pass for example VPSDE()"
+            )
+        self.oracle = oracle
+        self.sde = sde
 
     @property
     def device(self) -> torch.device:
@@ -188,7 +198,9 @@ class ExactScore:
 
     def marginal(self, t: Tensor) -> Oracle:
         """Return the distribution of x_t, itself a mixture, at a 0-d time."""
-        a, s, o = self.sde.alpha(t), self.sde.sigma(t), self.oracle
+        a = self.sde.alpha(t)
+        s = self.sde.sigma(t)
+        o = self.oracle
         means = (a * o.means).reshape(-1, *o.event)
         return Oracle(o.weights, means, a**2 * o.variances + s**2, o.bases)
 
@@ -203,9 +215,13 @@ class ExactScore:
         o = self.oracle
         if len(o.weights) > 1:
             if o.dimension > 1:
-                raise wrong_value("flow", "oracle", "be one Gaussian or one-dimensional",
-                                  f"{len(o.weights)} components in {o.dimension} dimensions",
-                                  "integrate with a tight tolerance instead")  # fmt: skip
+                raise wrong_value(
+                    "flow",
+                    "oracle",
+                    "be one Gaussian or one-dimensional",
+                    f"{len(o.weights)} components in {o.dimension} dimensions",
+                    "integrate with a tight tolerance instead",
+                )
             return self._quantile(self._cdf(x, t), s, x)
         r, variance, _ = self._parts(x, t)
         a = self.sde.alpha(s).double()
@@ -277,22 +293,35 @@ class GaussianMixture(Oracle):
         means = means.double()
         if weights.ndim != 1 or len(weights) != len(means) or not bool((weights > 0).all()):
             raise wrong_value(
-                "GaussianMixture", "weights", f"be {len(means)} positive numbers, one a mean",
-                weights.tolist(), "pass torch.ones(K)",
-            )  # fmt: skip
+                "GaussianMixture",
+                "weights",
+                f"be {len(means)} positive numbers, one a mean",
+                weights.tolist(),
+                "pass torch.ones(K)",
+            )
         d = means[0].numel()
         if (covariances is None) == (stds is None):
             got = "both" if stds is not None else "neither"
-            raise wrong_value("GaussianMixture", "covariances, stds", "be given one at a time",
-                              got, "pass stds=[.1] * K for round components")  # fmt: skip
+            raise wrong_value(
+                "GaussianMixture",
+                "covariances, stds",
+                "be given one at a time",
+                got,
+                "pass stds=[.1] * K for round components",
+            )
         if covariances is not None:
             variances, bases = _eigenbasis("GaussianMixture", covariances, d)
             super().__init__(weights, means, variances, bases)
             return
         std = torch.as_tensor(stds, dtype=torch.float64)
         if std.shape != weights.shape or not bool((std > 0).all()):
-            raise wrong_value("GaussianMixture", "stds", f"be {len(means)} positive numbers",
-                              std.tolist(), "pass one per mean")  # fmt: skip
+            raise wrong_value(
+                "GaussianMixture",
+                "stds",
+                f"be {len(means)} positive numbers",
+                std.tolist(),
+                "pass one per mean",
+            )
         super().__init__(weights, means, (std**2)[:, None].expand(-1, d), None)
 
     @classmethod
@@ -306,13 +335,22 @@ class GaussianMixture(Oracle):
 def _eigenbasis(what: str, covariances: Tensor, d: int) -> tuple[Tensor, Tensor]:
     c = covariances.double()
     if c.ndim != 3 or c.shape[1:] != (d, d) or not bool(torch.allclose(c, c.mT)):
-        raise wrong_value(what, "covariance", f"be a symmetric ({d}, {d}) matrix",
-                          tuple(c.shape[1:]), "pass for example torch.eye(D)")  # fmt: skip
+        raise wrong_value(
+            what,
+            "covariance",
+            f"be a symmetric ({d}, {d}) matrix",
+            tuple(c.shape[1:]),
+            "pass for example torch.eye(D)",
+        )
     variances, bases = torch.linalg.eigh(c)
     if float(variances.min()) <= 0:
-        raise wrong_value(what, "covariance", "be positive definite",
-                          f"the eigenvalue {float(variances.min()):.3g}",
-                          "add a small multiple of the identity")  # fmt: skip
+        raise wrong_value(
+            what,
+            "covariance",
+            "be positive definite",
+            f"the eigenvalue {float(variances.min()):.3g}",
+            "add a small multiple of the identity",
+        )
     return variances, bases
 
 

@@ -62,15 +62,27 @@ class Guided:
         for name, model in (("conditional", conditional), ("unconditional", unconditional)):
             sde = getattr(model, "sde", None)
             if not (callable(model) and hasattr(model, "denoise") and isinstance(sde, LinearSDE)):
-                raise wrong_type("Guided", name, "be a score model", type(model).__name__,
-                                 "pass a ScoreModel, or an oracle's .diffused(sde)")  # fmt: skip
+                raise wrong_type(
+                    "Guided",
+                    name,
+                    "be a score model",
+                    type(model).__name__,
+                    "pass a ScoreModel, or an oracle's .diffused(sde)",
+                )
         if conditional.sde != unconditional.sde:
             got = f"{conditional.sde} and {unconditional.sde}"
-            raise wrong_value("Guided", "conditional, unconditional", "have one SDE", got,
-                              "train them with the same")  # fmt: skip
+            raise wrong_value(
+                "Guided",
+                "conditional, unconditional",
+                "have one SDE",
+                got,
+                "train them with the same",
+            )
         if not callable(weight):
             _check_weight("Guided", weight)
-        self.conditional, self.unconditional, self.weight = conditional, unconditional, weight
+        self.conditional = conditional
+        self.unconditional = unconditional
+        self.weight = weight
         self.sde = conditional.sde
 
     @property
@@ -161,15 +173,21 @@ class Guided:
         c, u = self._models
         if not (isinstance(c, ScoreModel) and isinstance(u, ScoreModel)):
             return None
-        one, two = c.network, u.network
+        one = c.network
+        two = u.network
         if not (isinstance(one, Labelled) and isinstance(two, Labelled)):
             return None
         if one.network is not two.network or c.prediction != u.prediction:
             return None
         for labels in (one.labels, two.labels):
             if labels.ndim and len(labels) != n:
-                raise wrong_value("Guided", "labels", f"be one, or {n} for this batch",
-                                  f"{len(labels)} labels", "pass as many as samples")  # fmt: skip
+                raise wrong_value(
+                    "Guided",
+                    "labels",
+                    f"be one, or {n} for this batch",
+                    f"{len(labels)} labels",
+                    "pass as many as samples",
+                )
         return c.given(torch.cat([one.labels.expand(n), two.labels.expand(n)]))
 
 
@@ -189,12 +207,22 @@ def guided(model: ScoreModel, labels: Tensor | int, weight: Weight = 1.0) -> Gui
     3
     """
     if not isinstance(model, ScoreModel):
-        raise wrong_type("guided", "model", "be a ScoreModel", type(model).__name__,
-                         "use Guided(conditional, unconditional, weight)")  # fmt: skip
+        raise wrong_type(
+            "guided",
+            "model",
+            "be a ScoreModel",
+            type(model).__name__,
+            "use Guided(conditional, unconditional, weight)",
+        )
     config = getattr(model.network, "config", None)
     if isinstance(config, dict) and not config.get("classes"):
-        raise wrong_value("guided", "model", "have classes", "a network without",
-                          "train one with labels, or use Guided of two models")  # fmt: skip
+        raise wrong_value(
+            "guided",
+            "model",
+            "have classes",
+            "a network without",
+            "train one with labels, or use Guided of two models",
+        )
     return Guided(model.given(labels), model.given(-1), weight)
 
 
@@ -220,8 +248,13 @@ class GuidanceInterval:
 
     def __post_init__(self) -> None:
         if not 0 <= self.low < self.high:
-            raise wrong_value("GuidanceInterval", "low, high", "satisfy 0 <= low < high",
-                              f"{self.low}, {self.high}", "pass for example 0.2, 3.0")  # fmt: skip
+            raise wrong_value(
+                "GuidanceInterval",
+                "low, high",
+                "satisfy 0 <= low < high",
+                f"{self.low}, {self.high}",
+                "pass for example 0.2, 3.0",
+            )
         _check_weight("GuidanceInterval", self.weight)
 
     def __call__(self, t: Tensor) -> Tensor:

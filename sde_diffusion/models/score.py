@@ -36,9 +36,15 @@ class LearnedScore(nn.Module, ABC):
     def __init__(self, network: nn.Module, data: DataSpec | None) -> None:
         super().__init__()
         if not isinstance(network, nn.Module):
-            raise wrong_type(type(self).__name__, "network", "be a torch.nn.Module",
-                             type(network).__name__, "wrap your function in a Module")  # fmt: skip
-        self.network, self.data = network, data
+            raise wrong_type(
+                type(self).__name__,
+                "network",
+                "be a torch.nn.Module",
+                type(network).__name__,
+                "wrap your function in a Module",
+            )
+        self.network = network
+        self.data = data
 
     @property
     def device(self) -> torch.device:
@@ -60,9 +66,13 @@ class LearnedScore(nn.Module, ABC):
         # On the network's device once, rather than at every step.
         there = torch.as_tensor(labels, device=self.device)
         if there.is_floating_point() or there.dtype == torch.bool or there.ndim > 1:
-            raise wrong_value(type(self).__name__, "labels", "be one integer, or one a sample",
-                              f"{there.dtype} of shape {tuple(there.shape)}",
-                              "pass for example torch.tensor([3, 1, 4])")  # fmt: skip
+            raise wrong_value(
+                type(self).__name__,
+                "labels",
+                "be one integer, or one a sample",
+                f"{there.dtype} of shape {tuple(there.shape)}",
+                "pass for example torch.tensor([3, 1, 4])",
+            )
         inner = self.network.network if isinstance(self.network, Labelled) else self.network
         return self._around(Labelled(inner, there.long()))
 
@@ -70,7 +80,8 @@ class LearnedScore(nn.Module, ABC):
         """Return the model for the samples ``index`` of the batch: their labels, if it has any."""
         if not isinstance(self.network, Labelled) or self.network.labels.ndim == 0:
             return self
-        inner, labels = self.network.network, self.network.labels
+        inner = self.network.network
+        labels = self.network.labels
         return self._around(Labelled(inner, labels[index.to(labels.device)]))
 
     @abstractmethod
@@ -126,20 +137,33 @@ class ScoreModel(LearnedScore):
     ) -> None:
         super().__init__(network, data)
         if not isinstance(sde, LinearSDE):
-            raise wrong_type("ScoreModel", "sde", "be a LinearSDE", type(sde).__name__,
-                             "pass for example VPSDE()")  # fmt: skip
+            raise wrong_type(
+                "ScoreModel",
+                "sde",
+                "be a LinearSDE",
+                type(sde).__name__,
+                "pass for example VPSDE()",
+            )
         one_of("ScoreModel", "prediction", prediction, PREDICTIONS)
         one_of("ScoreModel", "variance", variance, VARIANCES)
         one_of("ScoreModel", "coupling", coupling, COUPLINGS)
         positive_number("ScoreModel", "sigma_data", sigma_data)
-        self.sde, self.prediction, self.sigma_data = sde, prediction, sigma_data
-        self.variance, self.coupling = variance, coupling
+        self.sde = sde
+        self.prediction = prediction
+        self.sigma_data = sigma_data
+        self.variance = variance
+        self.coupling = coupling
 
     def _around(self, network: nn.Module) -> ScoreModel:
         model = ScoreModel(
-            network, self.sde, self.prediction, sigma_data=self.sigma_data, data=self.data,
-            variance=self.variance, coupling=self.coupling,
-        )  # fmt: skip
+            network,
+            self.sde,
+            self.prediction,
+            sigma_data=self.sigma_data,
+            data=self.data,
+            variance=self.variance,
+            coupling=self.coupling,
+        )
         return model.train(self.training)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
@@ -169,9 +193,13 @@ class ScoreModel(LearnedScore):
         """
         check_state("ScoreModel", x)
         if self.variance != "learned":
-            raise wrong_value("ScoreModel", "variance", "be 'learned' to have a fraction",
-                              self.variance,
-                              "train ScoreModel(network, sde, variance='learned')")  # fmt: skip
+            raise wrong_value(
+                "ScoreModel",
+                "variance",
+                "be 'learned' to have a fraction",
+                self.variance,
+                "train ScoreModel(network, sde, variance='learned')",
+            )
         out, second = self._outputs(x, t)
         at = Levels(self.sde.alpha(t), self.sde.sigma(t))
         return self._formed(form, out, x, at), 0.5 * (second + 1)
@@ -183,16 +211,23 @@ class ScoreModel(LearnedScore):
     def _outputs(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return the network's prediction, and what it says of the variance: empty if fixed."""
         if self.prediction == "edm":
-            alpha, s = self.sde.alpha(t), self.sde.sigma(t) / self.sde.alpha(t)
-            c_in, c_noise = (s**2 + self.sigma_data**2).rsqrt(), 0.25 * s.log()
+            alpha = self.sde.alpha(t)
+            s = self.sde.sigma(t) / self.sde.alpha(t)
+            c_in = (s**2 + self.sigma_data**2).rsqrt()
+            c_noise = 0.25 * s.log()
             out = self.network(expand(c_in / alpha, x) * x, per_sample(c_noise, x))
         else:
             out = self.network(x, per_sample(t, x))
         channels = x.shape[1] * (2 if self.variance == "learned" else 1)
         if out.shape != (x.shape[0], channels, *x.shape[2:]):
             rule = f"have {channels} outputs for states {tuple(x.shape)}, variance={self.variance}"
-            raise wrong_value("ScoreModel", "network", rule, f"the shape {tuple(out.shape)}",
-                              f"build it with outputs={channels}")  # fmt: skip
+            raise wrong_value(
+                "ScoreModel",
+                "network",
+                rule,
+                f"the shape {tuple(out.shape)}",
+                f"build it with outputs={channels}",
+            )
         return out[:, : x.shape[1]], out[:, x.shape[1] :]
 
     def _formed(self, form: str, out: Tensor, x: Tensor, at: Level | Levels) -> Tensor:
@@ -232,8 +267,9 @@ class DirectScore(LearnedScore):
     def __init__(self, network: nn.Module, sde: SDE, *, data: DataSpec | None = None) -> None:
         super().__init__(network, data)
         if not isinstance(sde, SDE):
-            raise wrong_type("DirectScore", "sde", "be an SDE", type(sde).__name__,
-                             "pass for example VPSDE()")  # fmt: skip
+            raise wrong_type(
+                "DirectScore", "sde", "be an SDE", type(sde).__name__, "pass for example VPSDE()"
+            )
         self.sde = sde
 
     def _around(self, network: nn.Module) -> DirectScore:

@@ -27,10 +27,15 @@ class Threshold(ABC):
 
     def __init__(self, model: Denoiser) -> None:
         if not hasattr(model, "denoise") or not isinstance(getattr(model, "sde", None), LinearSDE):
-            raise wrong_type(type(self).__name__, "model", "be a score model with .sde, .denoise",
-                             type(model).__name__,
-                             "pass a ScoreModel, or an oracle's .diffused(sde)")  # fmt: skip
-        self.model, self.sde = model, model.sde
+            raise wrong_type(
+                type(self).__name__,
+                "model",
+                "be a score model with .sde, .denoise",
+                type(model).__name__,
+                "pass a ScoreModel, or an oracle's .diffused(sde)",
+            )
+        self.model = model
+        self.sde = model.sde
 
     @abstractmethod
     def clip(self, x0: Tensor) -> Tensor:
@@ -94,8 +99,13 @@ class StaticThreshold(Threshold):
     def __init__(self, model: Denoiser, low: float = -1.0, high: float = 1.0) -> None:
         super().__init__(model)
         if not low < high:
-            raise wrong_value("StaticThreshold", "low, high", "satisfy low < high",
-                              f"{low}, {high}", "pass for example -1.0, 1.0")  # fmt: skip
+            raise wrong_value(
+                "StaticThreshold",
+                "low, high",
+                "satisfy low < high",
+                f"{low}, {high}",
+                "pass for example -1.0, 1.0",
+            )
         self.low, self.high = low, high
 
     def clip(self, x0: Tensor) -> Tensor:
@@ -125,10 +135,12 @@ class DynamicThreshold(Threshold):
     def __init__(self, model: Denoiser, quantile: float = 0.995, limit: float = 1.0) -> None:
         super().__init__(model)
         if not 0 < quantile <= 1:
-            raise wrong_value("DynamicThreshold", "quantile", "lie in (0, 1]", quantile,
-                              "pass .995")  # fmt: skip
+            raise wrong_value(
+                "DynamicThreshold", "quantile", "lie in (0, 1]", quantile, "pass .995"
+            )
         positive_number("DynamicThreshold", "limit", limit)
-        self.quantile, self.limit = quantile, limit
+        self.quantile = quantile
+        self.limit = limit
 
     def clip(self, x0: Tensor) -> Tensor:
         s = expand(_quantile(x0.abs().flatten(1), self.quantile).clamp(min=self.limit), x0)

@@ -27,9 +27,13 @@ def keep_freed_memory() -> None:
 
 
 def conv(
-    inputs: int, outputs: int, generator: torch.Generator | None, *, kernel: int = 3,
+    inputs: int,
+    outputs: int,
+    generator: torch.Generator | None,
+    *,
+    kernel: int = 3,
     stride: int = 1,
-) -> nn.Conv2d:  # fmt: skip
+) -> nn.Conv2d:
     """Return a convolution; a ``generator`` of None makes it 0."""
     layer: nn.Conv2d = skip_init(  # type: ignore[no-untyped-call]
         nn.Conv2d, inputs, outputs, kernel, stride=stride, padding=kernel // 2
@@ -108,8 +112,9 @@ def check_input(what: str, x: Tensor, event: tuple[int | str, ...], weight: Tens
     ``event`` holds the sizes; a letter stands for any size of at least 1.
     """
     if not isinstance(x, Tensor):
-        raise wrong_type(what, "x", "be a torch.Tensor", type(x).__name__,
-                         "use torch.as_tensor(x)")  # fmt: skip
+        raise wrong_type(
+            what, "x", "be a torch.Tensor", type(x).__name__, "use torch.as_tensor(x)"
+        )
     sizes = zip(event, x.shape[1:], strict=False)
     fits = all(n >= 1 if isinstance(size, str) else n == size for size, n in sizes)
     if x.ndim != len(event) + 1 or not fits:
@@ -119,8 +124,13 @@ def check_input(what: str, x: Tensor, event: tuple[int | str, ...], weight: Tens
     # Under autocast the layers convert, so any floating-point input goes.
     cast = torch.is_autocast_enabled(x.device.type) and x.is_floating_point()
     if x.dtype != weight.dtype and not cast:
-        raise wrong_type(what, "x", f"have the weights' dtype {weight.dtype}", str(x.dtype),
-                         "convert it with x.to(…), or the network with .to(…)")  # fmt: skip
+        raise wrong_type(
+            what,
+            "x",
+            f"have the weights' dtype {weight.dtype}",
+            str(x.dtype),
+            "convert it with x.to(…), or the network with .to(…)",
+        )
 
 
 def check_condition(
@@ -130,8 +140,9 @@ def check_condition(
     batch = (x.shape[0],)
     if not isinstance(c, Tensor) or not c.is_floating_point():
         got = str(c.dtype) if isinstance(c, Tensor) else type(c).__name__
-        raise wrong_type(what, "c", "be a floating-point tensor", got,
-                         "pass one number per sample")  # fmt: skip
+        raise wrong_type(
+            what, "c", "be a floating-point tensor", got, "pass one number per sample"
+        )
     if c.shape != batch:
         remedy = "pass one number per sample, for example c.expand(len(x))"
         raise wrong_value(what, "c", f"have shape {batch} for this x", tuple(c.shape), remedy)
@@ -141,8 +152,13 @@ def check_condition(
 
 def _check_labels(what: str, labels: Tensor, batch: tuple[int, ...], classes: int | None) -> None:
     if classes is None:
-        raise wrong_value(what, "labels", "be None for a network without classes", "labels",
-                          f"build the network with {what}(…, classes=10)")  # fmt: skip
+        raise wrong_value(
+            what,
+            "labels",
+            "be None for a network without classes",
+            "labels",
+            f"build the network with {what}(…, classes=10)",
+        )
     if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
         got = str(labels.dtype) if isinstance(labels, Tensor) else type(labels).__name__
         raise wrong_type(what, "labels", "be an int64 tensor", got, "convert with labels.long()")
@@ -154,5 +170,6 @@ def _check_labels(what: str, labels: Tensor, batch: tuple[int, ...], classes: in
     if labels.device.type == "cpu" and not bool(((labels >= -1) & (labels < classes)).all()):
         low, high = int(labels.min()), int(labels.max())
         rule = f"lie in 0 … {classes - 1}, or be −1 for no class"
-        raise wrong_value(what, "labels", rule, f"values from {low} to {high}",
-                          "map the labels to 0, 1, …")  # fmt: skip
+        raise wrong_value(
+            what, "labels", rule, f"values from {low} to {high}", "map the labels to 0, 1, …"
+        )

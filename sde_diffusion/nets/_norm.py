@@ -81,7 +81,9 @@ class _GroupNorm(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         x, weight, mean, rate = ctx.saved_tensors
-        pixels, g, w = _pixels(x), _pixels(grad), _grouped(weight, ctx.groups)
+        pixels = _pixels(x)
+        g = _pixels(grad)
+        w = _grouped(weight, ctx.groups)
         if torch.is_grad_enabled():  # for second derivatives, which go through both
             mean, rate = _moments(pixels, ctx.groups)
         by_bias, by_weight = _along(g, pixels, mean, rate)
@@ -93,7 +95,9 @@ class _GroupNorm(Function):
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN401
         x, weight, mean, rate = ctx.saved_tensors
-        pixels, v, w = _pixels(x), _pixels(tangents[0]), _grouped(weight, ctx.groups)
+        pixels = _pixels(x)
+        v = _pixels(tangents[0])
+        w = _grouped(weight, ctx.groups)
         along_weight, along_bias = (_grouped(part, ctx.groups) for part in tangents[1:3])
         start, slope = _shares(*_along(v, pixels, mean, rate), pixels, mean, rate)
         turn = rate * along_weight

@@ -32,11 +32,17 @@ class ResidualBlock(nn.Module):
     """
 
     def __init__(
-        self, inputs: int, outputs: int, condition: int, dropout: float, factor: float,
+        self,
+        inputs: int,
+        outputs: int,
+        condition: int,
+        dropout: float,
+        factor: float,
         generator: torch.Generator,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
-        self.dropout, self.factor = dropout, factor
+        self.dropout = dropout
+        self.factor = factor
         self.first_norm = group_norm(inputs, affine=True)
         self.first = conv(inputs, outputs, generator)
         self.modulation = linear(condition, 2 * outputs, generator)
@@ -47,12 +53,11 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, e: Tensor, beside: Tensor | None = None) -> Tensor:
         """Return the block's output for the conditioning vectors e."""
-        norm, factor = self.first_norm, self.factor
+        norm = self.first_norm
+        factor = self.factor
         parts = [x] if beside is None else _side_by_side(x, beside, norm)
         starts = (0, x.shape[1])
-        active = [
-            F.silu(norm(part, first=at)) for part, at in zip(parts, starts, strict=False)
-        ]
+        active = [F.silu(norm(part, first=at)) for part, at in zip(parts, starts, strict=False)]
         scale, shift = self.modulation(e).chunk(2, dim=1)
         h = _convolved(active, self.first)
         h = F.silu(self.second_norm(h, 1 + scale, shift))
@@ -79,7 +84,8 @@ class Attention(nn.Module):
         self, channels: int, heads: int, factor: float, generator: torch.Generator
     ) -> None:
         super().__init__()
-        self.heads, self.factor = heads, factor
+        self.heads = heads
+        self.factor = factor
         self.norm = group_norm(channels, affine=True)
         self.qkv = linear(channels, 3 * channels, generator)
         self.out = linear(channels, channels, None)
@@ -94,7 +100,8 @@ class Attention(nn.Module):
         q, k, v = (part.reshape(shape).mT for part in h.chunk(3, dim=1))
         weights = (q * q.shape[3] ** -0.5 @ k.mT).softmax(dim=3)
         pixels = (weights @ v).transpose(1, 2).unflatten(1, x.shape[2:])  # (B, H, W, heads, d)
-        weight, bias = self.factor * self.out.weight, self.factor * self.out.bias
+        weight = self.factor * self.out.weight
+        bias = self.factor * self.out.bias
         h = F.conv2d(pixels.flatten(3).permute(0, 3, 1, 2), weight[:, :, None, None], bias)
         return h.add_(x, alpha=self.factor)
 
@@ -109,9 +116,11 @@ def _side_by_side(x: Tensor, beside: Tensor, norm: GroupNorm) -> list[Tensor]:
 
 def _convolved(parts: list[Tensor], layer: nn.Conv2d, factor: float = 1.0) -> Tensor:
     """Return factor · layer of images side by side, doubled to the size of the last."""
-    weight, bias = layer.weight, cast("Tensor", layer.bias)
+    weight = layer.weight
+    bias = cast("Tensor", layer.bias)
     if factor != 1:  # weights are fewer than pixels
-        weight, bias = factor * weight, factor * bias
+        weight = factor * weight
+        bias = factor * bias
     padding = weight.shape[2] // 2
     if len(parts) == 1:
         return F.conv2d(parts[0], weight, bias, padding=padding)

@@ -33,7 +33,8 @@ class Sinusoidal(nn.Module):
 
     def __init__(self, pairs: int, scale: float) -> None:
         super().__init__()
-        self.pairs, self.scale = pairs, scale
+        self.pairs = pairs
+        self.scale = scale
 
     def forward(self, c: Tensor) -> Tensor:
         """Return the embedding of every c."""
@@ -81,9 +82,14 @@ class Conditioning(nn.Module):
     """
 
     def __init__(
-        self, features: int, width: int, embedding: str, time_scale: float, classes: int | None,
+        self,
+        features: int,
+        width: int,
+        embedding: str,
+        time_scale: float,
+        classes: int | None,
         generator: torch.Generator,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         pairs = (features + 1) // 2
         self.waves: nn.Module = (
@@ -106,9 +112,7 @@ class Conditioning(nn.Module):
         return F.silu(h)
 
 
-def resolve(
-    what: str, embedding: str, time_scale: float | None, classes: int | None
-) -> float:
+def resolve(what: str, embedding: str, time_scale: float | None, classes: int | None) -> float:
     """Return the time scale, the embedding's own if None, after a check of all three."""
     if embedding not in TIME_SCALES:
         rule = f"be one of {', '.join(TIME_SCALES)}"

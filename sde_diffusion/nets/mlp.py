@@ -78,10 +78,16 @@ class MLP(nn.Module):
         check_seed("MLP", seed)
         scale = resolve("MLP", embedding, time_scale, classes)
         self.config: dict[str, Any] = {
-            "dimension": dimension, "width": width, "depth": depth, "embedding": embedding,
-            "time_scale": scale, "classes": classes, "dropout": dropout, "seed": seed,
+            "dimension": dimension,
+            "width": width,
+            "depth": depth,
+            "embedding": embedding,
+            "time_scale": scale,
+            "classes": classes,
+            "dropout": dropout,
+            "seed": seed,
             "outputs": outputs,
-        }  # fmt: skip
+        }
         generator = torch.Generator().manual_seed(seed)
         with torch.device("cpu"):  # where the generator is, whatever the default device
             self.condition = Conditioning(width, width, embedding, scale, classes, generator)
@@ -94,7 +100,8 @@ class MLP(nn.Module):
         """Return the network's output for the points x at the noise levels c."""
         check_input("MLP", x, (self.config["dimension"],), self.stem.weight)
         check_condition("MLP", x, c, labels, self.config["classes"])
-        e, h = self.condition(c, labels), self.stem(x)
+        e = self.condition(c, labels)
+        h = self.stem(x)
         for layer in self.layers:
             h = layer(h, e)
         out: Tensor = self.head(F.silu(h))

@@ -36,9 +36,15 @@ class Stage(nn.Module):
     """A residual block, followed by self-attention unless ``heads`` is None."""
 
     def __init__(
-        self, inputs: int, outputs: int, heads: int | None, condition: int, dropout: float,
-        factor: float, generator: torch.Generator,
-    ) -> None:  # fmt: skip
+        self,
+        inputs: int,
+        outputs: int,
+        heads: int | None,
+        condition: int,
+        dropout: float,
+        factor: float,
+        generator: torch.Generator,
+    ) -> None:
         super().__init__()
         self.block = ResidualBlock(inputs, outputs, condition, dropout, factor, generator)
         self.attention = None if heads is None else Attention(outputs, heads, factor, generator)
@@ -111,11 +117,22 @@ class UNet(nn.Module):
         one_of("UNet", "rescaling", rescaling, FACTORS)
         scale = resolve("UNet", embedding, time_scale, classes)
         self.config: dict[str, Any] = {
-            "channels": channels, "width": width, "multipliers": multipliers, "blocks": blocks,
-            "attention": attention, "heads": heads, "embedding": embedding, "time_scale": scale,
-            "classes": classes, "dropout": dropout, "seed": seed, "outputs": outputs,
-            "resampling": resampling, "progressive": progressive, "rescaling": rescaling,
-        }  # fmt: skip
+            "channels": channels,
+            "width": width,
+            "multipliers": multipliers,
+            "blocks": blocks,
+            "attention": attention,
+            "heads": heads,
+            "embedding": embedding,
+            "time_scale": scale,
+            "classes": classes,
+            "dropout": dropout,
+            "seed": seed,
+            "outputs": outputs,
+            "resampling": resampling,
+            "progressive": progressive,
+            "rescaling": rescaling,
+        }
         self.factor = FACTORS[rescaling]
         generator = torch.Generator().manual_seed(seed)
         with torch.device("cpu"):  # where the generator is, whatever the default device
@@ -123,11 +140,16 @@ class UNet(nn.Module):
 
     def _build(self, widths: list[int], generator: torch.Generator) -> None:
         """Create the layers, from the input to the output."""
-        config, condition = self.config, 4 * widths[0]
+        config = self.config
+        condition = 4 * widths[0]
         self.condition = Conditioning(
-            widths[0], condition, config["embedding"], config["time_scale"], config["classes"],
+            widths[0],
+            condition,
+            config["embedding"],
+            config["time_scale"],
+            config["classes"],
             generator,
-        )  # fmt: skip
+        )
 
         def stages(level: int, inputs: int, number: int) -> nn.ModuleList:
             heads = config["heads"] if level in config["attention"] else None
@@ -135,7 +157,8 @@ class UNet(nn.Module):
             plain = (Stage(inputs, widths[level], None, *kind) for _ in range(number - 1))
             return nn.ModuleList([*plain, Stage(inputs, widths[level], heads, *kind)])
 
-        levels, blocks = range(len(widths)), config["blocks"]
+        levels = range(len(widths))
+        blocks = config["blocks"]
         pairs = list(pairwise(widths))
         self.stem = conv(config["channels"], widths[0], generator)
         self.down = nn.ModuleList(stages(i, widths[i], blocks) for i in levels)
@@ -207,8 +230,14 @@ def mnist_config() -> dict[str, Any]:
     Its embedding is slow for the reason of `digits_config`, and slower still: ¼ ln sigma, which
     the "edm" prediction conditions on, spans three units where t spans one.
     """
-    return {"channels": 1, "width": 44, "multipliers": [1, 2, 2], "blocks": 2, "attention": [2],
-            "time_scale": 30.0}  # fmt: skip
+    return {
+        "channels": 1,
+        "width": 44,
+        "multipliers": [1, 2, 2],
+        "blocks": 2,
+        "attention": [2],
+        "time_scale": 30.0,
+    }
 
 
 def digits_config() -> dict[str, Any]:
@@ -217,8 +246,14 @@ def digits_config() -> dict[str, Any]:
     Its embedding of t is ten times slower than DDPM's: a score that is smooth in t is what solvers
     of high order and adaptive steps live on.
     """
-    return {"channels": 1, "width": 32, "multipliers": [1, 2], "blocks": 2, "attention": [1],
-            "time_scale": 100.0}  # fmt: skip
+    return {
+        "channels": 1,
+        "width": 32,
+        "multipliers": [1, 2],
+        "blocks": 2,
+        "attention": [1],
+        "time_scale": 100.0,
+    }
 
 
 def _integers(multipliers: Sequence[int], attention: Sequence[int]) -> tuple[list[int], list[int]]:
@@ -226,22 +261,36 @@ def _integers(multipliers: Sequence[int], attention: Sequence[int]) -> tuple[lis
     for argument, got in (("multipliers", multipliers), ("attention", attention)):
         whole = isinstance(got, Sequence) and all(type(n) is int for n in got)
         if isinstance(got, str) or not whole:
-            raise wrong_type("UNet", argument, "be a sequence of integers", got,
-                             f"pass for example {argument}=(1, 2)")  # fmt: skip
+            raise wrong_type(
+                "UNet",
+                argument,
+                "be a sequence of integers",
+                got,
+                f"pass for example {argument}=(1, 2)",
+            )
     return list(multipliers), list(attention)
 
 
 def _check_config(
-    channels: int, width: int, multipliers: list[int], blocks: int, attention: list[int],
+    channels: int,
+    width: int,
+    multipliers: list[int],
+    blocks: int,
+    attention: list[int],
     heads: int,
-) -> None:  # fmt: skip
+) -> None:
     positive_integer("UNet", "channels", channels)
     positive_integer("UNet", "width", width, least=4)
     positive_integer("UNet", "blocks", blocks)
     positive_integer("UNet", "heads", heads)
     if not multipliers or min(multipliers) < 1:
-        raise wrong_value("UNet", "multipliers", "be positive, one or more", multipliers,
-                          "pass for example multipliers=(1, 2, 2)")  # fmt: skip
+        raise wrong_value(
+            "UNet",
+            "multipliers",
+            "be positive, one or more",
+            multipliers,
+            "pass for example multipliers=(1, 2, 2)",
+        )
     levels = len(multipliers)
     for level in attention:
         if not 0 <= level < levels:

@@ -53,7 +53,9 @@ class Objective(nn.Module, ABC):
 
     def __init__(self, law: TimeLaw, spacing: Spacing, t_min: float) -> None:
         super().__init__()
-        self.law, self.spacing, self.t_min = law, spacing, t_min
+        self.law = law
+        self.spacing = spacing
+        self.t_min = t_min
 
     def check(self, model: ScoreModel) -> None:
         """Refuse, by name, a model that this objective cannot train.
@@ -61,18 +63,32 @@ class Objective(nn.Module, ABC):
         What training makes of a model that it cannot tell by itself is written on it here.
         """
         if model.variance == "learned":
-            raise wrong_value("train", "objective", "be vlb or hybrid to learn a variance",
-                              type(self).__name__, "pass objective='hybrid'")  # fmt: skip
+            raise wrong_value(
+                "train",
+                "objective",
+                "be vlb or hybrid to learn a variance",
+                type(self).__name__,
+                "pass objective='hybrid'",
+            )
         if model.coupling not in ("independent", self.coupling.name):
-            raise wrong_value("train", "coupling", "be that of the model to go on with",
-                              self.coupling.name, f"pass coupling={model.coupling!r}")  # fmt: skip
+            raise wrong_value(
+                "train",
+                "coupling",
+                "be that of the model to go on with",
+                self.coupling.name,
+                f"pass coupling={model.coupling!r}",
+            )
         model.coupling = self.coupling.name
 
     def check_direct(self, model: DirectScore) -> None:  # noqa: ARG002  (whatever it is)
         """Refuse, by name, a model that has no eps, or one that this objective cannot train."""
-        raise wrong_type("train", "objective", "be Implicit or Sliced for a DirectScore",
-                         type(self).__name__,
-                         "pass objective=Sliced(Paths(…), Stratified(), 0.0)")  # fmt: skip
+        raise wrong_type(
+            "train",
+            "objective",
+            "be Implicit or Sliced for a DirectScore",
+            type(self).__name__,
+            "pass objective=Sliced(Paths(…), Stratified(), 0.0)",
+        )
 
     def pair(self, x0: Tensor, eps: Tensor) -> Tensor:
         """Return the noise of a whole batch in the order in which it goes with the data."""

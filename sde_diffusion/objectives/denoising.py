@@ -111,7 +111,8 @@ class Denoising(Objective):
         uncertainty: Uncertainty | None = None,
     ) -> None:
         super().__init__(law if times is None else times, spacing, t_min)
-        self.own, self.weighting = law, weighting
+        self.own = law
+        self.weighting = weighting
         if coupling is not None:
             self.coupling = coupling
         self.uncertainty = uncertainty
@@ -119,14 +120,20 @@ class Denoising(Objective):
     def check(self, model: ScoreModel) -> None:
         if self.coupling.name != "independent" and model.classes:
             # Within a class the coupled noise would not be standard normal, as sampling has it.
-            raise wrong_value("train", "coupling", "be independent for a network with classes",
-                              self.coupling.name, "drop it, or build classes=None")  # fmt: skip
+            raise wrong_value(
+                "train",
+                "coupling",
+                "be independent for a network with classes",
+                self.coupling.name,
+                "drop it, or build classes=None",
+            )
         super().check(model)
         if isinstance(self.weighting, EDM):
             self.weighting = EDM(model.sigma_data)
 
     def forward(self, model: ScoreModel, batch: Batch) -> Tensor:
-        sde, t = model.sde, batch.t
+        sde = model.sde
+        t = batch.t
         losses = denoising_loss(model, batch.x0, t, batch.eps, self.weighting)
         if self.uncertainty is not None:
             losses = self.uncertainty(losses, sde, t)
@@ -151,17 +158,27 @@ class Explicit(Objective):
     """
 
     def __init__(
-        self, law: TimeLaw, spacing: Spacing, t_min: float, weighting: Weighting,
+        self,
+        law: TimeLaw,
+        spacing: Spacing,
+        t_min: float,
+        weighting: Weighting,
         exact: NoisePredictor,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(law, spacing, t_min)
-        self.weighting, self.exact = weighting, exact
+        self.weighting = weighting
+        self.exact = exact
 
     def check(self, model: ScoreModel) -> None:
         super().check(model)
         if self.exact.sde != model.sde:
-            raise wrong_value("Explicit", "exact", f"be diffused by the model's {model.sde}",
-                              str(self.exact.sde), "pass oracle.diffused(model.sde)")  # fmt: skip
+            raise wrong_value(
+                "Explicit",
+                "exact",
+                f"be diffused by the model's {model.sde}",
+                str(self.exact.sde),
+                "pass oracle.diffused(model.sde)",
+            )
 
     def forward(self, model: ScoreModel, batch: Batch) -> Tensor:
         return explicit_loss(model, self.exact, batch.x0, batch.t, batch.eps, self.weighting)

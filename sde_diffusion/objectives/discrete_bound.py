@@ -46,7 +46,8 @@ class Chained(Objective, ABC):
         """Return the chain, the steps k, the data x0 and the states x_k of a batch."""
         chain = Chain(model.sde, lattice(self.chain_steps) * model.sde.horizon)
         k = (batch.t.cpu() / model.sde.horizon * self.chain_steps).round().long()
-        spec, x0 = model.data, batch.x0
+        spec = model.data
+        x0 = batch.x0
         if spec is not None and spec.levels is not None:
             x0 = spec.encode(spec.decode(x0), 0.5).to(x0)
         return chain, k, x0, chain.perturb(x0, k, batch.eps)
@@ -74,7 +75,8 @@ class Vlb(Chained):
 
     def forward(self, model: ScoreModel, batch: Batch) -> Tensor:
         chain, k, x0, x = self._states(model, batch)
-        score, at = CountedScore(model, sde=model.sde), Levels(chain.alpha[k], chain.sigma[k])
+        score = CountedScore(model, sde=model.sde)
+        at = Levels(chain.alpha[k], chain.sigma[k])
         x0_hat, variance = predicted(score, x, chain.times[k], at, None)
         decoder = decoder_of(model)
         return self._bits(step_bound(x0, x0_hat, x, chain, k, variance, decoder), x0)
@@ -101,10 +103,13 @@ variance='learned') and a network of twice the outputs
     def check(self, model: ScoreModel) -> None:
         super().check(model)
         if model.variance != "learned":
-            raise wrong_value("Hybrid", "model", "learn a variance",
-                              f"variance={model.variance!r}",
-                              "pass ScoreModel(…, variance='learned') and a network of twice the "
-                              "outputs")  # fmt: skip
+            raise wrong_value(
+                "Hybrid",
+                "model",
+                "learn a variance",
+                f"variance={model.variance!r}",
+                "pass ScoreModel(…, variance='learned') and a network of twice the outputs",
+            )
 
     def forward(self, model: ScoreModel, batch: Batch) -> Tensor:
         chain, k, x0, x = self._states(model, batch)

@@ -83,9 +83,13 @@ class Paths(TimeLaw):
     def __post_init__(self) -> None:
         check_grid(self.grid)
         if float(self.grid[0]) != 0:
-            raise wrong_value("Paths", "grid", "rise from 0, where the data are",
-                              f"{float(self.grid[0]):.4g} … {float(self.grid[-1]):.4g}",
-                              "pass for example uniform(100, 0.0, 1.0)")  # fmt: skip
+            raise wrong_value(
+                "Paths",
+                "grid",
+                "rise from 0, where the data are",
+                f"{float(self.grid[0]):.4g} … {float(self.grid[-1]):.4g}",
+                "pass for example uniform(100, 0.0, 1.0)",
+            )
 
     def time(self, sde: SDE, u: Tensor, t_min: float) -> Tensor:  # noqa: ARG002  (the grid's)
         steps = len(self.grid) - 1
@@ -98,8 +102,13 @@ class Paths(TimeLaw):
         """Refuse an SDE that ends before the grid does."""
         end = float(self.grid[-1])
         if end > sde.horizon:
-            raise wrong_value("Paths", "grid", f"end at the SDE's horizon {sde.horizon} at most",
-                              end, "leave out its later times")  # fmt: skip
+            raise wrong_value(
+                "Paths",
+                "grid",
+                f"end at the SDE's horizon {sde.horizon} at most",
+                end,
+                "leave out its later times",
+            )
 
     def states(self, sde: SDE, x0: Tensor, t: Tensor, noise: Noise) -> Tensor:
         """Return x_t of every sample of x0 at its own time of the grid.
@@ -123,12 +132,15 @@ class _InBlocks(Noise):
     """The normals of another noise, drawn for many steps at once: every call costs."""
 
     def __init__(self, noise: Noise) -> None:
-        self._noise, self._block, self._next = noise, torch.empty(0, 0), 0
+        self._noise = noise
+        self._block = torch.empty(0, 0)
+        self._next = 0
 
     def normal(self, x: Tensor) -> Tensor:
         if self._next == self._block.shape[1]:
             block = x.new_empty(x.shape[0], _BLOCK, *x.shape[1:])
-            self._block, self._next = self._noise.normal(block), 0
+            self._block = self._noise.normal(block)
+            self._next = 0
         self._next += 1
         return self._block[:, self._next - 1]
 
@@ -159,9 +171,13 @@ class Marginal(Objective, ABC):
             raise self._no_kernel()
 
     def _no_kernel(self) -> TypeError:
-        return wrong_type(type(self).__name__, "law", "be Paths where sde is not linear",
-                          type(self.law).__name__,
-                          "pass Paths(EulerMaruyama(), uniform(100, 0.0, 1.0))")  # fmt: skip
+        return wrong_type(
+            type(self).__name__,
+            "law",
+            "be Paths where sde is not linear",
+            type(self.law).__name__,
+            "pass Paths(EulerMaruyama(), uniform(100, 0.0, 1.0))",
+        )
 
     def _states(self, sde: SDE, batch: Batch) -> Tensor:
         if isinstance(self.law, Paths):
@@ -171,7 +187,9 @@ class Marginal(Objective, ABC):
         raise self._no_kernel()
 
     def forward(self, model: LearnedScore, batch: Batch) -> Tensor:
-        sde, x0, t = model.sde, batch.x0, batch.t
+        sde = model.sde
+        x0 = batch.x0
+        t = batch.t
         x = self._states(sde, batch)
         loss = self.matching(model, x, t, batch.noise) * (2 / x0[0].numel())
         if isinstance(sde, LinearSDE):

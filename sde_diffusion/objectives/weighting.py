@@ -81,8 +81,9 @@ class P2:
     def __post_init__(self) -> None:
         positive_number("P2", "k", self.k)
         if not 0 <= self.gamma < float("inf"):
-            raise wrong_value("P2", "gamma", "be finite and at least 0", self.gamma,
-                              "pass gamma=1.0")  # fmt: skip
+            raise wrong_value(
+                "P2", "gamma", "be finite and at least 0", self.gamma, "pass gamma=1.0"
+            )
 
     def __call__(self, sde: LinearSDE, t: Tensor) -> Tensor:
         """Return the weight, in t's shape."""

@@ -55,7 +55,9 @@ class Processes:
         self.folder = Path(folder)
         self.rank, self.world = place()
         self._ranks = Ranks(self.folder / ".ranks", self.rank, self.world)
-        self._saved, self._asked, self._agreed = 0, False, False
+        self._saved = 0
+        self._asked = False
+        self._agreed = False
         self._over = threading.Event()
         self._handlers: dict[int, Any] = {}
 
@@ -73,9 +75,11 @@ class Processes:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
         trace: TracebackType | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._over.set()
         cause = self._cause(error) if self.world > 1 and error is not None else None
         if self.world > 1:
@@ -143,7 +147,8 @@ class Processes:
 
     def _meet(self) -> None:
         self._ranks.agree(dict)  # all are here, and see the folder
-        local, gpus = int(os.environ.get("LOCAL_RANK", self.rank)), torch.cuda.device_count()
+        local = int(os.environ.get("LOCAL_RANK", self.rank))
+        gpus = torch.cuda.device_count()
         if local < gpus:
             torch.cuda.set_device(local)
         # nccl would abort a process whose exchange has failed before it can say why.

@@ -53,13 +53,19 @@ class Ranks:
     """
 
     def __init__(self, folder: str | Path, rank: int, world: int) -> None:
-        self.folder, self.rank, self.world = Path(folder), rank, world
+        self.folder = Path(folder)
+        self.rank = rank
+        self.world = world
         self._body: dict[str, Any] = {
-            "name": uuid.uuid4().hex, "host": platform.node(), "pid": os.getpid(),
-            "state": "waiting", "beat": 0,
-        }  # fmt: skip
+            "name": uuid.uuid4().hex,
+            "host": platform.node(),
+            "pid": os.getpid(),
+            "state": "waiting",
+            "beat": 0,
+        }
         self._seen: dict[int, tuple[object, float]] = {}  # the last sign of each, and its time
-        self._lock, self._stop = threading.Lock(), threading.Event()
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
         self._thread = threading.Thread(target=self._live, daemon=True)
 
     def __enter__(self) -> Self:
@@ -73,9 +79,11 @@ class Ranks:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
         trace: TracebackType | None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         stopped = kind is not None and issubclass(kind, KeyboardInterrupt)
         state = "done" if kind is None else "stopped" if stopped else "failed"
         self.tell(state=state, error=str(error or ""))
@@ -197,7 +205,8 @@ class Ranks:
 
     def _fresh(self, rank: int, body: Mapping[str, Any] | None, limit: float) -> None:
         """Refuse a process whose file has not changed for too long, by this process's clock."""
-        now, sign = time.monotonic(), body and (body["name"], body["beat"])
+        now = time.monotonic()
+        sign = body and (body["name"], body["beat"])
         last, since = self._seen.setdefault(rank, (None, now))
         if sign is not None and sign != last:
             self._seen[rank] = (sign, now)

@@ -77,19 +77,22 @@ def _curves(
 ) -> None:
     from matplotlib import colormaps
 
-    colours, bars = colormaps["tab10"], list[tuple[Any, ...]]()
+    colours = colormaps["tab10"]
+    bars = list[tuple[Any, ...]]()
     for i, name in enumerate(names):
         rows = [row for row in comparison.rows if row.solver == name]
         found = [(row.nfe, v) for row in rows if (v := value(row)) is not None]
         if not found:
             continue
-        means, high = [v.mean for _, v in found], [v.half_width for _, v in found]
+        means = [v.mean for _, v in found]
+        high = [v.half_width for _, v in found]
         # On a logarithmic axis a bar must end above 0.
         low = [min(half, 0.99 * mean) for mean, half in zip(means, high, strict=True)]
         style: dict[str, Any] = {
-            "color": colours(i % 10), "marker": MARKERS[i % len(MARKERS)],
+            "color": colours(i % 10),
+            "marker": MARKERS[i % len(MARKERS)],
             "linestyle": "-" if rows[0].error is not None else "--",
-        }  # fmt: skip
+        }
         nfe = [n for n, _ in found]
         axes.plot(nfe, means, label=name, markersize=5, linewidth=1.2, **style)
         bars.append((nfe, means, [low, high], style["color"]))

@@ -30,8 +30,9 @@ def likelihood_picture(found: Evaluation, title: str, path: str | Path) -> None:
     if table is not None:
         _terms(rest[0], table)
         parts = [found.term(f"vlb_{name}")[2] for name in ("prior", "diffusion", "reconstruction")]
-        rest[0].set_title("$L_T + \\Sigma L_k + L_0$ = {:.2g} + {:.4f} + ({:.4f})".format(*parts),
-                          fontsize=10)  # fmt: skip
+        rest[0].set_title(
+            "$L_T + \\Sigma L_k + L_0$ = {:.2g} + {:.4f} + ({:.4f})".format(*parts), fontsize=10
+        )
     save_figure(figure, path)
 
 
@@ -43,7 +44,8 @@ def _histograms(axes: Axes, found: Evaluation) -> None:
     low, high = min(map(min, columns.values())), max(map(max, columns.values()))
     bins = max(10, min(50, len(found.index) // 8))
     for i, (bound, bits) in enumerate(columns.items()):
-        summary, colour = found.summary(bound), colormaps["tab10"](i)
+        summary = found.summary(bound)
+        colour = colormaps["tab10"](i)
         text = f"{bound} {summary.bits_per_dim:.4f}"
         if summary.samples > 1:
             text += f" ± {summary.standard_error:.4f}"

@@ -46,10 +46,13 @@ def _slopes(axes: Axes, lines: Sequence[tuple[str, Convergence]], order: float) 
     for i, (name, found) in enumerate(lines):
         kept = [(n, e) for n, e in zip(found.steps, found.errors, strict=True) if e > 0]
         axes.plot(
-            *zip(*kept, strict=True), label=name if len(name) < 45 else f"{name[:42]}…",
-            color=colormaps["tab20"](i), marker=MARKERS[i % len(MARKERS)], markersize=4,
+            *zip(*kept, strict=True),
+            label=name if len(name) < 45 else f"{name[:42]}…",
+            color=colormaps["tab20"](i),
+            marker=MARKERS[i % len(MARKERS)],
+            markersize=4,
             linewidth=1,
-        )  # fmt: skip
+        )
     steps = sorted({n for _, found in lines for n in found.steps})
     axes.set_xscale("log")
     axes.set_yscale("log")

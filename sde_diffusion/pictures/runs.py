@@ -27,8 +27,11 @@ def curves_picture(lines: Sequence[Mapping[str, Any]], path: str | Path) -> None
     rows = -(-panels // columns)
     figure = new_figure(4.5 * columns, 3.2 * rows)
     free = iter(figure.subplots(rows, columns, squeeze=False).flat)
-    for name, title in (("loss", "loss"), ("grad_norm", "gradient norm"),
-                        ("learning_rate", "learning rate")):  # fmt: skip
+    for name, title in (
+        ("loss", "loss"),
+        ("grad_norm", "gradient norm"),
+        ("learning_rate", "learning rate"),
+    ):
         points = [(line["step"], line[name]) for line in steps if line[name] is not None]
         _over_steps(next(free), points, title)
     if bounds:
@@ -53,12 +56,19 @@ def _over_steps(axes: Axes, points: Sequence[tuple[int, float]], title: str) -> 
 
 
 def _bound_curve(axes: Axes, bounds: Sequence[tuple[int, Mapping[str, Any]]]) -> None:
-    steps, bits = [step for step, _ in bounds], [e["bits_per_dim"] for _, e in bounds]
+    steps = [step for step, _ in bounds]
+    bits = [e["bits_per_dim"] for _, e in bounds]
     errors = [e.get("standard_error", 0.0) for _, e in bounds]
     axes.errorbar(steps, bits, yerr=errors, fmt=".-", linewidth=1, elinewidth=0.8, capsize=2)
     best = min(range(len(bits)), key=bits.__getitem__)
-    axes.plot(steps[best], bits[best], "o", fillstyle="none", markersize=10,
-              label=f"best {bits[best]:.4f}")  # fmt: skip
+    axes.plot(
+        steps[best],
+        bits[best],
+        "o",
+        fillstyle="none",
+        markersize=10,
+        label=f"best {bits[best]:.4f}",
+    )
     axes.set_title("held-out bound, bits per dimension")
     axes.set_xlabel("step")
     axes.legend(fontsize=8)

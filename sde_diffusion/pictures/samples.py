@@ -70,8 +70,13 @@ def tiles(x: Tensor) -> Tensor:
     """
     images = x[:, None] if x.ndim == 3 else x
     if images.ndim != 4 or images.shape[1] not in (1, 3):
-        raise wrong_value("picture", "x", "hold images (B, 1 or 3, H, W), or vectors (B, D)",
-                          tuple(x.shape), "choose what to draw")  # fmt: skip
+        raise wrong_value(
+            "picture",
+            "x",
+            "hold images (B, 1 or 3, H, W), or vectors (B, D)",
+            tuple(x.shape),
+            "choose what to draw",
+        )
     count, channels, height, width = images.shape
     columns = math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)

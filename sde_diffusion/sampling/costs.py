@@ -34,7 +34,8 @@ class _CountedNoise(Noise):
     """White noise that counts its draws."""
 
     def __init__(self) -> None:
-        self.inner, self.draws = WhiteNoise(0), 0
+        self.inner = WhiteNoise(0)
+        self.draws = 0
 
     def normal(self, x: Tensor) -> Tensor:
         self.draws += 1
@@ -51,7 +52,8 @@ def cost(solver: Solver[Any], sde: LinearSDE, grid: Grid, std: float = 1.0) -> C
     """
     variance = torch.full((1, 1), std * std, dtype=torch.float64)
     score = Gaussian(torch.zeros(1), variance).diffused(sde)
-    noise, x = _CountedNoise(), torch.ones(1, 1, dtype=torch.float64)
+    noise = _CountedNoise()
+    x = torch.ones(1, 1, dtype=torch.float64)
     solution = integrate(dynamics_for(solver, sde, score), solver, x, grid, noise=noise)
     return Cost(solution.nfe, noise.draws)
 
@@ -73,13 +75,23 @@ def steps_within(
     def nfe(steps: int) -> int:
         found = grid(steps)
         if (taken := len(times_of(found)) - 1) != steps:
-            raise wrong_value("compare", "grid", f"have {steps} steps when asked for them",
-                              taken, "pass a rule for any number of steps")  # fmt: skip
+            raise wrong_value(
+                "compare",
+                "grid",
+                f"have {steps} steps when asked for them",
+                taken,
+                "pass a rule for any number of steps",
+            )
         return cost(solver, sde, found).nfe
 
     if nfe(1) > budget:
-        raise wrong_value("compare", "budgets", f"be at least {nfe(1)}, one step of {name}",
-                          budget, "raise the budget or drop the solver")  # fmt: skip
+        raise wrong_value(
+            "compare",
+            "budgets",
+            f"be at least {nfe(1)}, one step of {name}",
+            budget,
+            "raise the budget or drop the solver",
+        )
     low, high = 1, budget
     while low < high:
         middle = (low + high + 1) // 2

@@ -106,15 +106,27 @@ def interpolate(z0: Tensor, z1: Tensor, weights: Tensor | Sequence[float]) -> Te
     check_state("interpolate", z0)
     check_state("interpolate", z1)
     if z0.shape != z1.shape:
-        raise wrong_value("interpolate", "z1", f"have the shape {tuple(z0.shape)} of z0",
-                          tuple(z1.shape), "expand the one that is alone")  # fmt: skip
+        raise wrong_value(
+            "interpolate",
+            "z1",
+            f"have the shape {tuple(z0.shape)} of z0",
+            tuple(z1.shape),
+            "expand the one that is alone",
+        )
     w = torch.as_tensor(weights, dtype=torch.float64, device=z0.device)
     if w.ndim != 1:
-        raise wrong_value("interpolate", "weights", "be one row of numbers", tuple(w.shape),
-                          "pass for example [0.0, 0.5, 1.0]")  # fmt: skip
+        raise wrong_value(
+            "interpolate",
+            "weights",
+            "be one row of numbers",
+            tuple(w.shape),
+            "pass for example [0.0, 0.5, 1.0]",
+        )
     w = w[:, None, None]
-    flat0, flat1 = z0.flatten(1).double(), z1.flatten(1).double()
-    length0, length1 = _length(flat0), _length(flat1)
+    flat0 = z0.flatten(1).double()
+    flat1 = z1.flatten(1).double()
+    length0 = _length(flat0)
+    length1 = _length(flat1)
     u0 = torch.where(length0 > 0, flat0, flat1) / torch.where(length0 > 0, length0, length1)
     u1 = torch.where(length1 > 0, flat1 / length1, u0)
     # Kahan's form: acos(u0·u1) loses half the digits of small angles.

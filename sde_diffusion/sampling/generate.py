@@ -48,8 +48,13 @@ def sample(
     Errors: those of `integrate`; ValueError for steps and grid together or a model in training.
     """
     if not isinstance(getattr(model, "sde", None), LinearSDE):
-        raise wrong_type("sample", "model", "have a LinearSDE as .sde", type(model).__name__,
-                         "pass a ScoreModel, or an oracle's .diffused(sde)")  # fmt: skip
+        raise wrong_type(
+            "sample",
+            "model",
+            "have a LinearSDE as .sde",
+            type(model).__name__,
+            "pass a ScoreModel, or an oracle's .diffused(sde)",
+        )
     check_evaluation("sample", model)
     for size in shape:
         positive_integer("sample", "shape", size)

@@ -64,15 +64,21 @@ def optimised(
     """
     sde = getattr(model, "sde", None)
     if not isinstance(sde, LinearSDE):
-        raise wrong_type("optimised", "model", "have a LinearSDE as .sde", type(model).__name__,
-                         "pass a ScoreModel, or an oracle's .diffused(sde)")  # fmt: skip
+        raise wrong_type(
+            "optimised",
+            "model",
+            "have a LinearSDE as .sde",
+            type(model).__name__,
+            "pass a ScoreModel, or an oracle's .diffused(sde)",
+        )
     check_evaluation("optimised", model)
     for size in shape:
         positive_integer("optimised", "shape", size)
     start, end = sampling_ends("optimised", sde, steps, start, end)
     if not start > end:
-        raise wrong_value("optimised", "start, end", "run from noise to data", f"{start}, {end}",
-                          "swap them")  # fmt: skip
+        raise wrong_value(
+            "optimised", "start, end", "run from noise to data", f"{start}, {end}", "swap them"
+        )
     known = [
         quadratic(steps, start, end),
         cosine(sde, steps, start, end),
@@ -86,19 +92,34 @@ def optimised(
         fit = _Calibration(model, solver, x, start, end)
         grid = min(known, key=fit.error)
         if not math.isfinite(fit.error(grid)):
-            raise diverged("optimised", "solver", "end at finite states", "NaN or infinity",
-                           "use more steps, or move the ends of the grid")  # fmt: skip
+            raise diverged(
+                "optimised",
+                "solver",
+                "end at finite states",
+                "NaN or infinity",
+                "use more steps, or move the ends of the grid",
+            )
         return fit.refined(fit.equidistributed(grid))
 
 
 def _check_solver(solver: Solver[Any], sde: LinearSDE, grid: Tensor) -> None:
     name = type(solver).__name__
     if cost(solver, sde, grid).draws:
-        raise wrong_value("optimised", "solver", "draw no noise, so that it has end points",
-                          name, "pass for example Ancestral(eta=0.0)")  # fmt: skip
+        raise wrong_value(
+            "optimised",
+            "solver",
+            "draw no noise, so that it has end points",
+            name,
+            "pass for example Ancestral(eta=0.0)",
+        )
     if adapts(solver, sde, grid):
-        raise wrong_value("optimised", "solver", "take the steps of its grid", name,
-                          "pass a solver without tolerances")  # fmt: skip
+        raise wrong_value(
+            "optimised",
+            "solver",
+            "take the steps of its grid",
+            name,
+            "pass a solver without tolerances",
+        )
 
 
 @final
@@ -108,7 +129,10 @@ class _Calibration:
     def __init__(
         self, model: Model, solver: Solver[Any], x: Tensor, start: float, end: float
     ) -> None:
-        self.model, self.sde, self.solver, self.x = model, model.sde, solver, x
+        self.model = model
+        self.sde = model.sde
+        self.solver = solver
+        self.x = x
         self.start, self.end = start, end
         self.target = flow(model, x, cosine(self.sde, _REFERENCE, start, end))
 
@@ -137,7 +161,8 @@ class _Calibration:
 
     def local_errors(self, grid: Tensor) -> Tensor:
         """Return the RMS error of every step, from the state that the solver has there."""
-        states, parts = [self.x], math.ceil(_LOCAL / (len(grid) - 1))
+        states = [self.x]
+        parts = math.ceil(_LOCAL / (len(grid) - 1))
         dynamics = dynamics_for(self.solver, self.sde, self.model)
         integrate(dynamics, self.solver, self.x, grid, callback=lambda _k, _t, y: states.append(y))
         errors = []
@@ -149,7 +174,8 @@ class _Calibration:
     def equidistributed(self, grid: Tensor) -> Tensor:
         """Return the best grid of some rounds that even out the local errors."""
         exponent = 1 / (float(getattr(self.solver, "order", 1)) + 1)
-        best, least = grid, self.error(grid)
+        best = grid
+        least = self.error(grid)
         for _ in range(_ROUNDS):
             density = self.local_errors(grid) ** exponent
             if not bool(density.isfinite().all()) or float(density.min()) == 0:
@@ -157,18 +183,22 @@ class _Calibration:
             grid = self.grid(_equal_parts(density, self.log_steps(grid).exp()).log())
             error = self.error(grid)
             if error < least:
-                best, least = grid, error
+                best = grid
+                least = error
         return best
 
     def refined(self, grid: Tensor) -> Tensor:
         """Return the grid after rounds of damped least squares on its log step sizes."""
-        z, r, damping = self.log_steps(grid), self.residual(grid), 0.03
+        z = self.log_steps(grid)
+        r = self.residual(grid)
+        damping = 0.03
         for _ in range(_ROUNDS if len(z) > 1 else 0):
             # The last log step stays: only ratios of steps matter.
             nudges = _NUDGE * torch.eye(len(z), dtype=torch.float64)[:-1]
             columns = [(self.residual(self.grid(z + nudge)) - r) / _NUDGE for nudge in nudges]
             j = torch.stack(columns, 1)
-            square, gradient = (j.mT @ j).cpu(), (j.mT @ r).cpu()
+            square = (j.mT @ j).cpu()
+            gradient = (j.mT @ r).cpu()
             if not bool(square.isfinite().all()):
                 break
             scale = square.diagonal().mean() * torch.eye(len(square), dtype=torch.float64)
@@ -180,7 +210,8 @@ class _Calibration:
                 better = bool(residual.square().sum() < r.square().sum())
                 damping *= 0.25 if better else 6
                 if better:
-                    z, r = trial, residual
+                    z = trial
+                    r = residual
                     break
             else:
                 break
@@ -190,7 +221,8 @@ class _Calibration:
 def _equal_parts(mass: Tensor, widths: Tensor) -> Tensor:
     """Return widths that hold equal masses, the given ones holding theirs evenly."""
     zero = torch.zeros(1, dtype=torch.float64)
-    held, place = torch.cat([zero, mass.cumsum(0)]), torch.cat([zero, widths.cumsum(0)])
+    held = torch.cat([zero, mass.cumsum(0)])
+    place = torch.cat([zero, widths.cumsum(0)])
     wanted = torch.linspace(0, float(held[-1]), len(held), dtype=torch.float64)
     i = (torch.searchsorted(held, wanted, right=True) - 1).clamp(0, len(mass) - 1)
     return (place[i] + (wanted - held[i]) / mass[i] * widths[i]).diff()
@@ -215,7 +247,8 @@ def flow(model: Model, x: Tensor, times: Tensor) -> Tensor:
 
     y = x / radius(times[0])
     for phi, psi in pairwise(torch.exp(-sde.lambda_(times)).atan()):
-        h, middle = psi - phi, 0.5 * (phi + psi)
+        h = psi - phi
+        middle = 0.5 * (phi + psi)
         k1 = slope(y, phi)
         k2 = slope(y + 0.5 * h * k1, middle)
         k3 = slope(y + 0.5 * h * k2, middle)

@@ -53,7 +53,8 @@ class Newton(Iteration):
         gap = (x - end).flatten(1).double()
         # No inverse, no step: the residual stays and is reported.
         way = torch.linalg.solve_ex(j, gap)[0].nan_to_num(0, 0, 0).reshape(z.shape).to(z.dtype)
-        best, least = z, rms(x - end)
+        best = z
+        least = rms(x - end)
         left = torch.arange(len(z), device=z.device)
         for halvings in range(_HALVINGS):
             trial = z[left] + 0.5**halvings * way[left]
@@ -89,7 +90,8 @@ class FixedPoint(Iteration):
 
 def _backwards(map_: SamplerMap, x: Tensor) -> Tensor:
     """Return the end of the solver's steps along the reversed grid."""
-    times, sde = times_of(map_.grid), map_.flow.sde
+    times = times_of(map_.grid)
+    sde = map_.flow.sde
     if isinstance(sde, LinearSDE) and float(sde.sigma(times[-1])) == 0:
         times = times[:-1]  # no score there
     if len(times) < 2:
@@ -149,8 +151,10 @@ def sampler_inverse(
     positive_number("sampler_inverse", "tolerance", tolerance)
     if method is None:
         method = Newton() if x[0].numel() <= _LOW else FixedPoint()
-    before, x = flow.nfe, x.detach()
-    z, bound = _backwards(map_, x), tolerance * rms(x).clamp(min=1)
+    before = flow.nfe
+    x = x.detach()
+    z = _backwards(map_, x)
+    bound = tolerance * rms(x).clamp(min=1)
     residual = torch.full_like(bound, torch.inf)
     iterations = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     active = torch.arange(len(x), device=x.device)
@@ -159,13 +163,18 @@ def sampler_inverse(
         end = part(z[active])
         residual[active] = rms(end - x[active])
         left = residual[active] > bound[active]
-        end, active = end[left], active[left]
+        end = end[left]
+        active = active[left]
         if not len(active):
             return Inverse(z, residual, iterations, flow.nfe - before)
         z = z.index_copy(0, active, method.improved(map_.rows(active), x[active], z[active], end))
         iterations[active] += 1
     i = int(active[0])
     got = f"a residual of {float(residual[i]):.3g} for sample {i} after {method.iterations}"
-    raise diverged("sampler_inverse", "x", "be reached from a latent that the iteration finds",
-                   got + " iterations",
-                   "use more steps, another method, or a larger tolerance")  # fmt: skip
+    raise diverged(
+        "sampler_inverse",
+        "x",
+        "be reached from a latent that the iteration finds",
+        got + " iterations",
+        "use more steps, another method, or a larger tolerance",
+    )

@@ -41,16 +41,22 @@ class SamplerMap:
     True
     """
 
-    def __init__(
-        self, what: str, flow: ProbabilityFlow, solver: Solver[Any], grid: Grid
-    ) -> None:
+    def __init__(self, what: str, flow: ProbabilityFlow, solver: Solver[Any], grid: Grid) -> None:
         check_flow(what, flow)
         if getattr(solver, "adaptive", False):
-            raise wrong_value(what, "solver", "have fixed steps", type(solver).__name__,
-                              "pass for example DDIM(), or take log_prob")  # fmt: skip
+            raise wrong_value(
+                what,
+                "solver",
+                "have fixed steps",
+                type(solver).__name__,
+                "pass for example DDIM(), or take log_prob",
+            )
         check_grid(times_of(grid), flow.horizon)
         check_falling(what, times_of(grid))
-        self.what, self.flow, self.solver, self.grid = what, flow, solver, grid
+        self.what = what
+        self.flow = flow
+        self.solver = solver
+        self.grid = grid
 
     @property
     def steps(self) -> int:
@@ -92,8 +98,13 @@ class SamplerMap:
         def show(k: int, t: Tensor, x: Tensor) -> None:  # noqa: ARG001  (a Callback)
             tangent = _parts(x)[1]
             if not bool(torch.isfinite(tangent).all()):
-                raise diverged(self.what, "∂x/∂z", "stay finite", f"NaN or infinity at step {k}",
-                               "use more steps, or move the ends of the grid")  # fmt: skip
+                raise diverged(
+                    self.what,
+                    "∂x/∂z",
+                    "stay finite",
+                    f"NaN or infinity at step {k}",
+                    "use more steps, or move the ends of the grid",
+                )
             if seen is not None:
                 seen(k, tangent)
 
@@ -112,7 +123,8 @@ class SamplerMap:
 
         Shapes: z (B, *event); x the same, J (B, D, D) in float64.
         """
-        d, parts = z[0].numel(), []
+        d = z[0].numel()
+        parts = []
         for index in torch.split(torch.arange(len(z)), max(1, _STATES // d)):
             b = len(index)
             basis = torch.eye(d, dtype=z.dtype, device=z.device).repeat(b, 1)
@@ -132,8 +144,13 @@ class SamplerMap:
 
     def _opaque(self, got: str) -> TypeError:
         rule = "be differentiable in x, in forward mode"
-        return wrong_type(self.what, "score and solver", rule, got,
-                          "remove detach or NumPy; attention needs SDPBackend.MATH")  # fmt: skip
+        return wrong_type(
+            self.what,
+            "score and solver",
+            rule,
+            got,
+            "remove detach or NumPy; attention needs SDPBackend.MATH",
+        )
 
 
 def _dual(value: Tensor, tangent: Tensor) -> Tensor:

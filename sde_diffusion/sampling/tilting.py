@@ -81,10 +81,17 @@ class Tilted:
 
 
 def sample_tilted(
-    guided: Guided, solver: OneStep[Any], shape: Sequence[int], *, steps: int | None = None,
-    grid: Tensor | None = None, seed: int = 0, noise_scale: float = 1.0,
-    resample_below: float = 0.0, dtype: torch.dtype = torch.float32,
-) -> Tilted:  # fmt: skip
+    guided: Guided,
+    solver: OneStep[Any],
+    shape: Sequence[int],
+    *,
+    steps: int | None = None,
+    grid: Tensor | None = None,
+    seed: int = 0,
+    noise_scale: float = 1.0,
+    resample_below: float = 0.0,
+    dtype: torch.dtype = torch.float32,
+) -> Tilted:
     """Return weighted samples of the density that guidance only seems to sample.
 
     The samples are those of the solver on the reverse SDE with ``noise_scale``, or on the
@@ -120,18 +127,24 @@ def sample_tilted(
         if isinstance(dynamics, ReverseSDE):
             dynamics = ReverseSDE(guided.sde, score, noise_scale)
         log_weights = torch.zeros(shape[0], dtype=torch.float64, device=x.device)
-        log_mass, resamplings, rate = 0.0, 0, score.rate(x, grid[0])
+        log_mass = 0.0
+        resamplings = 0
+        rate = score.rate(x, grid[0])
         for step, (t, s) in enumerate(pairwise(grid), start=1):
             x = solver.step(dynamics, x, t, s, noise)
-            before, rate = rate, score.rate(x, s)
+            before = rate
+            rate = score.rate(x, s)
             log_weights = log_weights + 0.5 * float(t - s) * (before + rate)
             _check_finite(log_weights, step, s)
             weights = log_weights.softmax(0)
             crowded = weights.square().sum() * resample_below * len(x) > 1
             if resample_below and step < len(grid) - 1 and bool(crowded):
                 index = _systematic(weights, mix(seed, Purpose.RESAMPLING, step)).to(x.device)
-                x, rate, log_mass = x[index], rate[index], log_mass + _log_mean(log_weights)
-                log_weights, resamplings = torch.zeros_like(log_weights), resamplings + 1
+                x = x[index]
+                rate = rate[index]
+                log_mass = log_mass + _log_mean(log_weights)
+                log_weights = torch.zeros_like(log_weights)
+                resamplings = resamplings + 1
     return Tilted(x, log_weights, log_mass + _log_mean(log_weights), score.calls, resamplings)
 
 
@@ -140,10 +153,14 @@ class _Remembering:
     """A guided score that keeps its last parts: a step begins where a weight was computed."""
 
     def __init__(self, guided: Guided, weight: float) -> None:
-        self.guided, self.sde, self.weight = guided, guided.sde, weight
+        self.guided = guided
+        self.sde = guided.sde
+        self.weight = weight
         self._counter = [0]
         self._counted = CountedScore(guided, self._counter, self.sde)
-        self._x, self._t, self._eps = torch.empty(0), torch.empty(()), torch.empty(0)
+        self._x = torch.empty(0)
+        self._t = torch.empty(())
+        self._eps = torch.empty(0)
 
     @property
     def calls(self) -> int:
@@ -154,7 +171,9 @@ class _Remembering:
         """Return d log W/|dt| = ½ g² γ(γ−1) ‖eps_c − eps_0‖²/sigma², float64."""
         self._counter[0] += 1
         c, u = self.guided.parts(x, t)
-        self._x, self._t, self._eps = x, t, c + self.weight * (c - u)
+        self._x = x
+        self._t = t
+        self._eps = c + self.weight * (c - u)
         factor = 0.5 * (1 + self.weight) * self.weight
         slope = factor * float(self.sde.g(t) / self.sde.sigma(t)) ** 2
         return slope * flat_sum((c - u).double().square())
@@ -175,37 +194,60 @@ class _Remembering:
         return x is self._x and bool(t == self._t)
 
 
-def _checked(
-    guided: object, solver: object, shape: Sequence[int], resample_below: float
-) -> float:
+def _checked(guided: object, solver: object, shape: Sequence[int], resample_below: float) -> float:
     """Return the weight of guidance, a number."""
     what = "sample_tilted"
     if not isinstance(guided, Guided):
-        raise wrong_type(what, "guided", "be a Guided", type(guided).__name__,
-                         "pass guided(model, labels, weight)")  # fmt: skip
+        raise wrong_type(
+            what,
+            "guided",
+            "be a Guided",
+            type(guided).__name__,
+            "pass guided(model, labels, weight)",
+        )
     if not isinstance(solver, OneStep):
-        raise wrong_type(what, "solver", "be a one-step solver", type(solver).__name__,
-                         "pass for example EulerMaruyama() or Heun()")  # fmt: skip
+        raise wrong_type(
+            what,
+            "solver",
+            "be a one-step solver",
+            type(solver).__name__,
+            "pass for example EulerMaruyama() or Heun()",
+        )
     check_evaluation(what, guided)
     check_coupling(what, "guided", guided)
     for size in shape:
         positive_integer(what, "shape", size)
     if callable(guided.weight):
-        raise wrong_value(what, "guided.weight", "be one number for all t", "a function",
-                          "leave out the weights: use sample")  # fmt: skip
+        raise wrong_value(
+            what,
+            "guided.weight",
+            "be one number for all t",
+            "a function",
+            "leave out the weights: use sample",
+        )
     if not 0 <= resample_below <= 1:
         raise wrong_value(what, "resample_below", "lie in [0, 1]", resample_below, "pass .5")
     if resample_below and guided.rows(torch.arange(shape[0])) is not guided:
-        raise wrong_value(what, "resample_below", "be 0 where samples have their own labels",
-                          resample_below, "sample one class at a time")  # fmt: skip
+        raise wrong_value(
+            what,
+            "resample_below",
+            "be 0 where samples have their own labels",
+            resample_below,
+            "sample one class at a time",
+        )
     return guided.weight
 
 
 def _check_finite(log_weights: Tensor, step: int, t: Tensor) -> None:
     if not bool(torch.isfinite(log_weights).all()):
         got = f"NaN or infinity at step {step} (t = {float(t):.6g})"
-        raise diverged("sample_tilted", "log_weights", "stay finite", got,
-                       "use more steps, or move the ends of the grid")  # fmt: skip
+        raise diverged(
+            "sample_tilted",
+            "log_weights",
+            "stay finite",
+            got,
+            "use more steps, or move the ends of the grid",
+        )
 
 
 def _log_mean(log_weights: Tensor) -> float:

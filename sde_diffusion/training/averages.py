@@ -44,8 +44,9 @@ def gamma_of(width: float) -> float:
     (16.97, 6.94)
     """
     if width > WIDEST:
-        raise wrong_value("gamma_of", "width", f"be at most {WIDEST}, the plain mean's", width,
-                          "pass width=0.1")  # fmt: skip
+        raise wrong_value(
+            "gamma_of", "width", f"be at most {WIDEST}, the plain mean's", width, "pass width=0.1"
+        )
     positive_number("gamma_of", "width", width)
     inverse = width**-2  # (γ+2)² (γ+3) = (γ+1) σ_rel⁻², which has one root γ ≥ 0
     roots = np.roots([1, 7, 16 - inverse, 12 - inverse])
@@ -87,15 +88,21 @@ class Averages:
     def write(self, folder: Path, extra: dict[str, Any]) -> None:
         """Write each average of a half-life as ``ema-HALFLIFE.safetensors``."""
         for half_life, average in self.half_lives.items():
-            save_model(folder / f"ema-{half_life:.15g}.safetensors", average,
-                       extra | {"half_life": half_life})  # fmt: skip
+            save_model(
+                folder / f"ema-{half_life:.15g}.safetensors",
+                average,
+                extra | {"half_life": half_life},
+            )
 
     def snapshot(self, folder: Path, extra: dict[str, Any], step: int) -> None:
         """Write the averages of all widths as ``snapshots/STEP-WIDTH.safetensors``."""
         for width, average in self.powers.items():
             (folder / SNAPSHOTS).mkdir(exist_ok=True)
-            save_model(folder / SNAPSHOTS / f"{step:08}-{width:.15g}.safetensors", average,
-                       extra | {"width": width})  # fmt: skip
+            save_model(
+                folder / SNAPSHOTS / f"{step:08}-{width:.15g}.safetensors",
+                average,
+                extra | {"width": width},
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Return what `load_state_dict` takes."""

@@ -39,9 +39,14 @@ class GlobalBatch:
 
     @classmethod
     def draw(
-        cls, objective: Objective, model: LearnedScore, dataset: Dataset, rows: Tensor,
-        config: TrainingConfig, step: int,
-    ) -> GlobalBatch:  # fmt: skip
+        cls,
+        objective: Objective,
+        model: LearnedScore,
+        dataset: Dataset,
+        rows: Tensor,
+        config: TrainingConfig,
+        step: int,
+    ) -> GlobalBatch:
         """Return the batch of the rows; labels only where the data have them."""
         generator = torch.Generator().manual_seed(mix(config.seed, Purpose.BATCH, step))
         dtype = next(model.parameters()).dtype
@@ -49,7 +54,8 @@ class GlobalBatch:
         sde: Any = model.sde  # of the kind that the objective's law takes: it has been checked
         drawn = objective.draw(sde, len(rows), generator)
         eps = torch.randn(x0.shape, generator=generator, dtype=dtype)
-        eps, labels = objective.pair(x0, eps), None
+        eps = objective.pair(x0, eps)
+        labels = None
         if dataset.labels is not None:
             kept = torch.rand(len(rows), generator=generator) >= config.label_dropout
             labels = torch.where(kept, dataset.labels[rows].long(), -1)
@@ -60,7 +66,8 @@ class GlobalBatch:
         size = len(self.x0) // count
         rows = slice(part * size, (part + 1) * size)
         noise = _OnDemand(mix(self.seed, Purpose.LOSS, self.step), rows.start, size)
-        x0, eps = self.x0[rows].to(device), self.eps[rows].to(device)
+        x0 = self.x0[rows].to(device)
+        eps = self.eps[rows].to(device)
         labels = None if self.labels is None else self.labels[rows]
         # Dropout draws from the global generators: seeded here, put back afterwards.
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -74,7 +81,9 @@ class _OnDemand(Noise):
     """`PerSampleNoise.numbered`, made when it is asked: few losses draw, every stream costs."""
 
     def __init__(self, seed: int, first: int, count: int) -> None:
-        self.seed, self.first, self.count = seed, first, count
+        self.seed = seed
+        self.first = first
+        self.count = count
 
     def normal(self, x: Tensor) -> Tensor:
         return self._noise.normal(x)
@@ -90,7 +99,9 @@ class Losses(nn.Module):
 
     def __init__(self, model: LearnedScore, objective: Objective, precision: str) -> None:
         super().__init__()
-        self.model, self.objective, self.precision = model, objective, precision
+        self.model = model
+        self.objective = objective
+        self.precision = precision
 
     def forward(self, batch: Batch, labels: Tensor | None) -> Tensor:
         """Return the loss of every sample, in float32 at least."""

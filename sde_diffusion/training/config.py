@@ -15,14 +15,23 @@ from sde_diffusion._check import one_of, positive_integer, positive_number, wron
 CHOICES: Final[dict[str, tuple[str, ...]]] = {
     "schedule": ("constant", "cosine"),
     "objective": ("denoising", "vlb", "hybrid", "sliced", "implicit"),
-    "weighting": ("perceptual", "likelihood", "min-snr", "p2", "exact", "edm", "vdm",
-                  "flow-matching", "sd3"),
+    "weighting": (
+        "perceptual",
+        "likelihood",
+        "min-snr",
+        "p2",
+        "exact",
+        "edm",
+        "vdm",
+        "flow-matching",
+        "sd3",
+    ),
     "spacing": ("stratified", "independent", "antithetic", "loss-aware"),
     "coupling": ("independent", "optimal-transport"),
     "uncertainty": ("none", "learned"),
     "precision": ("float32", "bfloat16", "float16"),
     "times": ("uniform", "likelihood", "log-normal", "logit-normal"),
-}  # fmt: skip
+}
 WIDEST: Final = 12**-0.5  # σ_rel of the mean of all weights
 
 
@@ -90,8 +99,14 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         what = "TrainingConfig"
-        for name in ("steps", "batch_size", "checkpoint_every", "log_every", "chain_steps",
-                     "accumulate"):  # fmt: skip
+        for name in (
+            "steps",
+            "batch_size",
+            "checkpoint_every",
+            "log_every",
+            "chain_steps",
+            "accumulate",
+        ):
             positive_integer(what, name, getattr(self, name))
         for name in ("warmup", "seed", "snapshot_every", "evaluate_every", "patience"):
             positive_integer(what, name, getattr(self, name), least=0)
@@ -102,19 +117,30 @@ class TrainingConfig:
             if not 0 <= share < 1:
                 raise wrong_value(what, name, "lie in [0, 1)", share, f"pass {name}={usual}")
         if not 0 <= self.weight_decay < math.inf:
-            raise wrong_value(what, "weight_decay", "be finite and at least 0",
-                              self.weight_decay, "pass weight_decay=0.0")  # fmt: skip
+            raise wrong_value(
+                what,
+                "weight_decay",
+                "be finite and at least 0",
+                self.weight_decay,
+                "pass weight_decay=0.0",
+            )
         for name, choices in CHOICES.items():
             if name != "times" or self.times is not None:  # None: the weighting's own
                 one_of(what, name, getattr(self, name), choices)
         for name in ("channels_last", "compile"):
             if not isinstance(getattr(self, name), bool):
-                raise wrong_type(what, name, "be True or False", getattr(self, name),
-                                 f"pass {name}=False")  # fmt: skip
+                raise wrong_type(
+                    what, name, "be True or False", getattr(self, name), f"pass {name}=False"
+                )
         self._check_averages(what)
         if self.patience and not self.evaluate_every:
-            raise wrong_value(what, "evaluate_every", "be above 0 for patience to wait on",
-                              self.evaluate_every, "pass evaluate_every=1000")  # fmt: skip
+            raise wrong_value(
+                what,
+                "evaluate_every",
+                "be above 0 for patience to wait on",
+                self.evaluate_every,
+                "pass evaluate_every=1000",
+            )
 
     def _check_averages(self, what: str) -> None:
         for name in ("ema_half_lives", "ema_widths"):
@@ -126,8 +152,18 @@ class TrainingConfig:
             object.__setattr__(self, name, numbers)
         for width in self.ema_widths:
             if width > WIDEST:
-                raise wrong_value(what, "ema_widths", f"be at most {WIDEST}, the plain mean's",
-                                  width, "pass ema_widths=(0.05, 0.1)")  # fmt: skip
+                raise wrong_value(
+                    what,
+                    "ema_widths",
+                    f"be at most {WIDEST}, the plain mean's",
+                    width,
+                    "pass ema_widths=(0.05, 0.1)",
+                )
         if self.snapshot_every and not self.ema_widths:
-            raise wrong_value(what, "snapshot_every", "be 0 without ema_widths to keep",
-                              self.snapshot_every, "pass ema_widths=(0.05, 0.1)")  # fmt: skip
+            raise wrong_value(
+                what,
+                "snapshot_every",
+                "be 0 without ema_widths to keep",
+                self.snapshot_every,
+                "pass ema_widths=(0.05, 0.1)",
+            )

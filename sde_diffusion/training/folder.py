@@ -24,10 +24,17 @@ SAMPLES: Final = "samples"
 _ELSEWHERE: Final = "start a new run in another folder"
 # What may differ between a run and its resumption without changing the mathematics.
 _FREE: Final = (
-    "format", "versions", "training.checkpoint_every", "training.log_every",
-    "training.snapshot_every", "training.evaluate_every", "training.patience",
-    "training.accumulate", "training.channels_last", "training.compile",
-)  # fmt: skip
+    "format",
+    "versions",
+    "training.checkpoint_every",
+    "training.log_every",
+    "training.snapshot_every",
+    "training.evaluate_every",
+    "training.patience",
+    "training.accumulate",
+    "training.channels_last",
+    "training.compile",
+)
 
 
 class RunFolder:
@@ -55,12 +62,22 @@ class RunFolder:
         self.manifest = self.path / "manifest.json"
         self.best = self.path / "best.safetensors"
         if resume and not self.state.is_file():
-            error = wrong_value("train", "out", "hold a state.pt to resume from", str(path),
-                                "pass resume=False to start a run")  # fmt: skip
+            error = wrong_value(
+                "train",
+                "out",
+                "hold a state.pt to resume from",
+                str(path),
+                "pass resume=False to start a run",
+            )
             raise FileNotFoundError(str(error))
         if not resume and self.state.exists():
-            error = wrong_value("train", "out", "be a folder without a run", str(path),
-                                "pass resume=True to go on, or another folder")  # fmt: skip
+            error = wrong_value(
+                "train",
+                "out",
+                "be a folder without a run",
+                str(path),
+                "pass resume=True to go on, or another folder",
+            )
             raise FileExistsError(str(error))
         self._prepare()
 
@@ -74,8 +91,13 @@ class RunFolder:
             probe.touch()
             probe.unlink()
         except OSError as error:
-            text = wrong_value("train", "out", "be a folder that can be written", str(self.path),
-                               "pass another folder")  # fmt: skip
+            text = wrong_value(
+                "train",
+                "out",
+                "be a folder that can be written",
+                str(self.path),
+                "pass another folder",
+            )
             message = f"{text} ({error.strerror})"
             raise OSError(message) from error
 
@@ -85,9 +107,13 @@ class RunFolder:
         try:
             yield
         except OSError as error:
-            text = wrong_value("train", "out", "take the files of the run",
-                               f"{error.strerror or error} in {self.path}",
-                               "the last checkpoint is whole: make room and resume")  # fmt: skip
+            text = wrong_value(
+                "train",
+                "out",
+                "take the files of the run",
+                f"{error.strerror or error} in {self.path}",
+                "the last checkpoint is whole: make room and resume",
+            )
             raise OSError(str(text)) from error
 
     def save(self, state: dict[str, Any], model: LearnedScore, extra: dict[str, Any]) -> None:
@@ -109,14 +135,19 @@ class RunFolder:
             state: dict[str, Any] = torch.load(self.state, map_location="cpu", weights_only=True)
             saved = json.loads(state["configuration"])
         except (RuntimeError, KeyError, EOFError, ValueError, pickle.UnpicklingError) as error:
-            rule, got = "be the state of a run", type(error).__name__
+            rule = "be the state of a run"
+            got = type(error).__name__
             remedy = "start again in another folder"
             raise wrong_value("train", str(self.state), rule, got, remedy) from error
         missing = {"averages", "objective", "notes", "scaler"} - state.keys()
         if missing:
-            raise wrong_value("train", str(self.state), "be the state of a run of this version",
-                              f"one without {', '.join(sorted(missing))}",
-                              "load its model, and train that in another folder")  # fmt: skip
+            raise wrong_value(
+                "train",
+                str(self.state),
+                "be the state of a run of this version",
+                f"one without {', '.join(sorted(missing))}",
+                "load its model, and train that in another folder",
+            )
         _check_same(_completed(saved, configuration), configuration, state["step"], steps)
         self.truncate(state["step"])
         return state
@@ -180,7 +211,8 @@ def check_same(
 
     Errors: ValueError that names the first difference.
     """
-    have, got = flattened(dict(saved)), flattened(dict(now))
+    have = flattened(dict(saved))
+    got = flattened(dict(now))
     for name in sorted(have.keys() | got.keys()):
         if have.get(name) != got.get(name):
             rule = f"be {have.get(name)!r} as in the run that is resumed"

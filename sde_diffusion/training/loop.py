@@ -72,11 +72,17 @@ def train(
     _check(model, dataset, config, objective)
     check_monitors(monitors, model)
     if monitors and not config.evaluate_every:
-        raise wrong_value("train", "evaluate_every", "be above 0 with monitors", 0,
-                          "pass evaluate_every=1000")  # fmt: skip
+        raise wrong_value(
+            "train", "evaluate_every", "be above 0 with monitors", 0, "pass evaluate_every=1000"
+        )
     if config.patience and not monitors:
-        raise wrong_value("train", "monitors", "be given for patience to wait on", "none",
-                          "pass monitors=[HeldOutBound(dataset)]")  # fmt: skip
+        raise wrong_value(
+            "train",
+            "monitors",
+            "be given for patience to wait on",
+            "none",
+            "pass monitors=[HeldOutBound(dataset)]",
+        )
     if resume and out is None:
         raise wrong_value("train", "out", "be given to resume", out, "pass out=the run's folder")
     run = Trainer(model, dataset, config, objective, processes)
@@ -110,11 +116,14 @@ class _Loop:
     def __init__(
         self, run: Trainer, folder: RunFolder | None, monitors: Sequence[Monitor]
     ) -> None:
-        self.run, self.folder, self.monitors = run, folder, monitors
+        self.run = run
+        self.folder = folder
+        self.monitors = monitors
         self.saved = run.step or None  # a fresh run has no checkpoint yet
         if folder is not None:
-            self.manifest = Manifest(folder.manifest, run.configuration, run.model.device,
-                                     run.processes.world)  # fmt: skip
+            self.manifest = Manifest(
+                folder.manifest, run.configuration, run.model.device, run.processes.world
+            )
 
     def begin(self) -> bool:
         """Return whether the run is complete already."""
@@ -132,7 +141,8 @@ class _Loop:
 
     def after(self, progress: Progress) -> bool:
         """Return whether this step was the last one, after all that is due."""
-        run, config = self.run, self.run.config
+        run = self.run
+        config = self.run.config
         ended = run.step == config.steps
         if self.monitors and self._due(config.evaluate_every, last=ended):
             ended |= bool(run.agree(self._evaluate()))
@@ -156,14 +166,21 @@ class _Loop:
 
     def _evaluate(self) -> bool:
         """Return whether the run is to stop; one process evaluates for all."""
-        run, config, folder = self.run, self.run.config, self.folder
+        run = self.run
+        config = self.run.config
+        folder = self.folder
         if not run.leads:
             return False
         path = None if folder is None else folder.path
         found = observe(self.monitors, run.averages.main, run.step, path, config.seed)
         if config.patience and BOUND not in found:
-            raise wrong_value("train", "monitors", f"give {BOUND} for patience to wait on",
-                              sorted(found), "add a HeldOutBound")  # fmt: skip
+            raise wrong_value(
+                "train",
+                "monitors",
+                f"give {BOUND} for patience to wait on",
+                sorted(found),
+                "add a HeldOutBound",
+            )
         better = note_best(run.notes, run.step, found)
         if folder is not None:
             best = {"best": run.notes["best"]} if "best" in run.notes else {}
@@ -187,15 +204,26 @@ def _check(
     model: LearnedScore, dataset: Dataset, config: TrainingConfig, objective: Objective | None
 ) -> None:
     if not isinstance(model, LearnedScore):
-        raise wrong_type("train", "model", "be a ScoreModel or a DirectScore",
-                         type(model).__name__, "pass ScoreModel(network, sde)")  # fmt: skip
+        raise wrong_type(
+            "train",
+            "model",
+            "be a ScoreModel or a DirectScore",
+            type(model).__name__,
+            "pass ScoreModel(network, sde)",
+        )
     for name, value, kind in (("dataset", dataset, Dataset), ("config", config, TrainingConfig)):
         if not isinstance(value, kind):
-            raise wrong_type("train", name, f"be a {kind.__name__}", type(value).__name__,
-                             f"pass {name}={kind.__name__}(...)")  # fmt: skip
+            raise wrong_type(
+                "train",
+                name,
+                f"be a {kind.__name__}",
+                type(value).__name__,
+                f"pass {name}={kind.__name__}(...)",
+            )
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise wrong_value("train", "model", "have parameters to train", "none",
-                          "call model.requires_grad_()")  # fmt: skip
+        raise wrong_value(
+            "train", "model", "have parameters to train", "none", "call model.requires_grad_()"
+        )
     if len(dataset) == 0:
         raise wrong_value("train", "dataset", "have rows", 0, "check the source of the data")
     t_min = config.t_min if objective is None else objective.t_min
@@ -203,5 +231,10 @@ def _check(
         rule = f"be below the SDE's horizon {model.sde.horizon}"
         raise wrong_value("train", "t_min", rule, t_min, "pass t_min=1e-5")
     if model.classes and dataset.labels is None:
-        raise wrong_value("train", "dataset", "have labels for a network with classes", "none",
-                          "pass labels or a network with classes=None")  # fmt: skip
+        raise wrong_value(
+            "train",
+            "dataset",
+            "have labels for a network with classes",
+            "none",
+            "pass labels or a network with classes=None",
+        )

@@ -59,13 +59,22 @@ class LossByLevel:
     """
 
     def __init__(
-        self, dataset: Dataset, *, bins: int = 10, rows: int = 1000, batch_size: int = 100,
-        t_min: float = 1e-5, seed: int = 0,
-    ) -> None:  # fmt: skip
+        self,
+        dataset: Dataset,
+        *,
+        bins: int = 10,
+        rows: int = 1000,
+        batch_size: int = 100,
+        t_min: float = 1e-5,
+        seed: int = 0,
+    ) -> None:
         for name, value in (("bins", bins), ("rows", rows), ("batch_size", batch_size)):
             positive_integer("LossByLevel", name, value)
         _check_rows("LossByLevel", dataset, 1)
-        self.bins, self.batch_size, self.t_min, self.seed = bins, batch_size, t_min, seed
+        self.bins = bins
+        self.batch_size = batch_size
+        self.t_min = t_min
+        self.seed = seed
         generator = torch.Generator().manual_seed(mix(seed, Purpose.LOSS_BY_LEVEL_DATA))
         index = torch.arange(min(rows, len(dataset)))
         self._x = dataset.batch(index, generator)
@@ -107,21 +116,31 @@ class HeldOutBound:
     """
 
     def __init__(
-        self, dataset: Dataset, *, draws: int = 32, rows: int = 1000, batch_size: int = 100,
-        t_min: float = 1e-5, seed: int = 0,
-    ) -> None:  # fmt: skip
+        self,
+        dataset: Dataset,
+        *,
+        draws: int = 32,
+        rows: int = 1000,
+        batch_size: int = 100,
+        t_min: float = 1e-5,
+        seed: int = 0,
+    ) -> None:
         for name, value in (("rows", rows), ("batch_size", batch_size)):
             positive_integer("HeldOutBound", name, value)
         check_draws("HeldOutBound", draws)
         _check_rows("HeldOutBound", dataset, 2)
-        self.spec, self.draws, self.batch_size = dataset.spec, draws, batch_size
-        self.t_min, self.seed = t_min, seed
+        self.spec = dataset.spec
+        self.draws = draws
+        self.batch_size = batch_size
+        self.t_min = t_min
+        self.seed = seed
         self._values = dataset.values[: min(rows, len(dataset))]
 
     def __call__(self, model: ScoreModel, step: int, folder: Path | None) -> Mapping[str, Any]:  # noqa: ARG002
         """Return the mean over samples, "bits_per_dim", and its "standard_error"."""
-        parts = [self._bits(model, first)
-                 for first in range(0, len(self._values), self.batch_size)]  # fmt: skip
+        parts = [
+            self._bits(model, first) for first in range(0, len(self._values), self.batch_size)
+        ]
         bits = torch.cat(parts)
         error = bits.std() / math.sqrt(len(bits))
         return {BOUND: bits.mean().item(), "standard_error": error.item()}
@@ -133,8 +152,15 @@ class HeldOutBound:
         decoder: Decoder = GaussianDecoder()
         if spec.levels is not None:
             decoder = LevelDecoder(spec.encode(torch.arange(spec.levels), 0.5))
-        bound = elbo(_for(model, x), model, decoder=decoder, draws=self.draws, seed=self.seed,
-                     first=first, t_min=self.t_min)  # fmt: skip
+        bound = elbo(
+            _for(model, x),
+            model,
+            decoder=decoder,
+            draws=self.draws,
+            seed=self.seed,
+            first=first,
+            t_min=self.t_min,
+        )
         nats = bound.nats.cpu()
         if spec.levels is None:
             nats = nats + spec.log_volume(x)
@@ -169,8 +195,13 @@ def check_monitors(monitors: Sequence[Monitor], model: LearnedScore) -> None:
     """Refuse monitors of eps for a model that has none."""
     for monitor in monitors:
         if isinstance(model, DirectScore) and isinstance(monitor, LossByLevel | HeldOutBound):
-            raise wrong_type("train", "monitors", "do without eps, which a DirectScore has not",
-                             type(monitor).__name__, "pass SamplePicture(draw)")  # fmt: skip
+            raise wrong_type(
+                "train",
+                "monitors",
+                "do without eps, which a DirectScore has not",
+                type(monitor).__name__,
+                "pass SamplePicture(draw)",
+            )
 
 
 def observe(
@@ -193,7 +224,8 @@ def note_best(notes: dict[str, Any], step: int, found: Mapping[str, Any]) -> boo
     """
     if BOUND not in found:
         return False
-    best, bits = notes.get("best"), float(found[BOUND])
+    best = notes.get("best")
+    bits = float(found[BOUND])
     if best is None or bits < best[BOUND]:
         notes["best"] = {BOUND: bits, "step": step, "since": 0}
         return True
@@ -209,8 +241,9 @@ def out_of_patience(notes: Mapping[str, Any], patience: int) -> bool:
 
 def _check_rows(what: str, dataset: Dataset, least: int) -> None:
     if len(dataset) < least:
-        raise wrong_value(what, "dataset", f"have at least {least} rows", len(dataset),
-                          "hold more data out")  # fmt: skip
+        raise wrong_value(
+            what, "dataset", f"have at least {least} rows", len(dataset), "hold more data out"
+        )
 
 
 def _for(model: ScoreModel, x: Tensor) -> Tensor:

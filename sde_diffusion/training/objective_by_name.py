@@ -38,18 +38,22 @@ def objective_of(config: TrainingConfig) -> Objective:
         if getattr(config, name) not in allowed:
             rule = f"be {' or '.join(map(repr, allowed))} with {other}={getattr(config, other)!r}"
             raise wrong_value("TrainingConfig", name, rule, repr(getattr(config, name)), "drop it")
-    steps, t_min = config.chain_steps, config.t_min
+    steps = config.chain_steps
+    t_min = config.t_min
     chain = config.objective in ("vlb", "hybrid") or config.weighting == "exact"
     spacing = SPACINGS[config.spacing](steps if chain else _LEVELS)
     if config.objective != "denoising":
         return _other(config.objective, spacing, steps, t_min)
     law, weighting = WEIGHTINGS[config.weighting](t_min, steps)
     return Denoising(
-        law, spacing, t_min, weighting,
+        law,
+        spacing,
+        t_min,
+        weighting,
         times=None if config.times is None else TIMES[config.times],
         coupling=COUPLINGS[config.coupling],
         uncertainty=Uncertainty() if config.uncertainty == "learned" else None,
-    )  # fmt: skip
+    )
 
 
 def _other(name: str, spacing: Spacing, steps: int, t_min: float) -> Objective:

@@ -43,7 +43,8 @@ class Fit(NamedTuple):
 def inner_product(a: Profile, b: Profile) -> float:
     """Return ∫ p_a p_b dτ = (γ_a+1)(γ_b+1)/(γ_a+γ_b+1) (t_a/t_b)^{γ_b}/t_b for t_a ≤ t_b."""
     a, b = sorted((a, b))
-    x, y = gamma_of(a.width), gamma_of(b.width)
+    x = gamma_of(a.width)
+    y = gamma_of(b.width)
     decayed: float = (a.step / b.step) ** y
     return (x + 1) * (y + 1) / (x + y + 1) * decayed / b.step
 
@@ -72,9 +73,12 @@ def fit(kept: Sequence[Profile], wanted: Profile) -> Fit:
 
 @torch.no_grad()
 def reconstruct_average(
-    folder: str | Path, width: float, *, network: nn.Module | None = None,
+    folder: str | Path,
+    width: float,
+    *,
+    network: nn.Module | None = None,
     sde: LinearSDE | None = None,
-) -> ScoreModel:  # fmt: skip
+) -> ScoreModel:
     """Return the model of a run with the average of any relative width at its last snapshot.
 
     The run kept snapshots (``snapshot_every``) of the averages of ``ema_widths``. ``network`` and
@@ -86,8 +90,13 @@ def reconstruct_average(
     what = "reconstruct_average"
     paths = sorted((Path(folder) / SNAPSHOTS).glob("*.safetensors"))
     if not paths:
-        error = wrong_value(what, "folder", "hold snapshots", str(folder),
-                            "train with ema_widths and snapshot_every")  # fmt: skip
+        error = wrong_value(
+            what,
+            "folder",
+            "hold snapshots",
+            str(folder),
+            "train with ema_widths and snapshot_every",
+        )
         raise FileNotFoundError(str(error))
     records = [describe(path) for path in paths]
     kept = [Profile(record["step"], record["width"]) for record in records]
@@ -95,11 +104,18 @@ def reconstruct_average(
     if found.error > _FAR:
         widths = ", ".join(f"{w:g}" for w in sorted({p.width for p in kept}))
         rule = f"be a width that {len(kept)} snapshots of {widths} make to within {_FAR:.0%}"
-        raise wrong_value(what, "width", rule, f"{width}, made to {found.error:.0%}",
-                          "choose one nearer to these")  # fmt: skip
+        raise wrong_value(
+            what,
+            "width",
+            rule,
+            f"{width}, made to {found.error:.0%}",
+            "choose one nearer to these",
+        )
     model = load(paths[-1], network=network, sde=sde)
-    total = {name: torch.zeros_like(value, dtype=torch.float64)
-             for name, value in model.network.named_parameters()}  # fmt: skip
+    total = {
+        name: torch.zeros_like(value, dtype=torch.float64)
+        for name, value in model.network.named_parameters()
+    }
     for path, c in zip(paths, found.coefficients, strict=True):
         weights: dict[str, Tensor] = load_file(path)
         for name, value in total.items():

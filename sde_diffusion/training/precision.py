@@ -58,9 +58,13 @@ def prepare(model: LearnedScore, config: TrainingConfig) -> None:
     """
     kinds = {p.dtype for p in model.parameters()} - {torch.float32}
     if config.precision in _HALF and kinds:
-        raise wrong_value("train", "precision", "be float32 unless the weights are in float32",
-                          f"{config.precision} for weights in {kinds.pop()}",
-                          "pass precision='float32' or model.float()")  # fmt: skip
+        raise wrong_value(
+            "train",
+            "precision",
+            "be float32 unless the weights are in float32",
+            f"{config.precision} for weights in {kinds.pop()}",
+            "pass precision='float32' or model.float()",
+        )
     if config.channels_last:
         for weight in (p for p in model.parameters() if p.ndim == 4):
             weight.data = weight.data.to(memory_format=torch.channels_last)
@@ -83,8 +87,13 @@ def _check_compiler(device: torch.device) -> None:
     except RuntimeError as error:
         needed = "a C++ compiler such as g++" if device.type == "cpu" else "Triton"
         reason = str(error).partition("\n")[0]
-        raise wrong_value("train", "compile", f"be False without {needed}", f"True ({reason})",
-                          f"install {needed}, or pass compile=False") from error  # fmt: skip
+        raise wrong_value(
+            "train",
+            "compile",
+            f"be False without {needed}",
+            f"True ({reason})",
+            f"install {needed}, or pass compile=False",
+        ) from error
 
 
 def _line(x: Tensor) -> Tensor:

@@ -74,11 +74,16 @@ class Trainer:
     """
 
     def __init__(
-        self, model: LearnedScore, dataset: Dataset, config: TrainingConfig,
-        objective: Objective | None = None, processes: Processes | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        model: LearnedScore,
+        dataset: Dataset,
+        config: TrainingConfig,
+        objective: Objective | None = None,
+        processes: Processes | None = None,
+    ) -> None:
         model.data = dataset.spec if model.data is None else model.data
-        self.model, self.config = model, config
+        self.model = model
+        self.config = config
         self.dataset = dataset if model.classes else replace(dataset, labels=None)
         self.processes = Processes(".") if processes is None else processes
         self._check_processes()
@@ -93,12 +98,20 @@ class Trainer:
         self._trained = [p for p in self._losses.parameters() if p.requires_grad]
         self.optimizer = adamw(self._trained, config)
         self.scaler = scaler_of(config.precision, model.device)
-        self.step, self.seconds, self.losses = 0, 0.0, list[float]()
+        self.step = 0
+        self.seconds = 0.0
+        self.losses = list[float]()
         self.notes: dict[str, Any] = {}  # the loop's own, plain values that the state keeps
         # Everything that decides the weights, as JSON reads it back (tuples become lists).
-        self.configuration: dict[str, Any] = json.loads(json.dumps(configuration_of(model) | {
-            "training": dataclasses.asdict(config), "dataset": _fingerprint(dataset),
-        }))  # fmt: skip
+        self.configuration: dict[str, Any] = json.loads(
+            json.dumps(
+                configuration_of(model)
+                | {
+                    "training": dataclasses.asdict(config),
+                    "dataset": _fingerprint(dataset),
+                }
+            )
+        )
 
     def _check_objective(self) -> None:
         if isinstance(self.model, ScoreModel):
@@ -107,21 +120,35 @@ class Trainer:
             self.objective.check_direct(self.model)
 
     def _check_processes(self) -> None:
-        world, size, device = self.processes.world, self.config.batch_size, self.model.device
+        world = self.processes.world
+        size = self.config.batch_size
+        device = self.model.device
         parts = self.config.accumulate * world
         if size % parts:
             rule = f"be a multiple of accumulate × processes = {parts}"
-            raise wrong_value("train", "batch_size", rule, size,
-                              f"pass batch_size={parts * max(1, size // parts)}")  # fmt: skip
+            raise wrong_value(
+                "train",
+                "batch_size",
+                rule,
+                size,
+                f"pass batch_size={parts * max(1, size // parts)}",
+            )
         if world > 1 and not dist.is_initialized():
-            rule, remedy = "have met", "pass processes=p within `with Processes(out) as p`"
-            raise wrong_value("train", "processes", f"{rule}, as torchrun has started several",
-                              "none", remedy)  # fmt: skip
+            rule = "have met"
+            remedy = "pass processes=p within `with Processes(out) as p`"
+            raise wrong_value(
+                "train", "processes", f"{rule}, as torchrun has started several", "none", remedy
+            )
         local = os.environ.get("LOCAL_RANK", "0")
         if world > 1 and device.type == "cuda" and str(device.index) != local:
-            raise wrong_value("train", "model", f"be on cuda:{local}, this process's own GPU",
-                              str(device), "start no more processes than GPUs, and move it to "
-                              "'cuda' within `with Processes(out)`")  # fmt: skip
+            raise wrong_value(
+                "train",
+                "model",
+                f"be on cuda:{local}, this process's own GPU",
+                str(device),
+                "start no more processes than GPUs, and move it to "
+                "'cuda' within `with Processes(out)`",
+            )
 
     @property
     def leads(self) -> bool:
@@ -137,7 +164,8 @@ class Trainer:
 
         Errors: FloatingPointError for a loss or gradient that is not finite; the weights stay.
         """
-        began, step = time.perf_counter(), self.step + 1
+        began = time.perf_counter()
+        step = self.step + 1
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         loss = self._backward(step)
@@ -159,13 +187,16 @@ class Trainer:
 
     def _backward(self, step: int) -> Tensor:
         """Add up the gradients of this process's parts of the batch; return the batch's loss."""
-        config, processes, device = self.config, self.processes, self.model.device
+        config = self.config
+        processes = self.processes
+        device = self.model.device
         rows = batch_rows(len(self.dataset), config.batch_size, config.seed, step)
         batch = GlobalBatch.draw(self.objective, self.model, self.dataset, rows, config, step)
         count = config.accumulate * processes.world
         weights = batch.drawn.weight.reshape(count, -1)
         first = processes.rank * config.accumulate
-        parts, found = range(first, first + config.accumulate), list[Tensor]()
+        parts = range(first, first + config.accumulate)
+        found = list[Tensor]()
         for part in parts:
             # Those of several processes are averaged once, after the last part.
             with self._alone() if part < parts[-1] else nullcontext():
@@ -173,7 +204,8 @@ class Trainer:
                 loss = torch.mean(weights[part].to(losses) * losses) / config.accumulate
                 self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             found.append(losses.detach())
-        losses, drawn = processes.gathered(torch.cat(found)), batch.drawn
+        losses = processes.gathered(torch.cat(found))
+        drawn = batch.drawn
         self.objective.spacing.observe(drawn.u, losses.to(drawn.u.device))
         return torch.mean(drawn.weight.to(losses) * losses)
 
@@ -187,8 +219,13 @@ class Trainer:
         if not bool(torch.isfinite(value)):
             half = self.config.precision == "float16"
             remedy = "pass precision='bfloat16'" if half else "lower learning_rate or clip"
-            raise diverged("train", name, f"be finite at step {step}", value.item(),
-                           f"{remedy}; the last checkpoint is kept")  # fmt: skip
+            raise diverged(
+                "train",
+                name,
+                f"be finite at step {step}",
+                value.item(),
+                f"{remedy}; the last checkpoint is kept",
+            )
 
     def line(self, progress: Progress) -> dict[str, Any]:
         """Return a line of metrics: its loss is the mean since the line before."""
@@ -226,10 +263,14 @@ class Trainer:
             self.optimizer.load_state_dict(state["optimizer"])
             self.scaler.load_state_dict(state["scaler"])
         except (RuntimeError, ValueError) as error:
-            got, remedy = str(error).replace("\n", " "), "start a new run in another folder"
-            raise wrong_value("train", "model", "fit the weights of the run that is resumed", got,
-                              remedy) from error  # fmt: skip
-        self.step, self.seconds, self.losses = state["step"], state["seconds"], state["losses"]
+            got = str(error).replace("\n", " ")
+            remedy = "start a new run in another folder"
+            raise wrong_value(
+                "train", "model", "fit the weights of the run that is resumed", got, remedy
+            ) from error
+        self.step = state["step"]
+        self.seconds = state["seconds"]
+        self.losses = state["losses"]
         self.notes = state["notes"]
         self.processes.note(self.step)
 

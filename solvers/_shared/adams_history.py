@@ -57,8 +57,17 @@ def begun(ode: ODE, x: Tensor, grid: Tensor, nodes: int, scale: Tensor) -> Histo
     times = torch.full_like(h, float(grid[0]))[:, None].repeat(1, nodes)
     velocities = torch.cat([v[None], torch.zeros_like(v).expand(nodes - 1, *v.shape)])
     none = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-    return History(x.clone(), times[:, 0].clone(), h, times, velocities, none + 1,
-                   torch.zeros_like(x), none, none.clone())  # fmt: skip
+    return History(
+        x.clone(),
+        times[:, 0].clone(),
+        h,
+        times,
+        velocities,
+        none + 1,
+        torch.zeros_like(x),
+        none,
+        none.clone(),
+    )
 
 
 def adams_weights(nodes: Tensor, known: Tensor) -> Tensor:
@@ -82,5 +91,7 @@ def moved(weights: Tensor, velocities: Tensor, dt: Tensor) -> Tensor:
     Shapes: weights (B, N), velocities (N, B, *event), dt (B,).
     """
     masses = (weights * dt[:, None]).T
-    return sum((expand(m, v) * v for m, v in zip(masses, velocities, strict=True)),
-               torch.zeros_like(velocities[0]))  # fmt: skip
+    return sum(
+        (expand(m, v) * v for m, v in zip(masses, velocities, strict=True)),
+        torch.zeros_like(velocities[0]),
+    )

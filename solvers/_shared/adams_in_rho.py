@@ -22,8 +22,11 @@ Start: TypeAlias = Callable[[Coefficients, CountedScore, Tensor, Tensor, Tensor,
 # An order p needs p − 1 states with errors O(dt^p): a step of order p − 1 makes one, and so does
 # the polynomial of degree p − 2 as soon as it has its p − 1 predictions.
 STARTS: Final[Mapping[int, Sequence[Start]]] = {
-    1: (), 2: (), 3: (heun_in_rho,), 4: (kutta_in_rho, kutta_in_rho),
-}  # fmt: skip
+    1: (),
+    2: (),
+    3: (heun_in_rho,),
+    4: (kutta_in_rho, kutta_in_rho),
+}
 
 
 @final

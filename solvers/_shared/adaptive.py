@@ -62,8 +62,13 @@ def kept(old: Tensor, i: Tensor, good: Tensor, new: Tensor) -> Tensor:
 
 def too_many(what: str, max_steps: int, t: Tensor) -> FloatingPointError:
     """Return the error of steps without end, at the first of the times ``t``."""
-    return diverged(what, "steps", f"number at most {max_steps}", f"more at t = {float(t[0]):.6g}",
-                    "raise rtol and atol, or max_steps")  # fmt: skip
+    return diverged(
+        what,
+        "steps",
+        f"number at most {max_steps}",
+        f"more at t = {float(t[0]):.6g}",
+        "raise rtol and atol, or max_steps",
+    )
 
 
 def check_steps(what: str, argument: str, h: Tensor, t: Tensor, least: float) -> None:
@@ -71,6 +76,10 @@ def check_steps(what: str, argument: str, h: Tensor, t: Tensor, least: float) ->
     small = ~(h >= least)  # NaN too
     if bool(small.any()):
         where = float(t[small.nonzero()[0, 0]])
-        raise diverged(what, argument, "be finite and smooth",
-                       f"a step below {least:g} at t = {where:.6g}",
-                       "move the ends of the grid, or raise rtol and atol")  # fmt: skip
+        raise diverged(
+            what,
+            argument,
+            "be finite and smooth",
+            f"a step below {least:g} at t = {where:.6g}",
+            "move the ends of the grid, or raise rtol and atol",
+        )

@@ -38,8 +38,9 @@ def start(x: Tensor, t: Tensor, h: float) -> Progress:
     """Return all samples at t before their first step, of size h."""
     rows = torch.zeros(x.shape[0], dtype=torch.float64, device=x.device)
     counts = rows.long()
-    return Progress(x, x, torch.zeros_like(x), rows + float(t), rows + h,
-                    rows.bool(), counts, counts.clone())  # fmt: skip
+    return Progress(
+        x, x, torch.zeros_like(x), rows + float(t), rows + h, rows.bool(), counts, counts.clone()
+    )
 
 
 def attempt(
@@ -58,7 +59,8 @@ def attempt(
         found = predicted(flow.score.rows(fresh), sde, p.x[fresh], p.t[fresh])
         p.eps = p.eps.index_copy(0, fresh, found)
         p.known[fresh] = True
-    x, t = p.x[i], p.t[i]
+    x = p.x[i]
+    t = p.t[i]
     lambda_ = sde.lambda_(t)
     left = sde.lambda_(torch.full_like(t, stop)) - lambda_
     last = p.h[i] >= left.abs()
@@ -69,7 +71,8 @@ def attempt(
     error = rms((high - low) / delta)
     good = error <= 1  # false for NaN
     p.h[i] = growth(error, 1 / order) * h.abs()
-    p.x, p.low = kept(p.x, i, good, high), kept(p.low, i, good, low)
+    p.x = kept(p.x, i, good, high)
+    p.low = kept(p.low, i, good, low)
     p.known[i] = ~good
     settle(p, i, good, s)
     check_steps("AdaptiveDPMSolver", "score", p.h[i], t, 1e-12)
@@ -101,7 +104,8 @@ def pair(
     if order == 2:
         u = sde.time(lambda_ + h / 2)
         return moved(s, 1, eps), moved(s, 1, predicted(score, sde, moved(u, 1 / 2, eps), u))
-    u, v = sde.time(lambda_ + h / 3), sde.time(lambda_ + 2 * h / 3)
+    u = sde.time(lambda_ + h / 3)
+    v = sde.time(lambda_ + 2 * h / 3)
     first = predicted(score, sde, moved(u, 1 / 3, eps), u) - eps
     y = moved(v, 2 / 3, eps) + bent(v, 2 / 3, 1 / 3, first)
     second = predicted(score, sde, y, v) - eps

@@ -47,10 +47,12 @@ class InAngle(Multistep[ProbabilityFlow], ABC):
 
     def predict(self, dynamics: ProbabilityFlow, x: Tensor, t: Tensor, at: Level) -> Tensor:
         """Return v of the data divided by σ_d."""
-        v, d = super().predict(dynamics, x, t, at), self.sigma_data
+        v = super().predict(dynamics, x, t, at)
+        d = self.sigma_data
         if d == 1:
             return v if abs(at.radius - 1) < 1e-14 else v / at.radius
-        scaled, mixed = self._scaled(at), at.alpha**2 + at.sigma**2
+        scaled = self._scaled(at)
+        mixed = at.alpha**2 + at.sigma**2
         skip = at.alpha * (at.sigma - scaled.sigma / d) / (mixed * scaled.radius)
         return (x * skip).add_(v, alpha=scaled.radius / mixed)
 
@@ -63,7 +65,8 @@ class InAngle(Multistep[ProbabilityFlow], ABC):
         self, at: Sequence[Level], i: int, j: int, newest: int, most: Sequence[float]
     ) -> Step:
         """Return the step from at[i] to at[j] by the predictions at at[newest] and before."""
-        t, s = self._scaled(at[i]), self._scaled(at[j])
+        t = self._scaled(at[i])
+        s = self._scaled(at[j])
         start, end = half_angle(t), half_angle(s)
         count = min(sum(abs(end - start) <= bound for bound in most), newest + 1)
         if count == 1:

@@ -44,7 +44,8 @@ class Progress:
         b ~ N(0, p(1 − p)L), and the rest, which stays below. The path is never drawn anew.
         """
         k = self.top[i]
-        left, dw = self.ends[k, i] - self.t[i], self.dw[k, i]
+        left = self.ends[k, i] - self.t[i]
+        dw = self.dw[k, i]
         part = self.h[i] / left.abs()
         p = torch.where(part > _SLIVER, 1.0, part)
         b = expand((p * (1 - p) * left.abs()).sqrt(), dw) * z
@@ -53,7 +54,8 @@ class Progress:
         if int(k.max()) + 1 == len(self.ends):
             self.ends = torch.cat([self.ends, torch.zeros_like(self.ends[:1])])
             self.dw = torch.cat([self.dw, torch.zeros_like(self.dw[:1])])
-        rows, below = i[more], k[more]
+        rows = i[more]
+        below = k[more]
         self.dw[below, rows] = (dw - first)[more]
         self.dw[below + 1, rows] = first[more]
         self.ends[below + 1, rows] = (self.t[i] + p * left)[more]
@@ -76,7 +78,17 @@ def start(x: Tensor, grid: Tensor, noise: Noise) -> Progress:
     dw = [noise.increment(x, t, s) for t, s in pairwise(grid)]
     count = torch.zeros_like(rows, dtype=torch.int64)
     h = float((grid[1] - grid[0]).abs()) * rows  # a rejection costs two evaluations and no more
-    times, found = grid[1:].to(x.device), x.new_empty(len(dw), *x.shape)
+    times = grid[1:].to(x.device)
+    found = x.new_empty(len(dw), *x.shape)
     ends = times.flip(0)[:, None] * rows
-    return Progress(x, float(grid[0]) * rows, h, count, count + len(dw) - 1, ends,
-                    torch.stack(dw[::-1]), times, found)  # fmt: skip
+    return Progress(
+        x,
+        float(grid[0]) * rows,
+        h,
+        count,
+        count + len(dw) - 1,
+        ends,
+        torch.stack(dw[::-1]),
+        times,
+        found,
+    )

@@ -13,9 +13,13 @@ from sde_diffusion._check import wrong_value
 def backward(what: str, t: Tensor, s: Tensor) -> None:
     """Refuse a step that does not go from noise to data."""
     if not float(s) < float(t):
-        raise wrong_value(what, "grid", "run from noise (t near 1) to data",
-                          f"a step from {float(t):.6g} to {float(s):.6g}",
-                          "reverse it with grid.flip(0)")  # fmt: skip
+        raise wrong_value(
+            what,
+            "grid",
+            "run from noise (t near 1) to data",
+            f"a step from {float(t):.6g} to {float(s):.6g}",
+            "reverse it with grid.flip(0)",
+        )
 
 
 def at_least_zero(what: str, argument: str, value: float, remedy: str) -> None:

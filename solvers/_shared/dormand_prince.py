@@ -47,7 +47,9 @@ def stages(
     ode: ODE, x: Tensor, t: Tensor, dt: Tensor, k1: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the fifth-order state, the velocity there (the next k1) and the embedded error."""
-    ks, h, y = [k1], expand(dt, x), x
+    ks = [k1]
+    h = expand(dt, x)
+    y = x
     for c, row in zip(_C[1:], _A[1:], strict=True):
         y = x + h * sum((a * k for a, k in zip(row, ks, strict=True) if a), torch.zeros_like(x))
         ks.append(ode.velocity(y, t + c * dt))
@@ -55,13 +57,12 @@ def stages(
     return y, ks[-1], error
 
 
-def first_sizes(
-    ode: ODE, x: Tensor, t: Tensor, end: Tensor, k1: Tensor, scale: Tensor
-) -> Tensor:
+def first_sizes(ode: ODE, x: Tensor, t: Tensor, end: Tensor, k1: Tensor, scale: Tensor) -> Tensor:
     """Return the first step sizes from t of Hairer et al.; errors are measured by ``scale``."""
     rows = torch.zeros(x.shape[0], dtype=torch.float64, device=x.device)
     span = float((end - t).abs())
-    d0, d1 = rms(x / scale), rms(k1 / scale)
+    d0 = rms(x / scale)
+    d1 = rms(k1 / scale)
     still = d1 < 1e-10  # at this tolerance the velocity is none: try the whole way at once
     guess = torch.where(d0 < 1e-5, rows + 1e-6, 0.01 * d0 / d1).clamp(max=span)
     signed = guess if end > t else -guess

@@ -26,13 +26,18 @@ ORDERS: Final = tuple({"order": p} for p in (1, 2, 3))
 def through(form: str, nodes: Sequence[Level], t: Level, s: Level) -> Step:
     """Return the step from t to s of the polynomial through the predictions at ``nodes``."""
     if form == "eps":
-        sign, scale, a = -1, -s.sigma, s.alpha / t.alpha
+        sign = -1
+        scale = -s.sigma
+        a = s.alpha / t.alpha
     else:
-        sign, scale, a = 1, s.alpha, s.sigma / t.sigma
+        sign = 1
+        scale = s.alpha
+        a = s.sigma / t.sigma
     places = [node.lambda_ for node in nodes]
-    return Step(a, integrals(
-        places, t.lambda_, s.lambda_, lambda u: scale * np.exp(sign * (u - s.lambda_))
-    ))  # fmt: skip
+    return Step(
+        a,
+        integrals(places, t.lambda_, s.lambda_, lambda u: scale * np.exp(sign * (u - s.lambda_))),
+    )
 
 
 def own_grid(

@@ -22,7 +22,8 @@ def kernel(form: str, t: Level, s: Level, tau: float) -> Kernel:
     """Return the exact step, m being x0 or eps as a function of r = (λ − λ_t)/(λ_s − λ_t)."""
     h = s.lambda_ - t.lambda_
     if form == "x0":
-        decay, spread = math.exp(-(tau**2) * h), math.sqrt(-math.expm1(-2 * tau**2 * h))
+        decay = math.exp(-(tau**2) * h)
+        spread = math.sqrt(-math.expm1(-2 * tau**2 * h))
         return Kernel(s.sigma / t.sigma * decay, s.alpha, (1 + tau**2) * h, s.sigma * spread)
     spread = tau * math.sqrt(math.expm1(2 * h)) if tau else 0.0  # a flow may have h < 0
     return Kernel(s.alpha / t.alpha, (1 + tau**2) * s.sigma, -h, s.sigma * spread)
@@ -43,9 +44,11 @@ def newton(places: Sequence[float], one: float, two: float, three: float) -> lis
     if len(places) == 1:
         return [one]
     gap = places[0] - places[1]
-    p, q = two / gap, 0.0
+    p = two / gap
+    q = 0.0
     if len(places) == 3:
         # m′ = m[0,1] + gap m[0,1,2] and m″ = 2 m[0,1,2].
         bend = (two * gap + 2 * three) / (places[0] - places[2])
-        p, q = p + bend / gap, bend / (places[1] - places[2])
+        p = p + bend / gap
+        q = bend / (places[1] - places[2])
     return [one + p, -p - q, q][: len(places)]

@@ -53,17 +53,24 @@ def sweep(
 
 def check_solver(solver: object) -> None:
     """Refuse what does not step every sample from its own t to its own s, tried on an example."""
-    rule, remedy = "be a one-step ODE solver", "pass for example DDIM() or Euler()"
+    rule = "be a one-step ODE solver"
+    remedy = "pass for example DDIM() or Euler()"
     if not isinstance(solver, OneStep) or not issubclass(ProbabilityFlow, solver.dynamics):
         raise wrong_type("Picard", "solver", rule, type(solver).__name__, remedy)
     flow = ProbabilityFlow(VPSDE(), lambda x, t: -x * expand(1 + t, x))
     t, s = torch.tensor([[0.9, 0.8, 0.7], [0.8, 0.6, 0.5]], dtype=torch.float64)
-    x, draws = t.outer(s), NoNoise()
+    x = t.outer(s)
+    draws = NoNoise()
     alone = [solver.step(flow, x[i : i + 1], t[i], s[i], draws) for i in range(3)]
     try:
         same = torch.allclose(solver.step(flow, x, t, s, draws), torch.cat(alone), rtol=1e-9)
     except (RuntimeError, TypeError, ValueError):  # of shapes, or of float(t)
         same = False
     if not same:
-        raise wrong_type("Picard", "solver", f"{rule} that takes one time for each sample",
-                         type(solver).__name__, remedy)  # fmt: skip
+        raise wrong_type(
+            "Picard",
+            "solver",
+            f"{rule} that takes one time for each sample",
+            type(solver).__name__,
+            remedy,
+        )

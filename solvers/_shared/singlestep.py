@@ -42,8 +42,10 @@ def singlestep(
     s: Tensor,
 ) -> Tensor:
     """Return the state at s of a step of the given order; m is the prediction at t."""
-    at, to = known.level(t), known.level(s)
-    levels, found = [at], [m]
+    at = known.level(t)
+    to = known.level(s)
+    levels = [at]
+    found = [m]
     *stages, (_, last) = _ROWS[order]
     for r, nodes in stages:
         u = known.time(at.lambda_ + r * (to.lambda_ - at.lambda_))
@@ -90,7 +92,8 @@ class Singlestep(OneStep[ProbabilityFlow], ABC):
         s: Tensor,
         noise: Noise,  # noqa: ARG002
     ) -> Tensor:
-        known, score = linear(type(self).__name__, dynamics), dynamics.score
+        known = linear(type(self).__name__, dynamics)
+        score = dynamics.score
         if known.level(s).sigma == 0:
             return score.predict("x0", x, t, known.level(t)) * known.level(s).alpha
         m = score.predict(self.form, x, t, known.level(t))

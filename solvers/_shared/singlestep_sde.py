@@ -30,10 +30,16 @@ def staged(
     noise: Noise,
 ) -> Tensor:
     """Return the state at s of a step with so many stages; m is the prediction at t."""
-    known, tau = linear("SEEDS", dynamics), dynamics.noise_scale
-    at, to = known.level(t), known.level(s)
-    found, places, y, drawn = [m], [0.0], x, None
-    before, here = t, at
+    known = linear("SEEDS", dynamics)
+    tau = dynamics.noise_scale
+    at = known.level(t)
+    to = known.level(s)
+    found = [m]
+    places = [0.0]
+    y = x
+    drawn = None
+    before = t
+    here = at
     for r, j, k in _ROWS[stages]:
         if len(found) <= k:
             found.append(dynamics.score.predict(form, y, before, here))
@@ -51,5 +57,6 @@ def staged(
             drawn = z if drawn is None else z.add_(drawn, alpha=a)
             y.add_(drawn)
         places.append(r)
-        before, here = u, level
+        before = u
+        here = level
     return y

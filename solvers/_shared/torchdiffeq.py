@@ -13,10 +13,21 @@ from sde_diffusion.dynamics import ODE
 
 # The orders of the methods; scipy_solver has that of the scipy method it is given.
 ORDERS: Final[Mapping[str, float]] = {
-    "euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4, "explicit_adams": 4,
-    "implicit_adams": 4, "fixed_adams": 4, "adaptive_heun": 2, "fehlberg2": 2, "bosh3": 3,
-    "dopri5": 5, "dopri8": 8, "scipy_solver": float("nan"),
-}  # fmt: skip
+    "euler": 1,
+    "midpoint": 2,
+    "heun2": 2,
+    "heun3": 3,
+    "rk4": 4,
+    "explicit_adams": 4,
+    "implicit_adams": 4,
+    "fixed_adams": 4,
+    "adaptive_heun": 2,
+    "fehlberg2": 2,
+    "bosh3": 3,
+    "dopri5": 5,
+    "dopri8": 8,
+    "scipy_solver": float("nan"),
+}
 ADAPTIVE: Final = ("adaptive_heun", "fehlberg2", "bosh3", "dopri5", "dopri8")
 # torchdiffeq's Adams methods climb to order 12 by default, where they are unstable and their
 # Runge–Kutta start is too coarse; these give Adams–Bashforth 4 and Adams–Moulton 4.
@@ -33,8 +44,13 @@ def check_uniform(method: str, grid: Tensor) -> None:
     dt = grid.diff()
     if float(dt.max() - dt.min()) > 1e-9 * float(dt.abs().max()):
         got = f"steps from {float(dt.abs().min()):.3g} to {float(dt.abs().max()):.3g}"
-        raise wrong_value("TorchDiffEq", "grid", f"be uniform for {method}", got,
-                          "use AdamsBashforth, which takes any grid")  # fmt: skip
+        raise wrong_value(
+            "TorchDiffEq",
+            "grid",
+            f"be uniform for {method}",
+            got,
+            "use AdamsBashforth, which takes any grid",
+        )
 
 
 @final
@@ -51,9 +67,13 @@ class Module(nn.Module):
 
 
 def states(
-    odeint: Callable[..., Tensor], ode: Module, x: Tensor, grid: Tensor,
-    settings: Mapping[str, Any], options: Mapping[str, Any],
-) -> Tensor:  # fmt: skip
+    odeint: Callable[..., Tensor],
+    ode: Module,
+    x: Tensor,
+    grid: Tensor,
+    settings: Mapping[str, Any],
+    options: Mapping[str, Any],
+) -> Tensor:
     """Return the states at grid[1], grid[2], … by one of torchdiffeq's two functions."""
     method = settings["method"]
     if "adams" in method:

@@ -33,7 +33,8 @@ def integrals(
     >>> [round(w, 12) for w in integrals([1.0, 0.0], 1.0, 2.0)]  # Adams–Bashforth of order 2
     [1.5, -0.5]
     """
-    h, n = end - start, len(nodes)
+    h = end - start
+    n = len(nodes)
     masses = h * _MASSES * kernel(start + h * _POINTS)
     w: list[float] = (masses @ _POWERS[:, :n]).tolist()
     r = [(node - start) / h for node in nodes]

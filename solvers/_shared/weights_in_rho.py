@@ -28,9 +28,11 @@ def adams_weights_in_rho(
     ℓ_j are the Lagrange polynomials in the variable u on the last ``order`` times, or on as many
     as there are. The integral is taken in λ, where t is smooth even at the ends of a schedule.
     """
-    u, half = VARIABLES[variable](sde, lambda_), 0.5 * lambda_.diff()[:, None]
+    u = VARIABLES[variable](sde, lambda_)
+    half = 0.5 * lambda_.diff()[:, None]
     inside = lambda_[:-1, None] + half * (1 + _POINTS)
-    masses, inside = -half * _MASSES * torch.exp(-inside), VARIABLES[variable](sde, inside)
+    masses = -half * _MASSES * torch.exp(-inside)
+    inside = VARIABLES[variable](sde, inside)
     weights: list[list[float]] = []
     for k in range(1, min(order, len(half)) + 1):  # the steps that have k predictions
         count = 1 if k < order else len(half) - k + 1

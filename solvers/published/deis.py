@@ -53,5 +53,12 @@ class DEISPublished:
         self, dynamics: ProbabilityFlow, x: Tensor, grid: Tensor, noise: Noise
     ) -> Iterator[Tensor]:
         """Yield the states of all steps along the grid."""
-        return adams_in_rho("DEISPublished", dynamics, x, grid, noise, order=self.degree + 1,
-                            variable=self.variable)  # fmt: skip
+        return adams_in_rho(
+            "DEISPublished",
+            dynamics,
+            x,
+            grid,
+            noise,
+            order=self.degree + 1,
+            variable=self.variable,
+        )

@@ -40,12 +40,15 @@ class DPMSolverPPPublished(Multistep[ProbabilityFlow]):
 
     def __post_init__(self) -> None:
         if self.memory not in (2, 3):
-            raise wrong_value("DPMSolverPPPublished", "memory", "be 2 or 3", self.memory,
-                              "pass memory=2 for 2M")  # fmt: skip
+            raise wrong_value(
+                "DPMSolverPPPublished", "memory", "be 2 or 3", self.memory, "pass memory=2 for 2M"
+            )
 
     def predictor(self, at: Sequence[Level], i: int, noise_scale: float) -> Step:  # noqa: ARG002
-        t, s = at[i], at[i + 1]
-        a, h = s.sigma / t.sigma, s.lambda_ - t.lambda_
+        t = at[i]
+        s = at[i + 1]
+        a = s.sigma / t.sigma
+        h = s.lambda_ - t.lambda_
         phi1 = -math.expm1(-h)
         nodes = latest(at, i, self.memory)
         if len(nodes) == 1:
@@ -57,5 +60,6 @@ class DPMSolverPPPublished(Multistep[ProbabilityFlow]):
         phi3 = 0.5 - phi2 / h
         # D₁ = D₁⁰ + r₀ D₂ and D₂ = (D₁⁰ − D₁¹)/(r₀ + r₁).
         bend = (r0 * phi2 + phi3) / (r0 + r1)
-        d0, d1 = (phi2 + bend) / r0, -bend / r1
+        d0 = (phi2 + bend) / r0
+        d1 = -bend / r1
         return Step(a, [s.alpha * b for b in (phi1 + d0, d1 - d0, -d1)])

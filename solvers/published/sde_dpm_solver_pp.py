@@ -41,8 +41,13 @@ class SDEDPMSolverPPPublished(Multistep[ReverseSDE]):
 
     def __post_init__(self) -> None:
         if self.memory not in (2, 3):
-            raise wrong_value("SDEDPMSolverPPPublished", "memory", "be 2 or 3", self.memory,
-                              "pass memory=2 for 2M")  # fmt: skip
+            raise wrong_value(
+                "SDEDPMSolverPPPublished",
+                "memory",
+                "be 2 or 3",
+                self.memory,
+                "pass memory=2 for 2M",
+            )
 
     @property
     def order(self) -> int:
