@@ -35,10 +35,10 @@ from sde_diffusion import (
 from sde_diffusion.diagnostics.metrics import rms_distance
 from sde_diffusion.grids import cosine
 from sde_diffusion.integration import dynamics_for
-from sde_diffusion.models.protocols import Model
 from sde_diffusion.noise import PerSampleNoise
 from sde_diffusion.sampling.costs import steps_within
 from sde_diffusion.sampling.grid_fitting import optimised
+from sde_diffusion.scores import ScoreLike
 from sde_diffusion.solver import Solver
 from sde_diffusion.solvers import AdamsBashforth, Ancestral, DormandPrince, Heun
 from sde_diffusion.solvers.dpm_solver_pp import DPMSolverPP
@@ -66,7 +66,7 @@ HELD_OUT_SEED: Final = 1  # the grids are fitted to draws of the seed 0
 class Problem:
     """A model, the shape of a sample, and how many are fitted to and measured on."""
 
-    model: Model
+    model: ScoreLike
     event: tuple[int, ...]
     fitted: int
     held_out: int

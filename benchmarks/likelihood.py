@@ -42,9 +42,9 @@ from sde_diffusion import (
     load_data,
     log_prob,
 )
-from sde_diffusion.counting import Score
 from sde_diffusion.likelihood.flow import Density
 from sde_diffusion.nets.unet import mnist_config
+from sde_diffusion.scores import Score
 from sde_diffusion.solver import Solver
 from sde_diffusion.solvers import AdaptiveAdams, DormandPrince
 
@@ -107,7 +107,7 @@ def reference(score: Score, sde: LinearSDE, tolerance: float, prior: Density) ->
 
     def run(x: Tensor) -> Result:
         passes = Passes(score)
-        z = PROBES.probes(x)[:, 0]
+        z = PROBES.draw(x)[:, 0]
 
         def velocity(x_t: Tensor, t: float) -> Tensor:
             return ProbabilityFlow(sde, passes).velocity(x_t, torch.tensor(t, dtype=torch.float64))

@@ -52,8 +52,8 @@ from sde_diffusion import (
 from sde_diffusion.diagnostics.metrics import rms_distance, sliced_wasserstein
 from sde_diffusion.integration import dynamics_for
 from sde_diffusion.models.exact import ExactScore
-from sde_diffusion.models.protocols import Model
 from sde_diffusion.sampling.costs import steps_within
+from sde_diffusion.scores import ScoreLike
 from sde_diffusion.solver import Solver
 from sde_diffusion.solvers import (
     DDIM,
@@ -262,7 +262,7 @@ class Floor:
 def ours(solver: Solver[Any]) -> Solve:
     """Return `integrate` with this solver."""
 
-    def solve(model: Model, x: Tensor, grid: Tensor, seed: int) -> tuple[Tensor, int]:
+    def solve(model: ScoreLike, x: Tensor, grid: Tensor, seed: int) -> tuple[Tensor, int]:
         dynamics = dynamics_for(solver, model.sde, model)
         found = integrate(dynamics, solver, x, grid, noise=WhiteNoise(seed))
         return found.x, found.nfe

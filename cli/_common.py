@@ -69,7 +69,14 @@ def one_line(error: BaseException) -> str:
 def count_option(
     *names: str, default: int | None, help: str, least: int = 1
 ) -> Callable[[FunctionT], FunctionT]:
-    """Return an option that takes an integer of at least ``least``."""
+    """Return an option that takes an integer.
+
+    Arguments:
+        names: its flags, as click takes them.
+        default: its value where it is not given.
+        help: its line in the help.
+        least: the least value that is accepted.
+    """
     return click.option(
         *names,
         type=click.IntRange(min=least),
@@ -85,7 +92,7 @@ def common_options(
 ) -> Callable[[FunctionT], FunctionT]:
     """Return the options of every command that computes: --seed, --device, --out, --json."""
     options = [
-        count_option("--seed", default=0, least=0, help="Everything drawn follows from it."),
+        count_option("--seed", default=0, least=0, help="Seed of every random draw."),
         click.option(
             "--device",
             default="auto",
@@ -139,7 +146,7 @@ def data_options(function: FunctionT) -> FunctionT:
             least=2,
             help="Grey levels of integer data; 17 for digits, 256 for files.",
         ),
-        count_option("--limit", default=None, help="Use the first so many samples only."),
+        count_option("--limit", default=None, help="Use only the first N samples."),
     ]
     return _with(options, function)
 
@@ -163,7 +170,7 @@ def grid_options(function: FunctionT) -> FunctionT:
         count_option(
             "--steps",
             default=None,
-            help="Steps along the grid; 20 if not given, 1 if the solver is adaptive.",
+            help="Steps along the grid; 20 if not given, 1 for an adaptive solver.",
         ),
         click.option(
             "--grid",
@@ -186,7 +193,8 @@ def denoise_option(function: FunctionT) -> FunctionT:
     return click.option(
         "--denoise",
         is_flag=True,
-        help="Take one evaluation more at the end of the grid, to x0 given x there (Tweedie).",
+        help="Take one more evaluation of the score at the end of the grid, for the mean of x0 "
+        "given x there (Tweedie).",
     )(function)
 
 

@@ -30,8 +30,15 @@ _ALL: Final = "all"
 
 
 @dataclass(frozen=True)
-class Job:
-    """What a run computes; ``pending`` are the first samples of the batches that are left."""
+class LikelihoodJob:
+    """What a run computes.
+
+    Arguments:
+        options: of the command line, by flag.
+        evaluator: computes the likelihoods of a batch.
+        manifest: what manifest.json holds so far; empty but in process 0.
+        pending: the index of the first sample of every batch that is left.
+    """
 
     options: Mapping[str, Any]
     evaluator: Evaluator
@@ -56,10 +63,15 @@ def log_of(out: Path, rank: int = 0) -> SampleLog:
 
 def prepared(
     options: Mapping[str, Any], given: set[str], out: Path, where: torch.device, *, resume: bool
-) -> Job:
+) -> LikelihoodJob:
     """Return the job of the options, or of the run that is resumed, with its manifest written.
 
-    ``given`` are the options that stand on the command line.
+    Arguments:
+        options: of the command line, by flag, defaults included.
+        given: the flags that stand on the command line.
+        out: the folder of the run.
+        where: the device.
+        resume: whether the run in the folder goes on.
 
     Errors: FileExistsError or FileNotFoundError for a folder that does not go with --resume;
     ValueError for another run's options, model or data.
@@ -86,11 +98,11 @@ def prepared(
     done = log.batches()
     pending = [batch.start for batch in evaluator.batches() if batch.start not in done]
     if "result" in manifest:
-        return Job(manifest["options"], evaluator, manifest, [])
+        return LikelihoodJob(manifest["options"], evaluator, manifest, [])
     session = _session(evaluator, sum(batch.count for batch in done.values()))
     manifest = {**manifest, "sessions": [*manifest["sessions"], session]}
     log.write(manifest)
-    return Job(manifest["options"], evaluator, manifest, pending)
+    return LikelihoodJob(manifest["options"], evaluator, manifest, pending)
 
 
 def _audited(
@@ -136,9 +148,11 @@ def _same_part(name: str) -> str:
     return f"go on with the {name.partition('.')[0]} that the run was started with"
 
 
-def agreed(ranks: Ranks, prepare: Callable[[], Job], where: torch.device) -> Job:
+def agreed(
+    ranks: Ranks, prepare: Callable[[], LikelihoodJob], where: torch.device
+) -> LikelihoodJob:
     """Return the job, which process 0 prepares and the others follow."""
-    own = list[Job]()
+    own = list[LikelihoodJob]()
 
     def make() -> dict[str, Any]:
         own.append(prepare())
@@ -148,7 +162,7 @@ def agreed(ranks: Ranks, prepare: Callable[[], Job], where: torch.device) -> Job
     if own:
         return own[0]
     evaluator = evaluator_of(shared["options"], where, shared["settings"])
-    return Job(shared["options"], evaluator, {}, shared["pending"])
+    return LikelihoodJob(shared["options"], evaluator, {}, shared["pending"])
 
 
 def evaluator_of(
@@ -251,7 +265,7 @@ def _dataset(options: Mapping[str, Any], model: Any) -> Dataset:  # noqa: ANN401
     split = split or ("all" if Path(path).is_file() else "test")
     dataset = load_data(path, split, options["--limit"], levels=options["--levels"])
     shape = menu.event_shape(model)
-    known = getattr(model, "data", None)
+    known = model.data
     if dataset.spec.shape != shape:
         raise wrong_value(
             "--data",
@@ -281,7 +295,7 @@ def _content(evaluator: Evaluator, options: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _session(evaluator: Evaluator, done: int) -> dict[str, Any]:
-    """Return who computes what is left after some samples, which a resumed run may change."""
+    """Return the command, machine and versions of this session, which a resumed run may change."""
     import numpy as np
     import torch
 

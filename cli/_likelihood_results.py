@@ -12,15 +12,14 @@ from typing import TYPE_CHECKING, Any, Final
 from sde_diffusion.cli import report
 
 if TYPE_CHECKING:
-    from sde_diffusion.cli._likelihood_job import Job
+    from sde_diffusion.cli._likelihood_job import LikelihoodJob
     from sde_diffusion.ddpm.discrete_bound import StepTable
     from sde_diffusion.evaluation.results import Evaluation
 
-_SAMPLE: Final = ("nats", "bits_per_dim", "standard_error")
 _TABLE: Final = ("term", "step", "t", "number", "nats", "bits_per_dim", "standard_error")
 
 
-def write_results(out: Path, job: Job, found: Evaluation) -> dict[str, Any]:
+def write_results(out: Path, job: LikelihoodJob, found: Evaluation) -> dict[str, Any]:
     """Write all files into the folder, manifest.json last, and return what it holds."""
     from sde_diffusion._files import write_arrays, write_atomically
     from sde_diffusion.pictures.likelihoods import likelihood_picture
@@ -53,7 +52,11 @@ def lines_of(manifest: Mapping[str, Any]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     n = result["samples"]
     levels = manifest["data"]["levels"]
-    spread = f"± is the standard error over {n} samples" if n > 1 else "one sample has no spread"
+    spread = (
+        f"± is the standard error over {n} samples"
+        if n > 1
+        else "one sample has no standard error"
+    )
     if levels is None:
         kind = "log-densities of real numbers"
     else:
@@ -71,7 +74,7 @@ def lines_of(manifest: Mapping[str, Any]) -> list[str]:
 
 
 def _ledger_lines(manifest: Mapping[str, Any]) -> list[str]:
-    """Return a line for each source of error, and the flow's number with all of them."""
+    """Return a line for each source of error, and the flow's likelihood with all of them."""
     ledger = manifest.get("ledger")
     if ledger is None:
         return []
@@ -100,7 +103,7 @@ def _signed(value: float) -> str:
     return f"{0:+.6f}" if float(text) == 0 else text.replace("-", "−")
 
 
-def _result(job: Job, found: Evaluation) -> dict[str, Any]:
+def _result(job: LikelihoodJob, found: Evaluation) -> dict[str, Any]:
     """Return the means of all bounds, of the first also by themselves, and what they are of."""
     options = job.options
     settings = job.evaluator.settings
@@ -152,11 +155,12 @@ def _explained(bound: str, manifest: Mapping[str, Any]) -> str:
     if bound == "flow":
         kind = settings["divergence"]
         by = kind if kind == "exact" else f"{kind} with {_count(settings['probes'], 'probe')}"
-        how = f"the probability flow by {options['--solver']}, {by} ({manifest['mode']})"
+        how = f"the probability-flow ODE by {options['--solver']}, {by} ({manifest['mode']})"
     elif bound == "elbo":
-        how = f"the bound in continuous time from t = {settings['t_min']:g}"
+        how = f"the evidence lower bound in continuous time from t = {settings['t_min']:g}"
     else:
-        how = f"the discrete bound of a DDPM of {_count(manifest['result']['steps'], 'step')}"
+        steps = _count(manifest["result"]["steps"], "step")
+        how = f"the discrete evidence lower bound of a DDPM of {steps}"
     return f"{bound}: {how}, {nfe} network evaluations each"
 
 
@@ -172,9 +176,12 @@ def _columns(found: Evaluation) -> dict[str, list[Any]]:
     """Return the columns of the table of samples; with several bounds their names come first."""
     columns: dict[str, list[Any]] = {"index": found.index.tolist()}
     for bound in found.bounds:
-        values = (getattr(found, name)(bound).tolist() for name in _SAMPLE)
-        names = (_column(found, bound, name) for name in _SAMPLE)
-        columns |= dict(zip(names, values, strict=True))
+        known = {
+            "nats": found.nats(bound),
+            "bits_per_dim": found.bits_per_dim(bound),
+            "standard_error": found.standard_error(bound),
+        }
+        columns |= {_column(found, bound, name): x.tolist() for name, x in known.items()}
     return columns
 
 
@@ -194,7 +201,7 @@ def _column(found: Evaluation, bound: str, name: str) -> str:
     return name if len(found.bounds) == 1 else f"{bound}_{name}"
 
 
-def _terms(job: Job, found: Evaluation, table: StepTable) -> list[Sequence[Any]]:
+def _terms(job: LikelihoodJob, found: Evaluation, table: StepTable) -> list[Sequence[Any]]:
     """Return the rows of the table of the vlb: L_0, L_1 … and L_T, over samples and draws."""
     columns = (table.number, table.nats, table.bits_per_dim, table.standard_error)
     times = job.evaluator.chain().flip(0)[1:]

@@ -12,13 +12,13 @@ from sde_diffusion.cli._likelihood_job import log_of
 from sde_diffusion.cli._together import TerminatedError, terminations
 
 if TYPE_CHECKING:
-    from sde_diffusion.cli._likelihood_job import Job
+    from sde_diffusion.cli._likelihood_job import LikelihoodJob
     from sde_diffusion.evaluation.evaluator import Evaluator
-    from sde_diffusion.evaluation.sample_log import Batch, SampleLog
+    from sde_diffusion.evaluation.sample_log import EvaluatedBatch, SampleLog
     from sde_diffusion.parallel.ranks import Ranks
 
 
-def computed(job: Job, log: SampleLog, ranks: Ranks) -> None:
+def computed(job: LikelihoodJob, log: SampleLog, ranks: Ranks) -> None:
     """Compute this process's share of the job, with a progress bar in process 0.
 
     Errors: ChildProcessError where another process ended early, KeyboardInterrupt; both say how
@@ -42,7 +42,7 @@ def computed(job: Job, log: SampleLog, ranks: Ranks) -> None:
         raise
 
 
-def _compute(job: Job, log: SampleLog, ranks: Ranks) -> None:
+def _compute(job: LikelihoodJob, log: SampleLog, ranks: Ranks) -> None:
     from sde_diffusion.evaluation.run import logged
 
     if "result" in job.manifest:
@@ -66,7 +66,7 @@ def _compute(job: Job, log: SampleLog, ranks: Ranks) -> None:
         ranks.wait(tick)
 
 
-def finished(job: Job, out: Path) -> Mapping[str, Any]:
+def finished(job: LikelihoodJob, out: Path) -> Mapping[str, Any]:
     """Return the manifest with the results, which are written unless they are there already."""
     from sde_diffusion.cli._likelihood_results import write_results
     from sde_diffusion.evaluation.results import Evaluation
@@ -83,14 +83,14 @@ def finished(job: Job, out: Path) -> Mapping[str, Any]:
 class _Mean:
     """The running means of the bounds with their standard errors, as text."""
 
-    def __init__(self, evaluator: Evaluator, batches: Iterable[Batch]) -> None:
+    def __init__(self, evaluator: Evaluator, batches: Iterable[EvaluatedBatch]) -> None:
         self.scale = evaluator.dimension * math.log(2)
         self.sums = {bound: [0.0, 0.0] for bound in evaluator.settings.bounds}
         self.count = 0
         for batch in batches:
             self.see(batch)
 
-    def see(self, batch: Batch) -> None:
+    def see(self, batch: EvaluatedBatch) -> None:
         self.count += batch.count
         for bound, sums in self.sums.items():
             bits = [-nats / self.scale for nats in batch.values[f"{bound}_nats"]]

@@ -22,6 +22,13 @@ def own(
 ) -> Any:  # noqa: ANN401
     """Return the object that ``package.module:attr`` names, or the one it makes if called.
 
+    Arguments:
+        option: the flag, for the errors.
+        name: what stands after it.
+        names: the menu's own names, to suggest one.
+        fits: whether an object is of the kind that is needed.
+        kind: that kind in words, for the errors.
+
     Errors: those of `imported`; TypeError for an object of another kind.
     """
     made = imported(option, name, names)
@@ -58,7 +65,9 @@ def imported(option: str, name: str, names: Iterable[str]) -> Any:  # noqa: ANN4
     path, _, attribute = name.partition(":")
     found: Any = _module(option, path, names)
     for part in attribute.split("."):
-        if not hasattr(found, part):
+        try:
+            found = getattr(found, part)  # the user names the attribute on the command line
+        except AttributeError as error:
             public = [
                 known
                 for known, value in vars(found).items()
@@ -70,8 +79,7 @@ def imported(option: str, name: str, names: Iterable[str]) -> Any:  # noqa: ANN4
                 f"name something in {path}",
                 f"no {part!r} there",
                 _near(part, public) or "check the spelling",
-            )
-        found = getattr(found, part)
+            ) from error
     return found
 
 

@@ -43,7 +43,7 @@ def exported() -> dict[str, str]:
 
 
 def of_any_ode() -> set[str]:
-    """Return the names of classes whose ``dynamics`` are ODE: they need a velocity only."""
+    """Return the names of solvers of any ODE, those of classes whose ``dynamics`` are ODE."""
     folder = Path(str(solvers.__file__)).parent
     sources = (path.read_text(encoding="utf-8") for path in folder.rglob("*.py"))
     parts = re.split(r"^class ", "\n".join(sources), flags=re.MULTILINE)
@@ -53,6 +53,7 @@ def of_any_ode() -> set[str]:
 
 def solver_class(name: str) -> type[Any]:
     """Return the class of that name here."""
+    # The package loads its names when they are asked for, so its vars() do not hold them yet.
     found: type[Any] = getattr(solvers, exported()[name])
     return found
 

@@ -20,35 +20,35 @@ PREDICTIONS: Final = ("eps", "x0", "v", "score", "flow", "edm")
 _SETTINGS: Final[Mapping[str, Mapping[str, str]]] = {
     "Objective": {
         "objective": "What is minimised; hybrid learns the variance of the chain's steps too.",
-        "weighting": "Weight of the times in the loss.",
-        "times": "Law of the times; the weighting's own if not given.",
-        "spacing": "How the times of a batch are spread.",
-        "coupling": "Which noise goes with which sample.",
-        "uncertainty": "Whether a weight for every time is learned beside the network.",
+        "weighting": "Weight of each time in the loss.",
+        "times": "Distribution of the times; that of the weighting if not given.",
+        "spacing": "How the times of a batch are drawn together.",
+        "coupling": "Which noise is paired with which sample.",
+        "uncertainty": "learned: learn a weight for every time together with the network.",
         "chain_steps": "Steps of the chain of vlb, hybrid and exact.",
         "t_min": "Smallest time.",
-        "label_dropout": "With --conditional: share of the samples learned without their class.",
+        "label_dropout": "With --conditional: share of the samples trained without their class.",
     },
     "Steps": {
         "steps": "Optimizer steps in all.",
         "batch_size": "Samples a step.",
-        "learning_rate": "Of AdamW, after the warm-up.",
-        "weight_decay": "Of AdamW.",
+        "learning_rate": "Learning rate of AdamW, after the warm-up.",
+        "weight_decay": "Weight decay of AdamW.",
         "warmup": "Steps over which the learning rate rises.",
-        "schedule": "Learning rate after the warm-up.",
-        "clip": "Largest norm of the gradient.",
+        "schedule": "Course of the learning rate after the warm-up.",
+        "clip": "Largest norm of the gradient; longer ones are clipped to it.",
     },
     "Speed and memory": {
-        "precision": "Of the network's computations; weights and averages stay float32.",
-        "accumulate": "Parts of a batch, computed one after the other to need less memory.",
+        "precision": "Precision of the network's computations; weights and averages stay float32.",
+        "accumulate": "Parts of a batch, computed one after the other to save memory.",
         "channels_last": "Keep images with their channels last in memory.",
         "compile": "Compile the network with torch.compile.",
     },
     "Averages of the weights": {
-        "ema_decay": "Of the average that is kept as the model.",
+        "ema_decay": "Decay of the exponential moving average that is kept as the model.",
         "ema_half_lives": "More averages, by half-lives in steps, as ema-STEPS.safetensors.",
-        "ema_widths": "Averages of relative widths, to make any other of after the run.",
-        "snapshot_every": "Steps between snapshots of these; only the last one if 0.",
+        "ema_widths": "Power-function averages by relative width, to reconstruct others later.",
+        "snapshot_every": "Steps between snapshots of --ema-widths; only the last one if 0.",
     },
     "Evaluation": {
         "evaluate_every": "Steps between evaluations on held-out data; none if 0.",
@@ -57,7 +57,7 @@ _SETTINGS: Final[Mapping[str, Mapping[str, str]]] = {
     "Run": {
         "checkpoint_every": "Steps between checkpoints.",
         "log_every": "Steps between lines of metrics.jsonl.",
-        "seed": "Everything drawn follows from it.",
+        "seed": "Seed of every random draw.",
     },
 }
 MODEL_OPTIONS: Final = (
@@ -185,13 +185,13 @@ def _other_options() -> list[Callable[[Any], Any]]:
             type=click.Choice(PREDICTIONS),
             default="eps",
             show_default=True,
-            help="What the network's output means.",
+            help="What the network predicts.",
         ),
         click.option(
             "--variance",
             type=click.Choice(["fixed", "learned"]),
             default=None,
-            help="Of the chain's steps; learned for hybrid if not given.",
+            help="Variance of the chain's steps; learned for hybrid if not given.",
         ),
         _common.count_option("--width", default=None, help="Channels of the network."),
         click.option(
@@ -203,7 +203,7 @@ def _other_options() -> list[Callable[[Any], Any]]:
             multiple=True,
             callback=assignments,
             metavar="NAME=VALUE",
-            help="Any other argument of UNet (images) or MLP, as in blocks=3; again and again.",
+            help="Any other argument of UNet (images) or MLP, as in blocks=3; repeatable.",
         ),
         click.option(
             "--conditional/--unconditional",
@@ -214,8 +214,8 @@ def _other_options() -> list[Callable[[Any], Any]]:
             "--held-out",
             default=None,
             least=2,
-            help="Evaluate on the last so many samples, which are not trained "
-            "on; on the test part of the data if not given.",
+            help="Evaluate on the last N samples and do not train on them; on the test part of "
+            "the data if not given.",
         ),
         click.option(
             "--out",
@@ -231,7 +231,7 @@ def _other_options() -> list[Callable[[Any], Any]]:
             type=click.Path(path_type=Path),
             default=None,
             metavar="FILE.toml",
-            help="Settings by the names of these options; the command line wins.",
+            help="Settings by the names of these options; the command line takes precedence.",
         ),
         click.option(
             "--device",

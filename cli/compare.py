@@ -47,16 +47,16 @@ _REPLICATES: Final = 4
 _CLOSED_FORM_SAMPLES = 512
 _NETWORK_SAMPLES = 32
 _IMAGE_SAMPLES = 16
-_IMAGE: Final = 256  # numbers in a sample from which on networks take their time
+_IMAGE: Final = 256  # dimensions above which networks are slow
 _HELD_OUT: Final = 4  # draws of a closed form or flow per sample, a quarter for the noise floor
-# A network's flow is not smooth enough for more than one evaluation a step to pay.
+# The ODE of a network is not smooth enough for more than one evaluation a step to pay.
 _CLOSED_FORM_STEPS = 200
 _NETWORK_STEPS = 128
 
 
 @dataclass(frozen=True)
 class _Task:
-    """What to compare on, the samples of a replicate, and the solver of the accurate flow."""
+    """What to compare on, the samples of a replicate, and the reference solver with its steps."""
 
     problem: Problem
     samples: int
@@ -76,8 +76,8 @@ class _Task:
 @click.option(
     "--data",
     default=None,
-    help="Held-out data of the one --model; its own test data if not given. Where "
-    "there are none, distances are to samples of its flow from other noise.",
+    help="Held-out data of the one --model; its own test data if not given. Where there are none, "
+    "distances are to samples of its probability-flow ODE from other noise.",
 )
 @click.option(
     "--solver",
@@ -94,14 +94,14 @@ class _Task:
     type=click.IntRange(min=1),
     default=_BUDGETS,
     show_default=True,
-    help="Most evaluations of a solve; repeatable.",
+    help="Most evaluations of the score in a solve; repeatable.",
 )
 @click.option(
     "--samples",
     type=click.IntRange(min=2),
     default=None,
     help=f"Samples of a replicate; {_NETWORK_SAMPLES} if not given, {_IMAGE_SAMPLES} "
-    f"of more than {_IMAGE} numbers, {_CLOSED_FORM_SAMPLES} for a closed form.",
+    f"of more than {_IMAGE} dimensions, {_CLOSED_FORM_SAMPLES} for a closed form.",
 )
 @click.option(
     "--replicates",
@@ -121,14 +121,14 @@ class _Task:
     type=float,
     default=1e-3,
     show_default=True,
-    help="rtol = atol of solvers that choose their steps.",
+    help="rtol = atol of adaptive solvers.",
 )
 @click.option(
     "--reference-steps",
     type=click.IntRange(min=2),
     default=None,
-    help=f"Steps of the flow that errors are measured to; {_NETWORK_STEPS} if not "
-    f"given, {_CLOSED_FORM_STEPS} for a closed form.",
+    help="Steps of the probability-flow ODE that errors are measured against; "
+    f"{_NETWORK_STEPS} if not given, {_CLOSED_FORM_STEPS} for a closed form.",
 )
 @_common.denoise_option
 @_common.common_options(out="compare-results")
@@ -150,9 +150,9 @@ def command(
 ) -> None:
     """Compare solvers at equal numbers of counted evaluations.
 
-    All solvers start from the same noise. Those that draw nothing on the way are measured against
-    the probability flow solved accurately, and all against held-out data, beside the distance of
-    data to data: sliced W2, MMD^2, and the Frechet distance in 32 principal components. Writes
+    All solvers start from the same noise. Deterministic ones are compared with an accurate
+    solution of the probability-flow ODE, and all with held-out data, beside the distance of data
+    to data: sliced W2, MMD^2, and the Frechet distance in 32 principal components. Writes
     table.txt, results.json, error_vs_nfe.png and samples-MODEL.png.
     """
     if data is not None and len(models) > 1:
@@ -191,7 +191,7 @@ def command(
 
 
 def _solver(name: str, tolerance: float) -> Any:  # noqa: ANN401
-    """Return the solver of that name, with the tolerance if it has one."""
+    """Return the solver of that name, with the tolerance if it is adaptive."""
     made = menu.solver(name)
     own = ":" in name and not name.startswith("torchdiffeq:")
     return menu.solver(name, tolerance) if menu.is_adaptive(made) and not own else made
@@ -212,12 +212,13 @@ def _task(
 
     from sde_diffusion.diagnostics.comparison import Problem
     from sde_diffusion.grids import Denoised
+    from sde_diffusion.models.exact import ExactScore
     from sde_diffusion.solvers import AdamsBashforth, RungeKutta4
 
     model = menu.model(name, device)
     # Without a rule every solver has its own grid.
     rule = None if grid == "auto" else partial(menu.grid, grid, model.sde)
-    oracle = getattr(model, "oracle", None)
+    oracle = model.oracle if isinstance(model, ExactScore) else None
     event = menu.event_shape(model)
     image = math.prod(event) > _IMAGE
     steps = _NETWORK_STEPS
@@ -254,7 +255,7 @@ def _held_out(
     from sde_diffusion.data.dataset import load_data
 
     event = menu.event_shape(model)
-    own: str | None = getattr(getattr(model, "data", None), "name", None)
+    own = None if model.data is None else model.data.name
     name = own if data is None else data
     if name is None or (data is None and name != "digits" and not Path(name).exists()):
         return torch.empty(0, *event)

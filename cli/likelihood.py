@@ -35,8 +35,8 @@ Examples:
     type=click.Choice(["flow", "elbo", "vlb", "all"]),
     default="flow",
     show_default=True,
-    help="The probability flow's likelihood, the bound in continuous time, the discrete "
-    "bound of a DDPM, or all three.",
+    help="The likelihood of the probability-flow ODE, the evidence lower bound in continuous "
+    "time, the discrete one of a DDPM, or all three.",
 )
 @_common.solver_option("dormand-prince", menu.ODE_SOLVER_NAMES)
 @_common.grid_options
@@ -45,30 +45,32 @@ Examples:
     type=float,
     default=1e-5,
     show_default=True,
-    help="Time at which flow and elbo meet the data.",
+    help="Smallest time of flow and elbo, taken as that of the data.",
 )
 @click.option(
     "--variable",
     type=click.Choice(["angle", "time", "log-snr"]),
     default="angle",
     show_default=True,
-    help="In which the flow is solved.",
+    help="Variable of integration of the probability-flow ODE.",
 )
 @click.option(
     "--divergence",
     type=click.Choice(["hutchinson", "hutch++", "exact"]),
     default="hutchinson",
     show_default=True,
-    help="By random probes, by these and a sketch of the Jacobian, or one product for "
-    "every dimension.",
+    help="Trace of the Jacobian by random probes, by probes and a sketch of the Jacobian, or "
+    "exactly, by one product for every dimension.",
 )
-@_common.count_option("--probes", default=2, help="Of hutchinson and hutch++, for each sample.")
+@_common.count_option(
+    "--probes", default=2, help="Probes of hutchinson and hutch++, for each sample."
+)
 @click.option(
     "--mode",
     type=click.Choice(["auto", "reverse", "forward"]),
     default="auto",
     show_default=True,
-    help="Of differentiation; auto measures which is faster.",
+    help="Mode of automatic differentiation; auto measures which is faster.",
 )
 @click.option(
     "--dequantization",
@@ -77,7 +79,9 @@ Examples:
     show_default=True,
     help="Noise in the bins of integer data; none for elbo and vlb of the levels themselves.",
 )
-@_common.count_option("--draws", default=1, help="Of that noise: more draws give a tighter bound.")
+@_common.count_option(
+    "--draws", default=1, help="Draws of the dequantization noise; more give a tighter bound."
+)
 @_common.count_option(
     "--times",
     default=32,
@@ -85,12 +89,14 @@ Examples:
     help="Draws of (t, noise) for the elbo, of (k, noise) for the vlb; even.",
 )
 @_common.count_option(
-    "--vlb-steps", default=None, help="Steps of the DDPM; those of its SDE, or 1000, if not given."
+    "--vlb-steps",
+    default=None,
+    help="Steps of the DDPM of vlb; those of its SDE, or 1000, if not given.",
 )
 @_common.count_option(
     "--ledger",
     default=None,
-    help="Audit the flow by the first so many samples: every source of error in a line.",
+    help="Audit the flow on the first N samples: a line for every source of error.",
 )
 @click.option(
     "--error",

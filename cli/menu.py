@@ -81,7 +81,9 @@ def solver(name: str, tolerance: float | None = None) -> Any:  # noqa: ANN401  (
 
 def is_adaptive(made: object) -> bool:
     """Return whether the solver chooses its steps, so that a grid of two times is enough."""
-    return bool(getattr(made, "adaptive", False))
+    from sde_diffusion.solver import Solver
+
+    return isinstance(made, Solver) and made.adaptive
 
 
 def sde(name: str) -> LinearSDE:
@@ -110,9 +112,18 @@ def grid(
 ) -> Tensor:
     """Return the grid of that name, from the SDE's horizon to its cutoff if no ends are given.
 
-    "auto" is the solver's own, if it has one. An object of your own is a grid, or a function
-    (sde, steps, start, end), (sde, steps) or () that returns one.
+    An object of your own is a grid, or a function (sde, steps, start, end), (sde, steps) or ()
+    that returns one.
 
+    Arguments:
+        name: of the menu, or ``package.module:attr``; "auto" is the solver's own, if it has one.
+        sde: whose times they are.
+        steps: of the grid.
+        start: the first time; None for the SDE's horizon.
+        end: the last time; None for the SDE's cutoff.
+        solver: for "auto".
+
+    Shapes: result (steps + 1,), float64, unless it is one of your own.
     Errors: ValueError for an unknown name, TypeError for an object that gives no grid.
     """
     core = importlib.import_module("sde_diffusion")
@@ -136,7 +147,14 @@ def grid(
 def times(
     name: str, sde: LinearSDE, solver: object, steps: int | None, end: float | None = None
 ) -> Tensor:
-    """Return the grid of that name for the solver: 20 steps, or 1 where it finds its own.
+    """Return the grid of that name for the solver.
+
+    Arguments:
+        name: as for `grid`.
+        sde: whose times they are.
+        solver: that is to take the grid.
+        steps: of the grid; None for 20, or for 1 if the solver is adaptive.
+        end: the last time; None for the SDE's cutoff.
 
     Errors: those of `grid`; ValueError for one of your own with another number of steps.
     """
@@ -173,9 +191,11 @@ def model(name: str | Path, device: torch.device | str = "cpu") -> Any:  # noqa:
         error = wrong_value("--model", "model", rule, repr(text), "check the spelling")
         raise FileNotFoundError(str(error))
     names = (*shipped(), _RING, f"{_RING}:SDE", "the path of a checkpoint or run folder")
-    what = "a score model, with .device and a LinearSDE as .sde"
+    what = "a ScoreLike, such as a ScoreModel, of a LinearSDE"
+    from torch import nn
+
     made = own("--model", text, names, _is_model, what)
-    return made.to(device).eval() if hasattr(made, "parameters") else made
+    return made.to(device).eval() if isinstance(made, nn.Module) else made
 
 
 def event_shape(score_model: Any) -> tuple[int, ...]:  # noqa: ANN401
@@ -183,12 +203,12 @@ def event_shape(score_model: Any) -> tuple[int, ...]:  # noqa: ANN401
 
     Errors: ValueError for a model that does not tell.
     """
-    data = getattr(score_model, "data", None)
-    if data is not None:
-        return tuple(data.shape)
-    oracle = getattr(score_model, "oracle", None)
-    if oracle is not None:
-        return tuple(oracle.event)
+    from sde_diffusion.models.exact import ExactScore
+
+    if score_model.data is not None:
+        return tuple(score_model.data.shape)
+    if isinstance(score_model, ExactScore):
+        return tuple(score_model.oracle.event)
     raise wrong_value(
         "--model",
         "model",
@@ -199,11 +219,13 @@ def event_shape(score_model: Any) -> tuple[int, ...]:  # noqa: ANN401
 
 
 def _is_solver(made: object) -> bool:
-    return hasattr(made, "steps") and isinstance(getattr(made, "dynamics", None), type)
+    from sde_diffusion.solver import Solver
+
+    return isinstance(made, Solver)
 
 
 def _is_model(made: object) -> bool:
+    from sde_diffusion.scores import ScoreLike
     from sde_diffusion.sde import LinearSDE
 
-    known = isinstance(getattr(made, "sde", None), LinearSDE) and hasattr(made, "device")
-    return callable(made) and known
+    return isinstance(made, ScoreLike) and isinstance(made.sde, LinearSDE)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sde_diffusion.diagnostics.comparison import Comparison, Row
+    from sde_diffusion.diagnostics.comparison import Comparison, ComparisonRow
     from sde_diffusion.diagnostics.metrics import Interval
 
 _HEADERS = (
@@ -55,7 +55,7 @@ def comparison_text(comparison: Comparison) -> str:
         f"noise floor, these against themselves: sliced W2 "
         f"{_interval(c.floor_sliced_wasserstein)}, MMD^2 {_interval(c.floor_mmd)}, "
         f"Frechet {_interval(c.floor_frechet)}",
-        f"the flow: {c.reference} at {c.reference_nfe} evaluations, "
+        f"the flow: the probability-flow ODE by {c.reference}, {c.reference_nfe} evaluations, "
         f"{c.reference_error:.2g} from itself with half the steps",
     ]
     failures = [f"{row.solver}, NFE {row.nfe}: {row.failure}" for row in c.rows if row.failure]
@@ -77,7 +77,7 @@ def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False))
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def _cells(row: ComparisonRow) -> tuple[str, ...]:
     steps = "own" if row.steps is None else str(row.steps)
     seconds = "-" if row.seconds is None else f"{row.seconds:.2g}"
     if row.failure is not None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from sde_diffusion.grids import Grid
     from sde_diffusion.parallel.ranks import Ranks
+    from sde_diffusion.sampling.shared import Draws
 
 EXAMPLES: Final = """\b
 Examples:
@@ -30,8 +31,19 @@ Examples:
 
 
 @dataclass(frozen=True)
-class Job:
-    """What is drawn: sample i has the class ``labels[i]``, if there are any."""
+class SamplingJob:
+    """What is drawn.
+
+    Arguments:
+        model: the score model, with classes where there are labels.
+        solver: any solver.
+        grid: the times, falling.
+        number: how many samples.
+        batch_size: samples computed at once.
+        seed: of the prior and of the solver's noise.
+        labels: the class of each sample, int64; (number,), or None for no classes.
+        guidance: weight of classifier-free guidance; None for none.
+    """
 
     model: Any
     solver: Any
@@ -54,15 +66,6 @@ class Job:
         return guided(self.model, labels, self.guidance)
 
 
-@dataclass(frozen=True)
-class Draws:
-    """Samples on the CPU, and what they cost: of several processes that which needed most."""
-
-    x: Tensor
-    nfe: int
-    seconds: float
-
-
 @click.command(epilog=EXAMPLES)
 @_common.model_option
 @_common.solver_option("angular-adams")
@@ -83,8 +86,8 @@ class Draws:
     type=float,
     default=None,
     metavar="W",
-    help="Weight of classifier-free guidance, (1+W) eps of the class − W eps of all "
-    "data; two rows of the network for each sample.",
+    help="Weight of classifier-free guidance, (1+W) eps of the class − W eps of all data; the "
+    "network evaluates two rows for each sample.",
 )
 @_common.common_options(out="samples")
 def command(
@@ -118,18 +121,18 @@ def command(
     where = device_of(device, world)
     last = Denoised if denoise else times_of
 
-    def prepared() -> Job:
+    def prepared() -> SamplingJob:
         made = menu.solver(solver, tolerance)
         model = menu.model(model_name, where)
         times = last(menu.times(grid, model.sde, made, steps))
         labels = _labels(model_name, model, classes, guidance, number)
-        job = Job(model, made, times, number, batch_size, seed, labels, guidance)
+        job = SamplingJob(model, made, times, number, batch_size, seed, labels, guidance)
         job.given(0, number)  # refuses a weight that is no number
         return job
 
     with Ranks(out / ".ranks", rank, world) as ranks:
         job = _agreed(ranks, prepared, out)
-        draws = _shared(job, ranks, out)
+        draws = _shared(job, ranks)
         if rank or draws is None:
             return
         files = _write(out, job, draws.x)
@@ -162,9 +165,9 @@ def command(
     _common.show(result, lines, as_json=as_json)
 
 
-def _agreed(ranks: Ranks, prepare: Callable[[], Job], out: Path) -> Job:
+def _agreed(ranks: Ranks, prepare: Callable[[], SamplingJob], out: Path) -> SamplingJob:
     """Return the job once process 0 has found nothing wrong with it or with the folder."""
-    own = list[Job]()
+    own = list[SamplingJob]()
 
     def make() -> dict[str, Any]:
         own.append(prepare())
@@ -175,30 +178,28 @@ def _agreed(ranks: Ranks, prepare: Callable[[], Job], out: Path) -> Job:
     return own[0] if own else prepare()
 
 
-def _shared(job: Job, ranks: Ranks, out: Path) -> Draws | None:
-    """Return, in process 0, what all have drawn; the others leave theirs in files beside.
+def _shared(job: SamplingJob, ranks: Ranks) -> Draws | None:
+    """Return, in process 0, what all have drawn, with a progress bar there.
 
     Errors: ChildProcessError where another process ended early, KeyboardInterrupt.
     """
     from sde_diffusion.cli._together import TerminatedError, terminations
+    from sde_diffusion.sampling.shared import draw
 
     try:
         bar = _common.progress(job.number, "sample", leads=ranks.rank == 0)
         with terminations(), bar as shown:
-            done = [0]
-
-            def tick(count: int = 0) -> None:
-                done[0] += count
-                ranks.tell(done=done[0])
-                ranks.check()
-                shown.update(done[0] + ranks.told("done") - shown.n)
-
-            own = _draw(job, ranks, tick)
-            if ranks.rank:
-                _leave(own, out, ranks.rank)
-                return None
-            ranks.wait(tick)
-            return _joined([own, *(_left(out, rank) for rank in range(1, ranks.world))])
+            return draw(
+                job.given,
+                job.solver,
+                job.number,
+                job.batch_size,
+                ranks,
+                event=menu.event_shape(job.model),
+                grid=job.grid,
+                seed=job.seed,
+                progress=lambda done: shown.update(done - shown.n),
+            )
     except (KeyboardInterrupt, ChildProcessError) as error:
         culprit = ranks.culprit() if isinstance(error, TerminatedError) else ""
         if culprit or isinstance(error, ChildProcessError):
@@ -206,59 +207,6 @@ def _shared(job: Job, ranks: Ranks, out: Path) -> Draws | None:
             message = f"{found}; nothing is written, start again"
             raise ChildProcessError(message) from error
         raise
-
-
-def _draw(job: Job, ranks: Ranks, tick: Callable[[int], object]) -> Draws:
-    """Return this process's share of the samples; nfe is that of the batch that needed most."""
-    import torch
-
-    from sde_diffusion import sample
-    from sde_diffusion.parallel.ranks import share_of
-
-    event = menu.event_shape(job.model)
-    parts = [torch.empty(0, *event)]
-    nfe = 0
-    seconds = 0.0
-    # Whole batches, since a network's rounding may depend on who is in one.
-    starts = range(0, job.number, job.batch_size)
-    for first in sorted(share_of(starts, ranks.rank, ranks.world)):
-        count = min(job.batch_size, job.number - first)
-        model = job.given(first, count)
-        solution = sample(
-            model, job.solver, (count, *event), grid=job.grid, seed=job.seed, first=first
-        )
-        parts.append(solution.x.float().cpu())
-        nfe = max(nfe, solution.nfe)
-        seconds = seconds + solution.seconds
-        tick(count)
-    return Draws(torch.cat(parts), nfe, seconds)
-
-
-def _leave(draws: Draws, out: Path, rank: int) -> None:
-    """Write a share where process 0 finds it, in the folder that it removes at the end."""
-    cost = {"nfe": draws.nfe, "seconds": draws.seconds}
-    from sde_diffusion._files import write_arrays
-
-    write_arrays(_part(out, rank), {"x": draws.x.numpy()} | cost)
-
-
-def _left(out: Path, rank: int) -> Draws:
-    import numpy as np
-    import torch
-
-    with np.load(_part(out, rank), allow_pickle=False) as file:
-        return Draws(torch.from_numpy(file["x"]), int(file["nfe"]), float(file["seconds"]))
-
-
-def _part(out: Path, rank: int) -> Path:
-    return out / ".ranks" / f"samples-{rank}.npz"
-
-
-def _joined(parts: list[Draws]) -> Draws:
-    import torch
-
-    x = torch.cat([part.x for part in parts])
-    return Draws(x, max(part.nfe for part in parts), max(part.seconds for part in parts))
 
 
 def _labels(
@@ -285,7 +233,7 @@ def _labels(
                 "add for example --class 7",
             )
         return None
-    known = getattr(model, "classes", None)  # which an oracle has not
+    known = model.classes
     if not known:
         raise wrong_value(
             "--class",
@@ -332,7 +280,7 @@ def _dropout(name: str) -> float | None:
     return training.get("label_dropout") if isinstance(training, dict) else None
 
 
-def _write(folder: Path, job: Job, x: Tensor) -> list[Path]:
+def _write(folder: Path, job: SamplingJob, x: Tensor) -> list[Path]:
     """Write the picture, where the samples can be seen, and the arrays."""
     import numpy as np
 
@@ -340,7 +288,7 @@ def _write(folder: Path, job: Job, x: Tensor) -> list[Path]:
     from sde_diffusion.pictures.samples import sample_picture
 
     arrays: dict[str, Any] = {"x": x.numpy()}
-    spec = getattr(job.model, "data", None)
+    spec = job.model.data
     if spec is not None and spec.levels is not None:
         arrays["levels"] = spec.decode(x).numpy().astype(np.uint8 if spec.levels <= 256 else int)
     if job.labels is not None:

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from sde_diffusion.data.dataset import Dataset
     from sde_diffusion.models.score import ScoreModel
     from sde_diffusion.parallel.processes import Processes
-    from sde_diffusion.training.loop import Progress, TrainingConfig
+    from sde_diffusion.training.config import TrainingConfig
     from sde_diffusion.training.monitors import Monitor
+    from sde_diffusion.training.trainer import Progress
 
 EXAMPLES: Final = """\b
 Examples:
@@ -281,7 +282,7 @@ def _network(
 def _check_arguments(
     kind: type[nn.Module], settings: dict[str, Any], others: dict[str, Any]
 ) -> None:
-    """Refuse, by name, what is no argument of the network or has an option of its own."""
+    """Refuse, by name, what is no argument of the network, or is set by another option."""
     first, *known = (name for name in inspect.signature(kind).parameters)
     free = [name for name in known if name not in {*settings, "width", "outputs", first}]
     for name in others:

@@ -51,8 +51,16 @@ class Uncertified(click.ClickException):
 
 
 @dataclass
-class Row:
-    """One solver: its certificates by SDE, and why there is none where there is none."""
+class OrderRow:
+    """One solver on all SDEs.
+
+    Arguments:
+        name: of the solver, as text.
+        solver: the solver.
+        certificates: its measured orders, by the name of the SDE.
+        diverged: the errors of SDEs on which it diverged.
+        refused: the errors of SDEs or grids that it refused.
+    """
 
     name: str
     solver: Any
@@ -62,7 +70,7 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """What the row comes to."""
+        """pass, FAIL, refused, or "by tolerance" for a solver without an order."""
         if self.diverged or not all(c.passed for c in self.certificates.values()):
             return "FAIL"
         if self.refused:
@@ -70,7 +78,7 @@ class Row:
         return "pass" if self.certificates else "by tolerance"
 
     def of(self, *kinds: str) -> list[Measurement]:
-        """Return the measurements of these kinds in which more than declared is wrong too."""
+        """Return the measurements of these kinds in which a higher order does not pass either."""
         found = [m for c in self.certificates.values() for m in c.measurements]
         return [m for m in found if m.kind in kinds and not m.least]
 
@@ -110,13 +118,13 @@ def command(
 ) -> None:
     """Measure the order of solvers against closed forms.
 
-    Solvers of the flow are measured on its exact map; those that draw on the exact mean and
-    variance (weak order) and along one Brownian path (strong order). After n steps the error is
-    about C n^-order, C being the error constant. Writes table.md, verify.json and orders.png;
-    exits 1 where an observed order is more than 0.15 from the declared one, or where a solver
-    that was named refuses the grid or the SDE.
+    Deterministic solvers are compared with the exact solution of the probability-flow ODE,
+    stochastic ones with the exact mean and variance (weak order) and along one Brownian path
+    (strong order). After n steps the error is about C n^-order, C being the error constant.
+    Writes table.md, verify.json and orders.png; exits 1 where an observed order is more than 0.15
+    from the declared one, or where a solver that was named refuses the grid or the SDE.
     """
-    rows = [Row(name, made) for name, made in _chosen(solvers).items()]
+    rows = [OrderRow(name, made) for name, made in _chosen(solvers).items()]
     chosen = {name: menu.sde(name) for name in (_SDES if sdes == ("all",) else sdes)}
     folder = _common.output_folder(out)
     with _common.progress(len(rows) * len(chosen), "measurement") as bar:
@@ -162,7 +170,7 @@ def _chosen(names: tuple[str, ...]) -> dict[str, Any]:
     return found
 
 
-def _measure(row: Row, name: str, sde: LinearSDE, rule: Rule) -> None:
+def _measure(row: OrderRow, name: str, sde: LinearSDE, rule: Rule) -> None:
     from sde_diffusion.diagnostics.convergence import declared
     from sde_diffusion.diagnostics.orders import certify
 
@@ -175,13 +183,13 @@ def _measure(row: Row, name: str, sde: LinearSDE, rule: Rule) -> None:
         row.refused[name] = _common.one_line(error)
 
 
-def markdown(rows: Iterable[Row]) -> str:
+def markdown(rows: Iterable[OrderRow]) -> str:
     """Return the rows as a Markdown table."""
     lines = [_HEADERS, ["---"] * len(_HEADERS), *map(_cells, rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: OrderRow) -> list[str]:
     states = row.of("ode", "weak")
     paths = row.of("strong")
     strong = f"{paths[0].declared:g}: {span([m.observed for m in paths])}" if paths else "–"
@@ -218,8 +226,8 @@ def _unmeasured() -> list[str]:
     return ["", f"Not measured, for the reasons in their documentation: {names}."]
 
 
-def _notes(rows: Iterable[Row]) -> list[str]:
-    """Return a line for everything that a row cannot say."""
+def _notes(rows: Iterable[OrderRow]) -> list[str]:
+    """Return a line for every divergence, refusal and wrong order."""
     found = list[str]()
     for row in rows:
         found += [f"{row.name} on {sde}: {text}" for sde, text in row.diverged.items()]
@@ -234,7 +242,7 @@ def _notes(rows: Iterable[Row]) -> list[str]:
     return ["", *found] if found else []
 
 
-def to_json(row: Row) -> dict[str, object]:
+def to_json(row: OrderRow) -> dict[str, object]:
     """Return the row with all errors behind its orders."""
     return {
         "solver": row.name,
@@ -267,7 +275,7 @@ def _number(value: float) -> float | None:
     return value if value == value else None  # JSON has no NaN
 
 
-def _write(folder: Path, rows: Iterable[Row], sde: str, text: str) -> list[Path]:
+def _write(folder: Path, rows: Iterable[OrderRow], sde: str, text: str) -> list[Path]:
     from sde_diffusion.pictures.orders import order_picture
 
     table = folder / "table.md"

@@ -153,6 +153,7 @@ from sde_diffusion.schedules import (
     sigmoid_betas as sigmoid_betas,
     zero_terminal_snr as zero_terminal_snr,
 )
+from sde_diffusion.scores import FunctionScore as FunctionScore, ScoreLike as ScoreLike
 from sde_diffusion.sde import (
     EDMSDE as EDMSDE,
     SDE as SDE,
@@ -162,8 +163,14 @@ from sde_diffusion.sde import (
     RectifiedFlow as RectifiedFlow,
     SubVPSDE as SubVPSDE,
 )
-from sde_diffusion.solver import OneStep as OneStep, Solver as Solver
-from sde_diffusion.training.loop import TrainingConfig as TrainingConfig, train as train
+from sde_diffusion.solver import (
+    Adaptive as Adaptive,
+    OneStep as OneStep,
+    Reached as Reached,
+    Solver as Solver,
+)
+from sde_diffusion.training.config import TrainingConfig as TrainingConfig
+from sde_diffusion.training.loop import train as train
 from sde_diffusion.training.monitors import (
     HeldOutBound as HeldOutBound,
     LossByLevel as LossByLevel,

@@ -12,22 +12,43 @@ def _text(what: str, argument: str, rule: str, got: object, remedy: str) -> str:
 
 
 def wrong_value(what: str, argument: str, rule: str, got: object, remedy: str) -> ValueError:
-    """Return a ``ValueError`` for an argument of the right type and an impossible value."""
+    """Return a ``ValueError`` for an argument of the right type and an impossible value.
+
+    Arguments:
+        what: the function or class that refuses.
+        argument: the name of the argument, or of several.
+        rule: what it must do or be, in the words that follow "must".
+        got: the value; a text stands as it is, anything else as its repr.
+        remedy: what to do or to write instead.
+    """
     return ValueError(_text(what, argument, rule, got, remedy))
 
 
 def wrong_type(what: str, argument: str, rule: str, got: object, remedy: str) -> TypeError:
-    """Return a ``TypeError`` for an argument that is the wrong kind of object."""
+    """Return a ``TypeError`` for an argument that is the wrong kind of object.
+
+    Arguments: those of `wrong_value`.
+    """
     return TypeError(_text(what, argument, rule, got, remedy))
 
 
 def diverged(what: str, argument: str, rule: str, got: object, remedy: str) -> FloatingPointError:
-    """Return a ``FloatingPointError`` for a computation that left the finite numbers."""
+    """Return a ``FloatingPointError`` for a computation that left the finite numbers.
+
+    Arguments: those of `wrong_value`.
+    """
     return FloatingPointError(_text(what, argument, rule, got, remedy))
 
 
 def positive_integer(what: str, argument: str, got: object, *, least: int = 1) -> None:
-    """Refuse anything that is not an integer of at least ``least``."""
+    """Refuse anything that is not an integer of at least ``least``.
+
+    Arguments:
+        what: the function or class that refuses.
+        argument: the name of the argument.
+        got: its value.
+        least: the smallest integer allowed.
+    """
     remedy = f"pass for example {argument}={20 if least == 1 else least}"
     if isinstance(got, bool) or not isinstance(got, Integral):
         raise wrong_type(what, argument, "be an integer", got, remedy)
@@ -44,7 +65,14 @@ def positive_number(what: str, argument: str, got: object) -> None:
 
 
 def one_of(what: str, argument: str, got: object, names: Iterable[str]) -> None:
-    """Refuse a name that is not one of ``names``; the first is the one to suggest."""
+    """Refuse a name that is not one of ``names``.
+
+    Arguments:
+        what: the function or class that refuses.
+        argument: the name of the argument.
+        got: its value.
+        names: the values allowed; the error suggests the first.
+    """
     known = list(names)
     if got not in known:
         raise wrong_value(

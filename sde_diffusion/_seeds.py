@@ -1,4 +1,4 @@
-"""Seeds: one seed serves many streams of random numbers, which never meet."""
+"""Seeds: one seed serves many streams of random numbers, one for each purpose."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ class _Tree:
             return torch.zeros_like(part.dw)
         while part.a < t or s < part.b:
             left, right = self.halves(part, t, s)
-            if t < left.b < s:
+            if t < left.b < s:  # W_s − W_t = (W_m − W_t) + (W_s − W_m)
                 return self.increment(left, t, s) + self.increment(right, t, s)
             part = left if s <= left.b else right
         return part.dw
@@ -130,12 +130,18 @@ class _Tree:
                 (dw1, h1) = self.area(left, t, s)
                 (dw2, h2) = self.area(right, t, s)
                 p, q = _shares(max(t, part.a), m, min(s, part.b))
+                # ½ dw + h, the mean of W − W_t, is p (½ dw₁ + h₁) + q (dw₁ + ½ dw₂ + h₂).
                 return dw1 + dw2, p * (h1 - 0.5 * dw2) + q * (h2 + 0.5 * dw1)
             part = left if s <= m else right
         return part.dw, self.h(part)
 
     def halves(self, part: _Stretch, t: float, s: float) -> tuple[_Stretch, _Stretch]:
-        """Return the halves of ``part``, from memory or drawn again."""
+        """Return the halves of ``part``, remembered or drawn again.
+
+        A draw is a function of the seed and the time m alone, so that drawing again changes
+        nothing. Several cells are split at a time of the grid, a cell at its middle, and a finest
+        cell at the time that is asked for.
+        """
         several = part.hi - part.lo > 1
         if several:
             middle = self.skeleton.middle(part.lo, part.hi)
@@ -160,6 +166,7 @@ class _Tree:
         """Return the halves of a stretch of several cells."""
         a, b, dw, _, lo, hi = part
         p, q = _shares(a, m, b)
+        # The Brownian bridge: W_m − W_a = p dw + d, d ~ N(0, (b − a) p q), and the rest q dw − d.
         d = self.draw(PathPurpose.INCREMENT, m).mul_(math.sqrt((b - a) * p * q))
         left = _Stretch(a, m, torch.add(d, dw, alpha=p), None, lo, middle)
         return left, _Stretch(m, b, (q * dw).sub_(d), None, middle, hi)
@@ -174,6 +181,7 @@ class _Tree:
         p, q = _shares(a, m, b)
         r = p**3 + q**3
         h = self.h(part)
+        # d given h, then h₁ = (p²/r) c + q z and h₂ = (q²/r) c − p z, so that p h₁ + q h₂ = c.
         d = self.draw(PathPurpose.INCREMENT, m).mul_(math.sqrt((b - a) * p * q * r))
         d.add_(h, alpha=6 * p * q)
         z = self.draw(PathPurpose.AREA, m).mul_(math.sqrt((b - a) * p * q / (12 * r)))
@@ -206,7 +214,13 @@ class BrownianPath(Noise):
 
     What is kept are increments, in the state's dtype: values would cancel over short steps, or
     need float64. The normals are float32, so that one path is one path in every dtype. Memory:
-    O(log steps) states; off the grid up to 3·depth splits of 4 states, and a number for each time.
+    O(log steps) states; off the grid up to 3·depth splits of 4 states, and a float for each time.
+
+    Arguments:
+        seed: of the path, an integer in [0, 2⁶⁴).
+        grid: the grid of the finest solve, which is drawn once a step; (steps + 1,).
+        end: the last time of a path without a grid; 1 by default.
+        depth: halvings of a cell down to the finest, of length end·2^{−depth}.
 
     Errors: TypeError for one time per sample, unless the path is `numbered`; ValueError for times
     outside [0, end], or for two in one finest cell.
@@ -269,6 +283,14 @@ class BrownianPath(Noise):
 
         A sample's path depends on its number only, so that a batch may be split in any way, bit
         for bit, and every sample may ask at times of its own, of shape (B,).
+
+        Arguments:
+            seed: of the run, an integer in [0, 2⁶⁴).
+            first: the number of the batch's first sample.
+            count: the number of samples, B.
+            grid: the grid of the finest solve, which is drawn once a step; (steps + 1,).
+            end: the last time of paths without a grid; 1 by default.
+            depth: halvings of a cell down to the finest, of length end·2^{−depth}.
         """
         path = cls(seed, grid=grid, end=end, depth=depth)
         fresh = PerSampleNoise.numbered(mix(seed, PathPurpose.FRESH), first, count)

@@ -1,7 +1,7 @@
-"""The coefficients of a linear SDE as plain numbers, computed once for all times of a grid.
+"""The coefficients of a linear SDE as floats, computed once for all times of a grid.
 
-A step of a solver multiplies the state by a few numbers. Computing them as 0-d tensors, step by
-step, costs more than the step itself.
+A step of a solver multiplies the state by a few coefficients. Computing them as 0-d tensors,
+step by step, costs more than the step itself.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Level(NamedTuple):
 
 
 class Levels(NamedTuple):
-    """alpha and sigma as tensors, () or one a sample, where a level of numbers would lose them."""
+    """alpha and sigma as tensors, () or (B,), for what differs among samples or has a gradient."""
 
     alpha: Tensor
     sigma: Tensor
@@ -50,7 +50,7 @@ class Levels(NamedTuple):
 
 
 def kernel(s: Level, t: Level) -> tuple[float, float]:
-    """Return (a, b²) of x_t | x_s ~ N(a x_s, b² I) for s ≤ t, `LinearSDE.kernel` in numbers."""
+    """Return (a, b²) of x_t | x_s ~ N(a x_s, b² I) for s ≤ t, `LinearSDE.kernel` in floats."""
     b2 = -(t.sigma**2) * math.expm1(2 * (t.lambda_ - s.lambda_))
     return t.alpha / s.alpha, b2
 
@@ -66,7 +66,7 @@ class Slope(NamedTuple):
 class Coefficients:
     """The levels and slopes of a linear SDE, by time; remembered while `integrate` runs.
 
-    Errors: TypeError for an SDE with parameters while gradients are recorded: numbers drop them.
+    Errors: TypeError for an SDE with parameters while gradients are recorded: floats drop them.
 
     >>> from sde_diffusion import VPSDE
     >>> level = Coefficients(VPSDE()).level(torch.tensor(1.0, dtype=torch.float64))

@@ -2,109 +2,144 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeAlias
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, final
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from sde_diffusion._check import wrong_value
-from sde_diffusion.coefficients import Level, Levels
-from sde_diffusion.forms import converted
-from sde_diffusion.sde import SDE
+from sde_diffusion.coefficients import Coefficients, Level, Levels
+from sde_diffusion.scores import Score, ScoreLike, check_result, score_of
+from sde_diffusion.sde import SDE, LinearSDE
 
-Score: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+if TYPE_CHECKING:
+    from sde_diffusion.data.spec import DataSpec
 
 
-class CountedScore:
-    """A score that counts its evaluations where they happen.
+@final
+class Counter:
+    """A number of evaluations, for all that count together.
 
-    >>> import torch
-    >>> score, x = CountedScore(lambda x, t: -x), torch.ones(1, 2)
+    >>> counter = Counter()
+    >>> score = counter.counting(lambda x, t: -x)
+    >>> _ = score(torch.ones(1, 2), torch.tensor(1.0)), score(torch.ones(1, 2), torch.tensor(0.5))
+    >>> counter.calls
+    2
+    """
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def counting(self, function: Score) -> Score:
+        """Return a function of (x, t) whose calls are counted here."""
+
+        def counted(x: Tensor, t: Tensor) -> Tensor:
+            self.calls += 1
+            return function(x, t)
+
+        return counted
+
+
+@final
+class CountedScore(ScoreLike):
+    """A score that counts its evaluations where they happen, with its SDE's coefficients.
+
+    Arguments:
+        score: the score itself.
+        counter: where its evaluations are counted; one of its own if not given.
+        coefficients: of its SDE; made anew if not given, None for an SDE that is not linear.
+
+    >>> from sde_diffusion import VPSDE
+    >>> score = CountedScore.of("example", lambda x, t: -x, VPSDE())
+    >>> x = torch.ones(1, 2)
     >>> _ = score(x, torch.tensor(1.0)), score(x, torch.tensor(0.5))
     >>> score.calls
     2
     """
 
     def __init__(
-        self, score: Score, counter: list[int] | None = None, sde: SDE | None = None
+        self,
+        score: ScoreLike,
+        counter: Counter | None = None,
+        coefficients: Coefficients | None = None,
     ) -> None:
         self.function = score
-        self.tracked = False  # whether the last score came with a derivative in x
-        self._counter = [0] if counter is None else counter
-        self._sde = sde
-        # Forms of a model trained for another SDE mean other things; its score does not.
-        known = getattr(score, "sde", None) is sde and sde is not None
-        self._predict = getattr(score, "predict", None) if known else None
-        self._denoise = getattr(score, "denoise", None) if known else None
-        learned = known and getattr(score, "variance", "fixed") == "learned"
-        self._with_fraction = getattr(score, "with_fraction", None) if learned else None
+        self.sde = score.sde
+        self.tracked = False  # whether the last result came with a derivative in x
+        self.counter = Counter() if counter is None else counter
+        made = Coefficients(score.sde) if isinstance(score.sde, LinearSDE) else None
+        self.coefficients = made if coefficients is None else coefficients
+
+    @classmethod
+    def of(cls, what: str, score: Score | ScoreLike, sde: SDE) -> CountedScore:
+        """Return the counted score of a model or function; one that counts already is itself."""
+        found = score_of(what, score, sde)
+        return found if isinstance(found, CountedScore) else cls(found)
 
     @property
     def calls(self) -> int:
         """The number of evaluations so far."""
-        return self._counter[0]
+        return self.counter.calls
 
     @property
-    def coupling(self) -> str:
-        """How data met noise in the model's training."""
-        return str(getattr(self.function, "coupling", "independent"))
+    def device(self) -> torch.device:
+        return self.function.device
 
     @property
     def predicts(self) -> bool:
-        """Whether the score is made of eps, x0 or v, which are then had without a division."""
-        return self._predict is not None
+        return self.function.predicts
 
     @property
-    def learns(self) -> bool:
-        """Whether the model has learned a variance, which `with_fraction` tells."""
-        return self._with_fraction is not None
+    def variance(self) -> str:
+        return self.function.variance
+
+    @property
+    def coupling(self) -> str:
+        return self.function.coupling
+
+    @property
+    def data(self) -> DataSpec | None:
+        return self.function.data
+
+    def in_training(self) -> bool:
+        return self.function.in_training()
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        return self.function.parameters(recurse)
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         """Return the score at (x, t), counted."""
-        self._counter[0] += 1
-        score = self.function(x, t)
+        self._count(x, t)
+        score = check_result(type(self.function).__name__, self.function(x, t), x)
         self.tracked = _differentiable(score)
         return score
 
     def predict(self, form: str, x: Tensor, t: Tensor, at: Level | Levels) -> Tensor:
-        """Return eps, x0 or v = alpha eps − sigma x0 at (x, t), counted.
-
-        ``at`` is the level at t, in numbers or tensors, and the forms are those of `FORMS`.
-        """
-        self._counter[0] += 1
-        if self._predict is not None:
-            found: Tensor = self._predict(form, x, t, at)
-        elif self._denoise is not None:
-            found = converted(form, "x0", self._denoise(x, t), x, at)
-        else:
-            found = converted(form, "score", self.function(x, t), x, at)
+        """Return eps, x0 or v at (x, t), counted."""
+        self._count(x, t)
+        found = self.function.predict(form, x, t, at)
         self.tracked = _differentiable(found)
         return found
 
     def with_fraction(self, form: str, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what `ScoreModel.with_fraction` does, counted: eps, x0 or v and the fraction."""
-        if self._with_fraction is None:
-            raise wrong_value(
-                "CountedScore",
-                "score",
-                "be a model with a learned variance",
-                type(self.function).__name__,
-                "ask for predict",
-            )
-        self._counter[0] += 1
-        found: tuple[Tensor, Tensor] = self._with_fraction(form, x, t)
+        """Return eps, x0 or v and the learned variance's fraction, counted as one evaluation."""
+        self.counter.calls += 1
+        found = self.function.with_fraction(form, x, t)
         self.tracked = _differentiable(found[0])
         return found
 
-    def beside(self, function: Score) -> CountedScore:
-        """Return another function, counted together with this one."""
-        return CountedScore(function, self._counter, self._sde)
+    def _count(self, x: Tensor, t: Tensor) -> None:
+        self.counter.calls += 1
+        if t.ndim:
+            self.counter.calls += self.function.check_times(x, t)
 
     def rows(self, index: Tensor) -> CountedScore:
         """Return the score of the samples ``index``, counted together with this one."""
-        part = getattr(self.function, "rows", None)
-        return self if part is None else self.beside(part(index))
+        part = self.function.rows(index)
+        if part is self.function:
+            return self
+        return CountedScore(part, self.counter, self.coefficients)
 
 
 def _differentiable(score: Tensor) -> bool:

@@ -9,14 +9,15 @@ Source: Anderson 1982; Song et al. 2021, equations 6 and 13; the family in l: Zh
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import final
+from typing import Final, final
 
 from torch import Tensor
 
 from sde_diffusion._check import wrong_type, wrong_value
 from sde_diffusion.coefficients import Coefficients
-from sde_diffusion.counting import CountedScore, Score
-from sde_diffusion.sde import SDE, LinearSDE
+from sde_diffusion.counting import CountedScore
+from sde_diffusion.scores import Score, ScoreLike
+from sde_diffusion.sde import SDE
 
 
 class ODE(ABC):
@@ -37,19 +38,6 @@ class ODE(ABC):
         return self
 
 
-def _check_parts(what: str, sde: object, score: object) -> None:
-    if not isinstance(sde, SDE):
-        raise wrong_type(what, "sde", "be an SDE", type(sde).__name__, "pass for example VPSDE()")
-    if not callable(score):
-        raise wrong_type(
-            what,
-            "score",
-            "be a callable (x, t) -> score",
-            type(score).__name__,
-            "pass a ScoreModel or a function",
-        )
-
-
 @final
 class ReverseSDE(SDE):
     """Reverse-time SDE: drift f − ½(1+l²)(g² s + ∇·(g gᵀ)), diffusion l g.
@@ -68,8 +56,8 @@ class ReverseSDE(SDE):
     """
 
     def __init__(self, sde: SDE, score: Score, noise_scale: float = 1.0) -> None:
-        _check_parts("ReverseSDE", sde, score)
-        check_coupling("ReverseSDE", "score", score)
+        self.score = CountedScore.of("ReverseSDE", score, sde)
+        check_coupling("ReverseSDE", "score", self.score)
         if not 0 <= noise_scale < float("inf"):
             raise wrong_value(
                 "ReverseSDE",
@@ -79,10 +67,9 @@ class ReverseSDE(SDE):
                 "pass 1.0 for the reverse SDE",
             )
         self.sde = sde
-        self.score = CountedScore(score, sde=sde)
         self.noise_scale = noise_scale
         self.horizon = sde.horizon
-        self.coefficients = Coefficients(sde) if isinstance(sde, LinearSDE) else None
+        self.coefficients = self.score.coefficients
 
     @property
     def nfe(self) -> int:
@@ -98,19 +85,11 @@ class ReverseSDE(SDE):
     def rows(self, index: Tensor) -> ReverseSDE:
         """Return the same equation for the samples ``index`` of the batch, as `ODE.rows`."""
         part = self.score.rows(index)
-        if part is self.score:
-            return self
-        found = ReverseSDE(self.sde, part, self.noise_scale)
-        found.score = part
-        found.coefficients = self.coefficients
-        return found
+        return self if part is self.score else ReverseSDE(self.sde, part, self.noise_scale)
 
     def flow(self) -> ProbabilityFlow:
         """Return the probability flow of the same score, its evaluations counted with these."""
-        flow = ProbabilityFlow(self.sde, self.score.function)
-        flow.score = self.score
-        flow.coefficients = self.coefficients
-        return flow
+        return ProbabilityFlow(self.sde, self.score)
 
 
 @final
@@ -127,12 +106,13 @@ class ProbabilityFlow(ODE):
     (0.0, 1)
     """
 
+    noise_scale: Final = 0.0  # l of the family of equations above
+
     def __init__(self, sde: SDE, score: Score) -> None:
-        _check_parts("ProbabilityFlow", sde, score)
+        self.score = CountedScore.of("ProbabilityFlow", score, sde)
         self.sde = sde
-        self.score = CountedScore(score, sde=sde)
         self.horizon = sde.horizon
-        self.coefficients = Coefficients(sde) if isinstance(sde, LinearSDE) else None
+        self.coefficients = self.score.coefficients
 
     @property
     def nfe(self) -> int:
@@ -144,12 +124,7 @@ class ProbabilityFlow(ODE):
 
     def rows(self, index: Tensor) -> ProbabilityFlow:
         part = self.score.rows(index)
-        if part is self.score:
-            return self
-        flow = ProbabilityFlow(self.sde, part)
-        flow.score = part
-        flow.coefficients = self.coefficients
-        return flow
+        return self if part is self.score else ProbabilityFlow(self.sde, part)
 
 
 def check_flow(what: str, flow: object) -> None:
@@ -164,26 +139,28 @@ def check_flow(what: str, flow: object) -> None:
         )
 
 
-def check_coupling(what: str, argument: str, score: object) -> None:
+def check_coupling(what: str, argument: str, score: ScoreLike) -> None:
     """Refuse a model whose eps is no score: its data met their noise by optimal transport."""
-    coupling = getattr(score, "coupling", "independent")
-    if coupling != "independent":
+    if score.coupling != "independent":
         raise wrong_value(
             what,
             argument,
             "have coupling='independent' to be a score",
-            repr(coupling),
+            repr(score.coupling),
             "use ProbabilityFlow and log_prob",
         )
 
 
 def _pushed(dynamics: ReverseSDE | ProbabilityFlow, x: Tensor, t: Tensor, c: float) -> Tensor:
-    """Return f − c (g² s + ∇·(g gᵀ))."""
+    """Return f − c (g² s + ∇·(g gᵀ)); rate x − c g² s along a grid of a linear SDE."""
     sde = dynamics.sde
     score = dynamics.score
     known = dynamics.coefficients
     if known is not None and known.tabulated and t.ndim == 0 and t.device.type == "cpu":
-        return _pushed_along_a_grid(known, score, x, t, c)
+        rate, g2 = known.slope(t)
+        if score.predicts and (at := known.level(t)).sigma > 0:  # s = −eps/sigma
+            return (x * rate).add_(score.predict("eps", x, t, at), alpha=c * g2 / at.sigma)
+        return (x * rate).add_(score(x, t), alpha=-c * g2)
     g = sde.diffusion(x, t)
     divergence = sde.noise_divergence(x, t)
     # c multiplies g², a number in most SDEs, before the state.
@@ -191,16 +168,6 @@ def _pushed(dynamics: ReverseSDE | ProbabilityFlow, x: Tensor, t: Tensor, c: flo
     if divergence.ndim:  # 0-d where g does not depend on x
         push = push + c * divergence
     return sde.drift(x, t) - push
-
-
-def _pushed_along_a_grid(
-    known: Coefficients, score: CountedScore, x: Tensor, t: Tensor, c: float
-) -> Tensor:
-    """Return rate x − c g² s, by s = −eps/sigma where the model has eps to give."""
-    rate, g2 = known.slope(t)
-    if score.predicts and (at := known.level(t)).sigma > 0:
-        return (x * rate).add_(score.predict("eps", x, t, at), alpha=c * g2 / at.sigma)
-    return (x * rate).add_(score(x, t), alpha=-c * g2)
 
 
 def linear(what: str, dynamics: ReverseSDE | ProbabilityFlow) -> Coefficients:

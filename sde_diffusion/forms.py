@@ -56,6 +56,14 @@ def edm_form(form: str, alpha: Number, sigma: Number, d: float) -> tuple[Number,
     In y = x/alpha and s = sigma/alpha, x0 = d²/(s²+d²) y + s d/√(s²+d²) F and
     eps = (y − x0)/s = s/(s²+d²) y − d/√(s²+d²) F. Made of x0 instead, eps would cancel where
     sigma is small.
+
+    Arguments:
+        form: "eps", "x0" or "v", the form that is asked for.
+        alpha: the factor of x0 in x_t; a number, or of shape () or (B,).
+        sigma: the standard deviation of the noise in x_t; in alpha's shape.
+        d: the standard deviation of the data, sigma_data.
+
+    Source: Karras et al. 2022, equation 7 and table 1 (c_skip and c_out), for x0.
     """
     s = sigma / alpha
     total = s * s + d * d
@@ -68,7 +76,15 @@ def edm_form(form: str, alpha: Number, sigma: Number, d: float) -> tuple[Number,
 
 
 def converted(form: str, prediction: str, out: Tensor, x: Tensor, at: Level | Levels) -> Tensor:
-    """Return eps, x0 or v of an output that predicts another of them."""
+    """Return eps, x0 or v of an output that predicts another of them.
+
+    Arguments:
+        form: "eps", "x0" or "v", the form that is asked for.
+        prediction: a key of `FORMS`, the form of ``out``.
+        out: the network's output, (B, *event).
+        x: the state x_t that it is of, (B, *event).
+        at: alpha and sigma at the state's time.
+    """
     return joined(FORMS[prediction][form](at.alpha, at.sigma), out, x)
 
 

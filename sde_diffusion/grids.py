@@ -1,23 +1,24 @@
-"""Grids: strictly monotone 1-D float64 CPU tensors of times, and the only owner of end points.
+"""Grids: strictly monotone 1-D float64 CPU tensors of times; they alone set a solve's end points.
 
 Sampling grids run from noise (t near 1) to data (t near 0) and hold steps + 1 times.
 
-The terminal step: a grid ends exactly at its own ``end`` (a lattice at its index ``last``), never
-at a time added to it, so that ``steps`` steps are taken whatever their number. The noise left at
-the end stays in the samples; `Denoised` takes it out with one more evaluation. Only lattices and
-grids in t reach t = 0, where asked to; the others need a finite lambda at the end.
+The terminal step: a grid ends exactly at its own ``end`` (a lattice at its index ``last``), and
+no time is added to it, so that a solve takes exactly ``steps`` steps. The noise left at the end
+stays in the samples; `Denoised` takes it out with one more evaluation. Only lattices and the
+grids spaced in t may end at t = 0; the others need a finite lambda at the end.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias, final
+from typing import Any, TypeAlias, final
 
 import torch
 from torch import Tensor
 
 from sde_diffusion._check import positive_integer, positive_number, wrong_type, wrong_value
 from sde_diffusion.sde import LinearSDE
+from sde_diffusion.solver import Solver
 
 
 def check_grid(grid: Tensor, horizon: float = 1.0) -> None:
@@ -77,6 +78,12 @@ def uniform(steps: int, start: float = 1.0, end: float = 1e-3) -> Tensor:
 def polynomial(steps: int, exponent: float = 2.0, start: float = 1.0, end: float = 1e-3) -> Tensor:
     """Return times with equally spaced t^{1/p}, p being the exponent: dense near the data.
 
+    Arguments:
+        steps: the number of steps; the grid has steps + 1 times.
+        exponent: p, above 0; 1 gives equally spaced times.
+        start: the first time, in [0, 1].
+        end: the last time, in [0, 1].
+
     Source: Song et al. 2021 (DDIM), appendix D.2, for p = 2; the power grids of Zhang & Chen 2023
     (DEIS).
 
@@ -107,7 +114,12 @@ def log_snr(
 ) -> Tensor:
     """Return times with equally spaced lambda = log(alpha/sigma).
 
-    The ends default to the SDE's horizon and cutoff.
+    Arguments:
+        sde: the SDE whose lambda is spaced.
+        steps: the number of steps; the grid has steps + 1 times.
+        start: the first time, in (0, horizon]; by default the SDE's horizon.
+        end: the last time, in (0, horizon]; by default the SDE's cutoff.
+
     Source: Lu et al. 2022 (DPM-Solver), section 3.
     """
     start, end = sampling_ends("log_snr", sde, steps, start, end)
@@ -125,8 +137,15 @@ def exponential(
 ) -> Tensor:
     """Return times with log s = log s_n + (1 − i/n)^ρ log(s_0/s_n), s = sigma/alpha.
 
-    ρ = 1 spaces s geometrically, as `log_snr` does; above 1 the grid is denser near the data. The
-    ends default to the SDE's horizon and cutoff.
+    ρ = 1 spaces s geometrically, as `log_snr` does; above 1 the grid is denser near the data.
+
+    Arguments:
+        sde: the SDE whose noise level s is spaced.
+        steps: the number of steps n; the grid has n + 1 times.
+        rho: the exponent ρ, above 0.
+        start: the first time, in (0, horizon]; by default the SDE's horizon.
+        end: the last time, in (0, horizon]; by default the SDE's cutoff.
+
     Source: Crowson's k-diffusion, the exponential (ρ = 1) and polyexponential schedules.
     """
     positive_number("exponential", "rho", rho)
@@ -142,7 +161,13 @@ def cosine(
     """Return times at the noise levels of the cosine schedule, equal steps of atan(sigma/alpha).
 
     In that schedule alpha = cos(πu/2) and sigma = sin(πu/2): equal steps of u are equal angles.
-    The ends default to the SDE's horizon and cutoff.
+
+    Arguments:
+        sde: the SDE whose angle atan(sigma/alpha) is spaced.
+        steps: the number of steps; the grid has steps + 1 times.
+        start: the first time, in (0, horizon]; by default the SDE's horizon.
+        end: the last time, in (0, horizon]; by default the SDE's cutoff.
+
     Source: Nichol & Dhariwal 2021, equation 17, without its offset.
     """
     start, end = sampling_ends("cosine", sde, steps, start, end)
@@ -161,7 +186,15 @@ def sigmoid(
     """Return times at the noise levels of the sigmoid schedule, dense at both ends.
 
     γ = alpha²/(alpha² + sigma²) goes from its first to its last value as the logistic function of
-    v/τ does for equal steps of v from −3 to 3. The ends default to the SDE's horizon and cutoff.
+    v/τ does for equal steps of v from −3 to 3.
+
+    Arguments:
+        sde: the SDE whose γ is spaced.
+        steps: the number of steps; the grid has steps + 1 times.
+        tau: the temperature τ, above 0; smaller values are denser at the ends.
+        start: the first time, in (0, horizon]; by default the SDE's horizon.
+        end: the last time, in (0, horizon]; by default the SDE's cutoff.
+
     Source: Jabri et al. 2022; Chen 2023 (On the importance of noise scheduling), section 2.
     """
     positive_number("sigmoid", "tau", tau)
@@ -183,7 +216,13 @@ def karras(
 ) -> Tensor:
     """Return times with s_i^{1/ρ} equally spaced, s = sigma/alpha being EDM's noise level.
 
-    The ends default to the SDE's horizon and cutoff.
+    Arguments:
+        sde: the SDE whose noise level s is spaced.
+        steps: the number of steps; the grid has steps + 1 times.
+        rho: the exponent ρ, above 0; larger values are denser near the data.
+        start: the first time, in (0, horizon]; by default the SDE's horizon.
+        end: the last time, in (0, horizon]; by default the SDE's cutoff.
+
     Source: Karras et al. 2022, equation 5.
     """
     positive_number("karras", "rho", rho)
@@ -206,7 +245,13 @@ def angular(
     φ = atan(sigma/(alpha sigma_data)) is the angle in which `AngularAdams` works: dense where
     there is almost only noise, so that it may start without special steps, and near the data.
 
-    The ends default to the SDE's horizon and cutoff.
+    Arguments:
+        sde: the SDE whose angle φ is spaced.
+        steps: the number of steps n; the grid has n + 1 times.
+        start: the first time, in (0, horizon]; by default the SDE's horizon.
+        end: the last time, in (0, horizon]; by default the SDE's cutoff.
+        sigma_data: the standard deviation of the data, in the units of x0.
+
     Source: this package.
     """
     positive_number("angular", "sigma_data", sigma_data)
@@ -224,19 +269,25 @@ def recommended(
     start: float | None = None,
     end: float | None = None,
     *,
-    solver: object = None,
+    solver: Solver[Any] | None = None,
 ) -> Tensor:
     """Return the grid of `sample` when none is given: the solver's own, if it has one.
 
     That is its method ``grid(sde, steps, start, end)``. For others it is `quadratic`, or `karras`
     where the data keeps its scale (alpha above ½ at the horizon) and the noise explodes instead,
     over orders of magnitude that no spacing in t resolves.
+
+    Arguments:
+        sde: the SDE of the solve.
+        steps: the number of steps; the grid has steps + 1 times.
+        start: the first time, in (0, horizon]; by default the SDE's horizon.
+        end: the last time, in (0, horizon]; by default the SDE's cutoff.
+        solver: the solver that will step along the grid, if there is one already.
     """
     start, end = sampling_ends("recommended", sde, steps, start, end)
-    own = getattr(solver, "grid", None)
+    own = None if solver is None else solver.grid(sde, steps, start, end)
     if own is not None:
-        found: Tensor = own(sde, steps, start, end)
-        return found
+        return own
     if float(sde.alpha(torch.tensor(sde.horizon, dtype=torch.float64))) > 0.5:
         return karras(sde, steps, start=start, end=end)
     return quadratic(steps, start, end)
@@ -286,7 +337,15 @@ def times_of(grid: Grid) -> Tensor:
 def sampling_ends(
     what: str, sde: LinearSDE, steps: int, start: float | None, end: float | None
 ) -> tuple[float, float]:
-    """Return the ends, by default the SDE's, of a grid whose lambda must be finite."""
+    """Return the ends, by default the SDE's, of a grid whose lambda must be finite.
+
+    Arguments:
+        what: the function that refuses other ends.
+        sde: the SDE of the grid.
+        steps: the number of steps, at least 1.
+        start: the first time, in (0, horizon]; by default the SDE's horizon.
+        end: the last time, in (0, horizon]; by default the SDE's cutoff.
+    """
     if not isinstance(sde, LinearSDE):
         raise wrong_type(
             what, "sde", "be a LinearSDE", type(sde).__name__, f"call {what}(sde, steps)"

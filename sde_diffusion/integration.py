@@ -1,37 +1,42 @@
-"""Solvers as iterators of states, and the loop that runs them."""
+"""The loop that runs a solver along a grid, and what it refuses."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast, final
+from typing import Any, Final, final
 
 import torch
 from torch import Tensor
 
 from sde_diffusion._check import diverged, wrong_type, wrong_value
 from sde_diffusion._tensors import check_state
-from sde_diffusion.counting import Score
 from sde_diffusion.dynamics import ODE, ProbabilityFlow, ReverseSDE, linear
 from sde_diffusion.grids import Denoised, Grid, check_grid, times_of
 from sde_diffusion.noise import Noise, NoNoise
+from sde_diffusion.scores import Score, ScoreLike
 from sde_diffusion.sde import SDE, LinearSDE
-from sde_diffusion.solver import DynamicsT, Solver
+from sde_diffusion.solver import Adaptive, DynamicsT, Reached, Solver
 
 Callback = Callable[[int, Tensor, Tensor], object]  # (step from 1, its time, its state)
 
-_CHECK_EVERY = 64  # steps between looks for a non-finite state; each look waits for the GPU
+WITH_SCORE: Final = (ReverseSDE, ProbabilityFlow)  # the dynamics that have one
+_CHECK_EVERY: Final = 64  # steps between looks for a non-finite state; each look waits for the GPU
 
 
 @final
 @dataclass(frozen=True)
 class Solution:
-    """The end of a solve: the state, what it cost in evaluations, steps and wall-clock seconds.
+    """The end of a solve, and what it cost.
 
-    ``lost`` adds up the absolute embedded errors of an adaptive solver's steps, in x's shape; None
-    from a solver that tells none.
+    Arguments:
+        x: the state at the last time; (B, *event).
+        nfe: evaluations of the score, counted where they happened.
+        steps: steps of the grid, the last one of a `Denoised` grid included.
+        seconds: by the clock on the wall.
+        lost: the sum of an adaptive solver's absolute embedded errors, (B, *event); else None.
     """
 
     x: Tensor
@@ -55,7 +60,14 @@ def integrate(
     A `Denoised` grid has one step more, from the last time to E[x0 | x_t], the same for all
     solvers.
 
-    Shapes: x (B, *event); grid (steps + 1,).
+    Arguments:
+        dynamics: the equation, of the class that the solver solves.
+        solver: a solver object.
+        x: the state at grid[0]; (B, *event).
+        grid: the times, in [0, 1], and the only owner of the ends; (steps + 1,) or `Denoised`.
+        noise: every random draw of the solver; a solver that draws needs one.
+        callback: called after every step with its number from 1, its time and its state.
+
     Errors: TypeError for dynamics the solver does not solve, or a drawing solver without noise,
     or a `Denoised` grid without a score of a linear SDE;
     ValueError for a wrong state or grid; FloatingPointError, naming step and t, for divergence.
@@ -66,49 +78,43 @@ def integrate(
     grid = times_of(grid)
     check_grid(grid, dynamics.horizon)
     _check_direction(dynamics, grid)
-    if isinstance(dynamics, (ReverseSDE, ProbabilityFlow)):
-        check_evaluation("integrate", dynamics.score.function)
+    if isinstance(dynamics, WITH_SCORE):
+        check_evaluation("integrate", dynamics.score)
     begin = time.perf_counter()
-    before = getattr(dynamics, "nfe", 0)
+    before = _evaluations(dynamics)
     watch = _Watch(grid)
+    noise = NoNoise() if noise is None else noise
     count = 0
     state = x
+    lost: Tensor | None = None
     with _tabulated(dynamics, grid):
-        walk = _Walk(solver.steps(dynamics, x, grid, NoNoise() if noise is None else noise))
-        for state in walk:
+        walk: Iterator[Tensor | Reached]
+        if isinstance(solver, Adaptive):
+            walk = solver.reached(dynamics, x, grid, noise)
+        else:
+            walk = solver.steps(dynamics, x, grid, noise)
+        for found in walk:
+            state, lost = found if isinstance(found, Reached) else (found, None)
             count += 1
             watch.see(state)
             if callback is not None:
                 callback(count, grid[count], state)
         if denoise is not None:
             state = denoise(state)
-            count = count + 1
+            count += 1
             watch.see(state)
             if callback is not None:
                 callback(count, torch.zeros_like(grid[-1]), state)
     watch.look()
-    nfe = getattr(dynamics, "nfe", 0) - before
-    return Solution(state, nfe, count, time.perf_counter() - begin, walk.lost)
-
-
-@final
-class _Walk:
-    """The states of a solver, and what its generator returns at the end: the embedded errors."""
-
-    def __init__(self, states: Iterator[Tensor]) -> None:
-        self.states = states
-        self.lost = cast("Tensor | None", None)
-
-    def __iter__(self) -> Iterator[Tensor]:
-        end: object = yield from cast("Generator[Tensor, None, object]", self.states)
-        self.lost = end if isinstance(end, Tensor) else None
+    nfe = _evaluations(dynamics) - before
+    return Solution(state, nfe, count, time.perf_counter() - begin, lost)
 
 
 def _denoiser(dynamics: object, grid: Grid) -> Callable[[Tensor], Tensor] | None:
     """Return x ↦ E[x0 | x_t] at the last time of a `Denoised` grid, None for another grid."""
     if not isinstance(grid, Denoised):
         return None
-    if not isinstance(dynamics, (ReverseSDE, ProbabilityFlow)):
+    if not isinstance(dynamics, WITH_SCORE):
         raise wrong_type(
             "integrate",
             "grid",
@@ -125,7 +131,7 @@ def _denoiser(dynamics: object, grid: Grid) -> Callable[[Tensor], Tensor] | None
 @contextmanager
 def _tabulated(dynamics: object, grid: Tensor) -> Iterator[None]:
     """Let a linear SDE's coefficients be computed once for the whole grid."""
-    known = getattr(dynamics, "coefficients", None)
+    known = dynamics.coefficients if isinstance(dynamics, WITH_SCORE) else None
     if known is None:
         yield
         return
@@ -136,9 +142,13 @@ def _tabulated(dynamics: object, grid: Tensor) -> Iterator[None]:
         known.tabulate(None)
 
 
-def check_evaluation(what: str, model: object) -> None:
+def _evaluations(dynamics: object) -> int:
+    return dynamics.nfe if isinstance(dynamics, WITH_SCORE) else 0
+
+
+def check_evaluation(what: str, model: ScoreLike) -> None:
     """Refuse a model in training mode, whose dropout would draw from the global generator."""
-    if getattr(model, "training", False):
+    if model.in_training():
         raise wrong_value(
             what, "model", "be in evaluation mode", "training mode", "call model.eval() first"
         )
@@ -146,26 +156,24 @@ def check_evaluation(what: str, model: object) -> None:
 
 def dynamics_for(solver: Solver[Any], sde: SDE, score: Score) -> ReverseSDE | ProbabilityFlow:
     """Return the dynamics the solver asks for: the reverse SDE or the probability flow."""
-    kind = _kind(solver)
-    return ReverseSDE(sde, score) if issubclass(ReverseSDE, kind) else ProbabilityFlow(sde, score)
+    check_solver("integrate", solver)
+    if issubclass(ReverseSDE, solver.dynamics):
+        return ReverseSDE(sde, score)
+    return ProbabilityFlow(sde, score)
 
 
-def _kind(solver: object) -> type[Any]:
-    kind = getattr(solver, "dynamics", None)
-    if isinstance(solver, type) or not isinstance(kind, type) or not hasattr(solver, "steps"):
+def check_solver(what: str, solver: object) -> None:
+    """Refuse what is no solver, and a class in place of its object."""
+    if not isinstance(solver, Solver):
         got = solver.__name__ if isinstance(solver, type) else type(solver).__name__
         raise wrong_type(
-            "integrate",
-            "solver",
-            "be a solver object",
-            got,
-            "pass for example Heun(), with its brackets",
+            what, "solver", "be a solver object", got, "pass for example Heun(), with its brackets"
         )
-    return kind
 
 
-def _check_dynamics(dynamics: object, solver: object) -> None:
-    kind = _kind(solver)
+def _check_dynamics(dynamics: object, solver: Solver[Any]) -> None:
+    check_solver("integrate", solver)
+    kind = solver.dynamics
     if isinstance(dynamics, kind):
         return
     if issubclass(kind, ODE):
@@ -239,9 +247,9 @@ class _Watch:
         self.sums.clear()
 
 
-def whole_way(what: str, flow: ProbabilityFlow, solver: object) -> Tensor:
+def whole_way(what: str, flow: ProbabilityFlow, solver: Solver[Any]) -> Tensor:
     """Return the ends 1e-5 and the horizon, between which an adaptive solver finds its way."""
-    if not getattr(solver, "adaptive", False):
+    if not solver.adaptive:
         raise wrong_value(
             what,
             "grid",

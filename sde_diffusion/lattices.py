@@ -11,7 +11,7 @@ from sde_diffusion._check import positive_integer, wrong_value
 def lattice(n: int, steps: int | None = None) -> Tensor:
     """Return the times k/n of a DDPM with n betas from 1 down to 0, all or ``steps`` of them.
 
-    With fewer steps the indices are the rounded equally spaced ones, those of `trailing`.
+    With fewer steps the indices are equally spaced and rounded, those of `trailing`.
 
     >>> lattice(4).tolist()
     [1.0, 0.75, 0.5, 0.25, 0.0]
@@ -43,9 +43,15 @@ def trailing(n: int, steps: int, *, last: int = 0) -> Tensor:
 def leading(n: int, steps: int, *, offset: int = 0, spare: int = 0, last: int = 0) -> Tensor:
     """Return the lattice of diffusers' ``timestep_spacing="leading"``: it starts below k = n.
 
-    k = offset + 1 + i ⌊n/(steps + spare)⌋; ``offset`` is their steps_offset. The schedulers that
-    are DDPM or DDIM have ``spare=0``; DPM-Solver, DEIS, UniPC and SA leave out the lowest index
-    of one step more: ``spare=1``. For ``last`` and the errors see `trailing`.
+    k = offset + 1 + i ⌊n/(steps + spare)⌋. Its errors are those of `trailing`.
+
+    Arguments:
+        n: the number of betas N of the chain.
+        steps: the number of steps; the grid has steps + 1 times.
+        offset: their steps_offset, an integer of at least 0.
+        spare: lowest indices left out: 0 as DDPM and DDIM, 1 as DPM-Solver, DEIS, UniPC and SA.
+        last: the index at which the grid ends, 0 or as `trailing` says.
+
     Source: Lin et al. 2024, table 2.
 
     >>> (leading(1000, 4, offset=1) * 1000).tolist()
@@ -61,8 +67,15 @@ def leading(n: int, steps: int, *, offset: int = 0, spare: int = 0, last: int = 
 def linspace(n: int, steps: int, *, spare: int = 0, last: int = 0) -> Tensor:
     """Return the lattice of diffusers' ``timestep_spacing="linspace"``, from k = n to k = 1.
 
-    The indices are steps + spare equally spaced ones, rounded, without the ``spare`` lowest; see
-    `leading` for ``spare``, `trailing` for ``last`` and the errors.
+    The indices are steps + spare equally spaced ones, rounded, without the ``spare`` lowest. Its
+    errors are those of `trailing`.
+
+    Arguments:
+        n: the number of betas N of the chain.
+        steps: the number of steps; the grid has steps + 1 times.
+        spare: lowest indices left out: 0 as DDPM and DDIM, 1 as DPM-Solver, DEIS, UniPC and SA.
+        last: the index at which the grid ends, 0 or as `trailing` says.
+
     Source: Lin et al. 2024, table 2.
 
     >>> (linspace(1000, 4) * 1000).tolist()

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from itertools import pairwise, zip_longest
-from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+from typing import ClassVar, Generic, NamedTuple, TypeVar
 
 from torch import Tensor
 
@@ -18,6 +18,7 @@ from sde_diffusion.coefficients import Level
 from sde_diffusion.dynamics import ProbabilityFlow, ReverseSDE, linear
 from sde_diffusion.forms import FORMS
 from sde_diffusion.noise import Noise
+from sde_diffusion.solver import Solver
 
 LinearT = TypeVar("LinearT", bound="ReverseSDE | ProbabilityFlow")
 
@@ -34,7 +35,7 @@ class Step(NamedTuple):
     c: float = 0.0
 
 
-class Multistep(ABC, Generic[LinearT]):
+class Multistep(Solver[LinearT], ABC, Generic[LinearT]):
     """A solver whose step combines the state and the last predictions; one evaluation a step.
 
     A subclass gives `predictor`, and `corrector` if the prediction at the end of a step first
@@ -47,9 +48,7 @@ class Multistep(ABC, Generic[LinearT]):
     reaches lambda = ∞.
     """
 
-    dynamics: ClassVar[type[Any]]
     form: ClassVar[str]
-    evaluations: ClassVar[int] = 1
 
     @property
     @abstractmethod
@@ -77,11 +76,26 @@ class Multistep(ABC, Generic[LinearT]):
         """Return the state at s of one of the first ``starters`` steps; m is the prediction at t.
 
         It may evaluate more, to start with the accuracy that the order needs.
+
+        Arguments:
+            dynamics: the reverse SDE or the probability flow.
+            x: the state at t; (B, *event).
+            m: the prediction at (x, t); (B, *event).
+            t: the time of x; (), float64.
+            s: the time to go to; (), float64.
+            noise: every random draw of the step.
         """
         raise NotImplementedError
 
     def predict(self, dynamics: LinearT, x: Tensor, t: Tensor, at: Level) -> Tensor:
-        """Return the prediction m that the steps combine; one evaluation."""
+        """Return the prediction m that the steps combine; one evaluation.
+
+        Arguments:
+            dynamics: the reverse SDE or the probability flow.
+            x: the state at t; (B, *event).
+            t: the time of x; (), float64.
+            at: alpha, sigma and lambda at t.
+        """
         return dynamics.score.predict(self.form, x, t, at)
 
     def denoised(self, at: Level) -> tuple[float, float]:
@@ -93,7 +107,7 @@ class Multistep(ABC, Generic[LinearT]):
         """Yield the states of all steps along the grid, each before its correction."""
         known = linear(type(self).__name__, dynamics)
         at = [known.level(t) for t in grid]
-        scale = float(getattr(dynamics, "noise_scale", 0.0))
+        scale = float(dynamics.noise_scale)
         starters = self.starters(at)
         made: Step | None = None  # the predictor's last step
         history = list[Tensor]()

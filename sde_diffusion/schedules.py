@@ -140,6 +140,8 @@ class DiscreteBeta(Beta):
     adaptive steps their accuracy between lattice times: `Ancestral` on the lattice is exact in t,
     and `LinearBeta` is the smooth limit for the rest.
 
+    Schedules of equal betas are equal, and hash alike.
+
     Shapes: betas (N,), β_1 … β_N.
     Errors: TypeError unless a tensor; ValueError unless every β_k lies in (0, 1).
     Source: Ho et al. 2020 for betas; the embedding is exact by construction.
@@ -163,7 +165,7 @@ class DiscreteBeta(Beta):
                 got,
                 "pass linear_betas(1000) or torch.tensor(betas)",
             )
-        betas = self.betas.detach().to("cpu", torch.float64)
+        betas = self.betas.detach().to("cpu", torch.float64, copy=True)  # the hash is of these
         if betas.ndim != 1 or betas.numel() == 0:
             raise wrong_value(
                 "DiscreteBeta",
@@ -185,6 +187,14 @@ class DiscreteBeta(Beta):
         object.__setattr__(self, "betas", betas)
         knots = torch.cat([betas.new_zeros(1), torch.cumsum(-torch.log1p(-betas), 0)])
         object.__setattr__(self, "knots", knots)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, DiscreteBeta):
+            return NotImplemented
+        return torch.equal(self.betas, other.betas)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.betas.tolist()))
 
     def _table(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return B at the lattice times and the cell k−1 of t, on t's device."""
@@ -253,6 +263,13 @@ def sigmoid_betas(
     n: int, start: float = -3.0, end: float = 3.0, tau: float = 1.0, clip: float = 0.999
 ) -> Tensor:
     """Return the betas of ᾱ(t), a falling sigmoid of (start + (end − start) t)/τ from 1 to 0.
+
+    Arguments:
+        n: the number of betas N.
+        start: the argument of the sigmoid at t = 0, before the division by τ.
+        end: that at t = 1.
+        tau: the temperature τ, above 0.
+        clip: the largest β_k, below 1.
 
     Source: Jabri et al. 2023, algorithm 1; Chen 2023.
     """

@@ -94,7 +94,14 @@ class IsotropicNormal:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> Tensor:
-        """Return draws of the given shape (B, *event)."""
+        """Return draws of the distribution.
+
+        Arguments:
+            noise: the source of the normals.
+            shape: that of the draws, (B, *event).
+            dtype: that of the draws, floating-point.
+            device: where the draws are made.
+        """
         return self.std * noise.normal(torch.empty(tuple(shape), dtype=dtype, device=device))
 
     def log_prob(self, x: Tensor) -> Tensor:
@@ -254,7 +261,7 @@ class VPSDE(LinearSDE):
 class SubVPSDE(LinearSDE):
     """Sub-VP SDE dx = −½βx dt + √(β(1 − e^{−2B})) dw: alpha = e^{−B/2}, sigma = 1 − e^{−B}.
 
-    Source: Song et al. 2021, equation 13.
+    Source: Song et al. 2021, equation 12.
 
     >>> import torch
     >>> t = torch.tensor(0.5, dtype=torch.float64)
@@ -389,7 +396,7 @@ class RectifiedFlow(LinearSDE):
 
     Its coefficients are infinite at t = 1, so grids start at the horizon .999, where alpha = .001.
 
-    Source: Liu et al. 2022; Albergo & Vanden-Eijnden 2022.
+    Source: Liu et al. 2022, equation 1; Albergo & Vanden-Eijnden 2022.
 
     >>> import torch
     >>> RectifiedFlow().alpha(torch.tensor(0.25)).item()

@@ -2,49 +2,145 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from torch import Tensor
 
 from sde_diffusion.dynamics import ODE
 from sde_diffusion.noise import Noise
-from sde_diffusion.sde import SDE
+from sde_diffusion.sde import SDE, LinearSDE
 
 DynamicsT = TypeVar("DynamicsT", bound="SDE | ODE")
 ContraT = TypeVar("ContraT", bound="SDE | ODE", contravariant=True)
 
 
-class Solver(Protocol[ContraT]):
-    """What `integrate` needs: the kind of dynamics, and an iterator of states along the grid."""
+class Solver(ABC, Generic[ContraT]):
+    """What `integrate` needs: the kind of dynamics, and an iterator of states along the grid.
+
+    `OneStep`, `Multistep` and `Adaptive` are the kinds to subclass; this one asks for `steps`.
+    What a solver does not say of itself has the default given here.
+    """
+
+    # The instances whose orders are certified, as keyword arguments.
+    certified: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)
 
     @property
+    @abstractmethod
     def dynamics(self) -> type[Any]:
-        """The class of the dynamics this solver solves."""
+        """The class of the dynamics that it solves, as in ``dynamics = ODE``."""
 
+    if TYPE_CHECKING:
+        # A subclass may give these in any way: on the class, as a property or as a field.
+        @property
+        def order(self) -> float:
+            """The order of the error in the step size, of the state (ODE) or weakly (SDE)."""
+
+        @property
+        def strong_order(self) -> float | None:
+            """The order along one Brownian path, None where none is declared."""
+
+        @property
+        def evaluations(self) -> int:
+            """The evaluations of a step, where their number is fixed."""
+
+        @property
+        def adaptive(self) -> bool:
+            """Whether the solver chooses its own steps between the times of the grid."""
+    else:
+        order = math.nan  # none is declared
+        strong_order = None
+        evaluations = 1
+        adaptive = False
+
+    def grid(
+        self,
+        sde: LinearSDE,  # noqa: ARG002
+        steps: int,  # noqa: ARG002
+        start: float | None = None,  # noqa: ARG002
+        end: float | None = None,  # noqa: ARG002
+    ) -> Tensor | None:
+        """Return the grid that suits the solver, None for that of `recommended`.
+
+        Arguments:
+            sde: the SDE of the model.
+            steps: how many steps the grid has.
+            start: its first time; the SDE's horizon if not given.
+            end: its last time; the SDE's cutoff if not given.
+        """
+        return None
+
+    @abstractmethod
     def steps(self, dynamics: ContraT, x: Tensor, grid: Tensor, noise: Noise) -> Iterator[Tensor]:
         """Yield the state at grid[1], grid[2], …, given ``x`` at grid[0].
 
-        A generator may return the sum of its steps' absolute embedded errors, in x's shape.
+        Arguments:
+            dynamics: what is solved, of the class `dynamics`.
+            x: the state at grid[0]; (B, *event).
+            grid: the times, strictly monotone; (steps + 1,), float64 on the CPU.
+            noise: every random draw of the solver.
         """
 
 
-class OneStep(ABC, Generic[DynamicsT]):
+class OneStep(Solver[DynamicsT], ABC, Generic[DynamicsT]):
     """A solver whose steps do not depend on earlier steps: one method, `step`."""
-
-    dynamics: ClassVar[type[Any]]
-    order: ClassVar[float]  # of the error in the step size: of the state (ODE) or of the law (SDE)
 
     @abstractmethod
     def step(self, dynamics: DynamicsT, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
-        """Return the state at s, given ``x`` at t; dt = s − t is signed."""
+        """Return the state at s, given ``x`` at t; dt = s − t is signed.
+
+        Arguments:
+            dynamics: what is solved, of the class `dynamics`.
+            x: the state at t; (B, *event).
+            t: the time of x, in [0, 1]; (), float64.
+            s: the time to go to; (), float64.
+            noise: every random draw of the step.
+        """
 
     def steps(
         self, dynamics: DynamicsT, x: Tensor, grid: Tensor, noise: Noise
     ) -> Iterator[Tensor]:
-        """Yield the states of all steps along the grid."""
         for t, s in pairwise(grid):
             x = self.step(dynamics, x, t, s, noise)
             yield x
+
+
+class Reached(NamedTuple):
+    """A state at a time of the grid, and the sum of absolute embedded errors on the way there.
+
+    Shapes: both (B, *event); ``lost`` is None from a solver that tells none.
+
+    >>> Reached(Tensor([[1.0]]), None).lost is None
+    True
+    """
+
+    x: Tensor
+    lost: Tensor | None
+
+
+class Adaptive(Solver[DynamicsT], ABC, Generic[DynamicsT]):
+    """A solver that chooses its own steps between the times of the grid, by a tolerance."""
+
+    adaptive = True
+
+    @abstractmethod
+    def reached(
+        self, dynamics: DynamicsT, x: Tensor, grid: Tensor, noise: Noise
+    ) -> Iterator[Reached]:
+        """Yield the state at grid[1], grid[2], … and what the steps so far may have lost.
+
+        Arguments:
+            dynamics: what is solved, of the class `dynamics`.
+            x: the state at grid[0]; (B, *event).
+            grid: the times that are met, strictly monotone; (steps + 1,), float64 on the CPU.
+            noise: every random draw of the solver.
+        """
+
+    def steps(
+        self, dynamics: DynamicsT, x: Tensor, grid: Tensor, noise: Noise
+    ) -> Iterator[Tensor]:
+        for found in self.reached(dynamics, x, grid, noise):
+            yield found.x

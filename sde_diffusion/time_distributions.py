@@ -1,8 +1,8 @@
-"""The times at which a training batch looks: how numbers fill [0, 1), and the law they go to.
+"""Distributions of the times of a training batch, or of an estimate, by their quantiles.
 
-A `Spacing` draws u in [0, 1), a `TimeLaw` takes u to t. What an objective minimises is stated by
-its own law and weight; times drawn by another law count with the ratio of the densities, so that
-the choice changes how noisy the gradient is, and not what it is.
+A `Spacing` draws u in [0, 1), a `TimeDistribution` takes u to its u-quantile t. What an objective
+minimises is stated by a distribution of its own and a weight; times drawn from another one are
+weighted by the ratio of the densities, which changes the gradient's variance and not its mean.
 """
 
 from __future__ import annotations
@@ -20,21 +20,24 @@ from sde_diffusion.grids import check_lambda
 from sde_diffusion.sde import LinearSDE
 
 
-class TimeLaw(ABC):
-    """A law of t on [t_min, horizon]."""
+class TimeDistribution(ABC):
+    """A distribution of t on [t_min, horizon]."""
 
     @abstractmethod
     def time(self, sde: LinearSDE, u: Tensor, t_min: float) -> Tensor:
-        """Return the u-quantile of the law, float64, for ``u`` in [0, 1]."""
+        """Return the u-quantile of the distribution, at the SDE and the least time ``t_min``.
+
+        Shapes: u, in [0, 1], and result (n,), float64.
+        """
 
     @abstractmethod
     def density(self, sde: LinearSDE, t: Tensor, t_min: float) -> Tensor:
-        """Return the density at t, in t's shape."""
+        """Return the density at t, in t's shape, of times on [t_min, horizon]."""
 
 
 @final
 @dataclass(frozen=True)
-class UniformTimes(TimeLaw):
+class UniformTimes(TimeDistribution):
     """Times uniform on [t_min, horizon].
 
     >>> from sde_diffusion import VPSDE
@@ -51,12 +54,13 @@ class UniformTimes(TimeLaw):
 
 @final
 @dataclass(frozen=True)
-class LikelihoodTimes(TimeLaw):
+class LikelihoodTimes(TimeDistribution):
     """Times with density r(t) = g²/(sigma² Z) on [t_min, horizon].
 
     g²/sigma² = −2 dλ/dt for every linear SDE, so the draw is uniform in λ = log(alpha/sigma) and
     Z = 2(λ(t_min) − λ(horizon)). For the VP-SDE this is B(t) = log1p(expm1(B(t_min)) e^{uZ}).
-    Under r, Z ‖eps − eps_θ‖² estimates ∫ (g²/sigma²) ‖eps − eps_θ‖² dt with no weight left in it.
+    Under r, Z ‖eps − eps_θ‖² is an unbiased estimate of ∫ (g²/sigma²) ‖eps − eps_θ‖² dt: the
+    weight is constant.
 
     Source: Song et al. 2021, "Maximum likelihood training", section 5.1 (VP).
 
@@ -68,7 +72,7 @@ class LikelihoodTimes(TimeLaw):
 
     def time(self, sde: LinearSDE, u: Tensor, t_min: float) -> Tensor:
         first, last = log_snr_range(sde, t_min)
-        # Rounding may carry the inverse a hair outside the interval, where sigma may be 0.
+        # Rounding may put the inverse just outside the interval, where sigma may be 0.
         return sde.time(first + (last - first) * u).clamp(t_min, sde.horizon)
 
     def density(self, sde: LinearSDE, t: Tensor, t_min: float) -> Tensor:
@@ -79,18 +83,18 @@ class LikelihoodTimes(TimeLaw):
 def log_snr_range(sde: LinearSDE, t_min: float) -> tuple[Tensor, Tensor]:
     """Return λ(t_min) and λ(horizon), 0-d float64."""
     ends = torch.tensor([t_min, sde.horizon], dtype=torch.float64)
-    check_lambda("TimeLaw", sde, t_min, sde.horizon)
+    check_lambda("TimeDistribution", sde, t_min, sde.horizon)
     first, last = sde.lambda_(ends)
     return first, last
 
 
 @final
 @dataclass(frozen=True)
-class LogNormalTimes(TimeLaw):
-    """Times at which ln s = ln(sigma/alpha) is N(mean, std²), kept to [t_min, horizon].
+class LogNormalTimes(TimeDistribution):
+    """Times at which ln s = ln(sigma/alpha) is N(mean, std²), truncated to [t_min, horizon].
 
-    Errors: ValueError for a std that is not positive, or where the SDE's levels have less than a
-    millionth of the law.
+    Errors: ValueError for a std that is not positive, or where less than a millionth of the
+    distribution lies on [t_min, horizon].
     Source: Karras et al. 2022, table 1 (training).
 
     >>> from sde_diffusion import EDMSDE
@@ -124,10 +128,10 @@ class LogNormalTimes(TimeLaw):
 
 @final
 @dataclass(frozen=True)
-class LogitNormalTimes(TimeLaw):
-    """Times at which ln(t/(1 − t)) is N(mean, std²), kept to [t_min, horizon].
+class LogitNormalTimes(TimeDistribution):
+    """Times at which ln(t/(1 − t)) is N(mean, std²), truncated to [t_min, horizon].
 
-    On `RectifiedFlow` that is ln(sigma/alpha), and the law is `LogNormalTimes` of this mean.
+    On `RectifiedFlow` that is ln(sigma/alpha), so that this is `LogNormalTimes(mean, std)`.
 
     Errors: as `LogNormalTimes`.
     Source: Esser et al. 2024 (Stable Diffusion 3), section 3.1.
@@ -162,10 +166,10 @@ class LogitNormalTimes(TimeLaw):
 
 @final
 @dataclass(frozen=True)
-class LatticeTimes(TimeLaw):
-    """The times of steps 1 … N of a chain, horizon · k/N, one as likely as another.
+class LatticeTimes(TimeDistribution):
+    """The times of steps 1 … N of a chain, horizon · k/N, with equal probabilities.
 
-    Its density is the probability 1/N of each. It has no t_min: the first time is horizon/N.
+    Its density is the probability 1/N of each. ``t_min`` is ignored: the first time is horizon/N.
 
     >>> from sde_diffusion import VPSDE
     >>> LatticeTimes(4).time(VPSDE(), torch.tensor([0.0, 0.3, 0.99]).double(), 0.0).tolist()
@@ -189,13 +193,13 @@ def _gaussian(z: Tensor) -> Tensor:
 
 
 def _mass(low: Tensor, high: Tensor) -> Tensor:
-    """Return the probability that a standard normal number lies in [low, high]."""
+    """Return the probability that a standard normal variable lies in [low, high]."""
     mass: Tensor = torch.special.ndtr(high) - torch.special.ndtr(low)
     if not float(mass) >= 1e-6:  # the difference of two rounded numbers
         raise wrong_value(
-            "TimeLaw",
+            "TimeDistribution",
             "mean, std",
-            "put a millionth of the law or more on [t_min, horizon]",
+            "put a millionth of the distribution or more on [t_min, horizon]",
             f"{float(mass):.2g}",
             "move the mean to the SDE's levels",
         )
@@ -203,13 +207,13 @@ def _mass(low: Tensor, high: Tensor) -> Tensor:
 
 
 def _between(u: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Return the u-quantile of a standard normal number kept to [low, high]."""
+    """Return the u-quantile of a standard normal variable truncated to [low, high]."""
     z: Tensor = torch.special.ndtri(torch.special.ndtr(low) + _mass(low, high) * u)
     return z.clamp(low, high)
 
 
-# The laws that need no more than their name.
-TIMES: Final[dict[str, TimeLaw]] = {
+# The distributions that a configuration can name.
+TIMES: Final[dict[str, TimeDistribution]] = {
     "uniform": UniformTimes(),
     "likelihood": LikelihoodTimes(),
     "log-normal": LogNormalTimes(),

@@ -14,6 +14,7 @@ from sde_diffusion._check import wrong_value
 from sde_diffusion._tensors import plus
 from sde_diffusion.dynamics import ODE
 from sde_diffusion.noise import Noise
+from sde_diffusion.solver import Solver
 from sde_diffusion.solvers.heun import heun_step
 from sde_diffusion.solvers.runge_kutta import rk4_step
 
@@ -33,7 +34,7 @@ def adams_weights(nodes: Tensor, t: Tensor, s: Tensor) -> Tensor:
 
 @final
 @dataclass(frozen=True)
-class AdamsBashforth:
+class AdamsBashforth(Solver[ODE]):
     """Adams–Bashforth x_s = x_t + Σ_j w_j v_j, integrating the polynomial through the last v_j.
 
     The first order − 1 steps are Runge–Kutta steps accurate enough to keep the order: Euler for

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar, final
 
 import torch
@@ -15,14 +14,16 @@ from sde_diffusion._check import positive_integer
 from sde_diffusion._tensors import expand, rms
 from sde_diffusion.dynamics import ODE
 from sde_diffusion.noise import Noise
-from sde_diffusion.solvers._shared.adams_history import RATIO, History, adams_weights, begun, moved
-from sde_diffusion.solvers._shared.adaptive import carry, check_steps, growth, kept, settle
+from sde_diffusion.solver import Adaptive, Reached
+from sde_diffusion.solvers._shared.adams_history import RATIO, History, adams_weights, moved
+from sde_diffusion.solvers._shared.adaptive import check_steps, growth, kept, settle, under_way
 from sde_diffusion.solvers._shared.checks import above_zero, choice
+from sde_diffusion.solvers._shared.dormand_prince import first_sizes
 
 
 @final
 @dataclass(frozen=True)
-class AdaptiveAdams:
+class AdaptiveAdams(Adaptive[ODE]):
     """Adams–Bashforth predicts, Adams–Moulton corrects, on every sample's own uneven steps.
 
     P-E-C: the velocity at the predicted state corrects the step that led there and predicts the
@@ -33,6 +34,13 @@ class AdaptiveAdams:
     smooth in t, and no fewer where it is not.
 
     Order: of steps by tolerance up to ``highest``. NFE: 1 a step tried, and 2 at first.
+
+    Arguments:
+        rtol: the tolerance relative to the state, above 0; inf takes every step of the grid.
+        atol: the absolute tolerance, above 0, in the units of x.
+        highest: the highest order, 2 … 7.
+        max_steps: the most steps that may be tried in a solve.
+
     Errors: as `DormandPrince`; ValueError for a ``highest`` that is not 2 … 7.
     Source: Shampine & Gordon 1975; step control of Hairer, Nørsett & Wanner 1993, section III.7.
 
@@ -50,7 +58,6 @@ class AdaptiveAdams:
     highest: int = 5
     max_steps: int = 10_000
     dynamics = ODE
-    adaptive: ClassVar[bool] = True
     certified: ClassVar[tuple[Mapping[str, Any], ...]] = tuple(
         {"highest": k, "rtol": math.inf, "atol": math.inf} for k in (2, 3)
     )
@@ -65,20 +72,21 @@ class AdaptiveAdams:
         above_zero("AdaptiveAdams", "1e-5", rtol=self.rtol, atol=self.atol)
         positive_integer("AdaptiveAdams", "max_steps", self.max_steps)
 
-    def steps(
+    def reached(
         self,
         dynamics: ODE,
         x: Tensor,
         grid: Tensor,
         noise: Noise,  # noqa: ARG002
-    ) -> Generator[Tensor, None, Tensor]:
-        """Yield the states at the times of the grid and return the sum of |estimated errors|."""
-        past = begun(dynamics, x, grid, self.highest - 1, self.atol + self.rtol * x.abs())
+    ) -> Iterator[Reached]:
+        v = dynamics.velocity(x, grid[0])
+        scale = self.atol + self.rtol * x.abs()
+        h = first_sizes(dynamics, x, grid[0], grid[-1], v, scale)
+        past = History.begun(x, grid[0], h, v, self.highest - 1)
         for stop in grid[1:].tolist():
-            attempt = partial(self._try, dynamics, past, stop)
-            carry("AdaptiveAdams", past, stop, self.max_steps, attempt)
-            yield past.x
-        return past.lost
+            for i in under_way("AdaptiveAdams", past, stop, self.max_steps):
+                self._try(dynamics, past, stop, i)
+            yield Reached(past.x, past.lost)
 
     def _try(self, ode: ODE, p: History, stop: float, i: Tensor) -> None:
         """Try one step of the samples ``i`` and keep it where its error is small enough."""

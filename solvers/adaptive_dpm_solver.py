@@ -13,14 +13,15 @@ from torch import Tensor
 from sde_diffusion._check import positive_integer
 from sde_diffusion.dynamics import ProbabilityFlow, linear
 from sde_diffusion.noise import Noise
-from sde_diffusion.solvers._shared.adaptive import carry
-from sde_diffusion.solvers._shared.adaptive_dpm import Progress, attempt, start
+from sde_diffusion.solver import Adaptive, Reached
+from sde_diffusion.solvers._shared.adaptive import under_way
+from sde_diffusion.solvers._shared.adaptive_dpm import DPMBatch, attempt, start
 from sde_diffusion.solvers._shared.checks import above_zero, choice
 
 
 @final
 @dataclass(frozen=True)
-class AdaptiveDPMSolver:
+class AdaptiveDPMSolver(Adaptive[ProbabilityFlow]):
     """DPM-Solver-12 (order 2) and -23 (order 3); each sample has its own times and step sizes.
 
     `DPMSolver` of the order makes the step and shares its predictions with a step of one order
@@ -33,6 +34,14 @@ class AdaptiveDPMSolver:
 
     Order: 2 or 3, of the step that is kept. NFE: the order, a step tried, less 1 after a rejected
     one; one batched call counts once.
+
+    Arguments:
+        order: of the step that is kept, 2 or 3.
+        rtol: the tolerance relative to the state, above 0.
+        atol: the absolute tolerance, above 0, in the units of x.
+        h_init: the first step size in λ, above 0.
+        max_steps: the most steps that may be tried in a solve.
+
     Errors: ValueError for another order, or tolerances or h_init that are not positive; TypeError
     for an SDE that is not linear; FloatingPointError naming t where the steps become too small or
     too many.
@@ -51,7 +60,6 @@ class AdaptiveDPMSolver:
     h_init: float = 0.05
     max_steps: int = 10_000
     dynamics = ProbabilityFlow
-    adaptive: ClassVar[bool] = True
     certified: ClassVar[tuple[dict[str, Any], ...]] = tuple(
         {"order": p, "atol": math.inf, "h_init": math.inf} for p in (2, 3)
     )
@@ -64,38 +72,32 @@ class AdaptiveDPMSolver:
 
     @property
     def evaluations(self) -> int:
-        """Network calls a step that is accepted at once."""
+        """Evaluations a step that is accepted at once."""
         return self.order
 
-    def steps(
+    def reached(
         self,
         dynamics: ProbabilityFlow,
         x: Tensor,
         grid: Tensor,
         noise: Noise,  # noqa: ARG002
-    ) -> Iterator[Tensor]:
-        """Yield the states at the times of the grid."""
+    ) -> Iterator[Reached]:
         known = linear("AdaptiveDPMSolver", dynamics)
-        progress = self.start(x, grid[0])
+        p = self.start(x, grid[0])
         for t, s in pairwise(grid):
             if known.level(s).sigma == 0:
-                x0 = dynamics.score.predict("x0", progress.x, t, known.level(t))
-                progress.x = x0 * known.level(s).alpha
+                x0 = dynamics.score.predict("x0", p.x, t, known.level(t))
+                p.x = x0 * known.level(s).alpha
             else:
-                self.advance(dynamics, progress, s)
-            yield progress.x
+                self.advance(dynamics, p, s)
+            yield Reached(p.x, None)
 
-    def start(self, x: Tensor, t: Tensor) -> Progress:
+    def start(self, x: Tensor, t: Tensor) -> DPMBatch:
         """Return the state at t before its first step."""
         return start(x, t, self.h_init)
 
-    def advance(self, flow: ProbabilityFlow, p: Progress, end: Tensor) -> None:
+    def advance(self, flow: ProbabilityFlow, p: DPMBatch, end: Tensor) -> None:
         """Carry every sample of ``p`` to the time ``end``, at which sigma is above 0."""
         stop = float(end)
-        carry(
-            "AdaptiveDPMSolver",
-            p,
-            stop,
-            self.max_steps,
-            lambda i: attempt(self.order, self.rtol, self.atol, flow, p, i, stop),
-        )
+        for i in under_way("AdaptiveDPMSolver", p, stop, self.max_steps):
+            attempt(self.order, self.rtol, self.atol, flow, p, i, stop)

@@ -15,15 +15,16 @@ from sde_diffusion._tensors import expand, rms
 from sde_diffusion.dynamics import ReverseSDE
 from sde_diffusion.noise import Noise
 from sde_diffusion.sde import SDE
+from sde_diffusion.solver import Adaptive, Reached
 from sde_diffusion.solvers._shared.adaptive import check_steps, growth, too_many
-from sde_diffusion.solvers._shared.brownian_pieces import Progress, start
+from sde_diffusion.solvers._shared.brownian_pieces import BrownianBatch, start
 from sde_diffusion.solvers._shared.checks import above_zero
 from sde_diffusion.solvers.sra import check_additive
 
 
 @final
 @dataclass(frozen=True)
-class AdaptiveSDE:
+class AdaptiveSDE(Adaptive[SDE]):
     """Adaptive steps for dx = f dt + g(t) dw, of either direction; each sample has its own.
 
     x' = x_t + f(x_t, t) dt + g_t dw (Euler–Maruyama),
@@ -56,7 +57,6 @@ class AdaptiveSDE:
     atol: float = 0.0078
     max_steps: int = 10_000
     dynamics = SDE
-    adaptive: ClassVar[bool] = True
     order: ClassVar[float] = 2
     strong_order: ClassVar[float] = 1
     evaluations: ClassVar[int] = 2
@@ -66,7 +66,7 @@ class AdaptiveSDE:
         above_zero("AdaptiveSDE", "0.01", rtol=self.rtol, atol=self.atol)
         positive_integer("AdaptiveSDE", "max_steps", self.max_steps)
 
-    def steps(self, dynamics: SDE, x: Tensor, grid: Tensor, noise: Noise) -> Iterator[Tensor]:
+    def reached(self, dynamics: SDE, x: Tensor, grid: Tensor, noise: Noise) -> Iterator[Reached]:
         """Yield the states at the times of the grid, once all samples have met all of them."""
         check_additive("AdaptiveSDE", dynamics, x, grid[0])
         p = start(x, grid, noise)
@@ -77,9 +77,10 @@ class AdaptiveSDE:
             # All rows draw at every try: a sample's k-th draw is that of its k-th try.
             self._try(dynamics, p, active, noise.normal(x))
             tries += 1
-        yield from p.found
+        for found in p.found:
+            yield Reached(found, None)
 
-    def _try(self, sde: SDE, p: Progress, i: Tensor, z: Tensor) -> None:
+    def _try(self, sde: SDE, p: BrownianBatch, i: Tensor, z: Tensor) -> None:
         """Try one step of the samples ``i`` and keep it where its error is small enough."""
         x = p.x[i]
         t = p.t[i]
@@ -94,7 +95,7 @@ class AdaptiveSDE:
         good = error <= 1  # false for NaN
         factor = growth(error, 0.9).clamp(0.2, 5.0)
         h = (s - t).abs() * factor
-        # A step cut short by the end of its piece says nothing against the longer one.
+        # A step cut short by the end of its piece is no reason to shorten the next one.
         p.h[i] = torch.where(good, torch.maximum(h, p.h[i] * factor.clamp(max=1)), h)
         check_steps("AdaptiveSDE", "drift", p.h[i], t, 1e-14)
         p.accept(i[good], x2[good])

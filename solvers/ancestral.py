@@ -29,7 +29,8 @@ class Ancestral(OneStep[ReverseSDE]):
     Order: weak 1 (of the state at η = 0). NFE: 1 a step.
     Errors: ValueError for η outside [0, 1], a grid that runs forward, or dynamics with
     a noise_scale, which is what η is; TypeError for an SDE that is not linear.
-    Source: Ho et al. 2020, algorithm 2; Song et al. 2021 (DDIM), equation 12.
+    Source: Ho et al. 2020, equation 7 and algorithm 2; Song et al. 2021 (DDIM), equation 12, with
+    the σ(η) of equation 16.
 
     >>> import torch
     >>> from sde_diffusion import DiscreteBeta, Gaussian, VPSDE, lattice, linear_betas, sample

@@ -1,4 +1,4 @@
-"""Adams predictor-corrector methods of the probability flow in the angle φ = atan(σ/α)."""
+"""Adams predictor-corrector methods of the probability-flow ODE in the angle φ = atan(σ/α)."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ _NOISE: Final = 0.1
 class AngularAdams(InAngle):
     """Adams predictor-corrector in the angle, one evaluation a step: our recommended ODE solver.
 
-    In φ = atan(σ/(α σ_d)) and y = x/(σ_d √(α² + σ²/σ_d²)) the flow of any linear SDE is dy/dφ = v,
-    v = cos φ eps − sin φ x0/σ_d. Each prediction v first corrects the step that led to it, then
-    makes the next one (P-E-C):
+    In φ = atan(σ/(α σ_d)) and y = x/(σ_d √(α² + σ²/σ_d²)) the probability-flow ODE of any
+    linear SDE is dy/dφ = v, v = cos φ eps − sin φ x0/σ_d. Each prediction v first corrects the
+    step that led to it, then makes the next one (P-E-C):
 
     y_s = y_t + Σ_j w_j v_j,  w_j = ∫ ℓ_j(ψ) dφ from φ_t to φ_s,  ψ = log tan(φ/2),
 
@@ -68,9 +68,11 @@ class AngularAdams(InAngle):
         return 0 if math.cos(self._scaled(at[0]).angle) < _NOISE else max(self.order - 3, 0)
 
     def predictor(self, at: Sequence[Level], i: int, noise_scale: float) -> Step:  # noqa: ARG002
+        # P: y_{i+1} from y_i by v_i, v_{i−1}, …
         return self._step(at, i, i + 1, i, PREDICTED[: max(self.order - 1, 1)])
 
     def corrector(self, at: Sequence[Level], i: int, noise_scale: float) -> Step | None:  # noqa: ARG002
+        # C: y_i from y_{i−1} once more, by v_i at the predicted y_i, v_{i−1}, …
         step = self._step(at, i - 1, i, i, CORRECTED[: self.order])
         return step if len(step.b) > 1 else None
 
@@ -90,6 +92,7 @@ class AngularAdams(InAngle):
         start = self._scaled(at).angle
         dphi = self._scaled(to).angle - start
         u = known.time(-math.log(math.tan(start + 0.5 * dphi) * self.sigma_data))
+        # y_s = y_t + (Δφ/6)(v₁ + 2v₂ + 2v₃ + v₄): v₂, v₃ at the middle angle, v₄ at φ_s.
         stages = ((u, 0.5, 2), (u, 0.5, 2), (s, 1.0, 1))
         total = m
         v = m

@@ -36,13 +36,12 @@ def unmeasured() -> list[str]:
 
 def _classes() -> list[type[Any]]:
     found = (getattr(solvers, name) for name in sorted(solvers.__all__, key=str.lower))
-    return [kind for kind in found if isinstance(kind, type) and hasattr(kind, "steps")]
+    return [kind for kind in found if isinstance(kind, type) and issubclass(kind, Solver)]
 
 
 def instances_of(kind: type[Any]) -> dict[str, Solver[Any]]:
     """Return the certified instances of one class, by the text that makes them."""
-    certified: tuple[Mapping[str, Any], ...] = getattr(kind, "certified", ({},))
-    return {_call(kind, arguments): kind(**arguments) for arguments in certified}
+    return {_call(kind, arguments): kind(**arguments) for arguments in kind.certified}
 
 
 def text(made: object) -> str:
@@ -54,7 +53,7 @@ def text(made: object) -> str:
     """
     if not is_dataclass(made) or isinstance(made, type):
         return repr(made)
-    values = {f.name: getattr(made, f.name) for f in fields(made) if f.init}
+    values = {f.name: vars(made)[f.name] for f in fields(made) if f.init}
     usual = {
         f.name: f.default if f.default_factory is MISSING else f.default_factory()
         for f in fields(made)

@@ -31,12 +31,28 @@ class Corrector(ABC):
 
     @abstractmethod
     def size(self, dynamics: ReverseSDE, score: Tensor, z: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        """Return δ, 0-d."""
+        """Return δ, of shape ().
+
+        Arguments:
+            dynamics: the reverse SDE whose p_t the corrector leaves nearly invariant.
+            score: the score at (x, t), (B, *event).
+            z: the normals of this Langevin step, (B, *event).
+            t: the time of the correction, ().
+            s: the time to which the predictor goes next, ().
+        """
 
     def correct(
         self, dynamics: ReverseSDE, x: Tensor, t: Tensor, s: Tensor, noise: Noise
     ) -> Tensor:
-        """Return ``x`` after `count` Langevin steps at t, before the predictor goes to s."""
+        """Return ``x`` after `count` Langevin steps at t, before the predictor goes to s.
+
+        Arguments:
+            dynamics: the reverse SDE, whose score is evaluated `count` times.
+            x: the state at t, (B, *event).
+            t: the time of the correction, ().
+            s: the time to which the predictor goes next, ().
+            noise: the source of the normals.
+        """
         for _ in range(self.count):
             score = dynamics.score(x, t)
             z = noise.normal(x)

@@ -1,4 +1,4 @@
-"""DDIM as a solver of the probability flow."""
+"""DDIM as a solver of the probability-flow ODE."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class DDIM(OneStep[ProbabilityFlow]):
 
     Order: 1. NFE: 1 a step.
     Errors: TypeError for an SDE that is not linear.
-    Source: Song et al. 2021 (DDIM), equation 13.
+    Source: Song et al. 2021 (DDIM), equation 13, of the ODE in their equation 14.
 
     >>> import torch
     >>> from sde_diffusion import Gaussian, VPSDE, sample

@@ -14,12 +14,13 @@ from sde_diffusion.ddpm.chain import Chain
 from sde_diffusion.ddpm.variances import Variance, counted, predicted, reverse_step
 from sde_diffusion.dynamics import ReverseSDE, linear
 from sde_diffusion.noise import Noise
+from sde_diffusion.solver import Solver
 from sde_diffusion.solvers._shared.checks import backward, own_noise
 
 
 @final
 @dataclass(frozen=True)
-class DDPM:
+class DDPM(Solver[ReverseSDE]):
     """DDPM step x_{k−1} = μ̃(x_k, x̂0) + σ_k z of the chain at the times of the grid.
 
     ``variance`` is σ_k²; if not given it is what the model has learned, had in the same pass, or
@@ -29,7 +30,8 @@ class DDPM:
     Order: weak 1. NFE: 1 a step, and 1 more with a `LearnedVariance` that is given.
     Errors: ValueError for a grid that runs forward, or dynamics with a noise_scale; TypeError for
     an SDE that is not linear.
-    Source: Ho et al. 2020, algorithm 2; Nichol & Dhariwal 2021; Bao et al. 2022.
+    Source: Ho et al. 2020, equation 7 (μ̃, β̃) and algorithm 2; Nichol & Dhariwal 2021, equation 15
+    (learned variances); Bao et al. 2022 (analytic ones).
 
     >>> from sde_diffusion import DiscreteBeta, Gaussian, VPSDE, lattice, linear_betas, sample
     >>> ddpm = VPSDE(DiscreteBeta(linear_betas(1000)))
@@ -55,7 +57,7 @@ class DDPM:
         variance = counted(score, self.variance)
         chain = Chain(known.sde, torch.cat([grid[grid > 0], grid.new_zeros(1)]))
         for i, (t, s) in enumerate(pairwise(grid)):
-            x0_hat, law = predicted(score, x, t, known.level(t), variance)
+            x0_hat, sigma2 = predicted(score, x, t, known.level(t), variance)
             k = torch.full((len(x),), len(chain) - i)
-            x = reverse_step(x, x0_hat, chain, k, law, noise.unit(x, t, s))
+            x = reverse_step(x, x0_hat, chain, k, sigma2, noise.unit(x, t, s))
             yield x

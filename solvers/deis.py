@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sde_diffusion.dynamics import ProbabilityFlow
 from sde_diffusion.noise import Noise
+from sde_diffusion.solver import Solver
 from sde_diffusion.solvers._shared.adams_in_rho import STARTS, adams_in_rho
 from sde_diffusion.solvers._shared.checks import choice
 from sde_diffusion.solvers._shared.weights_in_rho import VARIABLES
@@ -17,7 +18,7 @@ from sde_diffusion.solvers._shared.weights_in_rho import VARIABLES
 
 @final
 @dataclass(frozen=True)
-class DEIS:
+class DEIS(Solver[ProbabilityFlow]):
     """Exponential integrator x_s = α_s (x_t/α_t + Σ_j w_j eps_j), w_j = ∫_{ρ_t}^{ρ_s} ℓ_j(u) dρ.
 
     The last predictions are extrapolated by a polynomial in the ``variable`` u: "t" (the paper's

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
@@ -14,14 +14,20 @@ from sde_diffusion._check import positive_integer
 from sde_diffusion._tensors import rms
 from sde_diffusion.dynamics import ODE
 from sde_diffusion.noise import Noise
-from sde_diffusion.solvers._shared.adaptive import carry, check_steps, growth, kept, settle
+from sde_diffusion.solver import Adaptive, Reached
+from sde_diffusion.solvers._shared.adaptive import check_steps, growth, kept, settle, under_way
 from sde_diffusion.solvers._shared.checks import above_zero
-from sde_diffusion.solvers._shared.dormand_prince import Progress, first_sizes, stages
+from sde_diffusion.solvers._shared.dormand_prince import (
+    DormandPrinceBatch,
+    Stages,
+    first_sizes,
+    stages,
+)
 
 
 @final
 @dataclass(frozen=True)
-class DormandPrince:
+class DormandPrince(Adaptive[ODE]):
     """Dormand–Prince 5(4) pair; each sample has its own times and step sizes.
 
     A step is accepted where √(mean((error/(atol + rtol·max(|x_t|, |x_s|)))²)) ≤ 1, the mean being
@@ -31,7 +37,8 @@ class DormandPrince:
     Order: 5. NFE: 6 a step tried, and 2 at the start; one batched call counts once.
     Errors: ValueError for tolerances that are not positive; FloatingPointError naming t where
     the steps become too small or too many.
-    Source: Dormand & Prince 1980; step control of Hairer, Nørsett & Wanner 1993, section II.4.
+    Source: Dormand & Prince 1980; step control of Hairer, Nørsett & Wanner 1993, section II.4,
+    equations 4.11 and 4.13.
 
     >>> import torch
     >>> from sde_diffusion import ODE, integrate, uniform
@@ -47,7 +54,6 @@ class DormandPrince:
     atol: float = 1e-5
     max_steps: int = 10_000
     dynamics = ODE
-    adaptive: ClassVar[bool] = True
     order: ClassVar[float] = 5
     evaluations: ClassVar[int] = 6
     # No error is too large: one step a step of the grid.
@@ -57,51 +63,44 @@ class DormandPrince:
         above_zero("DormandPrince", "1e-5", rtol=self.rtol, atol=self.atol)
         positive_integer("DormandPrince", "max_steps", self.max_steps)
 
-    def steps(
+    def reached(
         self,
         dynamics: ODE,
         x: Tensor,
         grid: Tensor,
         noise: Noise,  # noqa: ARG002
-    ) -> Generator[Tensor, None, Tensor]:
-        """Yield the states at the times of the grid and return the sum of |embedded errors|."""
-        progress = self.start(dynamics, x, grid[0], grid[-1])
-        for s in grid[1:]:
-            self.advance(dynamics, progress, s)
-            yield progress.x
-        return progress.lost
-
-    def start(self, ode: ODE, x: Tensor, t: Tensor, end: Tensor) -> Progress:
-        """Return the state at t with the first step sizes of Hairer et al."""
-        k1 = ode.velocity(x, t)
+    ) -> Iterator[Reached]:
+        k1 = dynamics.velocity(x, grid[0])
         scale = self.atol + self.rtol * x.abs()
-        h = first_sizes(ode, x, t, end, k1, scale)
-        counts = torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)
-        lost = torch.zeros_like(x)
-        return Progress(x.clone(), torch.full_like(h, float(t)), h, k1, lost, counts, counts + 0)
+        h = first_sizes(dynamics, x, grid[0], grid[-1], k1, scale)
+        p = DormandPrinceBatch.begun(x, grid[0], h, k1)
+        for stop in grid[1:].tolist():
+            for i in under_way("DormandPrince", p, stop, self.max_steps):
+                rows = dynamics if len(i) == len(p.t) else dynamics.rows(i)
+                dt, last = p.next_steps(i, stop)
+                found = stages(rows, p.x[i], p.t[i], dt, p.k1[i])
+                self._keep(p, i, dt, last, stop, found)
+            yield Reached(p.x, p.lost)
 
-    def advance(self, ode: ODE, p: Progress, end: Tensor) -> None:
-        """Carry every sample of ``p`` to the time ``end``."""
-        stop = float(end)
-        carry("DormandPrince", p, stop, self.max_steps, lambda i: self._try(ode, p, i, stop))
-
-    def _try(self, ode: ODE, p: Progress, i: Tensor, stop: float) -> None:
-        """Try one step of the samples ``i`` and keep it where its error is small enough."""
-        if len(i) < len(p.t):
-            ode = ode.rows(i)
+    def _keep(
+        self,
+        p: DormandPrinceBatch,
+        i: Tensor,
+        dt: Tensor,
+        last: Tensor,
+        stop: float,
+        found: Stages,
+    ) -> None:
+        """Keep the steps of the samples ``i`` whose error is small enough, and size the next."""
         x = p.x[i]
         t = p.t[i]
-        left = stop - p.t[i]
-        last = p.h[i] >= left.abs()
-        dt = torch.where(last, left, p.h[i].copysign(left))
-        x_s, k7, error = stages(ode, x, t, dt, p.k1[i])
-        norm = rms(error / (self.atol + self.rtol * torch.maximum(x.abs(), x_s.abs())))
+        norm = rms(found.error / (self.atol + self.rtol * torch.maximum(x.abs(), found.x.abs())))
         good = norm <= 1  # false for NaN
         h = growth(norm, 1 / 5).clamp(0.2, 5.0) * dt.abs()
-        # A step cut short by the end of the interval says nothing against the longer one.
+        # A step cut short by the end of the interval is no reason to shorten the next one.
         p.h[i] = torch.where(good & last, torch.maximum(p.h[i], h), h)
-        p.x = kept(p.x, i, good, x_s)
-        p.k1 = kept(p.k1, i, good, k7)
-        p.lost = kept(p.lost, i, good, p.lost[i] + error.detach().abs())
+        p.x = kept(p.x, i, good, found.x)
+        p.k1 = kept(p.k1, i, good, found.k7)
+        p.lost = kept(p.lost, i, good, p.lost[i] + found.error.detach().abs())
         settle(p, i, good, torch.where(last, stop, t + dt))
         check_steps("DormandPrince", "velocity", p.h[i], t, 1e-14)

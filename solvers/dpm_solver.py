@@ -1,4 +1,4 @@
-"""DPM-Solver: exponential integrators of the probability flow in noise form."""
+"""DPM-Solver: exponential integrators of the probability-flow ODE in noise form."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class DPMSolver(Singlestep):
 
     Order: 1, 2 or 3. NFE: the order, a step; 1 for a step to σ_s = 0.
     Errors: ValueError for another order, TypeError for an SDE that is not linear.
-    Source: Lu et al. 2022 (DPM-Solver), algorithms 1, 4 and 5.
+    Source: Lu et al. 2022 (DPM-Solver), equation 3.4, algorithms 1 (order 2) and 2 (order 3).
 
     >>> import torch
     >>> from sde_diffusion import Gaussian, VPSDE, sample
@@ -42,7 +42,8 @@ class DPMSolverMultistep(Adams):
 
     Order: 1, 2 or 3. NFE: 1 a step, for order 3 one more in the first.
     Errors: ValueError for another order, TypeError for an SDE that is not linear.
-    Source: Lu et al. 2022 (DPM-Solver) and their code; Hochbruck & Ostermann 2010, section 2.5.
+    Source: Lu et al. 2022 (DPM-Solver), equation 3.4, and their code; Hochbruck & Ostermann 2010,
+    section 2.5.
 
     >>> import torch
     >>> from sde_diffusion import Gaussian, VPSDE, sample

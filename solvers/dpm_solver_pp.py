@@ -1,4 +1,4 @@
-"""DPM-Solver++: exponential integrators of the probability flow in data form."""
+"""DPM-Solver++: exponential integrators of the probability-flow ODE in data form."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ class DPMSolverPP(Adams):
 
     Order: 1, 2 or 3. NFE: 1 a step, for order 3 one more in the first.
     Errors: ValueError for another order, TypeError for an SDE that is not linear.
-    Source: Lu et al. 2022 (DPM-Solver++), section 4.2; Hochbruck & Ostermann 2010, section 2.5.
+    Source: Lu et al. 2022 (DPM-Solver++), section 4.2, algorithm 2 (2M); Hochbruck & Ostermann
+    2010, section 2.5.
 
     >>> import torch
     >>> from sde_diffusion import Gaussian, VPSDE, sample

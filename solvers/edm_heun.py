@@ -1,4 +1,4 @@
-"""Runge–Kutta steps of the flow in y = x/α and ρ = σ/α, where it is dy/dρ = eps."""
+"""Runge–Kutta steps of the probability-flow ODE, dy/dρ = eps in y = x/α and ρ = σ/α."""
 
 from __future__ import annotations
 
@@ -17,7 +17,14 @@ from sde_diffusion.solver import OneStep
 
 
 def euler_in_rho(x: Tensor, eps: Tensor, at: Level, to: Level) -> Tensor:
-    """Return x_s = α_s (x_t/α_t + (ρ_s − ρ_t) eps), the DDIM step; ``eps`` may be any average."""
+    """Return x_s = α_s (x_t/α_t + (ρ_s − ρ_t) eps), the DDIM step.
+
+    Arguments:
+        x: the state x_t, (B, *event).
+        eps: eps(x_t, t) or an average of several predictions of it, (B, *event).
+        at: the coefficients at t.
+        to: the coefficients at s.
+    """
     a = to.alpha / at.alpha
     return (x * a).add_(eps, alpha=to.sigma - a * at.sigma)
 
@@ -32,7 +39,16 @@ def middle_in_rho(known: Coefficients, t: Tensor, s: Tensor) -> Tensor:
 def heun_in_rho(
     known: Coefficients, score: CountedScore, x: Tensor, eps: Tensor, t: Tensor, s: Tensor
 ) -> Tensor:
-    """Return the Heun step in ρ from t to s, given eps(x, t)."""
+    """Return the Heun step in ρ from t to s, by one evaluation more.
+
+    Arguments:
+        known: the coefficients of the SDE.
+        score: the score, evaluated at s.
+        x: the state at t, (B, *event).
+        eps: eps(x, t), (B, *event).
+        t: the time of the state, ().
+        s: the time to which the step goes, ().
+    """
     at = known.level(t)
     to = known.level(s)
     end = score.predict("eps", euler_in_rho(x, eps, at, to), s, to)
@@ -42,7 +58,16 @@ def heun_in_rho(
 def kutta_in_rho(
     known: Coefficients, score: CountedScore, x: Tensor, eps: Tensor, t: Tensor, s: Tensor
 ) -> Tensor:
-    """Return Kutta's third-order step in ρ from t to s, given eps(x, t)."""
+    """Return Kutta's third-order step in ρ from t to s, by two evaluations more.
+
+    Arguments:
+        known: the coefficients of the SDE.
+        score: the score, which is evaluated twice.
+        x: the state at t, (B, *event).
+        eps: the prediction at (x, t), (B, *event).
+        t: the time of x, ().
+        s: the time to go to, ().
+    """
     at = known.level(t)
     to = known.level(s)
     u = middle_in_rho(known, t, s)

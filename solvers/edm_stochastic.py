@@ -15,21 +15,30 @@ from sde_diffusion._check import wrong_value
 from sde_diffusion.coefficients import kernel
 from sde_diffusion.dynamics import ReverseSDE, linear
 from sde_diffusion.noise import Noise
+from sde_diffusion.solver import Solver
 from sde_diffusion.solvers._shared.checks import at_least_zero, backward, own_noise
 from sde_diffusion.solvers.edm_heun import euler_in_rho, heun_in_rho
 
 
 @final
 @dataclass(frozen=True)
-class EDMStochastic:
+class EDMStochastic(Solver[ReverseSDE]):
     """EDM's sampler with churn, for any linear SDE, in y = x/α and ρ = σ/α.
 
     From ρ_t it rises to ρ̂ = ρ_t (1 + γ) by fresh noise, ŷ = y_t + √(ρ̂² − ρ_t²) S_noise z, which
-    keeps the law, and goes from there to ρ_s by the step of `EDMHeun`. In a solve of N steps
-    γ = min(S_churn/N, √2 − 1) where S_min ≤ ρ_t ≤ S_max, else 0; no rise goes beyond the horizon.
+    keeps the distribution, and goes from there to ρ_s by the step of `EDMHeun`. In a solve of N
+    steps γ = min(S_churn/N, √2 − 1) where S_min ≤ ρ_t ≤ S_max, else 0; no rise goes beyond the
+    horizon.
 
-    Order: weak 2 (0 unless S_noise is 1: the law is kept at 1 only), once γ falls like 1/N.
+    Order: weak 2 once γ falls like 1/N; 0 unless S_noise is 1, which alone keeps the distribution.
     NFE: 2 a step, 1 for a step to σ_s = 0.
+
+    Arguments:
+        churn: S_churn, at least 0, which sets the noise added in a solve; 0 is the ODE solver.
+        s_min: the lowest ρ at which noise is added.
+        s_max: the highest ρ at which noise is added.
+        s_noise: S_noise, above 0, the factor of the standard deviation of the noise added.
+
     Errors: ValueError for a negative churn, an S_noise that is not positive, a grid that runs
     forward, or dynamics with a noise_scale, which is what churn is; TypeError for an SDE that is
     not linear.
@@ -51,14 +60,14 @@ class EDMStochastic:
     certified: ClassVar[tuple[dict[str, Any], ...]] = ({}, {"churn": 0.0}, {"s_max": 1.0})
 
     def __post_init__(self) -> None:
-        at_least_zero("EDMStochastic", "churn", self.churn, "pass 0.0 for the flow")
+        at_least_zero("EDMStochastic", "churn", self.churn, "pass 0.0 for the ODE")
         if not self.s_noise > 0:
             raise wrong_value(
                 "EDMStochastic",
                 "s_noise",
                 "be above 0",
                 self.s_noise,
-                "pass 1.0, which keeps the law",
+                "pass 1.0, which keeps the distribution",
             )
 
     @property

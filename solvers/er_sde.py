@@ -22,7 +22,7 @@ _POINTS, _WEIGHTS = (part.tolist() for part in np.polynomial.legendre.leggauss(1
 
 
 def er_sde_5(u: float) -> float:
-    """Return the paper's favourite φ(u) = u (e^{u^0.3} + 10): noise while there is much of it."""
+    """Return the paper's ER SDE 5, φ(u) = u (e^{u^0.3} + 10): more noise at high noise levels."""
     return u * (math.exp(u**0.3) + 10)
 
 

@@ -14,7 +14,15 @@ from sde_diffusion.solver import OneStep
 
 
 def heun_step(ode: ODE, x: Tensor, t: Tensor, s: Tensor, k1: Tensor) -> Tensor:
-    """Return the Heun step from t to s, given k1 = velocity(x, t)."""
+    """Return the Heun step from t to s, by one evaluation more.
+
+    Arguments:
+        ode: the equation.
+        x: the state at t, (B, *event).
+        t: the time of the state, () or (B,).
+        s: the time to which the step goes, in t's shape.
+        k1: velocity(x, t), (B, *event).
+    """
     dt = s - t
     k2 = ode.velocity(plus(x, k1, dt), s)
     return plus(plus(x, k1, 0.5 * dt), k2, 0.5 * dt)

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from sde_diffusion.dynamics import ProbabilityFlow
 from sde_diffusion.noise import Noise
+from sde_diffusion.solver import Solver
 from sde_diffusion.solvers._shared.adams_in_rho import STARTS, adams_in_rho
 from sde_diffusion.solvers._shared.checks import choice
 
 
 @final
 @dataclass(frozen=True)
-class IPNDM:
+class IPNDM(Solver[ProbabilityFlow]):
     """Improved PNDM for steps of any size: Adams–Bashforth for dy/dρ = eps, y = x/α and ρ = σ/α.
 
     The published 3/2, −1/2 and so on are right where the steps in ρ are equal. Weights for the

@@ -14,7 +14,7 @@ from sde_diffusion.solvers.corrector import Corrector
 @final
 @dataclass(frozen=True)
 class Langevin(Corrector):
-    """Langevin corrector with δ = 2 (snr·sigma(t))²: a sample never sees its batch-mates.
+    """Langevin corrector with δ = 2 (snr·sigma(t))²: no sample depends on others in its batch.
 
     Source: the scaling of Song & Ermon 2019, without their batch statistics.
 

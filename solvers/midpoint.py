@@ -18,8 +18,8 @@ from sde_diffusion.solver import OneStep
 class Midpoint(OneStep[ODE]):
     """Midpoint step x_s = x_t + dt v(x_t + ½dt v(x_t, t), t + ½dt).
 
-    Order: 2 (for the flow of Gaussian data 3, where α² and σ² are quadratic in t as for EDM and
-    `RectifiedFlow`). NFE: 2 a step, neither at s, where the velocity may be infinite.
+    Order: 2; 3 for the probability-flow ODE of Gaussian data where α² and σ² are quadratic in t,
+    as for EDM and `RectifiedFlow`. NFE: 2 a step, none at s, where the velocity may be infinite.
     Source: Runge 1895.
 
     >>> Midpoint().order

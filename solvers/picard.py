@@ -12,7 +12,7 @@ from torch import Tensor
 from sde_diffusion._check import positive_integer
 from sde_diffusion.dynamics import ODE
 from sde_diffusion.noise import Noise
-from sde_diffusion.solver import OneStep
+from sde_diffusion.solver import OneStep, Solver
 from sde_diffusion.solvers._shared.checks import at_least_zero
 from sde_diffusion.solvers._shared.picard import check_solver, radius, sweep
 from sde_diffusion.solvers.ddim import DDIM
@@ -21,7 +21,7 @@ from sde_diffusion.solvers.heun import Heun
 
 @final
 @dataclass(frozen=True)
-class Picard:
+class Picard(Solver[ODE]):
     """Picard sweeps: the steps of a one-step solver, ``window`` of them in each batched call.
 
     With Φ_k the step from t_k to t_k+1 and z_k = x_k/√(α_k² + σ_k²) (z = x unless the SDE is

@@ -12,6 +12,7 @@ from sde_diffusion.coefficients import Coefficients
 from sde_diffusion.counting import CountedScore
 from sde_diffusion.dynamics import ProbabilityFlow
 from sde_diffusion.noise import Noise
+from sde_diffusion.solver import Solver
 from sde_diffusion.solvers._shared.adams_in_rho import adams_in_rho
 from sde_diffusion.solvers.edm_heun import euler_in_rho, middle_in_rho
 
@@ -25,7 +26,17 @@ def pseudo_runge_kutta(
     middle: Tensor,
     s: Tensor,
 ) -> Tensor:
-    """Return the DDIM step with (e₁ + 2e₂ + 2e₃ + e₄)/6, e₂ and e₃ in between, e₁ = eps(x, t)."""
+    """Return the DDIM step with (e₁ + 2e₂ + 2e₃ + e₄)/6, by three evaluations more.
+
+    Arguments:
+        known: the coefficients of the SDE.
+        score: the score, evaluated twice at ``middle`` and once at s.
+        x: the state at t, (B, *event).
+        eps: e₁ = eps(x, t), (B, *event).
+        t: the time of the state, ().
+        middle: the time of e₂ and e₃, between t and s, ().
+        s: the time of e₄, to which the step goes, ().
+    """
     at = known.level(t)
     between = known.level(middle)
     to = known.level(s)
@@ -45,7 +56,7 @@ def _runge_kutta_in_rho(
 
 @final
 @dataclass(frozen=True)
-class PLMS:
+class PLMS(Solver[ProbabilityFlow]):
     """PNDM for steps of any size: `IPNDM` of order 4 after three classical Runge–Kutta steps in ρ.
 
     It is `PLMSPublished` where the steps in ρ = σ/α are equal, but for the middle of the first

@@ -28,12 +28,12 @@ def _predicts(part: object) -> bool:
 class PredictorCorrector(OneStep[ReverseSDE]):
     """Predictor-corrector step: the corrector at t, then the predictor from t to s.
 
-    The correction comes first, as in the published code, so that no score is asked for at the
-    grid's end, where sigma may be 0.
+    The correction comes first, as in the published code, so that the score is never evaluated at
+    the grid's end, where sigma may be 0.
 
     Order: the lesser of both parts'. NFE: the predictor's plus the corrector's count, a step.
     Errors: TypeError for parts that are not a predictor of the reverse SDE and a corrector.
-    Source: Song et al. 2021, section 4.2.
+    Source: Song et al. 2021, section 4.2, algorithms 2 (VE) and 3 (VP).
 
     >>> from sde_diffusion.solvers import ReverseDiffusion
     >>> PredictorCorrector(ReverseDiffusion(), Langevin(count=2)).evaluations
@@ -67,14 +67,14 @@ class PredictorCorrector(OneStep[ReverseSDE]):
             )
 
     @property
-    def order(self) -> float:  # type: ignore[override]  # depends on the parts
+    def order(self) -> float:
         """The lesser of the parts' orders."""
         return min(self.predictor.order, self.corrector.order)
 
     @property
     def evaluations(self) -> int:
-        """Network calls a step."""
-        return int(getattr(self.predictor, "evaluations", 1)) + self.corrector.count
+        """Evaluations a step."""
+        return self.predictor.evaluations + self.corrector.count
 
     def step(self, dynamics: ReverseSDE, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
         x = self.corrector.correct(dynamics, x, t, s, noise)

@@ -1,4 +1,4 @@
-"""Restart: any solver of the flow, which now and then goes back to more noise and down again."""
+"""Restart: a solver of the probability-flow ODE that now and then goes back to more noise."""
 
 from __future__ import annotations
 
@@ -20,8 +20,15 @@ from sde_diffusion.solvers._shared.checks import backward, own_noise
 from sde_diffusion.solvers.edm_heun import EDMHeun
 
 
-class Interval(NamedTuple):
-    """Where to go back and how often; the way down has the grid's own times if steps is None."""
+class RestartInterval(NamedTuple):
+    """An interval of restarts, which users write as a plain tuple.
+
+    Arguments:
+        s_min: ρ = σ/α at t_min, above 0.
+        s_max: ρ at t_max, above s_min.
+        repeats: K, how often the solver goes back.
+        steps: n, the steps of the way down; None takes the grid's own times.
+    """
 
     s_min: float
     s_max: float
@@ -38,7 +45,7 @@ def ways_down(
     """Return the ways down to each place of the grid where there are restarts, and their K."""
     lambda_ = sde.lambda_(grid)
     plan = dict[int, list[tuple[Tensor, int]]]()
-    for s_min, s_max, repeats, steps in (Interval(*i) for i in intervals):
+    for s_min, s_max, repeats, steps in (RestartInterval(*i) for i in intervals):
         ends = -torch.tensor([s_min, s_max], dtype=torch.float64).log()
         low, high = (lambda_ - ends[:, None]).abs().argmin(1).tolist()
         way = grid[high : low + 1]
@@ -53,8 +60,8 @@ def ways_down(
 
 @final
 @dataclass(frozen=True)
-class Restart:
-    """Restart sampling: ``solver`` for the flow, taken back K times from t_min to t_max by noise.
+class Restart(Solver[ReverseSDE]):
+    """Restart sampling: an ODE solver, taken back K times from t_min to t_max by fresh noise.
 
     At t_min: x_{t_max} = a x_{t_min} + b z by the SDE's own kernel, which carries p_{t_min} to
     p_{t_max} exactly and makes earlier errors smaller; then ``solver`` down to t_min again.
@@ -66,7 +73,7 @@ class Restart:
 
     Order: weak, that of ``solver``; 0 with an n, whose steps do not shrink. NFE: the solver's
     over the grid and over every way down.
-    Errors: TypeError for a solver that is not one of the flow, or an SDE that is not linear;
+    Errors: TypeError for a solver of other equations, or an SDE that is not linear;
     ValueError for an interval that does not rise, a grid that runs forward, or dynamics with a
     noise_scale.
     Source: Xu et al. 2023, algorithm 1 (with an n).
@@ -89,17 +96,17 @@ class Restart:
     )
 
     def __post_init__(self) -> None:
-        kind = getattr(self.solver, "dynamics", None)
-        if isinstance(self.solver, type) or not (kind and issubclass(ProbabilityFlow, kind)):
+        known = isinstance(self.solver, Solver)
+        if not known or not issubclass(ProbabilityFlow, self.solver.dynamics):
             raise wrong_type(
                 "Restart",
                 "solver",
-                "be a solver of the flow",
-                getattr(self.solver, "__name__", type(self.solver).__name__),
+                "be a solver of the probability-flow ODE",
+                (self.solver if isinstance(self.solver, type) else type(self.solver)).__name__,
                 "pass for example EDMHeun()",
             )
         for interval in self.intervals:
-            s_min, s_max, repeats, steps = Interval(*interval)
+            s_min, s_max, repeats, steps = RestartInterval(*interval)
             if not 0 < s_min < s_max < math.inf:
                 raise wrong_value(
                     "Restart",
@@ -114,9 +121,8 @@ class Restart:
     @property
     def order(self) -> float:
         """The weak order."""
-        own = any(i.repeats and i.steps for i in (Interval(*i) for i in self.intervals))
-        order: float = getattr(self.solver, "order", math.nan)
-        return 0 if own else order
+        own = any(i.repeats and i.steps for i in (RestartInterval(*i) for i in self.intervals))
+        return 0 if own else self.solver.order
 
     def steps(
         self, dynamics: ReverseSDE, x: Tensor, grid: Tensor, noise: Noise

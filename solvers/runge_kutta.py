@@ -14,7 +14,15 @@ from sde_diffusion.solver import OneStep
 
 
 def rk4_step(ode: ODE, x: Tensor, t: Tensor, s: Tensor, k1: Tensor) -> Tensor:
-    """Return the classical Runge–Kutta step from t to s, given k1 = velocity(x, t)."""
+    """Return the classical Runge–Kutta step from t to s, by three evaluations more.
+
+    Arguments:
+        ode: the equation.
+        x: the state at t, (B, *event).
+        t: the time of the state, () or (B,).
+        s: the time to which the step goes, in t's shape.
+        k1: velocity(x, t), (B, *event).
+    """
     dt = s - t
     middle = 0.5 * (t + s)
     k2 = ode.velocity(plus(x, k1, 0.5 * dt), middle)
@@ -31,7 +39,7 @@ class RungeKutta4(OneStep[ODE]):
     """Classical Runge–Kutta step x_s = x_t + dt/6 (k1 + 2k2 + 2k3 + k4).
 
     Order: 4. NFE: 4 a step.
-    Source: Kutta 1901.
+    Source: Kutta 1901; Hairer, Nørsett & Wanner 1993, section II.1.
 
     >>> RungeKutta4().order
     4

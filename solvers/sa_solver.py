@@ -29,6 +29,12 @@ def _adams(nodes: Sequence[Level], t: Level, s: Level, noise_scale: float) -> St
     return Step(a, [b * w for w in weights], d)
 
 
+def _check_points(name: str, points: int, least: int) -> None:
+    if points not in range(least, 5):
+        rule = f"be one of {least}, …, 4"
+        raise wrong_value("SASolver", name, rule, points, f"pass {name}=2")
+
+
 @final
 @dataclass(frozen=True)
 class SASolver(Multistep[ReverseSDE]):
@@ -40,7 +46,7 @@ class SASolver(Multistep[ReverseSDE]):
     with τ the noise scale, h = λ_s − λ_t and ℓ_j the Lagrange polynomials on the λ of the
     predictions m_j of x0. First these are the last ``predictor_points``. Once the prediction at s
     is known the step is taken again, z too, with the last ``corrector_points`` that end there (not
-    with 0). τ = 0 is an exponential Adams scheme of the flow; the step is exact where E[x0 | x] is
+    with 0). τ = 0 is an exponential Adams scheme of the ODE; the step is exact where E[x0 | x] is
     constant. One and two points, the default, extrapolate nothing, which serves large steps best.
 
     Order: weak 1 if the corrector, or the predictor without one, has one point, else 2; strong 1,
@@ -65,15 +71,8 @@ class SASolver(Multistep[ReverseSDE]):
     )
 
     def __post_init__(self) -> None:
-        for name, least in (("predictor_points", 1), ("corrector_points", 0)):
-            if getattr(self, name) not in range(least, 5):
-                raise wrong_value(
-                    "SASolver",
-                    name,
-                    f"be one of {least}, …, 4",
-                    getattr(self, name),
-                    f"pass {name}=2",
-                )
+        _check_points("predictor_points", self.predictor_points, least=1)
+        _check_points("corrector_points", self.corrector_points, least=0)
 
     @property
     def order(self) -> int:

@@ -13,14 +13,14 @@ from sde_diffusion.coefficients import Level
 from sde_diffusion.dynamics import ReverseSDE
 from sde_diffusion.multistep import Multistep, Step
 from sde_diffusion.noise import Noise
-from sde_diffusion.solvers._shared.exponential import latest, own_grid
+from sde_diffusion.solvers._shared.exponential import InLambda, latest
 from sde_diffusion.solvers._shared.exponential_sde import kernel, newton, phis
 from sde_diffusion.solvers._shared.singlestep_sde import staged
 
 
 @final
 @dataclass(frozen=True)
-class SDEDPMSolverPP(Multistep[ReverseSDE]):
+class SDEDPMSolverPP(InLambda, Multistep[ReverseSDE]):
     """SDE-DPM-Solver++ 1, 2M and 3M, ``memory`` being how many predictions of x0 it combines.
 
     x_s = (σ_s/σ_t) e^{−τ²h} x_t + α_s (φ₁ D₀ + φ₂ D₁ + φ₃ D₂) + σ_s √(1 − e^{−2τ²h}) z,
@@ -46,7 +46,6 @@ class SDEDPMSolverPP(Multistep[ReverseSDE]):
 
     memory: int = 2
     dynamics = ReverseSDE
-    grid = own_grid
     form: ClassVar[str] = "x0"
     strong_order: ClassVar[float] = 1
     certified: ClassVar[tuple[Mapping[str, Any], ...]] = tuple({"memory": n} for n in (1, 2, 3))

@@ -25,9 +25,9 @@ class SEEDS(OneStep[ReverseSDE]):
 
     with τ the noise scale and h = λ_s − λ_t. 1 stage: the prediction is taken for constant.
     2: for its value at λ_t + ½h. 3: for the line through its values at λ_t and λ_t + ⅔h, the
-    latter reached by the line through λ_t and λ_t + ⅓h. The noise of a stage is what has come of
-    the last stage's, and a new draw for the stretch between. (Published code gives two of the
-    three draws each other's factor.)
+    latter reached by the line through λ_t and λ_t + ⅓h. The noise of a stage is that of the stage
+    before, carried on by the SDE, plus a new draw for the stretch between. (Published code
+    exchanges the factors of two of the three draws.)
 
     τ = 0 is the singlestep DPM-Solver of that order, or DPM-Solver++ for the form x0, whose step
     is exact where E[x0 | x] is constant. The form eps is the paper's own, and diverges in steps of
@@ -58,13 +58,13 @@ class SEEDS(OneStep[ReverseSDE]):
         choice("SEEDS", "form", ("eps", "x0"), self.form)
 
     @property
-    def order(self) -> int:  # type: ignore[override]  # depends on the stages
+    def order(self) -> int:
         """The weak order."""
         return min(self.stages, 2)
 
     @property
     def evaluations(self) -> int:
-        """Network calls a step."""
+        """Evaluations a step."""
         return self.stages
 
     def step(self, dynamics: ReverseSDE, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:

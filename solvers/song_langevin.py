@@ -16,9 +16,9 @@ from sde_diffusion.solvers.corrector import Corrector
 class SongLangevin(Corrector):
     """Song's corrector with δ = 2 (α_t/α_s)² (snr·mean‖z‖/mean‖score‖)², means over the batch.
 
-    For reproducing published results only: a sample depends on its batch-mates by design.
+    For reproducing published results only: by definition a sample depends on all of its batch.
 
-    Source: Song et al. 2021, algorithms 4 and 5.
+    Source: Song et al. 2021, algorithms 4 (VE) and 5 (VP).
 
     >>> SongLangevin(snr=0.16, count=2).count
     2

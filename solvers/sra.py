@@ -16,7 +16,14 @@ from sde_diffusion.solver import OneStep
 
 
 def check_additive(what: str, sde: SDE, x: Tensor, t: Tensor) -> None:
-    """Refuse a diffusion that depends on x."""
+    """Refuse a diffusion that depends on x.
+
+    Arguments:
+        what: the solver that refuses.
+        sde: the equation.
+        x: a state at which the dependence is looked for, (B, *event).
+        t: its time, ().
+    """
     with torch.inference_mode(mode=False), torch.enable_grad():
         leaf = x.detach().clone().requires_grad_()
         g = sde.diffusion(leaf, t)

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from sde_diffusion._check import wrong_value
 from sde_diffusion.dynamics import ODE
 from sde_diffusion.noise import Noise
+from sde_diffusion.solver import Solver
 from sde_diffusion.solvers._shared.checks import above_zero
 from sde_diffusion.solvers._shared.torchdiffeq import ADAPTIVE, ORDERS, Module, states
 
 
 @final
 @dataclass(frozen=True)
-class TorchDiffEqAdjoint:
+class TorchDiffEqAdjoint(Solver[ODE]):
     """A method of torchdiffeq whose graph is the adjoint equation, solved backwards when needed.
 
     Gradients reach the first state and the ``parameters``, which are to be those of the score.
@@ -25,6 +26,13 @@ class TorchDiffEqAdjoint:
     cost one solve more; memory does not grow with the steps.
 
     Order: the method's. NFE: counted, in the backward solve too.
+
+    Arguments:
+        method: torchdiffeq's name of it; not an Adams method, nor scipy_solver.
+        rtol: the tolerance relative to the state, above 0; only adaptive methods read it.
+        atol: the absolute tolerance, above 0, in the units of x; likewise.
+        parameters: those of the score that are to receive gradients.
+
     Errors: ValueError for an unknown method or a tolerance that is not positive.
     Source: Chen et al. 2018, "Neural ordinary differential equations", algorithm 1.
 

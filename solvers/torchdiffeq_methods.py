@@ -11,19 +11,27 @@ from torch import Tensor
 from sde_diffusion._check import wrong_value
 from sde_diffusion.dynamics import ODE
 from sde_diffusion.noise import Noise
+from sde_diffusion.solver import Solver
 from sde_diffusion.solvers._shared.checks import above_zero
 from sde_diffusion.solvers._shared.torchdiffeq import ADAPTIVE, DEFAULTS, ORDERS, Module, states
 
 
 @final
 @dataclass(frozen=True)
-class TorchDiffEq:
+class TorchDiffEq(Solver[ODE]):
     """A method of torchdiffeq by its name there; fixed-step methods step along the grid.
 
-    Adaptive methods share one step size over the batch, so a sample depends on its batch-mates
-    within the tolerance; `DormandPrince` does not.
+    Adaptive methods share one step size over the batch, so that, within the tolerance, a sample
+    depends on the others in its batch; with `DormandPrince` it does not.
 
     Order: the method's with default options, in `order`. NFE: counted, as everywhere.
+
+    Arguments:
+        method: torchdiffeq's name of it.
+        rtol: the tolerance relative to the state, above 0; only adaptive methods read it.
+        atol: the absolute tolerance, above 0, in the units of x; likewise.
+        options: torchdiffeq's options of the method, by name; these go before our defaults.
+
     Errors: ValueError for an unknown method, a tolerance that is not positive, or an Adams method
     on a grid that is not uniform, where torchdiffeq's coefficients would be wrong;
     FloatingPointError where an adaptive method finds no step small enough.

@@ -1,4 +1,4 @@
-"""UniPC: exponential predictor-correctors of the probability flow in data form."""
+"""UniPC: exponential predictor-correctors of the probability-flow ODE in data form."""
 
 from __future__ import annotations
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -23,6 +25,17 @@ settings.load_profile("repeatable")
 def root() -> Path:
     """The folder of the checkout: the one with pyproject.toml."""
     return Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def rooms(root: Path) -> ModuleType:
+    """The script docs/rooms.py, which knows the rooms and reads the imports between them."""
+    spec = importlib.util.spec_from_file_location("rooms", root / "docs" / "rooms.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -301,3 +302,92 @@ def test_a_long_solver_file_is_found(tmp_path: Path) -> None:
     for name, count in (("right", LONGEST), ("long", LONGEST + 1)):
         (tmp_path / f"{name}.py").write_text("x = 1\n" * count, encoding="utf-8")
     assert too_long(tmp_path) == ["long.py: 151 lines"]
+
+
+# --- rooms ---
+
+
+def wrong_rooms(rooms: ModuleType, parsed: Mapping[str, ast.Module]) -> list[str]:
+    """The imports between rooms that do not point down."""
+    floor, room_of = rooms.FLOOR, rooms.room_of
+    return [
+        f"{name} ({room_of(name)}) must not import {other} ({room_of(other)})"
+        for name, others in rooms.arrows(parsed).items()
+        for other in sorted(others)
+        if room_of(name) != room_of(other) and floor[room_of(other)] <= floor[room_of(name)]
+    ]
+
+
+def circles(rooms: ModuleType, parsed: Mapping[str, ast.Module]) -> list[str]:
+    """The modules that import themselves by way of others, for types too."""
+    graph = rooms.arrows(parsed)
+
+    def reached(start: str) -> set[str]:
+        seen: set[str] = set()
+        ahead = [start]
+        while ahead:
+            new = graph[ahead.pop()] - seen
+            seen |= new
+            ahead += new
+        return seen
+
+    return sorted(name for name in graph if name in reached(name))
+
+
+def test_imports_between_rooms_point_down(root: Path, rooms: ModuleType) -> None:
+    parsed = rooms.modules(root)
+    assert {rooms.room_of(name) for name in parsed} == set(rooms.FLOOR)
+    assert wrong_rooms(rooms, parsed) == []
+
+
+def test_no_module_imports_itself_by_way_of_others(root: Path, rooms: ModuleType) -> None:
+    assert circles(rooms, rooms.modules(root)) == []
+
+
+ROOM_PLANTS = [
+    ("models.mistake", "from sde_diffusion.sampling.generate import sample"),
+    ("models.mistake", "from sde_diffusion.sampling import sample"),
+    ("data.mistake", "def f():\n    from sde_diffusion.nets.unet import UNet"),
+    ("sde", "from sde_diffusion.models.score import ScoreModel"),
+    ("grids", "import sde_diffusion.integration"),
+    ("likelihood.mistake", "from sde_diffusion.diagnostics.orders import certify"),
+    ("_files", "from sde_diffusion.data.spec import DataSpec"),
+    ("evaluation.mistake", "if TYPE_CHECKING:\n    from sde_diffusion.training.loop import train"),
+    ("solvers.mistake", "from sde_diffusion.cli import menu"),
+]
+
+
+@pytest.mark.parametrize(("name", "source"), ROOM_PLANTS)
+def test_a_planted_arrow_up_is_found(
+    root: Path, rooms: ModuleType, name: str, source: str
+) -> None:
+    found = wrong_rooms(rooms, {**rooms.modules(root), f"sde_diffusion.{name}": ast.parse(source)})
+    assert found
+    assert all(line.startswith(f"sde_diffusion.{name} (") for line in found)
+
+
+def test_a_planted_circle_is_found(rooms: ModuleType) -> None:
+    source = {"a": "from sde_diffusion.b import x", "b": "from sde_diffusion import c", "c": ""}
+    parsed = {f"sde_diffusion.{name}": ast.parse(text) for name, text in source.items()}
+    assert circles(rooms, parsed) == []
+    parsed["sde_diffusion.c"] = ast.parse("def f():\n    from sde_diffusion.a import y")
+    assert circles(rooms, parsed) == ["sde_diffusion.a", "sde_diffusion.b", "sde_diffusion.c"]
+
+
+# Names that are read at run time: each has its reason beside it.
+ASKS = 10
+
+
+def asks(root: Path) -> list[str]:
+    """Every call of getattr or hasattr in the three folders."""
+    return [
+        f"{path.relative_to(root).as_posix()}:{node.lineno}"
+        for folder in ABOVE
+        for path in sorted((root / folder).rglob("*.py"))
+        for node, name, _ in calls(ast.parse(path.read_text(encoding="utf-8")))
+        if name in {"getattr", "hasattr"}
+    ]
+
+
+def test_strangers_are_hardly_ever_asked_what_they_can_do(root: Path) -> None:
+    assert 0 < len(asks(root)) <= ASKS

@@ -59,7 +59,7 @@ from sde_diffusion.solvers import Ancestral, DormandPrince, EulerMaruyama, Heun,
 
 OWN = """
 import torch
-from sde_diffusion import DiscreteBeta, GaussianMixture, LinearBeta, VPSDE
+from sde_diffusion import DataSpec, DiscreteBeta, GaussianMixture, LinearBeta, ScoreLike, VPSDE
 from sde_diffusion.solvers import Heun
 
 ring = GaussianMixture.ring(8)
@@ -73,14 +73,13 @@ class Picky:
     def __init__(self, order):
         self.order = order
 
-class Blind:
+class Blind(ScoreLike):
     sde = VPSDE()
-    device = torch.device("cpu")
     def __call__(self, x, t):
         return -x
 
 class Broken(Blind):
-    oracle = ring
+    data = DataSpec("ring", (2,), None)
     def __call__(self, x, t):
         return x / torch.zeros_like(x) * 0
 

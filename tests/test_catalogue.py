@@ -50,8 +50,11 @@ def test_the_text_of_a_solver_leaves_out_what_is_the_default() -> None:
 
 
 def test_a_class_without_a_list_is_measured_in_its_default_instance() -> None:
-    class Mine:
-        steps = None
+    class Mine(Solver):
+        dynamics = ODE
+
+        def steps(self, *_):
+            yield from ()
 
     assert list(catalogue.instances_of(Mine)) == ["Mine()"]
     Mine.certified = ({"order": 2},)

@@ -34,11 +34,11 @@ MODULE = """
 import os
 import time
 
-from sde_diffusion import GaussianMixture, VPSDE
+from sde_diffusion import DataSpec, GaussianMixture, ScoreLike, VPSDE
 
 
-class Watched:
-    training = False
+class Watched(ScoreLike):
+    data = DataSpec("ring", (2,), None)
 
     def __init__(self):
         self.sde = VPSDE()
@@ -59,6 +59,14 @@ class Watched:
 
 calls, last = 0, 0
 model = Watched()
+
+
+class Narrow(Watched):
+    def __call__(self, x, t):
+        return super().__call__(x, t)[:, :1]
+
+
+narrow = Narrow()
 """
 FAST = ("--tolerance", "1e-3", "--batch-size", "4", "--mode", "reverse")
 
@@ -230,7 +238,7 @@ def test_the_lines_say_what_the_numbers_are() -> None:
         assert f"(± {numbers['estimator_error']:.4f})" in line
         nats = f"{numbers['nats']:.2f}".replace("-", "−")
         assert f"{nats} ± {numbers['nats_error']:.2f} nats" in line
-    assert "flow: the probability flow by dormand-prince, hutchinson with 2 probes" in text
+    assert "flow: the probability-flow ODE by dormand-prince, hutchinson with 2 probes" in text
     assert "a DDPM of 5 steps" in text
     assert "to again" in text
     one = invoke(
@@ -246,7 +254,7 @@ def test_the_lines_say_what_the_numbers_are() -> None:
         "one",
         *FAST,
     ).stdout
-    assert "one sample has no spread" in one
+    assert "one sample has no standard error" in one
     assert "(unknown with one probe)" in one
 
 
@@ -411,7 +419,7 @@ def test_what_was_measured_is_not_measured_again(
     from sde_diffusion import Hutchinson
 
     def chosen(divergence: Hutchinson, *_rest: object) -> tuple[Hutchinson, str]:
-        return Hutchinson(divergence.number, divergence.seed, mode="forward"), "by this test"
+        return Hutchinson(divergence.probes, divergence.seed, mode="forward"), "by this test"
 
     monkeypatch.setattr("sde_diffusion.evaluation.evaluator.fastest", chosen)
     options = [
@@ -436,9 +444,9 @@ def test_what_was_measured_is_not_measured_again(
 
 def test_a_mistake_that_shows_at_the_first_batch_leaves_nothing(here: Path) -> None:
     message = refused(
-        "--model", "watched:model", "--data", "points.npy", "--bound", "vlb", "--out", "out"
+        "--model", "watched:narrow", "--data", "points.npy", "--bound", "vlb", "--out", "out"
     )
-    assert "vlb: model must be a score model with .sde and" in message
+    assert "Narrow: result must have the shape (22, 2) of x, got (22, 1)" in message
     assert list((here / "out").iterdir()) == []
 
 

@@ -125,12 +125,14 @@ def test_wrong_options_are_refused_and_nothing_is_written(
 # The ring, at leisure: a process can be killed on the way.
 MODULE = """
 import os, time
-from sde_diffusion import GaussianMixture, VPSDE
+from sde_diffusion import DataSpec, GaussianMixture, ScoreLike, VPSDE
 
-class Slow:
+class Slow(ScoreLike):
+    data = DataSpec("ring", (2,), None)
+
     def __init__(self):
         self.model = GaussianMixture.ring(8).diffused(VPSDE())
-        self.oracle, self.sde, self.device = self.model.oracle, self.model.sde, self.model.device
+        self.sde = self.model.sde
 
     def __call__(self, x, t):
         time.sleep(float(os.environ.get("SLOW", "0")))

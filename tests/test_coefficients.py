@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
 from sde_diffusion import (
     EDMSDE,
+    MLP,
     SDE,
     VESDE,
     VPSDE,
+    DiscreteBeta,
     GaussianMixture,
     LinearSDE,
     ProbabilityFlow,
@@ -18,14 +22,17 @@ from sde_diffusion import (
     ReverseSDE,
     ScoreModel,
     SubVPSDE,
+    WhiteNoise,
     integrate,
+    lattice,
+    linear_betas,
     uniform,
 )
 from sde_diffusion.coefficients import Coefficients
 from sde_diffusion.counting import CountedScore
 from sde_diffusion.dynamics import linear
 from sde_diffusion.forms import FORMS, converted
-from sde_diffusion.solvers import Ancestral, Heun
+from sde_diffusion.solvers import DDPM, Ancestral, Heun
 
 FAMILY = [VPSDE(), SubVPSDE(), VESDE(0.01, 5.0), EDMSDE(5.0), RectifiedFlow()]
 every_sde = pytest.mark.parametrize("sde", FAMILY, ids=lambda sde: type(sde).__name__)
@@ -95,7 +102,7 @@ def test_all_ways_to_a_prediction_agree(sde, form) -> None:
     networks = [ScoreModel(Told(model, p), sde, p) for p in FORMS]
     at = Coefficients(sde).level(T)
     for score in (model, model.score, *networks):  # by denoise, by the score alone, by predict
-        counted = CountedScore(score, sde=sde)
+        counted = CountedScore.of("test", score, sde)
         assert torch.allclose(counted.predict(form, x, T, at), truth[form], rtol=1e-9, atol=1e-10)
         assert counted.calls == 1
 
@@ -115,14 +122,38 @@ def test_velocity_and_drift_along_a_grid_are_those_elsewhere(sde, kind) -> None:
         assert dynamics.nfe == 2
 
 
-def test_forms_of_a_model_of_another_sde_are_not_believed() -> None:
-    """Its score is, by the caller's word; its eps and x0 would need its own alpha and sigma."""
+def test_a_model_of_another_sde_is_refused_and_its_score_alone_is_not() -> None:
+    """Its eps and x0 would need its own alpha and sigma; its score is, by the caller's word."""
     sde = VESDE(0.01, 5.0)
     model = exact(VPSDE())
+    for kind in (ReverseSDE, ProbabilityFlow):
+        with pytest.raises(ValueError, match=r"score must be of the SDE VESDE.*got one of VPSDE"):
+            kind(sde, model)
     x = states(sde)
     at = Coefficients(sde).level(T)
-    eps = CountedScore(model, sde=sde).predict("eps", x, T, at)
+    eps = ReverseSDE(sde, model.score).score.predict("eps", x, T, at)
     assert torch.allclose(eps, -sde.sigma(T) * model(x, T), rtol=1e-12)
+
+
+def test_an_equal_sde_is_the_same_sde() -> None:
+    """A learned variance was once dropped in silence where the SDE was another object."""
+    betas = linear_betas(20)
+    network = MLP(2, width=8, outputs=4)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.01)
+    model = ScoreModel(network, VPSDE(DiscreteBeta(betas)), variance="learned").eval()
+    again = VPSDE(DiscreteBeta(betas.clone()))
+    assert again is not model.sde
+    assert again == model.sde
+    x = torch.randn(8, 2, generator=torch.Generator().manual_seed(0))
+    solve = partial(integrate, solver=DDPM(), x=x, grid=lattice(20))
+    one, other, fixed = (
+        solve(ReverseSDE(sde, score), noise=WhiteNoise(0)).x
+        for sde, score in ((model.sde, model), (again, model), (again, model.score))
+    )
+    assert torch.equal(one, other)
+    assert float((one - fixed).abs().max()) > 1e-3  # the score alone has β for its variance
 
 
 class Learnable(LinearSDE):

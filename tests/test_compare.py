@@ -36,6 +36,8 @@ from sde_diffusion.diagnostics.comparison import (
 )
 from sde_diffusion.diagnostics.metrics import rms_distance
 from sde_diffusion.sampling.costs import adapts, cost, plan, steps_within
+from sde_diffusion.scores import ScoreLike
+from sde_diffusion.solver import Solver
 from sde_diffusion.solvers import (
     AdamsBashforth,
     Ancestral,
@@ -61,12 +63,11 @@ def ring_problem(model: Any = None, rows: int = 400) -> Problem:
 
 
 @dataclass
-class CountingModel:
+class CountingModel(ScoreLike):
     """The ring's score with a count of its own."""
 
     calls: int = 0
     sde: LinearSDE = field(default_factory=VPSDE)
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         self.calls += 1
@@ -74,7 +75,7 @@ class CountingModel:
 
 
 @dataclass
-class Sampler:
+class Sampler(Solver):
     """A "solver" that ignores the score and draws from the data itself, spread by a factor."""
 
     spread: float
@@ -91,7 +92,7 @@ class Sampler:
 
 
 @dataclass
-class Recorder:
+class Recorder(Solver):
     """Heun's method, with a record of where it started."""
 
     starts: list[Tensor]
@@ -293,7 +294,7 @@ def test_json_round_trip(comparison: Comparison) -> None:
 
 
 @dataclass(frozen=True)
-class Broken:
+class Broken(Solver):
     """A solver that leaves the finite numbers."""
 
     dynamics = Heun.dynamics

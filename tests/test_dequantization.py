@@ -23,7 +23,7 @@ from sde_diffusion import (
     ScoreModel,
     save_model,
 )
-from sde_diffusion._seeds import mix
+from sde_diffusion._seeds import Purpose, mix
 from sde_diffusion.data.scaling import Affine, Logit, Scaling
 from sde_diffusion.likelihood.dequantization import (
     Dequantizer,
@@ -33,6 +33,7 @@ from sde_diffusion.likelihood.dequantization import (
     importance_weighted,
 )
 from sde_diffusion.likelihood.learned_dequantization import Variational, fit_dequantizer
+from sde_diffusion.scores import ScoreLike
 
 ONE = {
     (levels, scaling): DataSpec("one", (1,), levels, scaling)
@@ -321,23 +322,20 @@ def test_a_fitted_law_closes_the_gap(scaling: Scaling) -> None:
     for noise in (Uniform(), Variational(spec), Variational(spec, couplings=2)):
         if isinstance(noise, Variational):
             model.number = 0
-            fit_dequantizer(noise, dataset, model, steps=200, learning_rate=0.02, blur=0.01)
-            assert model.number == 200
+            fit_dequantizer(noise, dataset, model, steps=300, learning_rate=0.02, blur=0.01)
+            assert model.number == 300
         bound = expectations(NARROW, spec, noise, k)[1]
         gaps.append(float(((truth - bound) * share).sum()))
     assert gaps[0] > 0.5
     assert gaps[0] / 3 > gaps[1] > 1.2 * gaps[2] > 0
 
 
-class Calls:
+class Calls(ScoreLike):
     """A score that counts its calls."""
-
-    training = False
 
     def __init__(self, model: Any) -> None:
         self.model = model
         self.sde = model.sde
-        self.device = model.device
         self.number = 0
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
@@ -376,7 +374,8 @@ def test_the_gradient_of_a_fit_is_that_of_the_bound(scaling: Scaling) -> None:
     moves = [p.detach() - q for p, q in zip(noise.layers.parameters(), before, strict=True)]
     for p, q in zip(noise.layers.parameters(), before, strict=True):
         p.data = q
-    generator = torch.Generator().manual_seed(mix(0, 13, 1))  # as the fit's first step draws
+    # as the fit's first step draws
+    generator = torch.Generator().manual_seed(mix(0, Purpose.DEQUANTIZER_FIT, 1))
     z = torch.randn(64, 2, generator=generator, dtype=torch.float64)
     u, log_q = noise.transform(z, rows)
     x = spec.scaling.forward(rows.double() + u, 9)
@@ -484,11 +483,9 @@ REAL = DataSpec("real", (2,), None)
 K = torch.tensor([[1, 2]])
 
 
-class Broken:
+class Broken(ScoreLike):
     """A score that is infinite."""
 
-    training = False
-    device = torch.device("cpu")
     sde = VPSDE()
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:  # noqa: ARG002

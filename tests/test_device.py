@@ -22,7 +22,7 @@ READERS = (Milstein, Picard, TorchDiffEq, TorchDiffEqAdjoint)
 SOLVERS = {
     name: solver
     for name, solver in catalogue.instances().items()
-    if not getattr(solver, "adaptive", False) and not isinstance(solver, READERS)
+    if not solver.adaptive and not isinstance(solver, READERS)
 }
 
 

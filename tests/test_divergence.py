@@ -79,7 +79,7 @@ def test_exact_is_the_trace_of_a_linear_field(mode):
     a = normal(6, 6)
     x = normal(3, 1, 2, 3, seed=1)
     divergence = Exact(mode=mode)
-    v, columns = divergence.evaluate(linear(a), x, divergence.probes(x))
+    v, columns = divergence.evaluate(linear(a), x, divergence.draw(x))
     assert torch.allclose(columns, a.trace().expand(3, 1), rtol=0, atol=1e-13)
     assert torch.equal(v, linear(a)(x))
     assert torch.equal(divergence.error(columns), torch.zeros(3, dtype=torch.float64))
@@ -92,7 +92,7 @@ def test_hutchinson_is_the_quadratic_form_of_its_probes(mode, probes, law):
     a = normal(6, 6)
     x = normal(3, 1, 2, 3, seed=1)
     divergence = Hutchinson(probes, law=law, mode=mode)
-    z = divergence.probes(x)
+    z = divergence.draw(x)
     v, columns = divergence.evaluate(linear(a), x, z)
     expected = torch.einsum("bpi,ij,bpj->bp", z.flatten(2), a, z.flatten(2))
     assert torch.allclose(columns, expected, rtol=0, atol=1e-12)
@@ -127,7 +127,7 @@ def test_networks_agree_with_central_differences(mode, network, event):
     c = torch.tensor([0.3, 0.7], dtype=torch.float64)
     estimates = {}
     for divergence in (Hutchinson(mode=mode), Hutchinson(3, mode=mode)):
-        z = divergence.probes(x)
+        z = divergence.draw(x)
         estimates[divergence.columns] = divergence.evaluate(lambda x: network(x, c), x, z)[1]
         other = "forward" if mode == "reverse" else "reverse"
         there = Hutchinson(divergence.columns, mode=other)
@@ -161,7 +161,7 @@ def test_drawn_probes_are_unbiased_with_the_variance_of_their_law(law):
     n = 20_000
     divergence = Hutchinson(n, law=law, seed=3)
     x = normal(1, 6, seed=1)
-    columns = divergence.evaluate(linear(a), x, divergence.probes(x))[1][0]
+    columns = divergence.evaluate(linear(a), x, divergence.draw(x))[1][0]
     s = 0.5 * (a + a.T)
     diagonal = s.diagonal().square().sum() if law == "rademacher" else 0.0
     variance = 2 * (s.square().sum() - diagonal)
@@ -184,10 +184,10 @@ def test_error_of_a_mean_over_columns():
 def test_probes_are_the_signs_of_each_samples_own_normals():
     x = torch.zeros(4, 2, 3)
     normals = PerSampleNoise.numbered(mix(5, 5), 10, 4).normal(torch.empty(4, 3, 2, 3))
-    assert torch.equal(Hutchinson(3, 5, 10).probes(x), 1 - 2.0 * (normals < 0))
-    assert torch.equal(Hutchinson(3, 5, 10, law="gaussian").probes(x), normals)
+    assert torch.equal(Hutchinson(3, 5, 10).draw(x), 1 - 2.0 * (normals < 0))
+    assert torch.equal(Hutchinson(3, 5, 10, law="gaussian").draw(x), normals)
     for divergence in (Hutchinson(3, 5, 12), HutchPlusPlus(2, 1, 5, 12)):
-        assert torch.equal(divergence.probes(x[:1]), 1 - 2.0 * (normals[2:3] < 0))
+        assert torch.equal(divergence.draw(x[:1]), 1 - 2.0 * (normals[2:3] < 0))
 
 
 # Hutch++ -------------------------------------------------------------------------------------
@@ -198,10 +198,10 @@ def test_hutch_plus_plus_is_exact_up_to_the_rank_of_its_sketch(rank):
     a = normal(8, rank) @ normal(rank, 8, seed=1)
     x = normal(2, 8, seed=2)
     exactly = HutchPlusPlus(sketch=rank, probes=2)
-    columns = exactly.evaluate(linear(a), x, exactly.probes(x))[1]
+    columns = exactly.evaluate(linear(a), x, exactly.draw(x))[1]
     assert torch.allclose(columns, a.trace().expand(2, 2), rtol=0, atol=1e-11)
     short = HutchPlusPlus(sketch=2, probes=1)  # of rank 3 it misses a part
-    missed = short.evaluate(linear(a), x, short.probes(x))[1] - a.trace()
+    missed = short.evaluate(linear(a), x, short.draw(x))[1] - a.trace()
     assert (rank > 2) == (float(missed.abs().min()) > 1e-3)
 
 
@@ -209,7 +209,7 @@ def test_hutch_plus_plus_is_its_formula():
     a = normal(7, 7)
     x = normal(1, 7, seed=1)
     divergence = HutchPlusPlus(sketch=2, probes=3, seed=4)
-    z = divergence.probes(x)
+    z = divergence.draw(x)
     found = divergence.evaluate(linear(a), x, z)[1][0].numpy()
     j = a.numpy()
     s = z[0, :2].numpy().T
@@ -241,7 +241,7 @@ def test_control_makes_one_probe_exact_on_a_gaussian(mode, law):
     sde = VPSDE()
     divergence = Hutchinson(2, law=law, mode=mode, control=data)
     x = normal(3, 2, 2, seed=2)
-    z = divergence.probes(x)
+    z = divergence.draw(x)
     first, last = 0.05, 0.9
     nodes, weights = np.polynomial.legendre.leggauss(40)
     integral = torch.zeros(3, 2, dtype=torch.float64)
@@ -300,9 +300,9 @@ def test_a_sample_has_its_bits_alone_and_in_any_batch(divergence, dtype):
     data = mixture(16)
     x = data.sample(9, torch.Generator().manual_seed(0)).to(dtype)
     velocity = flow_at(data, 0.3)
-    v, columns = divergence.evaluate(velocity, x, divergence.probes(x))
+    v, columns = divergence.evaluate(velocity, x, divergence.draw(x))
     for rows in (1, 4):
-        part = divergence.evaluate(velocity, x[:rows], divergence.probes(x[:rows]))
+        part = divergence.evaluate(velocity, x[:rows], divergence.draw(x[:rows]))
         assert torch.equal(part[0], v[:rows])
         assert torch.equal(part[1], columns[:rows])
     assert v.dtype == dtype
@@ -312,7 +312,7 @@ def test_a_sample_has_its_bits_alone_and_in_any_batch(divergence, dtype):
 def test_correction_has_its_bits_alone_and_in_any_batch():
     control = fit_gaussian(normal(40, 16) @ normal(16, 16, seed=1))
     divergence = Hutchinson(3, control=control)
-    z = divergence.probes(normal(20, 16))
+    z = divergence.draw(normal(20, 16))
     together = divergence.correction(z, lambda v: v.log())
     assert torch.equal(divergence.correction(z[:1], lambda v: v.log()), together[:1])
 
@@ -363,7 +363,7 @@ def test_one_call_of_the_velocity(divergence):
         return x.sin()
 
     x = normal(3, 40)
-    divergence.evaluate(velocity, x, divergence.probes(x))
+    divergence.evaluate(velocity, x, divergence.draw(x))
     assert calls == [x.shape]
 
 
@@ -393,7 +393,7 @@ def test_the_graph_is_freed_when_exact_is_done():
     ids=repr,
 )
 def test_gradients_against_finite_differences(divergence):
-    z = divergence.probes(normal(2, 4))
+    z = divergence.draw(normal(2, 4))
     a = normal(2, 4)
     b = normal(2, divergence.columns)
 
@@ -410,7 +410,7 @@ def test_gradients_against_finite_differences(divergence):
 def test_no_graph_comes_back_unless_asked_for(divergence):
     w = normal(4, 4).requires_grad_()
     x = normal(2, 4).requires_grad_()
-    z = divergence.probes(x.detach())
+    z = divergence.draw(x.detach())
     for kept in divergence.evaluate(lambda x: torch.tanh(x @ w), x, z):
         assert not kept.requires_grad
     with torch.no_grad():  # as inside an autograd.Function, whose x has no graph to join
@@ -422,7 +422,7 @@ def test_no_graph_comes_back_unless_asked_for(divergence):
 def test_the_callers_grad_modes_change_nothing(divergence):
     x = normal(2, 4)
     w = normal(4, 4).requires_grad_()
-    z = divergence.probes(x)
+    z = divergence.draw(x)
     outside = divergence.evaluate(lambda x: torch.tanh(x @ w), x, z)
     for context in (torch.no_grad(), torch.inference_mode()):
         with context:
@@ -441,7 +441,7 @@ def test_a_velocity_without_a_derivative_is_refused(divergence, velocity):
     x = normal(2, 4)
     match = f"^{type(divergence).__name__}: velocity must be differentiable in x, got a detached"
     with pytest.raises(TypeError, match=match + " tensor; remove no_grad or detach$"):
-        divergence.evaluate(velocity, x, divergence.probes(x))
+        divergence.evaluate(velocity, x, divergence.draw(x))
 
 
 @pytest.mark.parametrize("divergence", [Exact(), Hutchinson(), HutchPlusPlus()], ids=repr)
@@ -449,7 +449,7 @@ def test_a_graph_to_parameters_alone_is_refused(divergence):
     w = normal(4, 4).requires_grad_()
     x = normal(2, 4)
     with pytest.raises(TypeError, match="must be differentiable in x"):
-        divergence.evaluate(lambda x: x.detach() @ w, x, divergence.probes(x))
+        divergence.evaluate(lambda x: x.detach() @ w, x, divergence.draw(x))
 
 
 @pytest.mark.parametrize("divergence", [Exact(), Hutchinson(), HutchPlusPlus()], ids=repr)
@@ -462,7 +462,7 @@ def test_a_tensor_changed_in_place_is_refused(divergence):
 
     x = normal(2, 4)
     with pytest.raises(RuntimeError, match=r"changed in place|inplace operation"):
-        divergence.evaluate(velocity, x, divergence.probes(x))
+        divergence.evaluate(velocity, x, divergence.draw(x))
 
 
 # The faster mode -----------------------------------------------------------------------------
@@ -515,7 +515,7 @@ def test_fastest_takes_the_mode_with_the_lesser_time(divergence):
     assert divergence.mode == "reverse"  # untouched
     assert found.columns == divergence.columns
     x = normal(2, 3)
-    assert torch.equal(found.probes(x), divergence.probes(x))
+    assert torch.equal(found.draw(x), divergence.draw(x))
 
 
 def test_fastest_leaves_a_mode_that_does_not_go_through():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import doctest
 import re
 import shlex
@@ -156,3 +157,34 @@ def test_the_commands_of_a_guide_are_the_command_lines(root, page) -> None:
         assert command is not None
         words = [word for word in shlex.split(options) if word != "$resume"]
         command.make_context(name, words)
+
+
+@pytest.fixture(scope="module")
+def tour(root) -> list[str]:
+    text = (root / "docs" / "tour.md").read_text(encoding="utf-8")
+    return re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def test_the_core_in_thirty_lines_is_what_the_package_does(tour, capsys) -> None:
+    core, package = tour
+    assert len([line for line in core.splitlines() if line.strip()]) <= 30
+    space: dict[str, object] = {}
+    exec(compile(core, "tour.md", "exec"), space)
+    exec(compile(package, "tour.md", "exec"), space)
+    promised = re.findall(r"^print\(.*\)  # (.*)$", package, re.MULTILINE)
+    assert capsys.readouterr().out.splitlines() == promised
+    assert len(promised) == 2
+
+
+def test_the_picture_of_the_rooms_is_current(root, rooms) -> None:
+    picture = (root / "docs" / "rooms.svg").read_text(encoding="utf-8")
+    assert rooms.drawn(rooms.modules(root)) == picture, "renew it: python docs/rooms.py"
+
+
+def test_a_new_import_between_rooms_changes_the_picture(root, rooms) -> None:
+    mistake = ast.parse("from sde_diffusion.models.score import ScoreModel")
+    parsed = {**rooms.modules(root), "sde_diffusion.training.mistake": mistake}
+    assert rooms.drawn(parsed) == rooms.drawn(rooms.modules(root))  # an arrow that follows
+    mistake = ast.parse("from sde_diffusion.nets.unet import UNet")
+    parsed = {**rooms.modules(root), "sde_diffusion.integration.mistake": mistake}
+    assert rooms.drawn(parsed) != rooms.drawn(rooms.modules(root))

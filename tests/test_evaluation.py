@@ -45,7 +45,7 @@ from sde_diffusion.ddpm.discrete_bound import vlb
 from sde_diffusion.evaluation.evaluator import Evaluator
 from sde_diffusion.evaluation.results import Evaluation
 from sde_diffusion.evaluation.run import evaluate
-from sde_diffusion.evaluation.sample_log import Batch, SampleLog
+from sde_diffusion.evaluation.sample_log import EvaluatedBatch, SampleLog
 from sde_diffusion.evaluation.settings import EvaluationSettings
 from sde_diffusion.likelihood.continuous_bound import elbo
 from sde_diffusion.likelihood.decoders import BinDecoder, LevelDecoder, bin_centres
@@ -212,7 +212,7 @@ def test_the_mode_is_measured_once_and_not_where_memory_has_no_bound(
         return replace_mode(divergence), "forward, as this test has it"
 
     def replace_mode(divergence: Hutchinson) -> Hutchinson:
-        return Hutchinson(divergence.number, divergence.seed, divergence.first, mode="forward")
+        return Hutchinson(divergence.probes, divergence.seed, divergence.first, mode="forward")
 
     monkeypatch.setattr("sde_diffusion.evaluation.evaluator.fastest", fastest)
     evaluator, why = Evaluator(RING, points(), SOLVER).decided()
@@ -254,18 +254,19 @@ def test_batches_come_back_exactly_whatever_was_cut_short(tmp_path: Path) -> Non
     numbers = [0.1, math.pi * 1e-30, math.nan, -math.inf]
     assert not log.exists()
     log.write({"what": "test"})
-    first = Batch(0, 4, {"nats": numbers}, {"total": [1 / 3]}, {"flow": 3}, 0.5)
+    first = EvaluatedBatch(0, 4, {"nats": numbers}, {"total": [1 / 3]}, {"flow": 3}, 0.5)
     log.append(first)
     whole = log.file.read_bytes()
     for cut in (1, 10, len(whole) - 3):  # as a killed process leaves its next line
         log.file.write_bytes(whole + whole[:cut])
-        log.append(Batch(4, 1, {"nats": [2.0]}, {}, {}, 0.1))
+        log.append(EvaluatedBatch(4, 1, {"nats": [2.0]}, {}, {}, 0.1))
         found = log.batches()
         assert list(found) == [0, 4]
         assert repr(found[0]) == repr(first)
     other = SampleLog(tmp_path / "run", rank=1)
-    other.append(Batch(0, 4, {"nats": [9.0] * 4}, {}, {}, 0.1))  # done twice: the first counts
-    other.append(Batch(8, 1, {"nats": [5.0]}, {}, {}, 0.1))
+    # Done twice: the first counts.
+    other.append(EvaluatedBatch(0, 4, {"nats": [9.0] * 4}, {}, {}, 0.1))
+    other.append(EvaluatedBatch(8, 1, {"nats": [5.0]}, {}, {}, 0.1))
     assert repr(other.batches()[0]) == repr(first)
     assert list(log.batches()) == [0, 4, 8]
     assert log.read() == {"what": "test"}

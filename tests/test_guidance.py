@@ -23,6 +23,7 @@ from sde_diffusion.models.thresholding import StaticThreshold
 from sde_diffusion.nets import MLP
 from sde_diffusion.sampling.generate import sample
 from sde_diffusion.sampling.tilting import Tilted, sample_tilted
+from sde_diffusion.scores import ScoreLike
 from sde_diffusion.sde import EDMSDE, VPSDE, RectifiedFlow, SubVPSDE
 from sde_diffusion.solver import OneStep
 from sde_diffusion.solvers import (
@@ -420,9 +421,8 @@ def test_resampling_multiplies_the_heavy_ones_in_the_plane() -> None:
 def test_evaluations_are_counted_where_they_happen() -> None:
     seen = []
 
-    class Counted:
+    class Counted(ScoreLike):
         sde = VPSDE()
-        device = torch.device("cpu")
 
         def __init__(self, inner) -> None:
             self.inner = inner

@@ -18,10 +18,12 @@ from sde_diffusion import (
     quadratic,
     uniform,
 )
+from sde_diffusion.forms import converted
 from sde_diffusion.likelihood.divergence import Exact
 from sde_diffusion.likelihood.sampler_density import sampler_log_prob
 from sde_diffusion.sampling.encoding import encode
 from sde_diffusion.sampling.inversion import FixedPoint, Newton, sampler_inverse
+from sde_diffusion.scores import ScoreLike
 from sde_diffusion.solvers import DDIM, AngularAdams, DormandPrince, DPMSolverPP, EDMHeun, Euler
 
 
@@ -105,8 +107,10 @@ def test_a_latent_is_the_same_alone_and_in_a_batch_bit_for_bit() -> None:
                 assert same, (method, i, name)
 
 
-class Each:
+class Each(ScoreLike):
     """A score that is another one for every sample, as labels make it."""
+
+    sde = VPSDE()
 
     def __init__(self, scores) -> None:
         self.scores = scores
@@ -209,7 +213,7 @@ def test_mistakes_end_in_one_clear_sentence(make, error, text) -> None:
         make()
 
 
-class Bounded:
+class Bounded(ScoreLike):
     """A model whose x0 is tanh x, so that a step to t = 0 ends in (−1, 1)."""
 
     sde = VPSDE()
@@ -220,6 +224,9 @@ class Bounded:
 
     def denoise(self, x, t):  # noqa: ARG002
         return torch.tanh(x)
+
+    def predict(self, form, x, t, at):
+        return converted(form, "x0", self.denoise(x, t), x, at)
 
 
 TANH = Bounded()

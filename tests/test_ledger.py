@@ -27,6 +27,7 @@ from sde_diffusion import (
     importance_weighted,
     log_prob,
 )
+from sde_diffusion.scores import ScoreLike
 from sde_diffusion.solvers import DormandPrince, Heun
 
 D = 4
@@ -37,7 +38,7 @@ def mixture() -> GaussianMixture:
     return GaussianMixture([1, 2, 1], means, stds=[0.3, 0.5, 0.4])
 
 
-class Mixtures:
+class Mixtures(ScoreLike):
     """The score of another mixture of three in every row of the batch.
 
     Shapes: weights (B, 3), means (B, 3, D), stds (B, 3).
@@ -70,7 +71,7 @@ class Mixtures:
 
 
 class MatchedGaussians:
-    """The law of x_1 of every row's mixture, taken to be the Gaussian of its moments."""
+    """The distribution of x_1 of every row's mixture, taken to be the Gaussian of its moments."""
 
     def __init__(self, model: Mixtures) -> None:
         weights, means, stds = model.parts

@@ -24,6 +24,7 @@ from sde_diffusion import (
     lattice,
     linear_betas,
 )
+from sde_diffusion._tensors import expand
 from sde_diffusion.ddpm.chain import Chain
 from sde_diffusion.ddpm.discrete_bound import step_bound
 from sde_diffusion.ddpm.variances import ForwardVariance
@@ -35,12 +36,13 @@ from sde_diffusion.objectives.weighting import (
     EDM,
     P2,
     VDM,
-    Exact,
+    ExactWeighting,
     flow_matching,
     likelihood,
     min_snr,
     perceptual,
 )
+from sde_diffusion.scores import ScoreLike
 from sde_diffusion.sde import derivative
 from sde_diffusion.time_distributions import (
     LatticeTimes,
@@ -114,7 +116,7 @@ def test_loss_on_a_correlated_gaussian_with_event_shape_and_one_time_each():
     assert difference.std() / math.sqrt(n) < 0.005
 
 
-class Affine:
+class Affine(ScoreLike):
     """eps_θ = a x + b, a model in which both objectives are polynomials of θ."""
 
     def __init__(self, sde: LinearSDE, theta: Tensor) -> None:
@@ -123,6 +125,9 @@ class Affine:
 
     def eps(self, x: Tensor, t: Tensor) -> Tensor:  # noqa: ARG002
         return self.theta[0] * x + self.theta[1]
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.eps(x, t) / expand(-self.sde.sigma(t), x)
 
 
 @pytest.mark.parametrize("sde", SDES, ids=names)
@@ -400,7 +405,7 @@ def test_exact_weights_are_those_of_ho_et_al():
     t = LatticeTimes(1000).time(chain.sde, u, 0.0)
     bars = torch.cumprod(1 - betas, 0)
     expected = betas**2 / (2 * betas * (1 - betas) * (1 - bars))
-    assert torch.allclose(Exact(1000)(chain.sde, t), expected, rtol=1e-10)
+    assert torch.allclose(ExactWeighting(1000)(chain.sde, t), expected, rtol=1e-10)
 
 
 @pytest.mark.parametrize("sde", [s for s in SDES if s.horizon == 1.0], ids=names)
@@ -417,7 +422,7 @@ def test_exact_weights_are_those_of_the_chains_bound(sde: LinearSDE):
         return step_bound(x0, x0_hat, x, chain, k, ForwardVariance(), GaussianDecoder())
 
     # Less what is left where x̂0 = x0.
-    found = Exact(n)(sde, chain.times[k]) * (eps - wrong).square().sum(1)
+    found = ExactWeighting(n)(sde, chain.times[k]) * (eps - wrong).square().sum(1)
     assert torch.allclose(found, bound(x0_hat) - bound(x0), rtol=1e-9)
     at = chain.data_weights.square() / (2 * chain.betas) * (chain.sigma / chain.alpha)[1:] ** 2
-    assert torch.allclose(Exact(n)(sde, chain.times[1:]), at, rtol=1e-12)
+    assert torch.allclose(ExactWeighting(n)(sde, chain.times[1:]), at, rtol=1e-12)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 import re
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,9 +21,11 @@ from sde_diffusion import (
     GaussianMixture,
     LinearSDE,
     RectifiedFlow,
+    ReverseSDE,
     ScoreModel,
     SubVPSDE,
     TrainingConfig,
+    load,
     train,
 )
 from sde_diffusion.noise import PerSampleNoise
@@ -33,13 +37,15 @@ from sde_diffusion.objectives.score_matching import Implicit, Sliced
 from sde_diffusion.objectives.spacings import SPACINGS, LossAware, Stratified
 from sde_diffusion.objectives.uncertainty import Uncertainty
 from sde_diffusion.objectives.weighting import EDM, WEIGHTINGS, likelihood, perceptual
+from sde_diffusion.scores import ScoreLike
 from sde_diffusion.time_distributions import TIMES, LatticeTimes, UniformTimes
 from sde_diffusion.training.config import CHOICES
 from sde_diffusion.training.objective_by_name import objective_of
+from sde_diffusion.training.trainer import Trainer
 
 T_MIN = 3e-3
 CONTINUOUS = [name for name in WEIGHTINGS if name != "exact"]
-BOUNDS = ("likelihood", "vdm")  # which the normal laws are refused for
+BOUNDS = ("likelihood", "vdm")  # for which normal distributions of times are refused
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -50,11 +56,16 @@ def batch_of(x0: Tensor, t: Tensor, eps: Tensor) -> Batch:
     return Batch(x0, t, eps, PerSampleNoise.numbered(0, 0, len(x0)))
 
 
-class Least:
+class Least(ScoreLike):
     """A model whose error is ‖eps − eps_θ‖² = alpha²/(alpha² + 4 sigma²), by a smooth eps_θ(t)."""
+
+    sde: LinearSDE
 
     def __init__(self, sde: LinearSDE) -> None:
         self.sde = sde
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        return -self.eps(x, t) / self.sde.sigma(t)[:, None]
 
     def error(self, t: Tensor) -> Tensor:
         a = self.sde.alpha(t)
@@ -78,22 +89,24 @@ def ends(n: int) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("weighting", CONTINUOUS)
 @pytest.mark.parametrize("sde", [VPSDE(), RectifiedFlow(), EDMSDE(80.0)], ids=str)
-def test_what_is_minimised_does_not_depend_on_the_law_of_the_times(sde: LinearSDE, weighting: str):
+def test_what_is_minimised_does_not_depend_on_the_distribution_of_times(
+    sde: LinearSDE, weighting: str
+):
     model = Least(sde)
     (u, du) = ends(8001)
     config = TrainingConfig(weighting=weighting, t_min=T_MIN)
     own = objective_of(config)
-    # By the law and the weight alone, over t.
-    law, weight = WEIGHTINGS[weighting](T_MIN, 0)
-    t = law.time(sde, u, T_MIN)
+    # By the distribution and the weight alone, over t.
+    own_times, weight = WEIGHTINGS[weighting](T_MIN, 0)
+    t = own_times.time(sde, u, T_MIN)
     stated = du @ (weight(sde, t) * model.error(t))
     assert torch.isclose(du @ model.losses(own, t), stated, rtol=1e-9)
     for times in TIMES:
         if weighting in BOUNDS and times in ("log-normal", "logit-normal"):
             continue
         objective = objective_of(TrainingConfig(weighting=weighting, t_min=T_MIN, times=times))
-        t = objective.law.time(sde, u, T_MIN)
-        assert objective.law == TIMES[times]
+        t = objective.distribution.time(sde, u, T_MIN)
+        assert objective.distribution == TIMES[times]
         assert torch.isclose(du @ model.losses(objective, t), stated, rtol=5e-5)
 
 
@@ -120,8 +133,8 @@ def test_what_is_minimised_is_what_was_published(sde: LinearSDE):
     }
     assert sorted(published) == sorted(CONTINUOUS)
     for name, integrand in published.items():
-        law, weight = WEIGHTINGS[name](T_MIN, 0)
-        found = law.density(sde, t, T_MIN) * weight(sde, t)
+        own_times, weight = WEIGHTINGS[name](T_MIN, 0)
+        found = own_times.density(sde, t, T_MIN) * weight(sde, t)
         if name == "vdm":  # in nats, so not up to a constant
             assert torch.allclose(found, integrand, rtol=1e-9)
         assert torch.allclose(found / found[9], integrand / integrand[9], rtol=1e-9)
@@ -129,7 +142,9 @@ def test_what_is_minimised_is_what_was_published(sde: LinearSDE):
 
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("times", [None, *TIMES])
-def test_every_weighting_and_spacing_is_unbiased_under_every_law(times: str | None, spacing: str):
+def test_every_weighting_and_spacing_is_unbiased_under_every_distribution(
+    times: str | None, spacing: str
+):
     sde = VPSDE()
     n = 20_000
     (u, du) = ends(4001)
@@ -141,13 +156,13 @@ def test_every_weighting_and_spacing_is_unbiased_under_every_law(times: str | No
         objective = objective_of(config)
         if isinstance(objective.spacing, LossAware):
             places = (torch.arange(1000) + 0.5).double() / 1000
-            t = objective.law.time(sde, places, 0.03)
+            t = objective.distribution.time(sde, places, 0.03)
             objective.spacing.observe(places, model.losses(objective, t))
             assert objective.spacing.probabilities().std() > 0 or weighting == "vdm"
         t, _, weight = objective.draw(sde, n, seeded(3))
         found = weight * model.losses(objective, t)
-        law, weigh = WEIGHTINGS[weighting](0.03, 0)
-        own = law.time(sde, u, 0.03)
+        own_times, weigh = WEIGHTINGS[weighting](0.03, 0)
+        own = own_times.time(sde, u, 0.03)
         expected = du @ (weigh(sde, own) * model.error(own))
         error = 5 * found.std() / math.sqrt(n)
         assert abs(found.mean() - expected) < error + 1e-9 * expected
@@ -156,7 +171,7 @@ def test_every_weighting_and_spacing_is_unbiased_under_every_law(times: str | No
 
 def test_the_exact_weighting_looks_at_the_steps_of_its_chain():
     objective = objective_of(TrainingConfig(weighting="exact", chain_steps=50))
-    assert objective.law == LatticeTimes(50)
+    assert objective.distribution == LatticeTimes(50)
     t = objective.draw(VPSDE(), 50, seeded()).t
     assert torch.allclose(t, torch.arange(1, 51).double() / 50, rtol=1e-15)
 
@@ -171,8 +186,11 @@ def test_the_loss_aware_parts_of_a_chain_are_its_steps():
 
 def test_edm_takes_its_width_from_the_model():
     objective = objective_of(TrainingConfig(weighting="edm"))
-    objective.check(ScoreModel(MLP(2), VPSDE(), "edm", sigma_data=1.7))
+    model = ScoreModel(MLP(2), VPSDE(), "edm", sigma_data=1.7)
+    objective.check(model)
     assert isinstance(objective, Denoising)
+    assert objective.weighting == EDM()
+    objective.adopt(model)
     assert objective.weighting == EDM(1.7)
 
 
@@ -190,15 +208,15 @@ def test_explicit_and_denoising_objectives_have_one_gradient(sde: LinearSDE):
             return self.theta[0] * x + self.theta[1]
 
     model = ScoreModel(Affine(), sde)
-    law = UniformTimes()
+    own_times = UniformTimes()
     n = 400_000
     x0 = data.sample(n, seeded())
     eps = torch.randn(n, 1, generator=seeded(1)).double()
-    t = law.time(sde, Stratified().draw(n, seeded(2)).u, 0.1)
+    t = own_times.time(sde, Stratified().draw(n, seeded(2)).u, 0.1)
     batch = batch_of(x0, t[torch.randperm(n, generator=seeded(3))], eps)
     both = [
-        Denoising(law, Stratified(), 0.1, likelihood),
-        Explicit(law, Stratified(), 0.1, likelihood, exact),
+        Denoising(own_times, Stratified(), 0.1, likelihood),
+        Explicit(own_times, Stratified(), 0.1, likelihood, exact),
     ]
     slopes = [
         torch.autograd.grad(each(model, batch).mean(), model.network.theta)[0] for each in both
@@ -255,6 +273,85 @@ def test_training_with_a_coupling_is_written_on_the_model():
     assert model.coupling == "optimal-transport"
     with pytest.raises(ValueError, match="coupling must be that of the model"):
         train(model, points(), TrainingConfig(**settings))
+
+
+def is_a_score(model: ScoreModel) -> bool:
+    return model.coupling == "independent" and ReverseSDE(model.sde, model).score.calls == 0
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_run_writes_on_its_model_when_it_takes_the_first_step(tmp_path: Path, resumed: bool):
+    settings = {"batch_size": 8, "weighting": "flow-matching", "coupling": "optimal-transport"}
+    config = TrainingConfig(steps=3, **settings)
+    model = ScoreModel(MLP(2, width=8), RectifiedFlow())
+    out = tmp_path / "run"
+    if resumed:
+        first = train(ScoreModel(MLP(2, width=8), RectifiedFlow()), points(), config, out=out)
+        next(first)
+        first.close()
+        assert load(out).coupling == "optimal-transport"
+    else:
+        objective_of(config).check(model)
+        Trainer(model, points(), config)
+    run = train(model, points(), config, out=out, resume=resumed)
+    assert is_a_score(model) != resumed
+    assert (model.data is None) != resumed
+    next(run)
+    assert model.coupling == "optimal-transport"
+    assert model.data == points().spec
+    with pytest.raises(ValueError, match="must have coupling='independent' to be a score"):
+        ReverseSDE(model.sde, model)
+    run.close()
+    assert load(out).coupling == "optimal-transport"
+
+
+def test_a_resumed_run_that_is_complete_carries_its_coupling(tmp_path: Path):
+    settings = {"batch_size": 8, "weighting": "flow-matching", "coupling": "optimal-transport"}
+    config = TrainingConfig(steps=1, **settings)
+    out = tmp_path / "run"
+    list(train(ScoreModel(MLP(2, width=8), RectifiedFlow()), points(), config, out=out))
+    model = ScoreModel(MLP(2, width=8), RectifiedFlow())
+    assert list(train(model, points(), config, out=out, resume=True)) == []
+    assert model.coupling == "optimal-transport"
+
+
+def refused_models() -> Iterator[tuple[Objective, ScoreModel]]:
+    coupled = {"coupling": "optimal-transport"}
+    model = ScoreModel(MLP(2), VPSDE(), "edm", sigma_data=1.7, **coupled)
+    yield objective_of(TrainingConfig(weighting="edm")), model
+    yield objective_of(TrainingConfig(objective="vlb")), model
+    yield objective_of(TrainingConfig(objective="sliced")), model
+    yield objective_of(TrainingConfig(**coupled)), ScoreModel(MLP(2, classes=3), VPSDE())
+    oracle = GaussianMixture.ring(3).diffused(SubVPSDE())
+    wrong = Explicit(UniformTimes(), Stratified(), T_MIN, perceptual, oracle)
+    yield wrong, ScoreModel(MLP(2), VPSDE())
+    learned = ScoreModel(MLP(2, outputs=4), VPSDE(), variance="learned")
+    yield objective_of(TrainingConfig(weighting="edm")), learned
+    yield objective_of(TrainingConfig(objective="hybrid")), ScoreModel(MLP(2), VPSDE())
+
+
+def described(*modules: torch.nn.Module) -> list[dict[str, str]]:
+    return [{name: repr(value) for name, value in vars(module).items()} for module in modules]
+
+
+@pytest.mark.parametrize("case", range(7))
+def test_a_refused_check_changes_nothing(case: int):
+    objective, model = list(refused_models())[case]
+    before = described(objective, model)
+    with pytest.raises(ValueError, match="must"):
+        objective.check(model)
+    with pytest.raises(ValueError, match="must"):
+        Trainer(model, points(), TrainingConfig(), objective)
+    assert described(objective, model) == before
+
+
+def test_a_check_that_accepts_changes_nothing_either():
+    model = ScoreModel(MLP(2), VPSDE(), "edm", sigma_data=1.7)
+    for settings in ({"weighting": "edm"}, {"coupling": "optimal-transport"}):
+        objective = objective_of(TrainingConfig(**settings))
+        before = described(objective, model)
+        objective.check(model)
+        assert described(objective, model) == before
 
 
 def test_a_network_with_classes_is_not_coupled():

@@ -184,7 +184,7 @@ def test_the_stubs_and_the_packages_agree(root: Path) -> None:
 
 
 def test_the_face_has_all_of_its_names() -> None:
-    assert (len(sde_diffusion.__all__), len(solvers.__all__)) == (142, 47)
+    assert (len(sde_diffusion.__all__), len(solvers.__all__)) == (146, 47)
 
 
 def test_the_command_line_runs_as_a_module() -> None:

@@ -52,7 +52,7 @@ SOLVERS = {
     name: solver
     for name, solver in instances().items()
     if issubclass(ProbabilityFlow, solver.dynamics)
-    and not getattr(solver, "adaptive", False)
+    and not solver.adaptive
     and "Adjoint" not in name  # whose derivative is another solve, in reverse mode only
 }
 

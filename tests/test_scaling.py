@@ -208,7 +208,7 @@ TEXTS: list[tuple[Callable[[], object], str]] = [
     (lambda: Logit(0), "Logit: margin must be above 0 and below 0.5, got 0"),
     (
         lambda: scaling_from_json({"class": "Cubic", "a": 1}),
-        "DataSpec.from_json: scaling must be one of Affine, Logit, got Cubic; build the DataSpec",
+        "scaling_from_json: scaling must be one of Affine, Logit, got Cubic; make an object",
     ),
 ]
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+from dataclasses import fields
 
 import pytest
 import torch
 from hypothesis import given, strategies as st
 
+import sde_diffusion
 from sde_diffusion import VPSDE, CosineBeta, DiscreteBeta, LinearBeta, cosine_betas, linear_betas
 from sde_diffusion.schedules import (
+    Beta,
     betas_of,
     scaled_linear_betas,
     sigmoid_betas,
@@ -50,6 +54,59 @@ def test_inverse_undoes_integral(schedule, t: float) -> None:
 def test_beta_is_the_derivative_of_integral(schedule) -> None:
     t = torch.linspace(1e-4, 0.9999, 999, dtype=torch.float64)
     assert torch.allclose(derivative(schedule.integral, t), schedule.beta(t), rtol=1e-8)
+
+
+# A value of each constructor argument, and another.
+VALUES = {
+    "low": (0.1, 0.2),
+    "high": (20.0, 10.0),
+    "s": (0.008, 0.01),
+    "max_beta": (6907.0, 1000.0),
+    "betas": ([0.1, 0.2, 0.3], [0.1, 0.2, 0.30000001]),
+}
+
+
+def made(kind: type[Beta], *, other: str = "") -> Beta:
+    """Return a new schedule; the argument ``other`` has its other value."""
+    names = [field.name for field in fields(kind) if field.init]
+    values = {name: VALUES[name][name == other] for name in names}
+    return kind(**{k: time(*v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def exported_schedules() -> list[type[Beta]]:
+    found = (getattr(sde_diffusion, name) for name in sde_diffusion.__all__)
+    kinds = (kind for kind in found if isinstance(kind, type) and issubclass(kind, Beta))
+    return [kind for kind in kinds if not inspect.isabstract(kind)]
+
+
+def test_every_schedule_is_equal_and_hashed_by_value() -> None:
+    kinds = exported_schedules()
+    assert {LinearBeta, CosineBeta, DiscreteBeta} <= set(kinds)
+    known = {made(kind): kind for kind in kinds}
+    for kind in kinds:
+        assert made(kind) == made(kind)
+        assert hash(made(kind)) == hash(made(kind))
+        assert known[made(kind)] is kind
+        for field in fields(kind):
+            if field.init:
+                assert made(kind) != made(kind, other=field.name)
+                assert made(kind, other=field.name) not in known
+        assert made(kind).__eq__(0.1) is NotImplemented
+
+
+def test_betas_are_compared_as_float64_and_by_their_length() -> None:
+    betas = linear_betas(10)
+    assert DiscreteBeta(betas.float()) == DiscreteBeta(betas.float().double())
+    assert DiscreteBeta(betas) != DiscreteBeta(betas[:9])
+    assert DiscreteBeta(betas[:1]) != DiscreteBeta(betas[:1].repeat(2))
+
+
+def test_a_schedule_does_not_change_with_the_tensor_it_was_made_of() -> None:
+    betas = linear_betas(10)
+    schedule = DiscreteBeta(betas)
+    betas[0] = 0.5
+    assert schedule == DiscreteBeta(linear_betas(10))
+    assert hash(schedule) == hash(DiscreteBeta(linear_betas(10)))
 
 
 def test_linear_ddpm_constants() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+from dataclasses import fields
 
 import pytest
 import torch
 from hypothesis import given, strategies as st
 
+import sde_diffusion
 from sde_diffusion import (
     EDMSDE,
     SDE,
@@ -40,6 +43,48 @@ unit = st.floats(0.02, 0.98)
 
 def time(value: float) -> torch.Tensor:
     return torch.tensor(value, dtype=torch.float64)
+
+
+# A value of each constructor argument, made anew, and others.
+VALUES = {
+    "beta": (
+        lambda: DiscreteBeta(linear_betas(10)),
+        lambda: DiscreteBeta(linear_betas(11)),
+        lambda: DiscreteBeta(linear_betas(10, last=0.03)),
+        lambda: CosineBeta(),
+        lambda: LinearBeta(0.2),
+        lambda: LinearBeta(),
+    ),
+    "sigma_min": (lambda: 0.01, lambda: 0.02),
+    "sigma_max": (lambda: 50.0, lambda: 80.0),
+}
+
+
+def made(kind: type[LinearSDE], *, other: str = "", place: int = 1) -> LinearSDE:
+    """Return a new SDE; the argument ``other`` has another value, the one in that place."""
+    names = [field.name for field in fields(kind) if field.init]
+    return kind(**{name: VALUES[name][place * (name == other)]() for name in names})
+
+
+def exported_sdes() -> list[type[LinearSDE]]:
+    found = (getattr(sde_diffusion, name) for name in sde_diffusion.__all__)
+    kinds = (kind for kind in found if isinstance(kind, type) and issubclass(kind, LinearSDE))
+    return [kind for kind in kinds if not inspect.isabstract(kind)]
+
+
+def test_every_linear_sde_is_equal_and_hashed_by_value() -> None:
+    kinds = exported_sdes()
+    assert {type(sde) for sde in FAMILY} == set(kinds)
+    known = {made(kind): kind for kind in kinds}
+    for kind in kinds:
+        assert made(kind) == made(kind)
+        assert hash(made(kind)) == hash(made(kind))
+        assert known[made(kind)] is kind
+        for field in fields(kind):
+            for place in range(1, len(VALUES[field.name])):
+                different = made(kind, other=field.name, place=place)
+                assert made(kind) != different
+                assert different not in known
 
 
 @every_sde
@@ -135,6 +180,12 @@ class Alone(LinearSDE):
 
     def sigma(self, t):
         return t
+
+
+def test_an_sde_without_values_of_its_own_equals_itself_alone() -> None:
+    mine = Alone()
+    assert mine == mine
+    assert mine != Alone()
 
 
 def test_alpha_and_sigma_are_enough() -> None:

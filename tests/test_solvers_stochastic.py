@@ -24,6 +24,7 @@ from sde_diffusion import (
 from sde_diffusion.diagnostics.orders import strong_convergence, weak_convergence
 from sde_diffusion.grids import karras, log_snr
 from sde_diffusion.noise import Noise
+from sde_diffusion.scores import ScoreLike
 from sde_diffusion.solvers.adams_bashforth import AdamsBashforth
 from sde_diffusion.solvers.adaptive_sde import AdaptiveSDE
 from sde_diffusion.solvers.dormand_prince import DormandPrince
@@ -540,7 +541,9 @@ def test_adaptive_samples_do_not_depend_on_their_batch() -> None:
 def test_adaptive_steps_ask_a_labelled_score_for_the_samples_that_are_left() -> None:
     """Each sample has a mean of its own; the others' would take it elsewhere."""
 
-    class Labelled:
+    class Labelled(ScoreLike):
+        sde = EDMSDE(2.0)
+
         def __init__(self, means):
             self.means = means
 
@@ -588,8 +591,8 @@ class Mixed(SDE):
         (lambda: twin(Restart(), 0.5), ValueError, "noise_scale must be 1, .*intervals"),
         (lambda: EDMStochastic(churn=-1.0), ValueError, "churn must be finite and at least 0"),
         (lambda: EDMStochastic(s_noise=0.0), ValueError, "s_noise must be above 0"),
-        (lambda: Restart(SRA()), TypeError, "solver must be a solver of the flow, got SRA"),
-        (lambda: Restart(Heun), TypeError, "solver must be a solver of the flow, got Heun"),
+        (lambda: Restart(SRA()), TypeError, "be a solver of the probability-flow ODE, got SRA"),
+        (lambda: Restart(Heun), TypeError, "be a solver of the probability-flow ODE, got Heun"),
         (lambda: Restart(intervals=[(2.0, 1.0, 1)]), ValueError, "have 0 < s_min < s_max"),
         (lambda: Restart(intervals=[(1.0, 2.0, 1, 0)]), ValueError, r"intervals\[3\] must be at"),
     ],

@@ -25,7 +25,9 @@ from sde_diffusion import (
 from sde_diffusion.coefficients import Coefficients
 from sde_diffusion.diagnostics.orders import strong_convergence, weak_convergence
 from sde_diffusion.dynamics import ODE
+from sde_diffusion.forms import converted
 from sde_diffusion.noise import Noise
+from sde_diffusion.scores import ScoreLike
 from sde_diffusion.solvers.ancestral import Ancestral
 from sde_diffusion.solvers.dormand_prince import DormandPrince
 from sde_diffusion.solvers.dpm_solver import DPMSolver
@@ -133,7 +135,7 @@ def test_they_are_one_family(tau) -> None:
 # Exact steps: predictions that are polynomials, a point mass.
 
 
-class Polynomial:
+class Polynomial(ScoreLike):
     """A score whose x0 is a polynomial in λ or in u = σ/α, whatever x is."""
 
     def __init__(self, sde, degree: int, in_u: bool) -> None:
@@ -147,6 +149,9 @@ class Polynomial:
 
     def denoise(self, x, t):
         return ((self.place(t) - 0.3) ** self.degree).expand_as(x)
+
+    def predict(self, form, x, t, at):
+        return converted(form, "x0", self.denoise(x, t), x, at)
 
     def __call__(self, x, t):
         a = self.sde.alpha(t)

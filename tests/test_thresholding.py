@@ -135,10 +135,10 @@ def test_labels_follow_their_samples_and_training_mode_shows() -> None:
     for model in thresholds(network):
         assert torch.equal(model.rows(index).score(x[index], T), model.score(x, T)[index])
         assert type(model.rows(index)) is type(model)
-        assert model.training
+        assert model.in_training()
     for model in thresholds(exact()):
         assert model.rows(index) is model
-        assert not model.training
+        assert not model.in_training()
         assert model.device == torch.device("cpu")
 
 

@@ -1,4 +1,4 @@
-"""Laws of times against their own densities and scipy, spacings against the uniform law."""
+"""Distributions of times against their densities and scipy, spacings against the uniform one."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from sde_diffusion.time_distributions import (
     LikelihoodTimes,
     LogitNormalTimes,
     LogNormalTimes,
-    TimeLaw,
+    TimeDistribution,
     log_snr_range,
 )
 
@@ -49,7 +49,11 @@ SDES: list[LinearSDE] = [
     RectifiedFlow(),
 ]
 EPSILON = 1e-5
-LAWS: list[TimeLaw] = [*TIMES.values(), LogNormalTimes(0.4, 1.6), LogitNormalTimes(-0.5, 0.7)]
+DISTRIBUTIONS: list[TimeDistribution] = [
+    *TIMES.values(),
+    LogNormalTimes(0.4, 1.6),
+    LogitNormalTimes(-0.5, 0.7),
+]
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -63,43 +67,45 @@ def levels(sde: LinearSDE, n: int) -> Tensor:
     return sde.time(first + (last - first) * share).clamp(EPSILON, sde.horizon)
 
 
-@pytest.mark.parametrize("law", LAWS, ids=str)
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS, ids=str)
 @pytest.mark.parametrize("sde", SDES, ids=lambda sde: type(sde).__name__)
-def test_the_density_of_a_law_integrates_to_its_quantiles(sde: LinearSDE, law: TimeLaw):
+def test_the_density_of_a_distribution_integrates_to_its_quantiles(
+    sde: LinearSDE, distribution: TimeDistribution
+):
     t = torch.cat([levels(sde, 100_001), torch.linspace(EPSILON, sde.horizon, 100_001).double()])
     t = t.clamp(EPSILON, sde.horizon).unique()
-    density = law.density(sde, t, EPSILON)
+    density = distribution.density(sde, t, EPSILON)
     below = torch.cat([t.new_zeros(1), torch.cumulative_trapezoid(density, t)])
     assert abs(below[-1] - 1) < 2e-6
     u = torch.linspace(0.001, 0.999, 97, dtype=torch.float64)
-    quantiles = law.time(sde, u, EPSILON)
+    quantiles = distribution.time(sde, u, EPSILON)
     found = np.interp(quantiles.numpy(), t.numpy(), below.numpy())
     assert torch.allclose(torch.from_numpy(found), u, atol=3e-6)
 
 
-@pytest.mark.parametrize("law", LAWS, ids=str)
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS, ids=str)
 @pytest.mark.parametrize("sde", SDES, ids=lambda sde: type(sde).__name__)
-def test_no_number_leads_out_of_the_interval(sde: LinearSDE, law: TimeLaw):
+def test_no_number_leads_out_of_the_interval(sde: LinearSDE, distribution: TimeDistribution):
     u = torch.tensor([0.0, 1e-16, 0.5, 1 - 2**-53], dtype=torch.float64)
-    t = law.time(sde, u, EPSILON)
+    t = distribution.time(sde, u, EPSILON)
     assert torch.all((t >= EPSILON) & (t <= sde.horizon))
     assert torch.all(t.diff() >= 0)
     assert torch.isclose(t[0], torch.tensor(EPSILON).double(), rtol=1e-6)
-    assert torch.all(law.density(sde, t, EPSILON).isfinite())
+    assert torch.all(distribution.density(sde, t, EPSILON).isfinite())
 
 
 def test_the_noise_level_of_log_normal_times_is_scipys_truncated_normal():
     sde = EDMSDE(80.0)
-    law = LogNormalTimes()
+    distribution = LogNormalTimes()
     low, high = ((math.log(80 * t) + 1.2) / 1.2 for t in (EPSILON, 1.0))
     expected = stats.truncnorm(low, high, loc=-1.2, scale=1.2)
     u = torch.linspace(0.01, 0.99, 50, dtype=torch.float64)
-    t = law.time(sde, u, EPSILON)
+    t = distribution.time(sde, u, EPSILON)
     found = (80 * t).log()
     assert torch.allclose(found, torch.from_numpy(expected.ppf(u.numpy())), rtol=1e-10)
     # d ln s = dt/t
     density = torch.from_numpy(expected.pdf(found.numpy())) / t
-    assert torch.allclose(law.density(sde, t, EPSILON), density, rtol=1e-10)
+    assert torch.allclose(distribution.density(sde, t, EPSILON), density, rtol=1e-10)
 
 
 def test_logit_normal_times_are_log_normal_levels_of_the_straight_interpolant():
@@ -109,7 +115,7 @@ def test_logit_normal_times_are_log_normal_levels_of_the_straight_interpolant():
     other = LogNormalTimes(0.3, 0.8)
     t = one.time(sde, u, EPSILON)
     assert torch.allclose(t, other.time(sde, u, EPSILON), rtol=1e-10)
-    found = [law.density(sde, t, EPSILON) for law in (one, other)]
+    found = [distribution.density(sde, t, EPSILON) for distribution in (one, other)]
     assert torch.allclose(*found, rtol=1e-9)
 
 
@@ -216,13 +222,13 @@ def test_loss_aware_times_are_stratified_until_every_part_is_full():
 def test_loss_aware_times_cut_the_variance_of_the_likelihood_loss():
     # Uniform times and the weight g²/sigma², the case that importance sampling was made for.
     sde = VPSDE()
-    law = TIMES["uniform"]
+    distribution = TIMES["uniform"]
     exact = Gaussian(torch.zeros(1).double(), torch.eye(1).double() * 0.25).diffused(sde)
     spacing = LossAware(100)
     generator = seeded(4)
 
     def losses(u: Tensor) -> Tensor:
-        t = law.time(sde, u, 1e-3)
+        t = distribution.time(sde, u, 1e-3)
         x0 = exact.oracle.sample(len(u), generator)
         eps = torch.randn(x0.shape, generator=generator, dtype=torch.float64)
         error = (eps - exact.eps(sde.perturb(x0, t, eps), t)) ** 2
@@ -259,6 +265,6 @@ def test_likelihood_times_need_a_finite_lambda():
         def sigma(self, t: Tensor) -> Tensor:
             return t
 
-    for law in (LikelihoodTimes(), LogNormalTimes()):
+    for distribution in (LikelihoodTimes(), LogNormalTimes()):
         with pytest.raises(ValueError, match="set its horizon a little below 1"):
-            law.time(Straight(), torch.tensor([0.5]).double(), EPSILON)
+            distribution.time(Straight(), torch.tensor([0.5]).double(), EPSILON)

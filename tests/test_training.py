@@ -373,11 +373,9 @@ class Records(nn.Module):
         return self.weight * x
 
 
-class Draws(nn.Module):
-    """What a loss would draw, in place of the losses."""
-
-    def forward(self, batch: Batch, labels: Tensor | None) -> Tensor:  # noqa: ARG002
-        return torch.stack([batch.noise.normal(batch.x0) for _ in range(2)], 1)
+def drawn_by(batch: Batch) -> Tensor:
+    """What a loss would draw."""
+    return torch.stack([batch.noise.normal(batch.x0) for _ in range(2)], 1)
 
 
 def test_what_losses_draw_is_each_samples_own_however_the_batch_is_divided():
@@ -388,8 +386,8 @@ def test_what_losses_draw_is_each_samples_own_however_the_batch_is_divided():
     numbered = PerSampleNoise.numbered(mix(CONFIG.seed, 16, 7), 0, 12)
     expected = torch.stack([numbered.normal(torch.empty(12, 2)) for _ in range(2)], 1)
     for count in (1, 3, 4):
-        parts = [batch.losses(Draws(), part, count, model.device) for part in range(count)]
-        assert torch.equal(torch.cat(parts), expected)
+        parts = [batch.part(index, count, model.device) for index in range(count)]
+        assert torch.equal(torch.cat([drawn_by(part.batch) for part in parts]), expected)
 
 
 def test_labels_follow_their_rows_and_drop_at_the_given_rate():

@@ -66,7 +66,7 @@ def test_fixed_steps_are_halved_until_the_error_is_met() -> None:
 
 
 def test_what_no_work_can_lower_is_refused_by_name() -> None:
-    """With β up to 2 the prior is far from the law of x_1."""
+    """With β up to 2 the prior is far from the distribution of x_1."""
     begun, _ = evaluator(beta=2.0, divergence="exact")
     with pytest.raises(ValueError, match=r"error must be above .*, which prior leaves here"):
         tuned(begun, 1e-3, rows=16)

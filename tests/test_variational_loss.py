@@ -230,7 +230,7 @@ def test_steps_are_the_bins_of_loss_aware_draws() -> None:
     spacing = LossAware(n, history=1)
     objective = Vlb(n, spacing)
     model = ScoreModel(MLP(1), sde)
-    t = objective.law.time(sde, u, objective.t_min)
+    t = objective.distribution.time(sde, u, objective.t_min)
     one = torch.zeros(3 * n, 1)
     k = objective._states(model, Batch(one, t, one, PerSampleNoise(range(3 * n))))[1]
     assert torch.equal(k, torch.arange(1, n + 1).repeat_interleave(3))

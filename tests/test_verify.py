@@ -13,13 +13,13 @@ from PIL import Image
 
 from sde_diffusion import VPSDE
 from sde_diffusion.cli.main import main
-from sde_diffusion.cli.verify import Row, markdown
+from sde_diffusion.cli.verify import OrderRow, markdown
 from sde_diffusion.diagnostics.orders import certify
 from sde_diffusion.solvers import AdamsBashforth, Ancestral, Heun, catalogue
 
 OWN = '''
 import torch
-from sde_diffusion import ODE, OneStep, ProbabilityFlow, ReverseSDE
+from sde_diffusion import ODE, OneStep, ProbabilityFlow, ReverseSDE, Solver
 from sde_diffusion.dynamics import linear
 from sde_diffusion.solvers import Heun
 
@@ -39,7 +39,7 @@ boastful = Ralston()
 boastful.order = 3
 
 
-class Peer:
+class Peer(Solver):
     """A sampler of another library, wrapped: DDIM as a loop over alphas and sigmas."""
 
     dynamics, order = ProbabilityFlow, 1
@@ -64,7 +64,7 @@ class Loud(OneStep[ReverseSDE]):
 
 
 class Own(Ralston):
-    order, adaptive = None, True
+    order, adaptive = float('nan'), True
 
 
 class Wild(Ralston):
@@ -188,7 +188,7 @@ def test_a_tolerance_is_no_order(at_home: Path) -> None:  # noqa: ARG001
     assert table(ended.stdout)["my_solvers:Own"] == ["any ODE", *["–"] * 5, "by tolerance"]
     silent = verify("--solver", "my_solvers:Silent", "--sde", "vp")
     assert silent.exit_code == 1
-    assert "order must be a number, got None; declare it on the class" in silent.stdout
+    assert "order must be a number, got nan; declare it on the class" in silent.stdout
 
 
 def test_a_name_stands_for_all_variants_of_a_class(at_home: Path) -> None:  # noqa: ARG001
@@ -197,7 +197,7 @@ def test_a_name_stands_for_all_variants_of_a_class(at_home: Path) -> None:  # no
 
 
 def test_a_row_is_the_spread_over_the_sdes() -> None:
-    row = Row("Ancestral()", Ancestral())
+    row = OrderRow("Ancestral()", Ancestral())
     found = certify(Ancestral(), VPSDE())
     row.certificates = {"vp": found, "again": found}
     (cells,) = table(markdown([row])).values()

@@ -4,8 +4,8 @@ The configuration, under the metadata key ``sde_diffusion``, is
 ``{format, class, network: {class, config}, sde: {class, …}, prediction, sigma_data, variance,
 coupling, data, versions}`` and whatever the writer adds. The first class is "ScoreModel" or
 "DirectScore", which has none of sigma_data, variance and coupling; nor have files of format 1.
-Only the classes in the tables below are ever built from a file; nothing is unpickled, so a file
-from a stranger can be wrong but not run code.
+Only the classes in the tables below are ever built from a file, and nothing is unpickled: no file
+can run code.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def save_model(
         name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, value in model.network.state_dict().items()
     }
-    # Not save_file: killed, it leaves a temporary file under a name of its own.
+    # Not save_file: when it is killed, a temporary file with a name of its own stays behind.
     write_atomically(path, lambda file: file.write_bytes(save(tensors, metadata)))
 
 
@@ -103,9 +103,11 @@ def load(
 ) -> ScoreModel:
     """Return the model of a checkpoint, in evaluation mode.
 
-    ``name_or_path`` is a file, a run folder of `train`, or the name of a shipped model
-    ("digits" or "mnist"). A ``network`` or ``sde`` of a class of your own is passed in: it is not
-    rebuilt.
+    Arguments:
+        name_or_path: a file, a run folder of `train`, or a shipped model, "digits" or "mnist".
+        network: one of a class of your own, which is not rebuilt from the file.
+        sde: one of a class of your own, likewise.
+        device: where the model is to compute.
 
     Errors: FileNotFoundError; ValueError for files that are damaged, foreign, newer than this
     version, of another network or of a DirectScore.
@@ -143,6 +145,12 @@ def load_direct(
 
     An SDE without a closed-form kernel is of a class of your own, and so is passed in.
 
+    Arguments:
+        name_or_path: a file, or a run folder of `train`.
+        network: one of a class of your own, which is not rebuilt from the file.
+        sde: one of a class of your own, likewise.
+        device: where the model is to compute.
+
     Errors: those of `load`; ValueError for the file of a ScoreModel.
     """
 
@@ -170,21 +178,27 @@ def shipped() -> list[str]:
 
 
 def configuration_of(model: LearnedScore) -> dict[str, Any]:
-    """Return everything but the weights: what `load` needs to rebuild the model."""
+    """Return the configuration from which `load` rebuilds the model, without the weights."""
     kind = type(model.network)
-    own = ("sigma_data", "variance", "coupling") if isinstance(model, ScoreModel) else ()
     network: dict[str, Any] = {"class": kind.__name__}
     if _NETWORKS.get(kind.__name__) is kind:
         network["config"] = model.network.config
     else:
         network["class"] = f"{kind.__module__}.{kind.__qualname__}"
+    own: dict[str, Any] = {}
+    if isinstance(model, ScoreModel):
+        own = {
+            "sigma_data": model.sigma_data,
+            "variance": model.variance,
+            "coupling": model.coupling,
+        }
     return {
         "format": FORMAT,
         "class": type(model).__name__,
         "network": network,
         "sde": _encode(model.sde),
         "prediction": model.prediction,
-        **{name: getattr(model, name) for name in own},
+        **own,
         "data": None if model.data is None else model.data.to_json(),
         "versions": {"sde_diffusion": __version__, "torch": str(torch.__version__)},
     }
@@ -243,7 +257,7 @@ def _loaded(
 
 
 def read(path: Path, *, weights: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return the configuration of a file and its weights, which are left out unless asked for.
+    """Return the configuration of a file and its weights, or no weights unless asked for.
 
     Errors: ValueError for a file that is damaged, foreign or newer than this version.
     """
@@ -284,8 +298,8 @@ def _encode(value: object) -> object:
     if isinstance(value, Tensor):
         return value.tolist()
     if _SETTINGS.get(kind.__name__) is kind and dataclasses.is_dataclass(value):
-        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
-        return {"class": kind.__name__} | {k: _encode(v) for k, v in fields.items()}
+        arguments = {f.name: vars(value)[f.name] for f in dataclasses.fields(value) if f.init}
+        return {"class": kind.__name__} | {k: _encode(v) for k, v in arguments.items()}
     if isinstance(value, (int, float, str)):
         return value
     return {"class": f"{kind.__module__}.{kind.__qualname__}"}

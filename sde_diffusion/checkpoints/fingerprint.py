@@ -1,17 +1,17 @@
-"""Names for the content of models and data, so that two runs can tell whether theirs are equal."""
+"""Hashes of the content of models and data, by which two runs tell whether theirs are equal."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
-# The modules in which version 0.1 had the classes that a model or a data set is made of. A class
-# goes by the name of its first home wherever it lives now, so that runs go on across versions;
-# another class of this package goes by its own name alone.
+# The modules in which version 0.1 had the classes that a model or a data set is made of. Wherever
+# such a class is now, its name is hashed with that module, so that runs can be resumed across
+# versions; of other classes of this package the name is hashed without a module.
 _FIRST_HOME: Final = {
     "ScoreModel": "score", "DirectScore": "score", "Labelled": "score",
     "Gaussian": "oracles", "GaussianMixture": "oracles", "ExactScore": "oracles",
@@ -32,7 +32,7 @@ _FIRST_HOME: Final = {
 def fingerprint(value: object) -> str:
     """Return a hash of everything in an object: numbers, tensors, weights, objects inside it.
 
-    Functions count by their name. The device does not count.
+    Of functions it is that of their name. The device of a tensor makes no difference.
 
     >>> fingerprint(torch.ones(2)) == fingerprint(torch.ones(2)) != fingerprint(torch.ones(3))
     True
@@ -44,7 +44,7 @@ def fingerprint(value: object) -> str:
 
 
 def _stable_name(kind: type) -> str:
-    """Return the name of a class, the same wherever this package keeps it."""
+    """Return the name of a class, which does not depend on its module in this package."""
     package, *_ = kind.__module__.partition(".")
     if package != __name__.partition(".")[0]:
         return f"{kind.__module__}.{kind.__qualname__}"
@@ -53,7 +53,7 @@ def _stable_name(kind: type) -> str:
 
 
 def _parts(value: object, above: tuple[int, ...]) -> Iterator[bytes]:
-    """Yield the content as bytes; an object inside itself counts once."""
+    """Yield the content as bytes; of an object inside itself the name of its class alone."""
     yield _stable_name(type(value)).encode()
     if value is None or isinstance(value, (bool, int, float, complex, str, torch.dtype)):
         yield repr(value).encode()
@@ -65,8 +65,8 @@ def _parts(value: object, above: tuple[int, ...]) -> Iterator[bytes]:
         plain = value.detach().cpu().contiguous()
         yield f"{plain.dtype} {tuple(plain.shape)}".encode()
         yield plain.flatten().view(torch.uint8).numpy().tobytes() if plain.numel() else b""
-    elif isinstance(value, type) or (callable(value) and not hasattr(value, "__dict__")):
-        yield getattr(value, "__qualname__", "").encode()
+    elif isinstance(value, type) or (callable(value) and _attributes(value) is None):
+        yield _qualified_name(value).encode()
     else:
         for name, part in _items(value):
             yield name.encode()
@@ -81,9 +81,23 @@ def _items(value: object) -> Iterator[tuple[str, object]]:
     elif isinstance(value, (set, frozenset)):
         yield "", sorted(map(repr, value))
     else:
-        yield "__qualname__", getattr(value, "__qualname__", "")  # of a function
-        kept = dict(getattr(value, "__dict__", {}))
+        yield "__qualname__", _qualified_name(value)
+        kept = dict(_attributes(value) or {})
         if isinstance(value, nn.Module):  # of torch's own, what the computation depends on
             usual = nn.Module().__dict__.keys() - {"_parameters", "_buffers", "_modules"}
             kept = {name: part for name, part in kept.items() if name not in usual}
         yield from sorted(kept.items())
+
+
+def _attributes(value: object) -> dict[str, Any] | None:
+    """Return the attributes of an object, None where it has no room for any."""
+    try:
+        return vars(value)
+    except TypeError:
+        return None
+
+
+def _qualified_name(value: object) -> str:
+    # Any object may come here, and only functions and classes have a qualified name.
+    name: str = getattr(value, "__qualname__", "")
+    return name

@@ -14,18 +14,18 @@ if TYPE_CHECKING:
     from sde_diffusion.data.spec import DataSpec
 
 _ON_A_LEVEL: Final = 1e-3
-_FEWEST: Final = 4  # so many numbers lie on levels by chance once in 10⁸ times
+_FEWEST: Final = 4  # so many values lie on levels by chance once in 10⁸ times
 
 
 def check_dequantized(what: str, x: Tensor, spec: DataSpec) -> None:
-    """Refuse x that is not the scaled data of ``spec``, or that sits on its grey levels.
+    """Refuse x that is not the scaled data of ``spec``, or that is not dequantized.
 
-    The density of undequantized integers is unbounded. A row counts as undequantized where all
-    its numbers are edges or centres of bins, or k of the scaling that takes L − 1 to the end; rows
-    of less than 8 numbers only where all of the batch are, for a few may be so by chance.
+    The density of integers that are not dequantized is unbounded. A row counts as such where all
+    its values are edges or centres of bins, or k of the scaling that takes L − 1 to the end; rows
+    of less than 8 dimensions only where all of the batch are, as a few may be so by chance.
 
-    Errors: ValueError for another shape, numbers that are not finite or outside the range of the
-    scaling, and undequantized rows.
+    Errors: ValueError for another shape, values that are not finite or outside the range of the
+    scaling, and rows that are not dequantized.
     """
     check_state(what, x)
     if tuple(x.shape[1:]) != spec.shape:
@@ -67,7 +67,7 @@ def check_dequantized(what: str, x: Tensor, spec: DataSpec) -> None:
 def check_fits(model_spec: DataSpec | None, spec: DataSpec) -> None:
     """Refuse data of another shape, levels or scaling than the model was trained on.
 
-    Its likelihood would mean nothing. A model that knows nothing of its data fits any.
+    Its likelihood would mean nothing. Any data fit a model whose data are not known.
 
     Errors: ValueError.
     """

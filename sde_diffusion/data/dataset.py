@@ -1,8 +1,8 @@
-"""Data sets that know their grey levels and their scaling.
+"""Data sets with their grey levels and their scaling.
 
-A likelihood of images is only a number when the scale of the pixels is known, so every data set
-carries a `DataSpec`: integer data of L levels becomes x = 2(k + u)/L − 1 with u in [0, 1), real
-data stays as it is, unless another `Scaling` is asked for.
+The likelihood of images has a meaning only where the scale of the pixels is known, so every data
+set has a `DataSpec`: integer data of L levels become x = 2(k + u)/L − 1 with u in [0, 1), real
+data stay as they are, unless another `Scaling` is asked for.
 """
 
 from __future__ import annotations
@@ -131,16 +131,22 @@ def load_data(
     *,
     levels: int | None = None,
 ) -> Dataset:
-    """Return the data set of a name or path, its first ``limit`` rows where given.
+    """Return the data set of a name or path.
 
-    ``source`` is "digits" (1797 images of 8×8, 17 levels) or the path of an IDX image file (.gz
+    The source is "digits" (1797 images of 8×8, 17 levels) or the path of an IDX image file (.gz
     or not), a .npy or .npz file, a CIFAR-10 .bin file, or a folder of MNIST files, of CIFAR-10
-    batches or of images. ``split`` is "train", "test" or "all". A file, or a folder of images
-    without the subfolders train and test, has no test part.
+    batches or of images. A file, or a folder of images without the subfolders train and test, has
+    no test part.
 
-    Integers have ``levels`` levels, 256 unless given; floats are used as they are. Arrays are
-    (N, D), (N, H, W), (N, C, H, W), or, for uint8, (N, H, W, C) with 1, 3 or 4 channels where
-    axis 1 cannot be the channels. Samples are channels-first; (N, H, W) becomes (N, 1, H, W).
+    Arrays are (N, D), (N, H, W), (N, C, H, W), or, for uint8, (N, H, W, C) with 1, 3 or 4 channels
+    where axis 1 cannot be the channels. Samples are channels-first; (N, H, W) becomes
+    (N, 1, H, W). Floats are used as they are.
+
+    Arguments:
+        source: the name or path.
+        split: "train", "test" or "all".
+        limit: the number of rows that are kept, the first ones; all if None.
+        levels: the number of grey levels of integers; 256 if None, 17 for "digits".
 
     Errors: FileNotFoundError; ValueError that names the file and what is wrong with it.
 
@@ -178,7 +184,7 @@ def _digits(split: str) -> Rows:
 
 
 def _dataset(path: Path, rows: Rows, limit: int | None, levels: int | None) -> Dataset:
-    """Return the rows in the house's layout and dtypes.
+    """Return the rows as a data set, in the layout and the dtype of its specification.
 
     Errors: ValueError that names the file for what no data set may hold.
     """

@@ -1,4 +1,4 @@
-"""Readers of data files: bytes in, arrays out, and a refusal that names what is wrong with a file.
+"""Readers of data files, which refuse a damaged file with an error that says what is wrong.
 
 A reader returns the samples and their class numbers, or None where the file has none. Nothing is
 unpickled, and a file that is cut short is never read in part.

@@ -1,8 +1,8 @@
-"""From grey levels to the numbers of a model and back, and the refusals of data off that scale.
+"""Maps from grey levels, or from real data, to the values that a model sees, and back.
 
 A level k in 0 … L − 1 with noise u in [0, 1) is the point y = k + u of [0, L]. A scaling takes it
-to x, one number at a time, and knows log|dx/dy|: densities in levels and in x differ by it. Real
-data is a point y of its own units, with L = 1.
+to x, elementwise, with its log|dx/dy|, by which log densities in levels and in x differ. Real data
+is a point y in its own units, with L = 1.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _ULP: Final = 2.0**-23  # twice the rounding of float32 below 1
 
 
 class Scaling(ABC):
-    """A monotone map of every number of a sample, from y in [0, L] to x.
+    """A monotone map of every element of a sample, from y in [0, L] to x.
 
     Shapes: y and x of any shape, (B, *event) for `log_det`; results in float64.
     """
@@ -46,7 +46,7 @@ class Scaling(ABC):
 
     @property
     def rounding(self) -> float:
-        """More than float32 rounds any x of the range by."""
+        """An upper bound of the rounding error of any x of the range in float32."""
         ends = self.forward(torch.tensor([0.0, 1.0], dtype=torch.float64))
         return _ULP * float(ends.abs().max())
 
@@ -70,8 +70,8 @@ class Affine(Scaling):
     high: float = 1
 
     def __post_init__(self) -> None:
-        for name in ("low", "high"):
-            _check_finite("Affine", name, getattr(self, name))
+        _check_finite("Affine", "low", self.low)
+        _check_finite("Affine", "high", self.high)
         if not self.low < self.high:
             raise wrong_value(
                 "Affine", "high", f"be above low={self.low}", self.high, "pass low=-1, high=1"
@@ -94,7 +94,7 @@ class Affine(Scaling):
 @final
 @dataclass(frozen=True)
 class Logit(Scaling):
-    """x = log p − log(1 − p) with p = margin + (1 − 2 margin) y/L, so that x has no walls.
+    """x = log p − log(1 − p) with p = margin + (1 − 2 margin) y/L, whose ends a logit spreads.
 
     Errors: TypeError or ValueError for a margin outside (0, ½).
     Source: Dinh et al. 2017, section 4.1; Papamakarios et al. 2017 (two-sided, as here).
@@ -123,7 +123,7 @@ class Logit(Scaling):
         return (x.double().sigmoid() - self.margin) * (levels / (1 - 2 * self.margin))
 
     def log_det(self, x: Tensor, levels: int = 1) -> Tensor:
-        # dx/dy = (1 − 2 margin)/L / (p(1 − p)). Unlike softplus, logsigmoid rounds a number in
+        # dx/dy = (1 − 2 margin)/L / (p(1 − p)). Unlike softplus, logsigmoid rounds an element in
         # the same way wherever it stands in the batch.
         x = x.double()
         log_scale = math.log((1 - 2 * self.margin) / levels)
@@ -145,11 +145,11 @@ def scaling_from_json(values: dict[str, Any]) -> Scaling:
     name = arguments.pop("class", None)
     if name not in _KINDS:
         raise wrong_value(
-            "DataSpec.from_json",
+            "scaling_from_json",
             "scaling",
             f"be one of {', '.join(_KINDS)}",
             name,
-            "build the DataSpec yourself for a scaling of your own",
+            "make an object of your own class of scalings",
         )
     return _KINDS[name](**arguments)
 

@@ -11,9 +11,15 @@ from sde_diffusion._seeds import Purpose, mix
 
 
 def batch_rows(rows: int, batch_size: int, seed: int, step: int) -> Tensor:
-    """Return the rows of step 1, 2, …: a stretch of the endless row of shuffled epochs.
+    """Return the rows of a step, the next ``batch_size`` of a sequence of shuffled epochs.
 
-    Shapes: (batch_size,), int64.
+    Arguments:
+        rows: the number of rows of the data.
+        batch_size: rows of a step.
+        seed: of the permutations.
+        step: the number of the step, from 1.
+
+    Shapes: result (batch_size,), int64.
     """
     first = (step - 1) * batch_size
     places = torch.arange(first, first + batch_size)

@@ -1,4 +1,4 @@
-"""What data are: a shape, a number of levels and a scale."""
+"""What data are: a shape, a number of grey levels and a scaling."""
 
 from __future__ import annotations
 
@@ -14,17 +14,23 @@ from sde_diffusion._check import wrong_type, wrong_value
 from sde_diffusion.data.scaling import Affine, Scaling, scaling_from_json
 
 _MOST_LEVELS: Final = 2**16
-_BLUR: Final = 1 / 8  # of the thinnest bin: the most that float32 may round by
+_BLUR: Final = 1 / 8  # the largest rounding error in float32, as a share of the thinnest bin
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class DataSpec:
-    """The shape of a sample, the grey levels behind its numbers and their scaling.
+    """The shape of a sample, the number of its grey levels and their scaling.
 
     x = scaling(k + u) for the integer k in 0 … levels − 1 and u in [0, 1); u = ½ is the centre of
-    the bin. ``levels`` is None for real data, which is x = scaling(k). ``scaling`` not given is
-    `Affine`(−1, 1) of levels, x = 2(k + u)/levels − 1, and of real data none, `Affine`(0, 1).
+    the bin. Real data k are x = scaling(k).
+
+    Arguments:
+        name: what the data are called.
+        shape: the shape of a sample, channels first.
+        levels: the number of grey levels; None for real data.
+        scaling: the map to x; if None `Affine`(−1, 1), x = 2(k + u)/levels − 1, and for real data
+            `Affine`(0, 1), which leaves them as they are.
 
     Errors: TypeError or ValueError for a wrong name, shape, number of levels or scaling.
 
@@ -37,9 +43,21 @@ class DataSpec:
     name: str
     shape: tuple[int, ...]
     levels: int | None
-    scaling: Scaling = None  # type: ignore[assignment]  # never None once made
+    scaling: Scaling
 
-    def __post_init__(self) -> None:
+    def __init__(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        levels: int | None,
+        scaling: Scaling | None = None,
+    ) -> None:
+        known = _natural(levels) if scaling is None else scaling
+        # Into the dictionary itself: assignment to a field of a frozen class is refused.
+        vars(self).update(name=name, shape=shape, levels=levels, scaling=known)
+        self._check()
+
+    def _check(self) -> None:
         if not isinstance(self.name, str):
             raise wrong_type("DataSpec", "name", "be a string", self.name, "pass name='digits'")
         if not _is_shape(self.shape):
@@ -59,8 +77,6 @@ class DataSpec:
                 self.levels,
                 "pass levels=256 for 8-bit images, None for real data",
             )
-        if self.scaling is None:
-            object.__setattr__(self, "scaling", _natural(self.levels))
         self._check_scaling()
 
     def _check_scaling(self) -> None:
@@ -96,8 +112,9 @@ class DataSpec:
     def offset_bits(self) -> float:
         """What an affine scaling adds to bits per dimension: log2(levels/(high − low)).
 
-        7 for 256 levels on [−1, 1], 0 for real data as it is.
-        Errors: ValueError for another scaling, where it is another number for every sample.
+        7 for 256 levels on [−1, 1], 0 for real data that is not scaled.
+
+        Errors: ValueError for another scaling, for which it differs between samples.
         """
         if not isinstance(self.scaling, Affine):
             raise wrong_value(
@@ -120,7 +137,7 @@ class DataSpec:
         return self.scaling.log_det(x, self.levels or 1)
 
     def encode(self, k: Tensor, u: Tensor | float) -> Tensor:
-        """Return x = scaling(k + u), which `decode` takes back to k whatever u is.
+        """Return x = scaling(k + u), which `decode` takes back to k for every u.
 
         Shapes: k and u broadcast. float64 for a float64 u, else float32. Real data: scaling(k),
         in k's dtype.
@@ -151,7 +168,7 @@ class DataSpec:
         return torch.where(self.decode(x) == k, x, inward)
 
     def decode(self, x: Tensor) -> Tensor:
-        """Return the level of x, clamped to 0 … levels − 1; real data: its own units.
+        """Return the level of x, clamped to 0 … levels − 1; real data in its own units.
 
         Errors: ValueError for NaN, which has no level.
         """
@@ -165,7 +182,7 @@ class DataSpec:
         return k.clamp(0, self.levels - 1).to(self.storage)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the specification as JSON values, without a scaling that is not to be stated."""
+        """Return the specification as JSON values; the default scaling is left out."""
         values = {"name": self.name, "shape": list(self.shape), "levels": self.levels}
         if self.scaling == _natural(self.levels):
             return values
@@ -189,13 +206,22 @@ class DataSpec:
         shape = tuple(values["shape"])
         levels = values["levels"]
         scaling = values.get("scaling")
-        return cls(name, shape, levels, *([] if scaling is None else [scaling_from_json(scaling)]))
+        return cls(name, shape, levels, None if scaling is None else scaling_from_json(scaling))
 
 
 def check_span(
     what: str, argument: str, values: Tensor | NDArray[Any], levels: int | None
 ) -> None:
-    """Refuse levels outside 0 … levels − 1, and real numbers that are not finite."""
+    """Refuse levels outside 0 … levels − 1, and real data that are not finite.
+
+    Arguments:
+        what: the function that refuses, as errors name it.
+        argument: the argument that holds the values, as errors name it.
+        values: the data, of any shape.
+        levels: the number of grey levels; None for real data.
+
+    Errors: ValueError that names the span of the values.
+    """
     if 0 in values.shape:
         return
     low, high = values.min().item(), values.max().item()
@@ -230,5 +256,5 @@ def _is_size(value: object, least: int = 1, most: float = math.inf) -> bool:
 
 
 def is_integer(values: Tensor) -> bool:
-    """Return whether the dtype is one of whole numbers."""
+    """Return whether the dtype is one of integers."""
     return not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)

@@ -41,7 +41,7 @@ class Chain:
     r_k = 1 − SNR_k/SNR_{k−1} = b²/sigma_k² is the share of the noise in x_k that step k adds.
 
     Errors: ValueError for a grid that rises, leaves [0, horizon] or does not end at 0.
-    Source: Ho et al. 2020; the parts in alpha, sigma and SNR: Kingma et al. 2021.
+    Source: Ho et al. 2020, equations 2, 4, 6 and 7; in alpha, sigma and SNR: Kingma et al. 2021.
 
     >>> chain = Chain.ddpm(torch.tensor([0.1, 0.2], dtype=torch.float64))
     >>> [round(b, 12) for b in chain.betas.tolist()], round(chain.alpha_bars[1].item(), 12)
@@ -128,7 +128,10 @@ class Chain:
         return mean, self.posterior_variances[i]
 
     def posterior_mean(self, x: Tensor, eps: Tensor, k: int | Tensor) -> Tensor:
-        """Return the same mean by the noise in x_k: (x_k − β_k/√(1−ᾱ_k) eps)/√(1−β_k)."""
+        """Return the same mean by the noise in x_k: (x_k − β_k/√(1−ᾱ_k) eps)/√(1−β_k).
+
+        Source: Ho et al. 2020, equation 11.
+        """
         i = _before(k)
         noise = self.share[i] * self.sigma[k]
         return expand(self.alpha[i] / self.alpha[k], x) * (x - expand(noise, x) * eps)

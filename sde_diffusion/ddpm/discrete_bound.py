@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import cast, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from sde_diffusion._check import wrong_value
 from sde_diffusion._seeds import Purpose, mix
 from sde_diffusion._tensors import flat_sum
 from sde_diffusion.coefficients import Levels
-from sde_diffusion.counting import CountedScore, Score
+from sde_diffusion.counting import CountedScore
 from sde_diffusion.ddpm.chain import Chain
 from sde_diffusion.ddpm.variances import (
     ForwardVariance,
@@ -36,8 +36,8 @@ from sde_diffusion.likelihood.estimates import (
     totals,
     uniforms,
 )
-from sde_diffusion.models.protocols import Denoiser
 from sde_diffusion.noise import PerSampleNoise
+from sde_diffusion.scores import ScoreLike
 
 
 @final
@@ -47,7 +47,11 @@ class StepTable:
 
     Tables of several batches add up.
 
-    Shapes: all (N,), float64: how many, their sum and the sum of their squares, in nats.
+    Arguments:
+        number: how many samples and draws fell on each step; (N,), float64.
+        total: the sum of their terms; (N,), float64, nats.
+        squares: the sum of the squares of their terms; (N,), float64, nats².
+        dimension: the dimensions D of a sample.
     """
 
     number: Tensor
@@ -83,10 +87,18 @@ class StepTable:
 @final
 @dataclass(frozen=True)
 class DiscreteBound:
-    """Lower bounds on the log-likelihoods of a batch under a DDPM; fields as in `Bound`.
+    """Lower bounds on the log-likelihoods of a batch under a DDPM.
 
-    `terms` are "prior" L_T, "diffusion" Σ L_{k−1} over k ≥ 2 and "reconstruction" L_0; `per_step`
-    has the mean over the batch of each.
+    `terms` are "prior" L_T, "diffusion" Σ L_{k−1} over k ≥ 2 and "reconstruction" L_0; they sum
+    to −nats.
+
+    Arguments:
+        nats: the lower bound on log p(x); (B,), float64, nats.
+        bits_per_dim: −nats/(D ln 2), plus the offset of dequantized levels; (B,), float64.
+        standard_error: the standard error of nats over the draws; (B,), float64, nats.
+        terms: the parts of −log p(x) by name; (B,) each, float64, nats.
+        nfe: evaluations of the model, each of the whole batch.
+        per_step: every L_{k−1} over the samples and draws of the batch.
     """
 
     nats: Tensor
@@ -108,10 +120,20 @@ def step_bound(
 ) -> Tensor:
     """Return L_{k−1} = KL(q(x_{k−1}|x_k, x0) ‖ p_θ(x_{k−1}|x_k)), and L_0 = −log p_θ(x0|x_1).
 
-    p_θ is N(μ̃(x_k, x̂0), σ_k²), so that L_{k−1} is the sum over the numbers of a sample of
+    p_θ is N(μ̃(x_k, x̂0), σ_k²), so that L_{k−1} is the sum over the dimensions of a sample of
     ½(q − log(1 + q)) + (alpha_{k−1} r_k)² (x0 − x̂0)²/(2σ_k²), q = β̃_k/σ_k² − 1.
 
-    Shapes: x0, x̂0 and x = x_k (B, *event); k (B,) from 1; result (B,), float64.
+    Arguments:
+        x0: the data, scaled; (B, *event).
+        x0_hat: x̂0, the model's estimate of x0 from x_k; (B, *event).
+        x: the state x_k; (B, *event).
+        chain: the chain that q is of.
+        k: the step of each sample, from 1; (B,).
+        variance: the model's σ_k².
+        decoder: the distribution of x0 given its mean and variance, for k = 1.
+
+    Shapes: result (B,), float64, nats.
+    Source: Ho et al. 2020, equation 8, whose constant is the term in q.
     """
     v = variance.at(chain, x, k)
     last = (k == 1).to(x.device)
@@ -129,7 +151,7 @@ def step_bound(
 
 def vlb(
     x: Tensor,
-    model: Denoiser,
+    model: ScoreLike,
     grid: Tensor,
     *,
     variance: Variance | None = None,
@@ -141,13 +163,21 @@ def vlb(
 ) -> DiscreteBound:
     """Return the DDPM's bound L_T + Σ L_{k−1} + L_0 on log p(x) of every sample.
 
-    The chain has the times of ``grid``, for example lattice(1000) or a part of it; its variance,
-    if not given, is what the model learned, or else `ForwardVariance`. Without ``draws`` every
-    step is evaluated, at two independent noises; ``draws`` takes two of L_0 and the rest at random
-    k, two in each of equal strata of λ, so that p_k ∝ λ_{k−1} − λ_k. Decoder, ``levels``, draws
-    and errors are those of `elbo`: x0 is N(x̂0(x_1), σ_1²), or one of the levels by a `BinDecoder`.
+    Without ``draws`` every step is evaluated, at two independent noises. Of ``draws`` two go to
+    L_0 and the rest to random k, two in each of equal strata of λ, so that p_k ∝ λ_{k−1} − λ_k;
+    the differences of the two give the standard error, as in `elbo`.
 
-    Shapes: x (B, *event).
+    Arguments:
+        x: the data, scaled; (B, *event).
+        model: a score model or oracle, with .sde and .denoise.
+        grid: falling times of the chain, as lattice(1000) or a part of it; (N + 1,), in [0, 1].
+        variance: σ_k²; by default what the model has learned, or else `ForwardVariance`.
+        decoder: p(x0|x_1); by default N(x̂0(x_1), σ_1²), for integers a `BinDecoder`.
+        draws: draws of (k, eps) for each sample; even, at least 4; all steps by default.
+        seed: the seed of eps and k.
+        first: the index of the first sample in its data set: sample i draws by first + i.
+        levels: of dequantized integers, whose offset log2(levels/2) bits_per_dim then has.
+
     NFE: 2N, or ``draws``, of B rows each; twice that with a `LearnedVariance` that is given.
     Errors: as `elbo`, and ValueError for a grid that does not fall to 0.
     Source: Ho et al. 2020, equation 5; Nichol & Dhariwal 2021, section 3.3.
@@ -158,34 +188,39 @@ def vlb(
     >>> abs(bound.nats.item() + 0.918939) < 4 * bound.standard_error.item()
     True
     """
-    check_model("vlb", x, model, "denoise")
+    check_model("vlb", x, model)
     decoder = check_decoder("vlb", x, decoder, levels)
-    chain = Chain(model.sde, grid)
+    sde = model.linear_sde()
+    chain = Chain(sde, grid)
     if draws is not None:
         check_draws("vlb", draws, least=4)
         if len(chain) == 1:
             raise wrong_value(
                 "vlb", "draws", "be left out for a chain of one step", draws, "drop it"
             )
-    score = CountedScore(cast("Score", model), sde=model.sde)  # asked for x0 alone
+    score = CountedScore(model)
     variance = counted(score, variance)
     noise = PerSampleNoise.numbered(mix(seed, Purpose.VLB), first, len(x))
-    # What ‖eps‖² weighs in each step while the noise is not found: its control variate.
+    # The weight of ‖eps − eps_θ‖² in L_{k−1}, which its control variate ‖eps‖² − D has as well.
     pull = (chain.data_weights * chain.sigma[1:] / chain.alpha[1:]).square()
-    about = variance or (PosteriorVariance() if score.learns else ForwardVariance())
+    about = variance or (PosteriorVariance() if score.variance == "learned" else ForwardVariance())
     pull = pull / (2 * about.table(chain))
     pull[0] *= decoder.control
     tally = _Tally(len(chain), x[0].numel())
 
     def draw(k: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         eps = noise.normal(x)
+        # x_k = √ᾱ_k x0 + √(1−ᾱ_k) eps
         x_k = chain.perturb(x, k, eps)
         t = chain.times[k]
-        at = Levels(model.sde.alpha(t), model.sde.sigma(t))
-        x0_hat, law = predicted(score, x_k, t, at, variance)
-        value = step_bound(x, x0_hat, x_k, chain, k, law, decoder)
+        at = Levels(sde.alpha(t), sde.sigma(t))
+        # x̂0 = (x_k − √(1−ᾱ_k) eps_θ)/√ᾱ_k, and σ_k²
+        x0_hat, step_variance = predicted(score, x_k, t, at, variance)
+        # L_{k−1} = KL(q(x_{k−1}|x_k, x0) ‖ p_θ(x_{k−1}|x_k)), L_0 = −log p_θ(x0|x_1)
+        value = step_bound(x, x0_hat, x_k, chain, k, step_variance, decoder)
         snr = (chain.alpha[k] / chain.sigma[k]).square().to(x.device)
         excess = squares(eps) - x[0].numel()
+        # less its control variate, c (‖eps‖² − D) with the same weight and mean 0
         return value - c * pull.to(x.device)[k - 1] * excess, snr * squares(x - x0_hat)
 
     with torch.no_grad():
@@ -196,11 +231,13 @@ def vlb(
             tally.add(ks, (one, other))
             row = 1 if int(ks[0][0]) == 1 else 0
             halves = x.new_zeros(2, 2, len(x), dtype=torch.float64)
+            # Σ_k L_{k−1} ≈ Σ_strata ½ (L_{k−1}/p_k + L_{k'−1}/p_{k'})/strata
             halves[:, row] = torch.stack([one, other]) * weights.to(x.device)
             pairs.add(*halves)
             control.see(e1, e2)
+        # −log p(x0) ≤ L_T + Σ L_{k−1} + L_0
         terms = {
-            "prior": prior_kl(x, model.sde),
+            "prior": prior_kl(x, sde),
             "diffusion": pairs.total[0],
             "reconstruction": pairs.total[1],
         }

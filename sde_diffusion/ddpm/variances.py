@@ -16,8 +16,8 @@ from sde_diffusion.coefficients import Level, Levels
 from sde_diffusion.counting import CountedScore
 from sde_diffusion.ddpm.chain import Chain
 from sde_diffusion.likelihood.estimates import check_model, squares
-from sde_diffusion.models.protocols import NoisePredictor
 from sde_diffusion.noise import PerSampleNoise
+from sde_diffusion.scores import ScoreLike
 
 
 def column(c: Tensor, x: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ class Variance(ABC):
 @final
 @dataclass(frozen=True)
 class ForwardVariance(Variance):
-    """σ_k² = β_k, what it is for x0 ~ N(0, I), and near the data for every smooth density.
+    """σ_k² = β_k, which is optimal for x0 ~ N(0, I), and near smooth data of any distribution.
 
     >>> round(ForwardVariance().table(Chain.ddpm(torch.tensor([0.5])))[0].item(), 12)
     0.5
@@ -56,7 +56,7 @@ class ForwardVariance(Variance):
 @final
 @dataclass(frozen=True)
 class PosteriorVariance(Variance):
-    """σ_k² = β̃_k, what it is for x0 known; for k = 1, where that is 0, σ_1² = β_1.
+    """σ_k² = β̃_k, which is optimal for known x0; for k = 1, where that is 0, σ_1² = β_1.
 
     On a smooth density it costs the bound ½γ = .289 nats a dimension in the limit of many steps,
     γ being Euler's constant: near the data x0 is not known, and β_k/β̃_k is k/(k − 1).
@@ -72,7 +72,7 @@ class PosteriorVariance(Variance):
 @final
 @dataclass(frozen=True)
 class LearnedVariance(Variance):
-    """σ_k² = exp(v log β_k + (1−v) log β̃_k), v = v(x_k, t) in [0, 1] for every number of x.
+    """σ_k² = exp(v log β_k + (1−v) log β̃_k), v = v(x_k, t) in [0, 1] for every dimension.
 
     v = (output + 1)/2 for a network's output in [−1, 1].
 
@@ -97,7 +97,7 @@ class LearnedVariance(Variance):
 @final
 @dataclass(frozen=True, eq=False)
 class AnalyticVariance(Variance):
-    """The best σ_k² for all numbers and states at once: β̃_k + (alpha_{k−1} r_k)² E Var[x0|x_k].
+    """The best σ_k² for all dimensions and states: β̃_k + (alpha_{k−1} r_k)² E Var[x0|x_k].
 
     By the score, E Var[x0|x_k] = (sigma/alpha)² (1 − power), power = sigma² E‖∇log q‖²/D, which is
     E‖eps_θ‖²/D. Exact where the score is and the posterior's variances are equal, as on N(0, v I).
@@ -113,12 +113,18 @@ class AnalyticVariance(Variance):
     power: Tensor
 
     @classmethod
-    def estimated(cls, model: NoisePredictor, x0: Tensor, chain: Chain, *, seed: int = 0) -> Self:
-        """Return the variances by E‖eps_θ‖² over data x0 and one noise for each and every k.
+    def estimated(cls, model: ScoreLike, x0: Tensor, chain: Chain, *, seed: int = 0) -> Self:
+        """Return the variances by E‖eps_θ‖² over data x0, with one noise a sample for every k.
 
-        Shapes: x0 (B, *event). NFE: N.
+        Arguments:
+            model: a score model or oracle, with .sde and .eps.
+            x0: data that the mean is over, scaled; (B, *event).
+            chain: the chain of N steps whose variances they are.
+            seed: the seed of the noise.
+
+        NFE: N.
         """
-        check_model("AnalyticVariance", x0, model, "eps")
+        check_model("AnalyticVariance", x0, model)
         noise = PerSampleNoise.numbered(mix(seed, Purpose.ANALYTIC_VARIANCE), 0, len(x0))
         with torch.no_grad():
             rows = [
@@ -146,9 +152,14 @@ def predicted(
 ) -> tuple[Tensor, Variance]:
     """Return x̂0 = E[x0 | x_t] and the variance of a step.
 
-    If none is given it is what the model has learned, had in the same pass, or else β_k.
+    Arguments:
+        score: the score, counted.
+        x: the state x_t; (B, *event).
+        t: its time; () or (B,), in [0, 1].
+        at: alpha and sigma at t.
+        variance: the variance; None for that of the model, by the same evaluation, or else β_k.
     """
-    if variance is None and score.learns:
+    if variance is None and score.variance == "learned":
         x0_hat, v = score.with_fraction("x0", x, t)
         return x0_hat, LearnedVariance(lambda x, t: v)  # noqa: ARG005
     return score.predict("x0", x, t, at), ForwardVariance() if variance is None else variance
@@ -157,7 +168,7 @@ def predicted(
 def counted(score: CountedScore, variance: Variance | None) -> Variance | None:
     """Return the variance, whose own evaluations, if it has any, count with the score's."""
     if isinstance(variance, LearnedVariance):
-        return LearnedVariance(score.beside(variance.v))
+        return LearnedVariance(score.counter.counting(variance.v))
     return variance
 
 
@@ -168,7 +179,13 @@ def reverse_step(
 
     The last step, k = 1, adds no noise and is x̂0.
 
-    Shapes: x = x_k, x̂0 and z (B, *event); k (B,).
+    Arguments:
+        x: the state x_k; (B, *event).
+        x0_hat: x̂0, the model's estimate of x0 from x_k; (B, *event).
+        chain: the chain of the steps.
+        k: the step of each sample, from 1; (B,).
+        variance: the model's σ_k².
+        z: standard normals; (B, *event).
     """
     mean, _ = chain.posterior(x, x0_hat, k)
     std = variance.at(chain, x, k).sqrt() * column((k > 1).double(), x)

@@ -2,9 +2,9 @@ from sde_diffusion.diagnostics.comparison import (
     HELD_OUT as HELD_OUT,
     THE_FLOW as THE_FLOW,
     Comparison as Comparison,
+    ComparisonRow as ComparisonRow,
+    OnSolve as OnSolve,
     Problem as Problem,
-    Progress as Progress,
-    Row as Row,
     compare as compare,
     flow_samples as flow_samples,
 )

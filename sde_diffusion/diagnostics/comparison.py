@@ -1,10 +1,10 @@
-"""The comparison of solvers at equal numbers of evaluations, on equal starts.
+"""The comparison of solvers at equal numbers of evaluations of the score, from equal prior draws.
 
-Every solver starts from the same prior draws. Where it draws nothing on the way its end points
-are compared with the probability flow's; all samples are compared with held-out data, beside the
-noise floor: data against data of the same sizes. Without data, samples of the flow itself stand
-in for it, from other noise: distances to them show what solvers do to a model's law, and nothing
-of how good the model is. Intervals are over replicates, disjoint sets of samples.
+The end points of a deterministic solver are compared with those of the probability-flow ODE from
+the same prior draws. The samples of every solver are compared with held-out data, beside the noise
+floor: data against data of the same sizes. Without data, samples of the probability-flow ODE from
+other noise take its place: distances to them measure what the solver does to the model's
+distribution, not how good the model is. Intervals are over replicates, disjoint sets of samples.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from sde_diffusion._seeds import Purpose, mix
 from sde_diffusion.diagnostics.metrics import Interval, Reference, paired_interval, rms_distance
 from sde_diffusion.grids import Denoised, Grid, recommended, times_of
 from sde_diffusion.integration import Solution
-from sde_diffusion.models.protocols import Model
 from sde_diffusion.sampling.costs import GridRule, cost, plan
 from sde_diffusion.sampling.generate import sample
+from sde_diffusion.scores import ScoreLike
 from sde_diffusion.solver import Solver
 
-Progress: TypeAlias = Callable[[int, int], object]  # (solves done, solves in all)
+OnSolve: TypeAlias = Callable[[int, int], object]  # called as (solves done, solves in all)
 
 _SHOWN: Final = 1000  # samples kept for pictures
-_AT_ONCE: Final = 1 << 18  # numbers in the states of one solve, which bounds a network's memory
+_AT_ONCE: Final = 1 << 18  # values in the states of one solve, which bounds a network's memory
 HELD_OUT: Final = "held-out data"
 THE_FLOW: Final = "the flow from other noise"
 
@@ -41,15 +41,18 @@ THE_FLOW: Final = "the flow from other noise"
 class Problem:
     """What solvers are compared on: a model, held-out data, and the rule of the grids.
 
-    Without a rule every solver has the `recommended` grid of its own. ``denoise`` may be
-    `Denoised`, which lets all of them end with one Tweedie step. ``against`` says what the data
-    are, `HELD_OUT` or what `flow_samples` returns.
-
-    Shapes: data (N, *event).
+    Arguments:
+        name: of the problem, for tables and pictures.
+        model: the score model or exact score, with a LinearSDE, in evaluation mode.
+        data: held-out data, scaled as for the model; (N, *event).
+        grid: a number of steps to a grid; None for the `recommended` one of each solver.
+        dtype: of the states.
+        denoise: `Denoised` for a Tweedie step at the end of every solve; None for none.
+        against: what the data are, `HELD_OUT` or, for those of `flow_samples`, `THE_FLOW`.
     """
 
     name: str
-    model: Model
+    model: ScoreLike
     data: Tensor
     grid: GridRule | None = None
     dtype: torch.dtype = torch.float32
@@ -58,19 +61,28 @@ class Problem:
 
     def rule(self, solver: Solver[Any]) -> GridRule:
         """Return the rule of the grids for one solver."""
-        rule = self.grid or partial(recommended, self.model.sde, solver=solver)
+        rule = self.grid or partial(recommended, self.model.linear_sde(), solver=solver)
         last = self.denoise
         return rule if last is None else lambda steps: last(times_of(rule(steps)))
 
 
 @final
 @dataclass(frozen=True)
-class Row:
+class ComparisonRow:
     """One solver with one number of steps; every interval is over the replicates.
 
-    ``steps`` is None for a solver that chooses its own. ``error`` is the RMS distance to the
-    flow's end points, None for a solver that draws. ``excess`` is the sliced W₂ less the noise
-    floor's, replicate by replicate. ``failure`` says why there are no numbers.
+    Arguments:
+        solver: its name.
+        steps: of its grid; None for a solver that chooses its own.
+        nfe: counted evaluations of the score in one solve.
+        seconds: of the solve of all replicates; None where it diverged.
+        error: RMS distance to the end points of the ODE; None for a stochastic solver.
+        sliced_wasserstein: sliced W₂ to the data.
+        excess: sliced W₂ less that of the noise floor, replicate by replicate.
+        mmd: unbiased MMD² to the data.
+        frechet: Fréchet distance to the data.
+        failure: why there are no distances; None where there are.
+        samples: at most 1000 of them, for pictures; (n, *event).
     """
 
     solver: str
@@ -95,7 +107,23 @@ class Row:
 @final
 @dataclass(frozen=True)
 class Comparison:
-    """All rows of one problem, by evaluations, with the noise floor of data against data."""
+    """All rows of one problem, by evaluations, with the noise floor of data against data.
+
+    Arguments:
+        problem: its name.
+        samples: of one replicate.
+        replicates: disjoint sets of samples, over which the intervals are.
+        seed: of the prior draws, the solvers' noise and the splits of the data.
+        reference: the solver of the reference, as text.
+        reference_nfe: its evaluations of the score.
+        reference_error: RMS distance of the reference to itself with half the steps.
+        against: what the data are.
+        floor_sliced_wasserstein: sliced W₂ between disjoint parts of the data.
+        floor_mmd: MMD² between them.
+        floor_frechet: Fréchet distance between them.
+        rows: one for each solver and number of steps, by evaluations.
+        data: at most 1000 rows of it, for pictures; (n, *event).
+    """
 
     problem: str
     samples: int
@@ -103,29 +131,28 @@ class Comparison:
     seed: int
     reference: str
     reference_nfe: int
-    reference_error: float  # RMS distance of the reference to itself with half the steps
+    reference_error: float
     against: str
     floor_sliced_wasserstein: Interval
     floor_mmd: Interval
     floor_frechet: Interval
-    rows: tuple[Row, ...]
+    rows: tuple[ComparisonRow, ...]
     data: Tensor = field(compare=False, repr=False)
 
     def to_json(self) -> dict[str, object]:
         """Return everything but samples and data, as JSON values."""
-        names = (
-            "problem",
-            "samples",
-            "replicates",
-            "seed",
-            "reference",
-            "reference_nfe",
-            "reference_error",
-            "against",
-        )
-        floors = ("floor_sliced_wasserstein", "floor_mmd", "floor_frechet")
-        return {name: getattr(self, name) for name in names} | {
-            **{name: asdict(getattr(self, name)) for name in floors},
+        return {
+            "problem": self.problem,
+            "samples": self.samples,
+            "replicates": self.replicates,
+            "seed": self.seed,
+            "reference": self.reference,
+            "reference_nfe": self.reference_nfe,
+            "reference_error": self.reference_error,
+            "against": self.against,
+            "floor_sliced_wasserstein": asdict(self.floor_sliced_wasserstein),
+            "floor_mmd": asdict(self.floor_mmd),
+            "floor_frechet": asdict(self.floor_frechet),
             "rows": [row.to_json() for row in self.rows],
         }
 
@@ -138,7 +165,7 @@ class _Replicate:
     floor_sliced_wasserstein: float
     floor_mmd: float
     floor_frechet: float
-    flow: Tensor  # where the flow carries the prior draws
+    flow: Tensor  # end points of the probability-flow ODE from the prior draws
 
 
 def compare(
@@ -151,25 +178,36 @@ def compare(
     samples: int = 64,
     replicates: int = 3,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: OnSolve | None = None,
 ) -> Comparison:
     """Return errors, distances to data, counted evaluations and times of ``solvers``.
 
     Every solver takes the most steps whose *counted* evaluations stay within each budget; one
-    that chooses its own steps runs once. ``reference`` solves the probability flow along
-    ``reference_steps`` of the same grid rule, and once more along half of them: errors below the
-    distance of both, the reference's error, say little.
+    that chooses its own steps runs once. The reference solves the probability-flow ODE twice,
+    along ``reference_steps`` and along half of them: errors below the distance of the two, the
+    reference error, are not resolved.
 
-    One solve carries all replicates of ``samples`` each. For each replicate the held-out data is
-    split anew: ``samples`` rows make the noise floor, and the rest is what they and every
-    solver's samples are compared with.
+    One solve computes all replicates. For each replicate the held-out data is split anew:
+    ``samples`` rows make the noise floor, and the rest is what they and every solver's samples
+    are compared with.
+
+    Arguments:
+        problem: the model, the data and the rule of the grids.
+        solvers: the solvers by name.
+        budgets: the most evaluations of the score in a solve, at least one step of every solver.
+        reference: an accurate solver of ODEs.
+        reference_steps: of the reference, at least 2, along the same grid rule.
+        samples: of one replicate, at least 2 and at most half the data.
+        replicates: disjoint sets of samples, at least 2.
+        seed: of the prior draws, the solvers' noise and the splits of the data.
+        progress: called after every solve.
 
     Errors: ValueError for budgets below one step, fewer than 2 replicates or too little data; a
     solver that diverges gets a row that says so.
     """
     _check(problem, solvers, budgets, samples, replicates)
     positive_integer("compare", "reference_steps", reference_steps, least=2)
-    sde = problem.model.sde
+    sde = problem.model.linear_sde()
     plans = [
         (name, steps)
         for name, solver in solvers.items()
@@ -188,7 +226,7 @@ def compare(
         _replicate(problem, x, mix(seed, Purpose.SPLIT, i))
         for i, x in enumerate(torch.split(flow.x, samples))
     ]
-    rows = list[Row]()
+    rows = list[ComparisonRow]()
     for name, steps in plans:
         rows.append(_row(problem, name, solvers[name], steps, parts, seed))
         report(1 + len(rows), 1 + len(plans))
@@ -212,7 +250,7 @@ def compare(
 
 
 def _silent(_done: int, _total: int) -> None:
-    """Tell nobody of the progress."""
+    """Do nothing: the default of ``progress``."""
 
 
 def _check(
@@ -233,18 +271,26 @@ def _check(
 
 
 def flow_samples(
-    model: Model, solver: Solver[Any], grid: Grid, shape: Sequence[int], seed: int = 0
+    model: ScoreLike, solver: Solver[Any], grid: Grid, shape: Sequence[int], seed: int = 0
 ) -> Tensor:
-    """Return samples of the flow for a model without data at hand, from noise of their own.
+    """Return samples of the probability-flow ODE, for a model without data at hand.
 
-    ``solver`` and ``grid`` should be the reference's. The noise is none that `compare` starts
-    from, for any seed of its own.
+    Their noise is independent of the prior draws of `compare`, for any seed of its own.
+
+    Arguments:
+        model: the score model or exact score, with a LinearSDE, in evaluation mode.
+        solver: the reference's.
+        grid: the reference's, falling; (steps + 1,).
+        shape: (B, *event), of the samples.
+        seed: of the prior draws.
+
+    Shapes: result (B, *event), float32.
     """
     return _solve(model, solver, grid, shape, mix(seed, Purpose.FLOW_SAMPLES), torch.float32).x
 
 
 def _solve(
-    model: Model,
+    model: ScoreLike,
     solver: Solver[Any],
     grid: Grid,
     shape: Sequence[int],
@@ -292,20 +338,20 @@ def _row(
     steps: int | None,
     parts: Sequence[_Replicate],
     seed: int,
-) -> Row:
+) -> ComparisonRow:
     grid = problem.rule(solver)(1 if steps is None else steps)
     starts = parts[0].flow
     shape = (len(starts) * len(parts), *starts.shape[1:])
-    paid = cost(solver, problem.model.sde, grid)
+    paid = cost(solver, problem.model.linear_sde(), grid)
     try:
         solution = _solve(problem.model, solver, grid, shape, seed, problem.dtype)
     except FloatingPointError as error:
-        return Row(name, steps, paid.nfe, None, failure=str(error))
+        return ComparisonRow(name, steps, paid.nfe, None, failure=str(error))
     pairs = list(zip(torch.split(solution.x, len(starts)), parts, strict=True))
     distances = [part.data.sliced_wasserstein(x) for x, part in pairs]
     excess = [d - p.floor_sliced_wasserstein for d, p in zip(distances, parts, strict=True)]
     errors = None if paid.draws else [rms_distance(x, part.flow) for x, part in pairs]
-    return Row(
+    return ComparisonRow(
         name,
         steps,
         solution.nfe,

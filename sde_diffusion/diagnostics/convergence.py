@@ -1,4 +1,4 @@
-"""Measured orders, and the verdict on a declared one."""
+"""Measured orders of convergence, compared with the declared order."""
 
 from __future__ import annotations
 
@@ -53,10 +53,17 @@ class Convergence:
 @final
 @dataclass(frozen=True)
 class Measurement:
-    """One order: what was measured, on which closed form, beside what the solver declares.
+    """One measured order beside the declared one.
 
-    ``least`` is for linear problems, on which the leading error of some methods is 0 (that of the
-    midpoint rule on EDM is): there more than the declared order is right too.
+    On linear problems the leading error of some methods is 0 (that of the midpoint rule on EDM
+    is): there a higher order than the declared one passes too.
+
+    Arguments:
+        kind: "ode" for the error of the state, "weak" or "strong".
+        problem: the data distribution, whose solution is known in closed form.
+        declared: the order that the solver declares.
+        convergence: the measured errors.
+        least: whether a higher order than the declared one passes too.
     """
 
     kind: Kind
@@ -67,7 +74,7 @@ class Measurement:
 
     @property
     def observed(self) -> float:
-        """The observed order: of all doublings where paths were drawn, else of the finest."""
+        """The observed order: over all doublings if it is a strong one, else of the finest."""
         return self.convergence.overall if self.kind == "strong" else self.convergence.order
 
     @property
@@ -85,7 +92,7 @@ class Measurement:
 @final
 @dataclass(frozen=True)
 class Certificate:
-    """All orders of a solver on one SDE, and the evaluations of one more step, counted."""
+    """All orders of a solver on one SDE, and the counted evaluations of the score in a step."""
 
     evaluations: float
     measurements: tuple[Measurement, ...]
@@ -97,14 +104,14 @@ class Certificate:
 
 
 def declared(solver: Solver[Any]) -> float | None:
-    """Return the order that the solver declares, None for one that has a tolerance instead.
+    """Return the order that the solver declares; None for an adaptive one without an order.
 
     Errors: TypeError for a solver that has neither.
     """
-    order = getattr(solver, "order", None)
+    order = solver.order
     if isinstance(order, (int, float)) and math.isfinite(order):
         return float(order)
-    if getattr(solver, "adaptive", False):
+    if solver.adaptive:
         return None
     raise wrong_type(
         type(solver).__name__,

@@ -1,4 +1,4 @@
-"""Distances between samples, and intervals over replicates; all in float64 and repeatable."""
+"""Distances between sets of samples, and confidence intervals over replicates; in float64."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _BLOCK: Final = 1024  # rows of a kernel matrix held at once
 def rms_distance(x: Tensor, y: Tensor) -> float:
     """Return √(mean (x − y)²), the mean over samples *and* coordinates.
 
-    Between a solver's end points and the flow's, from the same starts, it is the solver's error
-    per coordinate; it does not grow with the dimension.
+    Between end points of a solver and of the exact ODE, from the same starts, it is the solver's
+    error per coordinate; it does not grow with the number of dimensions.
 
     Shapes: x, y (B, *event).
     Errors: ValueError for different shapes.
@@ -60,7 +60,12 @@ def sliced_wasserstein(x: Tensor, y: Tensor, projections: int = 256, seed: int =
     quantile functions are constant between the merged levels i/n and j/m. The same seed gives
     the same directions θ, so results of different solvers are paired.
 
-    Shapes: x (n, *event), y (m, *event).
+    Arguments:
+        x: samples; (n, *event).
+        y: samples of the same event shape; (m, *event).
+        projections: the number of directions θ.
+        seed: of the directions.
+
     Errors: ValueError for different event shapes or an empty sample.
     Source: Rabin et al. 2012; Bonneel et al. 2015.
 
@@ -95,7 +100,7 @@ def mmd(x: Tensor, y: Tensor, bandwidth: float | None = None) -> float:
 
     The kernel is k(a, b) = e^{−‖a−b‖²/2h²}. Without a bandwidth, h is the median distance within
     the reference ``y`` only: it must not change with the samples under test. The *square* is
-    returned, since it is the unbiased quantity; it is below 0 half of the time when both laws
+    returned, since it is the unbiased quantity; it is often below 0 where both distributions
     are equal.
 
     Shapes: x (n, *event), y (m, *event), each with at least 2 rows.
@@ -114,11 +119,11 @@ def mmd(x: Tensor, y: Tensor, bandwidth: float | None = None) -> float:
 def frechet_distance(x: Tensor, y: Tensor, components: int = _COMPONENTS) -> float:
     """Return W₂ of the Gaussians with the means and covariances of both samples, in y's PCA.
 
-    W₂² = ‖μ_x − μ_y‖² + tr(C_x + C_y − 2 (C_y^½ C_x C_y^½)^½), in the ``components`` directions in
-    which the reference ``y`` varies most: they must not change with the samples under test. It
-    is what the Fréchet inception distance is the square of, with pixels in place of a network's
-    features: blind to all but means and covariances, and biased upwards for few samples, most of
-    all for fewer than components.
+    W₂² = ‖μ_x − μ_y‖² + tr(C_x + C_y − 2 (C_y^½ C_x C_y^½)^½), in the first ``components``
+    principal components of the reference ``y``: they must not change with the samples under test.
+    The Fréchet inception distance is its square in the features of a network, where this one takes
+    the data themselves. It depends on means and covariances only, and is biased upwards for few
+    samples, most of all for fewer than components.
 
     Shapes: x (n, *event), y (m, *event), each with at least 2 rows.
     Errors: ValueError for different event shapes, too few rows or components.
@@ -133,7 +138,7 @@ def frechet_distance(x: Tensor, y: Tensor, components: int = _COMPONENTS) -> flo
 
 @final
 class Reference:
-    """Samples to measure others against: what all measurements share is computed once.
+    """Samples that others are compared with: what all comparisons share is computed once.
 
     `sliced_wasserstein`, `mmd` and `frechet` of x are those functions of x and these samples.
 
@@ -194,8 +199,8 @@ class Interval:
 def paired_interval(values: Sequence[float], level: float = 0.95) -> Interval:
     """Return mean ± t·s/√n over n replicates, t being Student's quantile with n − 1 degrees.
 
-    Pass differences of two solvers on the same seeds to compare the two: what both share of a
-    seed's luck cancels.
+    To compare two solvers pass their differences on the same seeds: the variance that both share
+    cancels.
 
     Errors: ValueError for fewer than 2 values or a level outside (0, 1).
     Source: Student 1908.

@@ -1,9 +1,10 @@
 """Observed orders of convergence, from closed forms alone.
 
-ODE solvers: distance to the exact flow map of a mixture in one dimension, which keeps quantiles,
-and of a correlated Gaussian in three. SDE solvers, weakly: with Gaussian data every step is affine
-in the state and its normals, so probing it with unit vectors propagates mean and variance exactly,
-without Monte Carlo. Strongly: solutions with n and 2n steps on one Brownian path, for the mixture.
+ODE solvers: distance to the exact solution map, of a mixture in one dimension, where the
+probability-flow ODE preserves quantiles, and of a correlated Gaussian in three. Weak order of SDE
+solvers: with Gaussian data every step is affine in the state and its normals, so unit vectors for
+both give the mean and variance of the solution exactly, without Monte Carlo. Strong order:
+solutions with n and 2n steps on one Brownian path, for the mixture.
 """
 
 from __future__ import annotations
@@ -19,8 +20,7 @@ from torch import Tensor
 from sde_diffusion._check import wrong_type, wrong_value
 from sde_diffusion._tensors import expand
 from sde_diffusion.brownian import BrownianPath
-from sde_diffusion.coefficients import Level
-from sde_diffusion.counting import Score
+from sde_diffusion.coefficients import Level, Levels
 from sde_diffusion.diagnostics.convergence import (
     FLOOR,
     Certificate,
@@ -35,6 +35,7 @@ from sde_diffusion.integration import dynamics_for, integrate
 from sde_diffusion.models.exact import ExactScore, Gaussian, GaussianMixture
 from sde_diffusion.noise import Noise
 from sde_diffusion.sampling.costs import cost
+from sde_diffusion.scores import Score, ScoreLike
 from sde_diffusion.sde import LinearSDE
 from sde_diffusion.solver import Solver
 
@@ -49,9 +50,9 @@ _STRONG_STEPS: Final = ((32, 64, 128), (128, 256, 512))  # more where the first 
 def ends(sde: LinearSDE, kind: Kind = "ode") -> tuple[float, float]:
     """Return the times between which orders of the kind are measured.
 
-    Those of lambda from −1 to ½ for flows. Multistep SDE solvers have large terms of the next
-    order, for which 512 steps are few: weak orders are measured from −¼ to ¼, and strong ones,
-    whose terms mix as squares, from −⅛ to ⅛.
+    For ODEs lambda runs from −1 to ½. Multistep SDE solvers have large error terms of the next
+    order, for which 512 steps are few: weak orders are measured from lambda −¼ to ¼, and strong
+    ones, whose error terms add as squares, from −⅛ to ⅛.
     """
     first, last = {"ode": (-1.0, 0.5), "weak": (-0.25, 0.25), "strong": (-0.125, 0.125)}[kind]
     start, end = sde.time(_tensor(first, last)).tolist()
@@ -63,11 +64,15 @@ def certify(
 ) -> Certificate:
     """Return the measured orders of ``solver`` on ``sde``: all that it declares.
 
-    A solver that draws nothing has an order of its state, on two problems of the flow; one that
-    draws has a weak order, and a strong one if it declares ``strong_order``. An adaptive solver
-    has one at infinite tolerances, where no error is too large and a step is a step of the grid.
+    A deterministic solver has an order of its state, measured on two problems; a stochastic one
+    has a weak order, and a strong one if it declares ``strong_order``. An adaptive solver has an
+    order at infinite tolerances, where it takes every step of the grid.
 
-    ``grid`` makes the grids, from steps, start and end; ``seed`` is the Brownian path's.
+    Arguments:
+        solver: any solver that declares an order.
+        sde: whose reverse SDE or probability-flow ODE is solved.
+        grid: the rule of the grids, called as grid(steps, start, end).
+        seed: of the Brownian path of the strong order.
 
     Errors: those of the solver; TypeError for one that declares no order.
 
@@ -97,18 +102,17 @@ def certify(
                 Measurement("ode", "correlated Gaussian", order, gaussian, least=True),
             ),
         )
-    (law,) = _settled(_law_errors(solver, sde, grid), least=128)
-    found = [Measurement("weak", "Gaussian", order, law)]
-    strong_order = getattr(solver, "strong_order", None)
-    if strong_order is not None:
-        found.append(_strong(solver, sde, strong_order, grid, seed))
+    (moments,) = _settled(_moment_errors(solver, sde, grid), least=128)
+    found = [Measurement("weak", "Gaussian", order, moments)]
+    if solver.strong_order is not None:
+        found.append(_strong(solver, sde, solver.strong_order, grid, seed))
     return Certificate(evaluations, tuple(found))
 
 
 def _strong(
     solver: Solver[Any], sde: LinearSDE, order: float, grid: Rule, seed: int
 ) -> Measurement:
-    """Return the strong order, of many steps where few do not show the declared one yet."""
+    """Return the strong order, from more steps where the first are too coarse to show it."""
     for steps in _STRONG_STEPS:
         errors = strong_convergence(solver, sde, steps, grid=grid, seed=seed)
         found = Measurement("strong", "mixture", order, errors)
@@ -118,10 +122,10 @@ def _strong(
 
 
 def _settled(errors: _Errors, least: int) -> list[Convergence]:
-    """Return the errors at doubling step counts, until the slopes stand still or at rounding.
+    """Return the errors at doubling step counts, until the slopes have converged or are rounding.
 
-    What coarse steps add to a slope halves with each doubling: where two slopes differ by d, the
-    next ones change by d in all.
+    The next order's part of a slope halves with each doubling: where two slopes differ by d, all
+    later ones together change by d.
     """
     steps = [_COARSEST]
     rows = [errors(_COARSEST)]
@@ -175,9 +179,9 @@ def _both() -> GaussianMixture:
 
 
 def _flow_errors(solver: Solver[Any], sde: LinearSDE, rule: Rule) -> _Errors:
-    """Return the RMS errors of the mixture's flow and the Gaussian's, as a function of steps.
+    """Return the RMS errors of both problems of the ODE, as a function of the step count.
 
-    One solve is of both, side by side; each part has its own exact flow.
+    One solve is of both, side by side; each has its own exact solution.
     """
     start, end = _tensor(*ends(sde))
     line = torch.linspace(-1.2, 1.3, 33, dtype=torch.float64)
@@ -200,7 +204,14 @@ def _flow_errors(solver: Solver[Any], sde: LinearSDE, rule: Rule) -> _Errors:
 def ode_convergence(
     solver: Solver[Any], sde: LinearSDE, steps: Sequence[int], *, grid: Rule = uniform
 ) -> Convergence:
-    """Return the distance to the exact flow of both problems of `certify`, by step count."""
+    """Return the distance to the exact solution of both problems of `certify`, by step count.
+
+    Arguments:
+        solver: a deterministic solver.
+        sde: whose probability-flow ODE is solved.
+        steps: the step counts, doubling.
+        grid: the rule of the grids, called as grid(steps, start, end).
+    """
     errors = _flow_errors(solver, sde, grid)
     return Convergence(tuple(steps), tuple(math.hypot(*errors(n)) for n in steps))
 
@@ -220,40 +231,44 @@ class _Probe(Noise):
 
 
 @final
-class _Line:
-    """The score model of N(.3, .5²): the numbers of `Gaussian`'s, without its generality."""
+class _Line(ScoreLike):
+    """The exact score of N(.3, .5²), faster than the general one of `Gaussian`."""
 
+    sde: LinearSDE
+    predicts = True
     mean = 0.3
-    variance = 0.25
+    data_variance = 0.25
 
     def __init__(self, sde: LinearSDE) -> None:
         self.sde = sde
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         a, s = (expand(c, x) for c in (self.sde.alpha(t), self.sde.sigma(t)))
-        return (a * self.mean - x) / (a**2 * self.variance + s**2)
+        return (a * self.mean - x) / (a**2 * self.data_variance + s**2)
 
-    def predict(self, form: str, x: Tensor, t: Tensor, at: Level) -> Tensor:  # noqa: ARG002
-        a = at.alpha
-        s = at.sigma
-        slope = {"eps": s, "x0": a * self.variance, "v": a * s * (1 - self.variance)}[form]
-        slope /= a**2 * self.variance + s**2
+    def predict(self, form: str, x: Tensor, t: Tensor, at: Level | Levels) -> Tensor:  # noqa: ARG002
+        a = float(at.alpha)
+        s = float(at.sigma)
+        slope = {"eps": s, "x0": a * self.data_variance, "v": a * s * (1 - self.data_variance)}[
+            form
+        ]
+        slope /= a**2 * self.data_variance + s**2
         offset = {"eps": 0.0, "x0": self.mean, "v": -s * self.mean}[form]
         return x.mul(slope).add_(offset - slope * a * self.mean)
 
     def moments(self, t: float) -> tuple[float, float]:
         """Return mean and standard deviation at t."""
         a, s = (float(f(_tensor(t))) for f in (self.sde.alpha, self.sde.sigma))
-        return a * self.mean, math.hypot(a * self.variance**0.5, s)
+        return a * self.mean, math.hypot(a * self.data_variance**0.5, s)
 
 
-def _law_errors(
+def _moment_errors(
     solver: Solver[Any], sde: LinearSDE, rule: Rule, noise_scale: float = 1.0
 ) -> _Errors:
     """Return the error of mean and standard deviation on N(.3, .5²), as a function of steps.
 
     A whole solve is an affine map x ↦ a x + c + Σ_j b_j z_j of the start and its normals, whose
-    numbers are the images of 0, of x = 1 and of every z_j = 1.
+    coefficients follow from the images of 0, of x = 1 and of every z_j = 1.
     """
     model = _Line(sde)
     (start, end) = ends(sde, "weak")
@@ -291,8 +306,16 @@ def weak_convergence(
     grid: Rule = uniform,
     noise_scale: float = 1.0,
 ) -> Convergence:
-    """Return the error of mean and standard deviation on N(.3, .5²), by step count."""
-    errors = _law_errors(solver, sde, grid, noise_scale)
+    """Return the error of mean and standard deviation on N(.3, .5²), by step count.
+
+    Arguments:
+        solver: a stochastic solver.
+        sde: whose reverse SDE is solved.
+        steps: the step counts, doubling.
+        grid: the rule of the grids, called as grid(steps, start, end).
+        noise_scale: l of the reverse SDE.
+    """
+    errors = _moment_errors(solver, sde, grid, noise_scale)
     return Convergence(tuple(steps), tuple(*zip(*map(errors, steps), strict=True)))
 
 
@@ -306,7 +329,17 @@ def strong_convergence(
     seed: int = 0,
     score: Score | None = None,
 ) -> Convergence:
-    """Return the RMS distance of n- and 2n-step solutions on one Brownian path, by n."""
+    """Return the RMS distance of n- and 2n-step solutions on one Brownian path, by n.
+
+    Arguments:
+        solver: a stochastic solver.
+        sde: whose reverse SDE is solved.
+        steps: the step counts n, doubling.
+        grid: the rule of the grids, called as grid(steps, start, end).
+        paths: how many, each with its own start.
+        seed: of the starts and of the Brownian paths.
+        score: the score; None for the exact one of the mixture.
+    """
     start, end = ends(sde, "strong")
     model = _mixture(sde)
     x = model.sample(paths, _tensor(start)[0], torch.Generator().manual_seed(seed))
@@ -320,7 +353,7 @@ def strong_convergence(
 
 @final
 class _Clock(Noise):
-    """No noise, but a note of the times between which it was asked for."""
+    """Noise 0 that records the times between which increments were asked for."""
 
     def __init__(self) -> None:
         self.times = set[float]()

@@ -1,31 +1,30 @@
 """The audit of a log-likelihood: what every source of error adds, each by itself.
 
-A source is measured by taking it away: the prior is replaced by a better law of x_1, t_ε by a
-hundredth of it, the solver by one of smaller error, float32 by float64, the score by a reference.
-What that changes is its line's ``shift``, what of it is uncertain its ``error``.
+A source is measured by taking it away: the prior is replaced by a better distribution of x_1, t_ε
+by a hundredth of it, the solver by one of smaller error, float32 by float64, the score by a
+reference. The change is that line's ``shift``, the uncertainty of the change its ``error``.
 """
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any, Final, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sde_diffusion._check import wrong_value
-from sde_diffusion.counting import Score
 from sde_diffusion.dynamics import ProbabilityFlow
 from sde_diffusion.evaluation.ledger import LINES, Ledger, Line
 from sde_diffusion.likelihood.continuous_bound import prior_kl
 from sde_diffusion.likelihood.dequantization import DiscreteLogLikelihood
 from sde_diffusion.likelihood.divergence import Divergence, Hutchinson
 from sde_diffusion.likelihood.flow import Density, LogLikelihood, log_prob
-from sde_diffusion.likelihood.flow_variables import Kind
+from sde_diffusion.likelihood.flow_variables import FlowVariable
 from sde_diffusion.likelihood.jacobian import Velocity
+from sde_diffusion.scores import Score, score_of
 from sde_diffusion.sde import LinearSDE
 from sde_diffusion.solver import Solver
 
@@ -41,7 +40,7 @@ def audit(
     solver: Solver[Any],
     *,
     grid: Tensor | None = None,
-    variable: Kind | None = None,
+    variable: FlowVariable | None = None,
     divergence: Divergence | None = None,
     prior: Density | None = None,
     end: Density | None = None,
@@ -51,15 +50,26 @@ def audit(
 ) -> Ledger:
     """Return the ledger of `log_prob` with the same arguments.
 
-    ``end`` is a law of x_1 nearer to the truth than the prior: a Gaussian of the data's mean and
-    covariance is, `fit_gaussian(samples).diffused(sde).marginal(t)`; its own error is taken to be
-    alpha/√(alpha² + sigma²) of what it mends, the size of the next cumulant's part. ``reference``
-    is the exact score, where there is one. ``discrete`` are bounds of the same rows by draws of
-    their dequantization.
+    The Gaussian of the data's mean and covariance, diffused to x_1, is nearer to the distribution
+    of x_1 than the prior: `fit_gaussian(samples).diffused(sde).marginal(t)`. The error of ``end``
+    is taken to be alpha/√(alpha² + sigma²) of its shift, the size of the next cumulant's part.
+
+    Arguments:
+        x: the data, scaled; (B, *event).
+        flow: the probability-flow ODE of a score.
+        solver: a solver of ODEs.
+        grid: rising times of the solve; (steps + 1,), float64, in [0, 1].
+        variable: the variable in which the flow is solved, as in `log_prob`.
+        divergence: how ∇·v is found; by default four Hutchinson probes.
+        prior: the distribution of x_1 that is audited; by default the SDE's own prior.
+        end: a better distribution of x_1, to measure the prior by.
+        reference: the exact score, where there is one, to measure the score by.
+        levels: of dequantized integers, for the line "offset".
+        discrete: bounds of the same rows by several draws of their dequantization.
 
     NFE: of the solve itself, of that in float64 where x is not, of one with a thousandth of the
     tolerance, or 1e-7 (or of two steps for each), from t_ε/100, and with the reference.
-    Errors: those of `log_prob`; ValueError for a divergence that tells no error.
+    Errors: those of `log_prob`; ValueError for a divergence without a standard error.
 
     >>> from sde_diffusion import Gaussian, VPSDE
     >>> from sde_diffusion.solvers import DormandPrince
@@ -70,7 +80,7 @@ def audit(
     True
     """
     divergence = Hutchinson(probes=4) if divergence is None else divergence
-    same = _SameProbes(divergence, divergence.probes(x))
+    same = _SameProbes(divergence, divergence.draw(x))
     spent = list[int]()
 
     def solve(x: Tensor, score: Score, solver: Solver[Any], grid: Tensor | None) -> LogLikelihood:
@@ -93,7 +103,7 @@ def audit(
     found = best = solve(x, score, solver, grid)
     if x.dtype != torch.float64:  # whose rounding a small tolerance would not get below
         at = x.double()
-        score = _in_double(score)
+        score = score.in_double()
         best = solve(at, score, solver, grid)
         lines.append(_difference("rounding", found, best, 0.1, "by a solve in float64"))
     finer, finer_grid, left = _finer(solver, grid)
@@ -101,7 +111,7 @@ def audit(
     best = solve(at, score, finer, finer_grid)
     lines.append(_tolerance(loose, best, left))
     if reference is not None:
-        other = solve(at, _in_double(reference), finer, finer_grid)
+        other = solve(at, score_of("audit", reference, flow.sde).in_double(), finer, finer_grid)
         lines.append(_difference("score", best, other, 0.0, "by the reference score"))
     start, last = _ends(flow, grid)
     lines.append(_prior_line(x, best, flow, prior, end, last))
@@ -142,7 +152,7 @@ def _prior_line(
     end: Density | None,
     last: Tensor,
 ) -> Line:
-    """Return log p_1(x_1) − log π(x_1) by a better law, or a bound of its mean."""
+    """Return log p_1(x_1) − log π(x_1) by a better distribution, or a bound of its mean."""
     zero = torch.zeros(len(found.nats), dtype=torch.float64)
     at = found.latent
     if end is not None:
@@ -152,10 +162,11 @@ def _prior_line(
         if isinstance(flow.sde, LinearSDE):
             alpha, sigma = float(flow.sde.alpha(last)), float(flow.sde.sigma(last))
             share = alpha / math.hypot(alpha, sigma)
-        return Line("prior", shift, share * shift.abs() + share**3, "by the law of x_1 given")
+        how = "by the distribution of x_1 given"
+        return Line("prior", shift, share * shift.abs() + share**3, how)
     if not isinstance(flow.sde, LinearSDE) or prior is not None:
-        return Line("prior", zero, zero, "the prior given is taken to be the law of x_1")
-    kl = prior_kl(x, flow.sde)  # of mean E log(p_1/π) or more, and so of the size of that ratio
+        return Line("prior", zero, zero, "the prior given is taken to be the distribution of x_1")
+    kl = prior_kl(x, flow.sde)  # its mean is at least E log(p_1/π), so it has that ratio's size
     how = "of the size of KL(q(x_1|x_0)‖π); give end for an estimate"
     return Line("prior", zero, kl + (2 * kl).sqrt(), how, random=True)
 
@@ -196,13 +207,14 @@ def _of_levels(
 
 def _finer(solver: Any, grid: Tensor | None) -> tuple[Any, Tensor | None, float]:  # noqa: ANN401
     """Return a solver and grid of smaller error, and what part of the difference may be left."""
-    if getattr(solver, "adaptive", False):
-        small = {name: _smaller(getattr(solver, name)) for name in ("rtol", "atol")}
-        return dataclasses.replace(solver, **small), grid, 0.1
+    if solver.adaptive:
+        rtol = _smaller(solver.rtol)
+        atol = _smaller(solver.atol)
+        return dataclasses.replace(solver, rtol=rtol, atol=atol), grid, 0.1
     if grid is None:
         return solver, grid, 1.0
     halves = torch.stack([grid[:-1], 0.5 * (grid[:-1] + grid[1:])], 1).flatten()
-    order = max(1.0, float(getattr(solver, "order", 1)))
+    order = 1.0 if math.isnan(solver.order) else max(1.0, float(solver.order))
     return solver, torch.cat([halves, grid[-1:]]), 2 / (2**order - 1)
 
 
@@ -222,13 +234,6 @@ def _ends(flow: ProbabilityFlow, grid: Tensor | None) -> tuple[Tensor, Tensor]:
     return grid[0], grid[-1]
 
 
-def _in_double(score: Score) -> Score:
-    """Return the score with float64 weights, where it has weights."""
-    if not isinstance(score, nn.Module):
-        return score
-    return copy.deepcopy(score).double()
-
-
 @final
 class _SameProbes(Divergence):
     """A divergence whose probes are drawn already, in any dtype."""
@@ -241,7 +246,7 @@ class _SameProbes(Divergence):
     def columns(self) -> int:
         return self.inner.columns
 
-    def probes(self, x: Tensor) -> Tensor:
+    def draw(self, x: Tensor) -> Tensor:
         return self.z.to(x.dtype)
 
     def evaluate(

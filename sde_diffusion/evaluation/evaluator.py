@@ -5,21 +5,26 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, is_dataclass, replace
-from typing import Any, Final, Protocol, final
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, Final, final
 
 import torch
 from torch import Tensor
 
 from sde_diffusion._check import wrong_value
 from sde_diffusion.data.dataset import Dataset
-from sde_diffusion.ddpm.discrete_bound import vlb
 from sde_diffusion.dynamics import ProbabilityFlow
-from sde_diffusion.evaluation.sample_log import Batch
+from sde_diffusion.evaluation.bounds import (
+    BatchBound,
+    BoundEvaluation,
+    ContinuousEvaluation,
+    DiscreteEvaluation,
+    FlowEvaluation,
+)
+from sde_diffusion.evaluation.sample_log import EvaluatedBatch
 from sde_diffusion.evaluation.settings import EvaluationSettings
 from sde_diffusion.lattices import lattice
-from sde_diffusion.likelihood.continuous_bound import elbo
-from sde_diffusion.likelihood.decoders import BinDecoder, Decoder, GaussianDecoder, LevelDecoder
+from sde_diffusion.likelihood.decoders import GaussianDecoder
 from sde_diffusion.likelihood.dequantization import (
     Dequantizer,
     TruncatedNormal,
@@ -28,10 +33,10 @@ from sde_diffusion.likelihood.dequantization import (
 )
 from sde_diffusion.likelihood.divergence import Divergence, Exact, Hutchinson, HutchPlusPlus
 from sde_diffusion.likelihood.fastest_mode import fastest
-from sde_diffusion.likelihood.flow import frozen, log_prob
+from sde_diffusion.likelihood.flow import frozen
 from sde_diffusion.likelihood.flow_variables import Angle, LogSNR, Time
-from sde_diffusion.models.protocols import Denoiser, Model, NoisePredictor
 from sde_diffusion.schedules import DiscreteBeta
+from sde_diffusion.scores import ScoreLike
 from sde_diffusion.sde import VPSDE
 from sde_diffusion.solver import Solver
 
@@ -41,39 +46,19 @@ _WIDTH: Final = 0.4
 VARIABLES: Final = {"angle": Angle, "time": Time, "log-snr": LogSNR}
 
 
-class ScoreLike(Model, NoisePredictor, Denoiser, Protocol):
-    """What the three bounds need of a model: score, eps and denoise, as `ScoreModel` has them."""
-
-
-@dataclass
-class _Found:
-    """One bound of a batch: all (B,), float64."""
-
-    nats: Tensor
-    error: Tensor
-    terms: dict[str, Tensor]
-    nfe: int
-    sums: dict[str, Tensor] = field(default_factory=dict)
-
-    def moved(self, volume: Tensor) -> _Found:
-        """Return the same where the log-density is larger by ``volume``, as in other units."""
-        terms = {name: term.cpu().double() for name, term in self.terms.items()}
-        if "reconstruction" in terms:  # whose terms are of −log p
-            terms["reconstruction"] = terms["reconstruction"] - volume
-        else:
-            terms["volume"] = volume
-        nats = self.nats.cpu().double() + volume
-        return _Found(nats, self.error.cpu().double(), terms, self.nfe, self.sums)
-
-
 @final
 class Evaluator:
-    """Log-likelihoods of any samples of one data set under one model, by number.
+    """Log-likelihoods of any samples of one data set under one model, by their indices.
 
-    Sample i depends on the seed and on i alone; on networks its batch-mates show in the rounding.
-    Integers give log P(k), or rather a lower bound of it, real data a log-density in their units.
+    Sample i depends on the seed and on i alone, for networks up to the rounding of their batches.
+    For integers it is a lower bound of log P(k), for real data a log-density in their own units.
 
-    Without a grid an adaptive solver runs from t_min to the horizon.
+    Arguments:
+        model: a score model or oracle, with its score, .eps and .denoise.
+        dataset: the data, integers or real numbers.
+        solver: a solver of ODEs, for the flow.
+        settings: what is computed and how precisely; by default `EvaluationSettings()`.
+        grid: rising times of the flow's solve; by default t_min and the horizon, if adaptive.
 
     Errors: those of `log_prob`, `elbo` and `vlb`.
 
@@ -103,8 +88,7 @@ class Evaluator:
         self.settings = settings
         self.dimension = math.prod(dataset.spec.shape)
         ends = torch.tensor([settings.t_min, model.sde.horizon], dtype=torch.float64)
-        adaptive = getattr(solver, "adaptive", False)
-        self.grid = ends if grid is None and adaptive else grid
+        self.grid = ends if grid is None and solver.adaptive else grid
 
     def changed(self, **settings: Any) -> Evaluator:  # noqa: ANN401
         """Return the evaluator with other settings; another t_min moves a grid's start there."""
@@ -125,12 +109,12 @@ class Evaluator:
         return Evaluator(self.model, self.dataset, self.solver, self.settings, grid)
 
     def batches(self) -> list[range]:
-        """Return the numbers of the samples of every batch."""
+        """Return the indices of the samples of every batch."""
         n = len(self.dataset)
         size = self.settings.batch_size
         return [range(first, min(first + size, n)) for first in range(0, n, size)]
 
-    def batch(self, indices: range) -> Batch:
+    def batch(self, indices: range) -> EvaluatedBatch:
         """Return what is found of a batch: of each bound its nats, their error, and its terms."""
         began = time.perf_counter()
         values = dict[str, list[float]]()
@@ -143,7 +127,7 @@ class Evaluator:
             sums |= {f"{name}_{key}": _numbers(row) for key, row in found.sums.items()}
             nfe[name] = found.nfe
         seconds = time.perf_counter() - began
-        return Batch(indices.start, len(indices), values, sums, nfe, seconds)
+        return EvaluatedBatch(indices.start, len(indices), values, sums, nfe, seconds)
 
     def decided(self) -> tuple[Evaluator, str]:
         """Return the evaluator with the faster mode in place of "auto", and why it is that.
@@ -161,7 +145,8 @@ class Evaluator:
             t = torch.tensor(0.5 * flow.horizon, dtype=torch.float64)
             with frozen(self.model):
                 found, why = fastest(self.divergence(0), lambda x: flow.velocity(x, t), x)
-            mode = getattr(found, "mode", mode)
+            if isinstance(found, (Exact, Hutchinson)):
+                mode = found.mode
         decided = replace(settings, mode=mode)
         return Evaluator(self.model, self.dataset, self.solver, decided, self.grid), why
 
@@ -182,74 +167,40 @@ class Evaluator:
             return lattice(len(sde.beta.betas), steps)
         return lattice(1000 if steps is None else steps) * sde.horizon
 
-    def _flow(self, x: Tensor, first: int, decoder: Decoder) -> _Found:  # noqa: ARG002  (a density)
-        found = log_prob(
-            x,
-            ProbabilityFlow(self.model.sde, self.model),
-            self.solver,
-            grid=self.grid,
-            divergence=self.divergence(first),
-            variable=VARIABLES[self.settings.variable],
-        )
-        terms = dict(found.terms) | {"tolerance_error": found.tolerance_error}
-        return _Found(found.nats, found.standard_error, terms, found.nfe)
+    def _evaluation(self, bound: str) -> BoundEvaluation:
+        """Return the evaluation of "flow", "elbo" or "vlb"."""
+        if bound == "flow":
+            variable = VARIABLES[self.settings.variable]
+            return FlowEvaluation(self.model, self.solver, self.grid, variable, self.divergence)
+        if bound == "elbo":
+            return ContinuousEvaluation(self.model, self.settings)
+        return DiscreteEvaluation(self.model, self.chain(), self.settings)
 
-    def _elbo(self, x: Tensor, first: int, decoder: Decoder) -> _Found:
-        settings = self.settings
-        found = elbo(
-            x,
-            self.model,
-            decoder=decoder,
-            draws=settings.times,
-            seed=settings.seed,
-            first=first,
-            t_min=settings.t_min,
-        )
-        return _Found(found.nats, found.standard_error, dict(found.terms), found.nfe)
-
-    def _vlb(self, x: Tensor, first: int, decoder: Decoder) -> _Found:
-        settings = self.settings
-        grid = self.chain()
-        every = settings.times >= 2 * (len(grid) - 1)
-        found = vlb(
-            x,
-            self.model,
-            grid,
-            decoder=decoder,
-            draws=None if every else settings.times,
-            seed=settings.seed,
-            first=first,
-        )
-        table = found.per_step
-        sums = {"number": table.number, "total": table.total, "squares": table.squares}
-        return _Found(found.nats, found.standard_error, dict(found.terms), found.nfe, sums)
-
-    def _found(self, bound: str, indices: range) -> _Found:
+    def _found(self, bound: str, indices: range) -> BatchBound:
         """Return one bound of the log-density of real data or the log-probability of integers."""
         spec = self.dataset.spec
         first = indices.start
         rows = self.dataset.values[first : indices.stop]
-        law: Callable[[Tensor, int, Decoder], _Found] = getattr(self, f"_{bound}")
+        evaluation = self._evaluation(bound)
         if spec.levels is None:
             x = spec.encode(rows, 0.5)
-            found = law(self.to_model(x), first, GaussianDecoder())
+            found = evaluation.of(self.to_model(x), first, GaussianDecoder())
             return found.moved(spec.log_volume(x))
         if self.settings.dequantization == "none":
-            kind = LevelDecoder if bound == "elbo" else BinDecoder
-            decoder = kind(spec.encode(torch.arange(spec.levels), 0.5))
-            return law(self.to_model(spec.encode(rows, 0.5)), first, decoder)
-        return self._dequantized(lambda x: law(x, first, GaussianDecoder()), rows, first)
+            decoder = evaluation.level_decoder(spec.encode(torch.arange(spec.levels), 0.5))
+            return evaluation.of(self.to_model(spec.encode(rows, 0.5)), first, decoder)
+        return self._dequantized(lambda x: evaluation.of(x, first, GaussianDecoder()), rows, first)
 
     def _dequantized(
-        self, density: Callable[[Tensor], _Found], rows: Tensor, first: int
-    ) -> _Found:
+        self, density: Callable[[Tensor], BatchBound], rows: Tensor, first: int
+    ) -> BatchBound:
         """Return a bound of the log-probability of integers from draws of their noise.
 
         The probes of all draws are the same, and so their errors add up by the draws' weights.
         """
         draws = self.settings.draws
         spec = self.dataset.spec
-        parts = list[_Found]()
+        parts = list[BatchBound]()
 
         def log_p(x: Tensor, first: int) -> Tensor:  # noqa: ARG001  (density knows it)
             parts.append(density(self.to_model(x)))
@@ -263,7 +214,7 @@ class Evaluator:
             error = torch.hypot(error, found.standard_error)
         terms = {name: _sum(part.terms[name] for part in parts) / draws for name in parts[0].terms}
         sums = {name: _sum(part.sums[name] for part in parts) for name in parts[0].sums}
-        return _Found(found.nats, error, terms, sum(part.nfe for part in parts), sums)
+        return BatchBound(found.nats, error, terms, sum(part.nfe for part in parts), sums)
 
     def divergence(self, first: int) -> Divergence:
         """Return the divergence for a batch that begins with sample ``first``."""
@@ -284,13 +235,12 @@ class Evaluator:
 
     def to_model(self, x: Tensor) -> Tensor:
         """Return x where and as the model computes: float32, or the dtype of its parameters."""
-        parameters: Iterator[Tensor] = getattr(self.model, "parameters", lambda: iter(()))()
-        like = next(parameters, torch.zeros(()))
+        like = next(self.model.parameters(), torch.zeros(()))
         return x.to(self.model.device, like.dtype)
 
 
 def _with_tolerance(solver: Any, tolerance: float) -> Any:  # noqa: ANN401  (a solver)
-    if not (is_dataclass(solver) and hasattr(solver, "rtol")):
+    if not is_dataclass(solver) or "rtol" not in {field.name for field in fields(solver)}:
         raise wrong_value(
             "Evaluator",
             "tolerance",

@@ -28,11 +28,12 @@ LINES: Final = (
 class Line:
     """One source of error.
 
-    ``shift`` is what taking the source away adds to the log-likelihood of every sample, and
-    ``error`` what the shift may be wrong by: a standard error where ``random``, else a bound by
-    estimate. ``how`` says how they were found.
-
-    Shapes: (B,), float64. Units: nats.
+    Arguments:
+        name: the source, one of `LINES`.
+        shift: what taking the source away adds to log p; (B,), float64, nats.
+        error: the standard error of the shift, or an estimated bound of it; (B,), float64, nats.
+        how: how shift and error were found, in words.
+        random: whether the error is a standard error, independent for every sample.
     """
 
     name: str
@@ -52,22 +53,26 @@ class Line:
 @final
 @dataclass(frozen=True)
 class Ledger:
-    """A log-likelihood, what is wrong with it line by line, and the interval that is left.
+    """A log-likelihood, its errors line by line, and the interval that is left.
 
     `value` is the mean as it was found; `corrected` has the shifts added; the truth lies within
-    `half_width` of that: Student's quantile times the random errors' root sum of squares, with
-    Welch and Satterthwaite's degrees of freedom where few rows make most of it, and the sum of
-    the others. "offset" is no error but what the scaling of integers adds, in the
-    ledger so that a wrong number of levels is seen.
+    `half_width` of that: Student's quantile times the root sum of squares of the random errors,
+    with Welch and Satterthwaite's degrees of freedom where few rows make most of it, plus the sum
+    of the other errors. "offset" is no error but what the scaling of integers adds; it is in the
+    ledger so that a wrong number of levels is seen. The properties are means over the batch.
 
-    Shapes: nats (B,), float64. Units: nats; the methods give means over the batch in nats, or,
-    divided by −D ln 2, in bits per dimension.
+    Arguments:
+        nats: log p as it was found; (B,), float64, nats.
+        dimension: the dimensions D of a sample.
+        lines: the sources of error, in the order of `LINES`.
+        freedom: the degrees of freedom of every row's random error.
+        nfe: evaluations of the score by all solves.
     """
 
     nats: Tensor
     dimension: int
     lines: tuple[Line, ...]
-    freedom: int  # degrees of freedom of every row's random error
+    freedom: int
     nfe: int
 
     def line(self, name: str) -> Line:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sde_diffusion.ddpm.discrete_bound import StepTable
 from sde_diffusion.evaluation.evaluator import Evaluator
-from sde_diffusion.evaluation.sample_log import Batch
+from sde_diffusion.evaluation.sample_log import EvaluatedBatch
 
 _DOUBLE: Final = torch.float64
 _LN2: Final = math.log(2)
@@ -21,11 +21,18 @@ _LN2: Final = math.log(2)
 @final
 @dataclass(frozen=True)
 class Summary:
-    """The mean over samples of one bound of −log p, in bits per dimension, and of `nats` of log p.
+    """The mean over samples of one bound, in bits per dimension and in nats, with its errors.
 
-    ``standard_error`` and ``nats_error`` are over the samples, s/√N, NaN for one sample;
-    ``estimator_error`` (bits per dimension) is the part of it that more probes, draws or times
-    would remove, √(Σ e_i²)/N, NaN where a sample's own error e_i is unknown.
+    ``estimator_error`` is the part of ``standard_error`` that more probes, draws or times would
+    remove.
+
+    Arguments:
+        samples: the number N of samples.
+        bits_per_dim: the mean of −log2 p/D.
+        standard_error: s/√N over the samples, NaN for one; bits per dimension.
+        estimator_error: √(Σ e_i²)/N by each sample's own error e_i, if known; bits per dimension.
+        nats: the mean of log p; nats.
+        nats_error: its standard error over the samples; nats.
     """
 
     samples: int
@@ -39,13 +46,19 @@ class Summary:
 @final
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What is known of every sample, in the order of their numbers.
+    """What is known of every sample, in the order of their indices.
 
-    ``values`` has for each bound B "B_nats", "B_standard_error" (of that sample's own estimate, in
-    nats) and the terms of the bound, for integers their means over the draws. ``nfe`` is the most
-    that a sample took, ``seconds`` the time of all batches together.
+    ``values`` has for each bound B "B_nats", "B_standard_error" (of that sample's own estimate)
+    and the terms of the bound, for integers their means over the draws.
 
-    Shapes: index and all values (N,); float64.
+    Arguments:
+        dimension: the dimensions D of a sample.
+        bounds: of "flow", "elbo" and "vlb".
+        index: the indices of the samples in their data set; (N,), int64.
+        values: quantities of every sample by name; (N,) each, float64, nats.
+        sums: quantities summed over the samples by name, as the vlb's terms of every step.
+        nfe: by bound, the most evaluations that a sample took.
+        seconds: the time of all batches together; seconds.
     """
 
     dimension: int
@@ -57,7 +70,7 @@ class Evaluation:
     seconds: float
 
     @classmethod
-    def of(cls, batches: Iterable[Batch], evaluator: Evaluator) -> Evaluation:
+    def of(cls, batches: Iterable[EvaluatedBatch], evaluator: Evaluator) -> Evaluation:
         """Return the batches as one, whatever their order."""
         parts = sorted(batches, key=lambda batch: batch.first)
         index = torch.tensor([i for part in parts for i in part.indices])

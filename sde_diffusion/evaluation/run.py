@@ -8,11 +8,12 @@ from typing import Any
 from torch import Tensor
 
 from sde_diffusion.data.dataset import Dataset
-from sde_diffusion.evaluation.evaluator import Evaluator, ScoreLike
+from sde_diffusion.evaluation.evaluator import Evaluator
 from sde_diffusion.evaluation.results import Evaluation
-from sde_diffusion.evaluation.sample_log import Batch, SampleLog
+from sde_diffusion.evaluation.sample_log import EvaluatedBatch, SampleLog
 from sde_diffusion.evaluation.settings import EvaluationSettings
 from sde_diffusion.parallel.ranks import Ranks, share_of
+from sde_diffusion.scores import ScoreLike
 from sde_diffusion.solver import Solver
 
 
@@ -26,7 +27,12 @@ def evaluate(
 ) -> Evaluation:
     """Return log-likelihoods of all samples, by up to three bounds, as ``settings`` say.
 
-    See `Evaluator` for what they are of, and for the grid.
+    Arguments:
+        model: a score model or oracle, with its score, .eps and .denoise.
+        dataset: the data, integers or real numbers.
+        solver: a solver of ODEs, for the flow.
+        settings: what is computed and how precisely; by default `EvaluationSettings()`.
+        grid: rising times of the flow's solve; by default t_min and the horizon, if adaptive.
 
     >>> import torch
     >>> from sde_diffusion import DataSpec, Gaussian, VPSDE
@@ -44,8 +50,14 @@ def evaluate(
 
 def logged(
     evaluator: Evaluator, log: SampleLog, pending: Sequence[int], ranks: Ranks
-) -> Iterator[Batch]:
+) -> Iterator[EvaluatedBatch]:
     """Yield this process's share of the batches that begin at ``pending``, each once in the log.
+
+    Arguments:
+        evaluator: what evaluates a batch.
+        log: where every finished batch is written.
+        pending: the first indices of the batches that are not in the log.
+        ranks: this process among those of the run.
 
     Errors: ChildProcessError, in process 0, where another process has ended early.
     """

@@ -1,4 +1,4 @@
-"""Results of a run over numbered samples, kept batch by batch so that no work is lost.
+"""Results of a run over indexed samples, kept batch by batch so that no work is lost.
 
 ``folder`` holds manifest.json, which says what is computed, and batches-R.jsonl of every process
 R with a line for each batch, on the disk before the next one starts. A line that was cut short
@@ -21,13 +21,18 @@ from sde_diffusion._files import write_atomically
 
 @final
 @dataclass(frozen=True)
-class Batch:
-    """What was found of the samples first … first + count − 1, in numbers that JSON keeps exactly.
+class EvaluatedBatch:
+    """What was found of the samples first … first + count − 1, as floats that JSON keeps exactly.
 
-    ``values`` holds a number for each sample, ``sums`` rows of numbers summed over them, ``nfe``
-    the evaluations of each part.
+    Arguments:
+        first: the index of the first sample.
+        count: the number of samples.
+        values: quantities of every sample by name; count floats each.
+        sums: quantities summed over the samples by name.
+        nfe: evaluations of the model by bound.
+        seconds: the time that the batch took; seconds.
 
-    >>> Batch(6, 2, {"nats": [0.1, 0.2]}, {}, {"flow": 8}, 0.5).indices
+    >>> EvaluatedBatch(6, 2, {"nats": [0.1, 0.2]}, {}, {"flow": 8}, 0.5).indices
     range(6, 8)
     """
 
@@ -40,7 +45,7 @@ class Batch:
 
     @property
     def indices(self) -> range:
-        """The numbers of the samples."""
+        """The indices of the samples."""
         return range(self.first, self.first + self.count)
 
 
@@ -51,7 +56,7 @@ class SampleLog:
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     log = SampleLog(folder)
-    ...     log.append(Batch(0, 1, {"nats": [-1.5]}, {}, {}, 0.1))
+    ...     log.append(EvaluatedBatch(0, 1, {"nats": [-1.5]}, {}, {}, 0.1))
     ...     log.batches()[0].values
     {'nats': [-1.5]}
     """
@@ -78,7 +83,7 @@ class SampleLog:
         """
         return read_manifest(self.manifest)
 
-    def append(self, batch: Batch) -> None:
+    def append(self, batch: EvaluatedBatch) -> None:
         """Add a batch; it is on the disk when this returns."""
         # The line break before it ends what a killed process may have left unfinished.
         line = b"\n" + json.dumps(asdict(batch)).encode() + b"\n"
@@ -86,9 +91,9 @@ class SampleLog:
             file.write(line)
             os.fsync(file.fileno())
 
-    def batches(self) -> dict[int, Batch]:
+    def batches(self) -> dict[int, EvaluatedBatch]:
         """Return the batches of all processes by their first sample, in order."""
-        found: dict[int, Batch] = {}
+        found: dict[int, EvaluatedBatch] = {}
         for file in sorted(self.folder.glob("batches-*.jsonl")):
             for line in file.read_bytes().splitlines():
                 if (batch := _batch(line)) is not None:
@@ -115,9 +120,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return found
 
 
-def _batch(line: bytes) -> Batch | None:
+def _batch(line: bytes) -> EvaluatedBatch | None:
     try:
-        return Batch(**json.loads(line))
+        return EvaluatedBatch(**json.loads(line))
     except (ValueError, TypeError):
         return None
 

@@ -13,12 +13,6 @@ DIVERGENCES: Final = ("hutchinson", "hutch++", "exact")
 DEQUANTIZATIONS: Final = ("uniform", "truncated-normal", "none")
 VARIABLES: Final = ("angle", "time", "log-snr")
 MODES: Final = ("auto", "reverse", "forward")
-_CHOICES: Final = {
-    "divergence": DIVERGENCES,
-    "dequantization": DEQUANTIZATIONS,
-    "variable": VARIABLES,
-    "mode": MODES,
-}
 
 
 @final
@@ -26,15 +20,25 @@ _CHOICES: Final = {
 class EvaluationSettings:
     """How log-likelihoods are computed; all of it is JSON, and decides every digit.
 
-    ``bounds`` are of "flow", "elbo" and "vlb". The flow runs from ``t_min`` in ``variable``, by
-    steps of ``tolerance`` where the solver adapts them, with ``probes`` in the mode of
-    differentiation ``mode`` (see `Evaluator.decided` for "auto"). Integers get ``draws`` of the
-    noise of ``dequantization``; with "none", which the flow cannot have, elbo and vlb are of the
-    levels themselves, at the centres of their bins. ``times`` draws of (t, eps), an even number,
-    make the elbo and, of (k, eps), the vlb, of ``steps`` steps. ``batch_size`` matters by rounding
-    only.
+    With the dequantization "none", which the flow cannot have, elbo and vlb are of the levels
+    themselves, at the centres of their bins.
 
-    Errors: ValueError or TypeError for what is none of these.
+    Arguments:
+        bounds: of "flow", "elbo" and "vlb".
+        tolerance: rtol and atol of an adaptive solver; None for the solver's own.
+        t_min: the time at which the flow's solve and the elbo begin; in (0, 1).
+        variable: the variable of the flow's solve, "angle", "time" or "log-snr".
+        divergence: "hutchinson", "hutch++" or "exact".
+        probes: probes of the divergence for each sample.
+        mode: of differentiation, "reverse", "forward" or "auto" (see `Evaluator.decided`).
+        dequantization: the noise of integers, "uniform", "truncated-normal" or "none".
+        draws: draws of that noise for each sample.
+        times: draws of (t, eps) for the elbo and of (k, eps) for the vlb; even.
+        steps: steps of the vlb's chain; None for the DDPM's own, or 1000.
+        batch_size: samples of a batch; it changes results by rounding only.
+        seed: the seed of noise, probes and times.
+
+    Errors: ValueError or TypeError for any other value.
 
     >>> EvaluationSettings(("flow", "elbo"), probes=4).probes
     4
@@ -64,17 +68,13 @@ class EvaluationSettings:
                 self.bounds,
                 "pass for example ('flow',)",
             )
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise wrong_value(
-                    what,
-                    name,
-                    f"be one of {', '.join(choices)}",
-                    repr(getattr(self, name)),
-                    f"pass {choices[0]!r}",
-                )
-        for name in ("probes", "draws", "batch_size"):
-            positive_integer(what, name, getattr(self, name))
+        _check_choice("divergence", self.divergence, DIVERGENCES)
+        _check_choice("dequantization", self.dequantization, DEQUANTIZATIONS)
+        _check_choice("variable", self.variable, VARIABLES)
+        _check_choice("mode", self.mode, MODES)
+        positive_integer(what, "probes", self.probes)
+        positive_integer(what, "draws", self.draws)
+        positive_integer(what, "batch_size", self.batch_size)
         positive_integer(what, "times", self.times, least=2)
         if self.times % 2:
             raise wrong_value(
@@ -107,3 +107,14 @@ class EvaluationSettings:
     def from_json(cls, values: Mapping[str, Any]) -> Self:
         """Return the settings that `to_json` wrote."""
         return cls(**dict(values) | {"bounds": tuple(values["bounds"])})
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise wrong_value(
+            "EvaluationSettings",
+            name,
+            f"be one of {', '.join(choices)}",
+            repr(value),
+            f"pass {choices[0]!r}",
+        )

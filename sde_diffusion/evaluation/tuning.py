@@ -19,7 +19,7 @@ from sde_diffusion.likelihood.dequantization import DiscreteLogLikelihood, discr
 from sde_diffusion.likelihood.flow import log_prob
 from sde_diffusion.models.exact import fit_gaussian
 
-_NO_ERRORS: Final = ("offset", "dequantization")  # a constant, and the slack of a bound
+_NO_ERRORS: Final = ("offset", "dequantization")  # a constant, and the gap of a bound
 _FIT: Final = 4096  # rows for the Gaussian of the data
 _DRAWS: Final = 4  # of the dequantization, to see how far they spread
 _MOST_PROBES: Final = 256
@@ -31,8 +31,9 @@ _ROUNDS: Final = 10
 def audited(evaluator: Evaluator, rows: int = 4) -> Ledger:
     """Return the ledger of the flow's log-likelihoods of the first ``rows`` samples.
 
-    x_1 is audited against the Gaussian of the data's mean and covariance, and the dequantization
-    by `_DRAWS` draws, or as many as the settings have: "dequantization" is the slack of the bound.
+    The distribution of x_1 is audited against the Gaussian of the data's mean and covariance, and
+    the dequantization by four draws or as many as the settings have: the line "dequantization" is
+    the gap between the bound and log P(k).
 
     Errors: those of `audit`; ValueError for settings without the flow.
     """
@@ -53,7 +54,7 @@ def audited(evaluator: Evaluator, rows: int = 4) -> Ledger:
     spec = evaluator.dataset.spec
     batch = range(min(rows, len(evaluator.dataset)))
     x = evaluator.inputs(batch)
-    sde = model.sde
+    sde = model.linear_sde()
     last = torch.tensor(sde.horizon, dtype=torch.float64)
     found = audit(
         x,
@@ -85,14 +86,14 @@ def tuned(evaluator: Evaluator, error: float, rows: int = 4) -> Tuned:
 
     Begins at a tolerance of 1e-3 and two probes and, until the lines of the first ``rows`` samples
     add up to the error, does what lowers the largest of them: a tenth of the tolerance (or twice
-    the steps), as many probes as their line needs, a tenth of t_min. What the whole data's mean
-    varies by from sample to sample is not in it, nor the slack of the dequantization.
+    the steps), as many probes as their line needs, a tenth of t_min. The error does not include
+    the standard error of the mean over samples, nor the gap of the dequantization's bound.
 
     Units: error in bits per dimension, of the mean over the data set.
     Errors: ValueError where a line that no work can lower is above the error.
     """
     positive_number("tuned", "error", error)
-    adaptive = getattr(evaluator.solver, "adaptive", False)
+    adaptive = evaluator.solver.adaptive
     start: dict[str, float | int] = {"tolerance": 1e-3} if adaptive else {}
     if evaluator.settings.divergence != "exact":
         start["probes"] = 2
@@ -121,7 +122,7 @@ def tuned(evaluator: Evaluator, error: float, rows: int = 4) -> Tuned:
 def summary(ledger: Ledger, samples: int) -> dict[str, Any]:
     """Return the ledger as JSON values, for a mean over so many samples.
 
-    ``shift`` is the sum of all shifts that correct the number, and ``error`` what is left: two
+    ``shift`` is the sum of all shifts that correct the mean, and ``error`` what is left: two
     standard errors of the random lines and the sum of the others.
 
     Units: bits per dimension.
@@ -165,7 +166,7 @@ def _improved(evaluator: Evaluator, line: str, size: float, error: float) -> Eva
     """Return the evaluator with more work spent on a line; None where work does not help."""
     settings = evaluator.settings
     if line == "tolerance":
-        if not getattr(evaluator.solver, "adaptive", False):
+        if not evaluator.solver.adaptive:
             return evaluator.halved()
         smaller = (settings.tolerance or 1e-3) / 10
         return evaluator.changed(tolerance=smaller) if smaller >= _LEAST_TOLERANCE else None
@@ -187,13 +188,13 @@ def _many(evaluator: Evaluator) -> Tensor:
 
 
 def _spread(evaluator: Evaluator, batch: range) -> DiscreteLogLikelihood:
-    """Return what draws of the dequantization say of the gap below log P(k).
+    """Return what draws of the dequantization say of the gap between their bound and log P(k).
 
     The gap of one draw is half the variance of its log-weight, where that is normal; of several
     the jackknife's.
     """
     settings = evaluator.settings
-    flow = ProbabilityFlow(evaluator.model.sde, evaluator.model)
+    flow = ProbabilityFlow(evaluator.model.linear_sde(), evaluator.model)
     spec = evaluator.dataset.spec
     rows = evaluator.dataset.values[batch.start : batch.stop]
 

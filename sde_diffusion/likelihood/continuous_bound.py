@@ -22,7 +22,7 @@ from torch import Tensor
 from sde_diffusion._seeds import Purpose, mix
 from sde_diffusion._tensors import flat_sum
 from sde_diffusion.coefficients import Coefficients, Level
-from sde_diffusion.counting import CountedScore
+from sde_diffusion.counting import Counter
 from sde_diffusion.likelihood.decoders import Decoder
 from sde_diffusion.likelihood.estimates import (
     Control,
@@ -34,8 +34,8 @@ from sde_diffusion.likelihood.estimates import (
     totals,
     uniforms,
 )
-from sde_diffusion.models.protocols import NoisePredictor
 from sde_diffusion.noise import PerSampleNoise
+from sde_diffusion.scores import ScoreLike
 from sde_diffusion.sde import LinearSDE
 from sde_diffusion.time_distributions import LikelihoodTimes, log_snr_range
 
@@ -43,11 +43,11 @@ from sde_diffusion.time_distributions import LikelihoodTimes, log_snr_range
 def prior_kl(x0: Tensor, sde: LinearSDE) -> Tensor:
     """Return KL(q(x_T|x0) ‖ π) at the horizon T, π = `sde.prior()`: DDPM's L_T.
 
-    Shapes: (B, *event) → (B,), float64. Units: nats.
+    Shapes: x0 (B, *event); result (B,), float64, nats.
     """
     end = _level(sde, sde.horizon)
     std = sde.prior().std
-    excess = (end.sigma / std) ** 2 - 1  # of the variance; ½(excess − log(1 + excess)) a number
+    excess = (end.sigma / std) ** 2 - 1  # of the variance: ½(excess − log(1 + excess)) a dimension
     spread = x0[0].numel() * (excess - math.log1p(excess))
     return 0.5 * ((end.alpha / std) ** 2 * flat_sum(x0.double().square()) + spread)
 
@@ -57,9 +57,15 @@ def prior_kl(x0: Tensor, sde: LinearSDE) -> Tensor:
 class Bound:
     """Lower bounds on the log-likelihoods of a batch, with their parts and errors.
 
-    Shapes: all tensors (B,), float64. Units: `nats` of log-likelihood, which `terms`, of −log p,
-    sum to with the sign turned; `standard_error` (nats) is that of the mean over draws, and
-    `bits_per_dim` = −nats/(D ln 2) + offset.
+    `terms` are "prior", "diffusion" and "reconstruction"; they sum to −nats.
+
+    Arguments:
+        nats: the lower bound on log p(x); (B,), float64, nats.
+        bits_per_dim: −nats/(D ln 2), plus the offset of dequantized levels; (B,), float64.
+        standard_error: the standard error of nats over the draws; (B,), float64, nats.
+        terms: the parts of −log p(x) by name; (B,) each, float64, nats.
+        nfe: evaluations of the model, each of the whole batch.
+        t_min: the time of the decoder, in [0, 1].
     """
 
     nats: Tensor
@@ -72,7 +78,7 @@ class Bound:
 
 def elbo(
     x: Tensor,
-    model: NoisePredictor,
+    model: ScoreLike,
     *,
     decoder: Decoder | None = None,
     draws: int = 32,
@@ -81,18 +87,26 @@ def elbo(
     t_min: float = 1e-5,
     levels: int | None = None,
 ) -> Bound:
-    """Return the continuous-time bound on log p(x) of every sample, from ``draws`` of (t, eps).
+    """Return the evidence lower bound in continuous time on log p(x) of every sample.
 
-    Without a decoder x is real data and the bound one of its density, by N(x_t/alpha,
-    sigma²/alpha²) at t_min; ``levels`` adds the offset log2(levels/2) of dequantized integers. A
-    `LevelDecoder` bounds the log-probability of the integers themselves, x being bin centres.
+    Without a decoder x is real data and the bound is one of its density. A `LevelDecoder` bounds
+    the log-probability of the integers themselves, x being the centres of their bins.
 
     Times are uniform in λ, two independent draws in each of draws/2 equal strata; the differences
-    of the two give the standard error without bias. c (‖eps‖² − D), of mean 0, is taken off every
-    ‖eps − eps_θ‖², with c what ‖eps − eps_θ‖²/D was in the strata before. Sample i draws from
-    ``seed`` and ``first`` + i alone.
+    of the two give the standard error without bias. c (‖eps‖² − D), of mean 0, is subtracted from
+    every ‖eps − eps_θ‖² as a control variate, with c the mean of ‖eps − eps_θ‖²/D in the strata
+    before. Sample i draws from ``seed`` and ``first`` + i alone.
 
-    Shapes: x (B, *event).
+    Arguments:
+        x: the data, scaled; (B, *event).
+        model: a score model or oracle, with .sde and .eps.
+        decoder: p(x|x_t) at t_min; by default N(x_t/alpha, sigma²/alpha²).
+        draws: draws of (t, eps) for each sample; even, at least 2.
+        seed: the seed of t and eps.
+        first: the index of the first sample in its data set.
+        t_min: the time of the decoder, at which the diffusion term begins; in (0, 1).
+        levels: of dequantized integers, whose offset log2(levels/2) bits_per_dim then has.
+
     NFE: ``draws``, of B rows each.
     Errors: ValueError for an odd number of draws, a model in training mode, data that the decoder
     does not describe; FloatingPointError for a result that is not finite.
@@ -104,11 +118,12 @@ def elbo(
     >>> abs(bound.nats.item() + 0.918939) < 4 * bound.standard_error.item() + 1e-5
     True
     """
-    check_model("elbo", x, model, "eps")
+    check_model("elbo", x, model)
     decoder = check_decoder("elbo", x, decoder, levels)
     check_draws("elbo", draws)
-    sde = model.sde
-    predicted = CountedScore(model.eps)
+    sde = model.linear_sde()
+    counter = Counter()
+    predicted = counter.counting(model.eps)
     noise = PerSampleNoise.numbered(mix(seed, Purpose.ELBO), first, len(x))
     far, near = log_snr_range(sde, t_min)
     end = _level(sde, t_min)
@@ -119,11 +134,15 @@ def elbo(
 
     def draw(stratum: int, control: Control) -> tuple[Tensor, Tensor]:
         u = (stratum + uniforms(noise, x)) / strata
+        # t with λ(t) uniform in the stratum, x_t = alpha x0 + sigma eps
         t = LikelihoodTimes().time(sde, u, t_min)
         eps = noise.normal(x)
+        # ‖eps − eps_θ(x_t, t)‖²
         error = squares(eps - predicted(sde.perturb(x, t, eps), t))
         excess = squares(eps) - x[0].numel()
+        # ∫ E‖eps − eps_θ‖² dλ, less c (‖eps‖² − D) of mean 0
         diffusion = width * (error - control.c * excess)
+        # −log p(x0|x_t) at t_min, where x_t/alpha = x0 + (sigma/alpha) eps
         left = decoder.log_prob(x, x.double() + std * eps.double(), variance)
         reconstruction = -left - 0.5 * decoder.control * excess
         return torch.stack([diffusion, reconstruction]) / draws, error
@@ -136,13 +155,14 @@ def elbo(
             (other, e2) = draw(stratum, control)
             pairs.add(one, other)
             control.see(e1, e2)
+        # −log p(x0) ≤ KL(q(x_T|x0) ‖ π) + diffusion + reconstruction
         terms = {
             "prior": prior_kl(x, sde),
             "diffusion": pairs.total[0],
             "reconstruction": pairs.total[1],
         }
     nats, bits = totals("elbo", terms, x, levels)
-    return Bound(nats, bits, pairs.standard_error, terms, predicted.calls, t_min)
+    return Bound(nats, bits, pairs.standard_error, terms, counter.calls, t_min)
 
 
 def score_form(bound: Bound, x: Tensor, sde: LinearSDE) -> Bound:

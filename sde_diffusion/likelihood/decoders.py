@@ -1,4 +1,4 @@
-"""Decoders: p(data | x_t) at the smallest time, for real numbers and for grey levels."""
+"""Decoders: p(data | x_t) at the smallest time, for real data and for grey levels."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from torch import Tensor
 from sde_diffusion._check import positive_integer, wrong_value
 from sde_diffusion._tensors import flat_sum
 
-_TILE: Final = 16  # levels compared with every number at once
+_TILE: Final = 16  # levels compared at once with every dimension of the data
 
 
 class Decoder(ABC):
-    """The law of the data given a mean and a variance for each of its numbers."""
+    """The distribution of the data given a mean and a variance for each of its dimensions."""
 
     control: ClassVar[float]  # the share of ½(x0 − mean)²/variance in −log p
 
     def check(self, what: str, x0: Tensor) -> None:  # noqa: B027  (a density takes any data)
-        """Refuse data that this law does not describe."""
+        """Refuse data outside the support of this distribution."""
 
     @abstractmethod
     def log_prob(self, x0: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-        """Return log p(x0), summed over the numbers of a sample.
+        """Return log p(x0), summed over the dimensions of a sample.
 
         Shapes: x0, mean (B, *event), variance any that broadcasts; result (B,), float64.
         """
@@ -50,7 +50,7 @@ class GaussianDecoder(Decoder):
 
 
 class _Levels(Decoder):
-    """A law on the values that integer data take, each number on its own."""
+    """A distribution on the values that integer data take, independent over dimensions."""
 
     control = 0.0
 
@@ -100,7 +100,7 @@ class LevelDecoder(_Levels):
     def log_prob(self, x0: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
         centres = self.centres.to(x0.device)
         spread = torch.broadcast_to(variance, x0.shape)[..., None]
-        # In tiles: all levels of all numbers would be hundreds of times the batch.
+        # In tiles: all levels of all dimensions would take hundreds of times the batch.
         tiles = [
             (-0.5 * (tile - mean[..., None]).square() / spread).logsumexp(-1)
             for tile in torch.split(centres, _TILE)

@@ -28,7 +28,7 @@ LogDensity = Callable[[Tensor, int], Tensor]
 
 
 class Dequantizer(ABC):
-    """A law q(u|k) of the noise u in [0, 1)^D in the bins of the levels k.
+    """A distribution q(u|k) of the noise u in [0, 1)^D in the bins of the levels k.
 
     It is a map from standard normals, so that u can be differentiated in what the map learns.
     """
@@ -45,7 +45,7 @@ class Dequantizer(ABC):
     def draws(self, k: Tensor, number: int = 1, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield u and log q(u|k), ``number`` times, for samples first, first + 1, …
 
-        They depend on the seed, the sample's number and its k alone, bit for bit.
+        They depend on the seed, the sample's index and its k alone, bit for bit.
         """
         noise = PerSampleNoise.numbered(mix(self.seed, Purpose.DEQUANTIZATION), first, len(k))
         for _ in range(number):
@@ -124,8 +124,12 @@ class DiscreteLogLikelihood:
     `standard_error` its spread over the draws. Both are NaN for one draw. `log_weights` are
     log p(k + u) − log q(u|k); their mean is the bound of one draw.
 
-    Shapes: all (B,), `log_weights` (draws, B); float64.
-    Units: nats; bits_per_dim = −nats/(D ln 2), with nothing to add.
+    Arguments:
+        nats: the lower bound of log P(k); (B,), float64, nats.
+        bits_per_dim: −nats/(D ln 2), without an offset to add; (B,), float64.
+        standard_error: the standard error of nats over the draws; (B,), float64, nats.
+        gap: the estimate of E log P(k) − nats; (B,), float64, nats.
+        log_weights: log p(k + u) − log q(u|k) of every draw; (draws, B), float64, nats.
     """
 
     nats: Tensor
@@ -150,7 +154,14 @@ def discrete_log_prob(
     an estimate must be given its random numbers by ``first`` alone: errors that the draws share
     pass into the bound as they are, while errors of each draw would raise it, above log P(k) too.
 
-    Shapes: k (B, *spec.shape), integers; x float64.
+    Arguments:
+        k: integer data; (B, *spec.shape).
+        spec: what the data are: their shape, levels and scaling.
+        density: log p of the scaled x, float64, and the index of its first sample; (B,), nats.
+        dequantizer: the distribution q(u|k) of the noise.
+        draws: evaluations of the density, each with its own u.
+        first: the index of the first sample in its data set.
+
     Errors: TypeError or ValueError for real data, another shape and levels out of range.
     Source: Theis et al. 2016; Burda et al. 2016, equation 8; Hoogeboom et al. 2020.
 

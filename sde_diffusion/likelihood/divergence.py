@@ -22,9 +22,9 @@ from sde_diffusion.models.exact import Gaussian, turn_rows
 from sde_diffusion.noise import PerSampleNoise
 
 Mode = Literal["reverse", "forward"]
-Law = Literal["rademacher", "gaussian"]
+ProbeDistribution = Literal["rademacher", "gaussian"]
 MODES: Final[tuple[Mode, ...]] = ("reverse", "forward")
-LAWS: Final[tuple[Law, ...]] = ("rademacher", "gaussian")
+PROBE_DISTRIBUTIONS: Final[tuple[ProbeDistribution, ...]] = ("rademacher", "gaussian")
 
 
 class Divergence(ABC):
@@ -36,7 +36,7 @@ class Divergence(ABC):
         """The number of estimates of one sample's divergence."""
 
     @abstractmethod
-    def probes(self, x: Tensor) -> Tensor:
+    def draw(self, x: Tensor) -> Tensor:
         """Return the random vectors z, (B, P, *event), to be kept along a trajectory."""
 
     @abstractmethod
@@ -45,10 +45,15 @@ class Divergence(ABC):
     ) -> tuple[Tensor, Tensor]:
         """Return v at x and the estimates of ∇·v in float64.
 
-        Both are detached, unless ``create_graph`` asks for their graph, to x where it requires
-        gradients and to the parameters. Grad and inference modes of the caller do not matter.
+        Grad and inference modes of the caller do not matter.
 
-        Shapes: x (B, *event), z (B, P, *event); v (B, *event), estimates (B, columns).
+        Arguments:
+            velocity: v of x at one time.
+            x: the state; (B, *event).
+            z: what `draw` returned; (B, P, *event).
+            create_graph: whether both have a graph, to the parameters and to x if it requires it.
+
+        Shapes: v (B, *event), estimates (B, columns).
         Errors: TypeError for a velocity without a graph to x.
         """
 
@@ -82,7 +87,7 @@ class Exact(Divergence):
     Units: ``memory`` in bytes, beside the graph's own.
 
     >>> x = torch.ones(1, 3, dtype=torch.float64)
-    >>> Exact().evaluate(lambda x: x**2, x, Exact().probes(x))[1]
+    >>> Exact().evaluate(lambda x: x**2, x, Exact().draw(x))[1]
     tensor([[6.]], dtype=torch.float64)
     """
 
@@ -97,7 +102,7 @@ class Exact(Divergence):
     def columns(self) -> int:
         return 1
 
-    def probes(self, x: Tensor) -> Tensor:
+    def draw(self, x: Tensor) -> Tensor:
         return x.new_zeros(x.shape[0], 1, *x.shape[1:])
 
     def evaluate(
@@ -151,56 +156,53 @@ class Exact(Divergence):
 class Hutchinson(Divergence):
     """Hutchinson's estimator ∇·v ≈ zᵀJz with probes z fixed along the trajectory.
 
-    z is of independent signs, law "rademacher", or "gaussian"; its variance for a symmetric J is
-    2 Σ_{i≠j} J_ij² or 2 Σ_ij J_ij². Sample i draws from ``seed`` and ``first`` + i alone.
+    For a symmetric J the variance of one probe is 2 Σ_{i≠j} J_ij² with independent signs
+    ("rademacher") and 2 Σ_ij J_ij² with normals. Sample i draws from ``seed`` and ``first`` + i.
 
     A Gaussian near the data as ``control`` reduces it: that Gaussian's own flow has a Jacobian G
     that depends on time alone, and ∫ (zᵀGz − tr G) dt = Σ_i [(u_iᵀz)² − 1] log(s_i(1)/s_i(0)),
-    for its axes u_i with the deviations s_i, is the `correction`, at no cost.
+    for its axes u_i with the deviations s_i, is the `correction`, which needs no product with J.
+
+    Arguments:
+        probes: the number of probes of each sample.
+        seed: the seed of the probes.
+        first: the index of the first sample in its data set.
+        law: the distribution of the probes, "rademacher" or "gaussian".
+        mode: "reverse" for zᵀJ, "forward" for Jz.
+        control: a Gaussian near the data, as a control variate; none by default.
 
     Source: Hutchinson 1989; Grathwohl et al. 2019 (FFJORD).
 
-    >>> Hutchinson(probes=4).probes(torch.zeros(2, 3)).abs().sum().item()
+    >>> Hutchinson(probes=4).draw(torch.zeros(2, 3)).abs().sum().item()
     24.0
     """
 
-    number: int
-    seed: int
-    first: int
-    law: Law
-    mode: Mode
-    control: Gaussian | None = field(repr=False)
+    probes: int = 1
+    seed: int = 0
+    first: int = 0
+    law: ProbeDistribution = "rademacher"
+    mode: Mode = "reverse"
+    control: Gaussian | None = field(default=None, repr=False)
 
-    def __init__(
-        self,
-        probes: int = 1,
-        seed: int = 0,
-        first: int = 0,
-        law: Law = "rademacher",
-        mode: Mode = "reverse",
-        control: Gaussian | None = None,
-    ) -> None:
-        _check_probes("Hutchinson", probes, seed, first)
-        _check_choice("Hutchinson", "law", law, LAWS)
-        _check_choice("Hutchinson", "mode", mode, MODES)
-        if control is not None and not isinstance(control, Gaussian):
+    def __post_init__(self) -> None:
+        _check_probes("Hutchinson", self.probes, self.seed, self.first)
+        _check_choice("Hutchinson", "law", self.law, PROBE_DISTRIBUTIONS)
+        _check_choice("Hutchinson", "mode", self.mode, MODES)
+        if self.control is not None and not isinstance(self.control, Gaussian):
             raise wrong_type(
                 "Hutchinson",
                 "control",
                 "be a Gaussian",
-                type(control).__name__,
+                type(self.control).__name__,
                 "pass fit_gaussian(samples)",
             )
-        values = {"number": probes, "seed": seed, "first": first, "law": law, "mode": mode}
-        for name, value in (values | {"control": control}).items():
-            object.__setattr__(self, name, value)
 
     @property
     def columns(self) -> int:
-        return self.number
+        return self.probes
 
-    def probes(self, x: Tensor) -> Tensor:
-        normals = _normals(x, self.number, self.seed, self.first)
+    def draw(self, x: Tensor) -> Tensor:
+        normals = _normals(x, self.probes, self.seed, self.first)
         return normals if self.law == "gaussian" else signs(normals)
 
     def evaluate(
@@ -247,32 +249,35 @@ class HutchPlusPlus(Divergence):
     where much of J is a multiple of I, as in the flow of images, `Hutchinson`'s signs do better
     for the same work. ``create_graph`` takes Q as given, which leaves gradients unbiased.
 
+    Arguments:
+        sketch: the number of probes S, and the rank of the basis Q.
+        probes: the number of probes g of each sample.
+        seed: the seed of all probes.
+        first: the index of the first sample in its data set.
+
     Source: Meyer et al. 2021.
 
     >>> a, x = torch.tensor([[1.0, 2.0], [2.0, 4.0]]), torch.zeros(1, 2)  # of rank 1
     >>> estimator = HutchPlusPlus(sketch=1, probes=1)
-    >>> round(estimator.evaluate(lambda x: x @ a, x, estimator.probes(x))[1].item(), 5)
+    >>> round(estimator.evaluate(lambda x: x @ a, x, estimator.draw(x))[1].item(), 5)
     5.0
     """
 
-    sketch: int
-    number: int
-    seed: int
-    first: int
+    sketch: int = 4
+    probes: int = 1
+    seed: int = 0
+    first: int = 0
 
-    def __init__(self, sketch: int = 4, probes: int = 1, seed: int = 0, first: int = 0) -> None:
-        positive_integer("HutchPlusPlus", "sketch", sketch)
-        _check_probes("HutchPlusPlus", probes, seed, first)
-        values = {"sketch": sketch, "number": probes, "seed": seed, "first": first}
-        for name, value in values.items():
-            object.__setattr__(self, name, value)
+    def __post_init__(self) -> None:
+        positive_integer("HutchPlusPlus", "sketch", self.sketch)
+        _check_probes("HutchPlusPlus", self.probes, self.seed, self.first)
 
     @property
     def columns(self) -> int:
-        return self.number
+        return self.probes
 
-    def probes(self, x: Tensor) -> Tensor:
-        return signs(_normals(x, self.sketch + self.number, self.seed, self.first))
+    def draw(self, x: Tensor) -> Tensor:
+        return signs(_normals(x, self.sketch + self.probes, self.seed, self.first))
 
     def evaluate(
         self, velocity: Velocity, x: Tensor, z: Tensor, create_graph: bool = False
@@ -305,7 +310,7 @@ def _units(x: Tensor, begin: int, stop: int) -> Tensor:
 
 
 def _diagonal(products: Tensor, begin: int, stop: int) -> Tensor:
-    """Return the numbers ``begin`` … ``stop`` − 1 on the diagonal: (K, B, *event) → (B, K)."""
+    """Return the entries ``begin`` … ``stop`` − 1 of the diagonal: (K, B, *event) → (B, K)."""
     return products.flatten(2)[:, :, begin:stop].diagonal(dim1=0, dim2=2)
 
 

@@ -16,6 +16,7 @@ from sde_diffusion.dynamics import check_coupling
 from sde_diffusion.integration import check_evaluation
 from sde_diffusion.likelihood.decoders import Decoder, GaussianDecoder
 from sde_diffusion.noise import PerSampleNoise
+from sde_diffusion.scores import ScoreLike
 from sde_diffusion.sde import LinearSDE
 
 
@@ -56,7 +57,7 @@ class Control:
 
 
 def uniforms(noise: PerSampleNoise, x: Tensor) -> Tensor:
-    """Return a number uniform on (0, 1) for each sample, (B,) float64 on the CPU."""
+    """Return a draw uniform on (0, 1) for each sample, (B,) float64 on the CPU."""
     normals = noise.normal(torch.empty(len(x), 1, dtype=torch.float64, device=x.device))
     u: Tensor = torch.special.ndtr(normals[:, 0])
     return u.cpu()
@@ -67,23 +68,31 @@ def squares(x: Tensor) -> Tensor:
     return flat_sum(x.double().square())
 
 
-def check_model(what: str, x: Tensor, model: object, method: str) -> None:
-    """Refuse what is no state, and models in training, coupled or without .sde and ``method``."""
+def check_model(what: str, x: Tensor, model: object) -> ScoreLike:
+    """Return the score model, refusing what is no state, and models in training or coupled."""
     check_state(what, x)
-    if not isinstance(getattr(model, "sde", None), LinearSDE) or not hasattr(model, method):
+    if not isinstance(model, ScoreLike) or not isinstance(model.sde, LinearSDE):
         raise wrong_type(
             what,
             "model",
-            f"be a score model with .sde and .{method}",
+            "be a score model of a LinearSDE",
             type(model).__name__,
             "pass a ScoreModel, or an oracle's .diffused(sde)",
         )
     check_evaluation(what, model)
     check_coupling(what, "model", model)
+    return model
 
 
 def check_decoder(what: str, x: Tensor, decoder: Decoder | None, levels: int | None) -> Decoder:
-    """Return the decoder, `GaussianDecoder` if none is given, refusing data that do not fit."""
+    """Return the decoder, `GaussianDecoder` if none is given, refusing data that do not fit.
+
+    Arguments:
+        what: the function that asks, for the error.
+        x: the data; (B, *event).
+        decoder: the decoder, if given.
+        levels: the levels of dequantized integers, if given.
+    """
     decoder = GaussianDecoder() if decoder is None else decoder
     decoder.check(what, x)
     if levels is not None:
@@ -113,6 +122,13 @@ def totals(
 ) -> tuple[Tensor, Tensor]:
     """Return nats and bits per dimension of the terms of −log p.
 
+    Arguments:
+        what: the function that asks, for the error.
+        terms: the terms by name; (B,) each, nats.
+        x: the data; (B, *event).
+        levels: the levels of dequantized integers, for their offset; None for none.
+
+    Shapes: both (B,), float64.
     Errors: FloatingPointError naming the term that is not finite.
     """
     for name, term in terms.items():

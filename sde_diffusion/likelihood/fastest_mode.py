@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 import time
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,8 +20,14 @@ def fastest(
 ) -> tuple[DivergenceT, str]:
     """Return the divergence in the mode that takes less time on this batch, and the two times.
 
-    The modes are timed in turn, ``repeats`` times, each by its best. One that the velocity does
-    not go through is not taken, nor forward mode if `Exact` has no memory for it.
+    A mode in which the velocity cannot be differentiated is not taken, nor is forward mode if
+    `Exact` has no memory for it. A divergence with one mode only is returned as it is.
+
+    Arguments:
+        divergence: the divergence, in either mode.
+        velocity: v of x at one time.
+        x: the batch to measure with; (B, *event).
+        repeats: how often the modes are timed, in turn; the shortest time of each counts.
 
     Errors: TypeError for a velocity without a derivative in x.
     """
@@ -30,7 +36,7 @@ def fastest(
     if isinstance(divergence, Exact) and divergence._crowded(velocity, x):
         shown = "reverse mode: forward mode would form all products at once, beyond the memory"
         return _in_mode(divergence, "reverse"), shown
-    z = divergence.probes(x)
+    z = divergence.draw(x)
     times: dict[Mode, list[float]] = {mode: [] for mode in MODES}
     failed: dict[Mode, Exception] = {}
     for _ in range(repeats):
@@ -52,8 +58,8 @@ def fastest(
 
 def _in_mode(divergence: DivergenceT, mode: Mode) -> DivergenceT:
     """Return the divergence in another mode, each field as it is."""
-    same = copy.copy(divergence)
-    object.__setattr__(same, "mode", mode)
+    settings: Any = divergence  # a frozen dataclass with the field mode, `Exact` or `Hutchinson`
+    same: DivergenceT = dataclasses.replace(settings, mode=mode)
     return same
 
 

@@ -11,10 +11,11 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sde_diffusion._check import positive_integer, wrong_type, wrong_value
 from sde_diffusion._tensors import check_state
@@ -22,9 +23,16 @@ from sde_diffusion.data.checks import check_dequantized
 from sde_diffusion.data.spec import DataSpec
 from sde_diffusion.dynamics import ODE, ProbabilityFlow, check_flow
 from sde_diffusion.grids import check_grid, check_rising
-from sde_diffusion.integration import check_evaluation, integrate, whole_way
+from sde_diffusion.integration import (
+    Solution,
+    check_evaluation,
+    check_solver,
+    integrate,
+    whole_way,
+)
 from sde_diffusion.likelihood.divergence import Divergence, Hutchinson
-from sde_diffusion.likelihood.flow_variables import Angle, Kind, Time, Variable
+from sde_diffusion.likelihood.flow_variables import Angle, FlowVariable, Time, Variable
+from sde_diffusion.scores import ScoreLike
 from sde_diffusion.sde import LinearSDE
 from sde_diffusion.solver import Solver
 
@@ -57,21 +65,26 @@ class _Augmented(ODE):
         self.horizon = base.horizon
 
     def velocity(self, x: Tensor, t: Tensor) -> Tensor:
-        def velocity(y: Tensor) -> Tensor:
-            v = self.base.velocity(y, t)
-            if not self.base.flow.score.tracked:  # its divergence would be taken for 0
-                raise wrong_type(
-                    "log_prob",
-                    "score",
-                    "be differentiable in x",
-                    "a detached tensor",
-                    "remove no_grad or detach",
-                )
-            return v
-
         y = x[:, : math.prod(self.event)].reshape(-1, *self.event)
-        v, columns = self.divergence.evaluate(velocity, y, self.z, create_graph=self.keep_graph)
+        velocity = partial(self.base.velocity, t=t)
+        try:
+            v, columns = self.divergence.evaluate(velocity, y, self.z, self.keep_graph)
+        except TypeError:
+            self._check_tracked()  # which says why there is no derivative
+            raise
+        self._check_tracked()
         return torch.cat([v.flatten(1), columns.to(v.dtype)], 1)
+
+    def _check_tracked(self) -> None:
+        """Refuse a score without a graph back to x, whose divergence would be taken for 0."""
+        if not self.base.flow.score.tracked:
+            raise wrong_type(
+                "log_prob",
+                "score",
+                "be differentiable in x",
+                "a detached tensor",
+                "remove no_grad or detach",
+            )
 
     def rows(self, index: Tensor) -> _Augmented:
         return _Augmented(
@@ -88,14 +101,20 @@ class _Augmented(ODE):
 class LogLikelihood:
     """Log-likelihoods of a batch with their parts and errors.
 
-    Shapes: all (B,), `latent` (B, *event). Units: nats; bits_per_dim = −nats/(D ln 2) + the offset
-    log2(levels/2) of data scaled from integer levels to [−1, 1].
-    `standard_error` (nats) is that of the mean over probes: 0 for `Exact`, NaN for a single probe;
-    the solver's own error is not in it. `tolerance_error` (nats) adds up the embedded errors of
-    the divergence integral over an adaptive solver's steps, NaN for a solver that tells none; the
-    state's error is not in it. The tolerance holds for the root mean square over state and
-    integral, so it bounds bits per dimension rather than nats.
     `terms` holds "prior" = log π(x_1) and "divergence" = ∫ ∇·v dt; they sum to `nats`.
+    `standard_error` does not include the solver's error. `tolerance_error` adds up the embedded
+    errors of the divergence integral over an adaptive solver's steps, without the error of the
+    state. The tolerance holds for the root mean square over state and integral, so it bounds bits
+    per dimension rather than nats.
+
+    Arguments:
+        nats: log p(x); (B,), nats.
+        bits_per_dim: −nats/(D ln 2), plus log2(levels/2) for levels scaled to [−1, 1]; (B,).
+        standard_error: of the mean over probes; 0 for `Exact`, NaN for one probe; (B,), nats.
+        tolerance_error: of the divergence integral; NaN for a solver without one; (B,), nats.
+        terms: the parts of log p(x) by name; (B,) each, nats.
+        nfe: evaluations of the score by the solve.
+        latent: x_1, where the flow takes x; (B, *event).
     """
 
     nats: Tensor
@@ -113,7 +132,7 @@ def log_prob(
     solver: Solver[Any],
     *,
     grid: Tensor | None = None,
-    variable: Kind | None = None,
+    variable: FlowVariable | None = None,
     divergence: Divergence | None = None,
     prior: Density | None = None,
     levels: int | None = None,
@@ -121,16 +140,25 @@ def log_prob(
 ) -> LogLikelihood:
     """Return log p(x) of every sample by integrating the flow from the data to the prior.
 
-    Without a grid an adaptive solver runs from t = 1e-5 to the horizon; one of fixed steps must be
-    given its grid, of times whatever the variable. Not given, the divergence is by two Hutchinson
-    probes, the prior the SDE's own, and the variable `Angle`, in which a linear SDE's flow is
-    smoothest (`Time` for other SDEs, and for a linear one with parameters that learn).
+    Without a grid an adaptive solver runs from t = 1e-5 to the horizon; a solver of fixed steps
+    must be given one. By default a linear SDE's flow is solved in `Angle`, in which it is
+    smoothest, and the flow of another SDE, or of a linear one with parameters that learn, in
+    `Time`.
 
     With ``keep_graph`` the result is differentiable, in x and in whatever the score is made of:
     the graph of all steps is kept in memory. `TorchDiffEqAdjoint` keeps none and solves backwards.
 
-    Shapes: x (B, *event); grid ascending.
-    Units: nats and bits per dimension, see `LogLikelihood`.
+    Arguments:
+        x: the data, scaled; (B, *event).
+        flow: the probability-flow ODE of a score.
+        solver: a solver of ODEs.
+        grid: rising times, whatever the variable; (steps + 1,), float64, in [0, 1].
+        variable: the variable in which the flow is solved: `Angle`, `LogSNR` or `Time`.
+        divergence: how ∇·v is found; by default two Hutchinson probes.
+        prior: the distribution of x_1; by default the SDE's own prior.
+        levels: of dequantized integers, whose offset log2(levels/2) bits_per_dim then has.
+        keep_graph: whether the result is differentiable.
+
     Errors: TypeError for another flow, a solver of SDEs, or a score without a graph back to x;
     ValueError for a model in training mode, a fixed-step solver without a grid, and, with
     ``levels``, data outside [−1, 1] or undequantized, whose density would be unbounded.
@@ -155,10 +183,13 @@ def log_prob(
     prior = prior_of("log_prob", flow, keep_graph=keep_graph) if prior is None else prior
     base = (_best_variable(flow, grid) if variable is None else variable)(flow, grid)
     before = flow.nfe
-    with nullcontext() if keep_graph else _without_graph(flow.score.function):
-        at_prior, integral, lost, latent = _solved(
-            x, base, solver, grid, divergence, prior, keep_graph=keep_graph
-        )
+    event = tuple(x.shape[1:])
+    with nullcontext() if keep_graph else _without_graph(flow.score):
+        z = divergence.draw(x.detach())
+        ode = _Augmented(base, divergence, z, event, keep_graph=keep_graph)
+        end = integrate(ode, solver, _begun(x, ode, grid), base.grid(grid))
+        integral, lost, latent = _ended(end, ode, grid)
+        at_prior = prior.log_prob(latent)
     nats = at_prior + integral.mean(1)
     offset = 0.0 if levels is None else math.log2(levels / 2)
     bits = -nats / (x[0].numel() * math.log(2)) + offset
@@ -167,34 +198,26 @@ def log_prob(
     return LogLikelihood(nats, bits, error, lost, terms, flow.nfe - before, latent)
 
 
-def _solved(
-    x: Tensor,
-    base: Variable,
-    solver: Solver[Any],
-    grid: Tensor,
-    divergence: Divergence,
-    prior: Density,
-    *,
-    keep_graph: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return log π(x_1), the integrals of ∇·v by column, their embedded error, and x_1."""
-    z = divergence.probes(x.detach())
-    d = x[0].numel()
+def _begun(x: Tensor, ode: _Augmented, grid: Tensor) -> Tensor:
+    """Return the state at the first time: y = x/scale, and the integrals, 0."""
+    y = (x / ode.base.scale(grid[[0, -1]])[0].to(x.dtype)).flatten(1)
+    return torch.cat([y, y.new_zeros(len(x), ode.divergence.columns)], 1)
+
+
+def _ended(end: Solution, ode: _Augmented, grid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the integrals of ∇·v by column, their embedded error, and x_1."""
     ends = grid[[0, -1]]
-    ode = _Augmented(base, divergence, z, tuple(x.shape[1:]), keep_graph=keep_graph)
-    first, last = base.scale(ends)
-    y = (x / first.to(x.dtype)).flatten(1)
-    state = torch.cat([y, y.new_zeros(len(x), divergence.columns)], 1)
-    end = integrate(ode, solver, state, base.grid(grid))
-    latent = end.x[:, :d].reshape(x.shape) * last.to(x.dtype)
+    first, last = ode.base.scale(ends)
+    d = math.prod(ode.event)
+    latent = end.x[:, :d].reshape(-1, *ode.event) * last.to(end.x.dtype)
     # ∇·v of x where the solve has that of y = x/scale.
     integral = end.x[:, d:] + d * float((last / first).log())
-    excess = divergence.correction(z, lambda variances: _growth(base, ends, variances))
+    excess = ode.divergence.correction(ode.z, lambda variances: _growth(ode.base, ends, variances))
     if excess is not None:
         integral = integral - excess.to(integral.dtype)
-    unknown = integral.new_full((len(x),), math.nan)
+    unknown = integral.new_full((len(end.x),), math.nan)
     lost = unknown if end.lost is None else end.lost[:, d:].mean(1)
-    return prior.log_prob(latent), integral, lost, latent
+    return integral, lost, latent
 
 
 def _growth(base: Variable, ends: Tensor, variances: Tensor) -> Tensor:
@@ -217,24 +240,23 @@ def _growth(base: Variable, ends: Tensor, variances: Tensor) -> Tensor:
     return (last / first).log()
 
 
-def _best_variable(flow: ProbabilityFlow, grid: Tensor) -> Kind:
-    """Return the default: an angle is a number on a grid, which drops the SDE's parameters."""
+def _best_variable(flow: ProbabilityFlow, grid: Tensor) -> FlowVariable:
+    """Return the default; `Angle` would lose the graph to parameters of the SDE."""
     sde = flow.sde
     steady = isinstance(sde, LinearSDE) and not sde.alpha(grid[:1]).requires_grad
     return Angle if steady else Time
 
 
 @contextmanager
-def _without_graph(score: object) -> Iterator[None]:
+def _without_graph(score: ScoreLike) -> Iterator[None]:
     with torch.no_grad(), frozen(score):
         yield
 
 
 @contextmanager
-def frozen(score: object) -> Iterator[None]:
+def frozen(score: ScoreLike) -> Iterator[None]:
     """Keep a module's parameters out of the graph; their gradients would cost a tenth more."""
-    parameters = list(score.parameters()) if isinstance(score, nn.Module) else []
-    active = [p for p in parameters if p.requires_grad]
+    active = [p for p in score.parameters() if p.requires_grad]
     for p in active:
         p.requires_grad_(False)
     try:
@@ -244,10 +266,10 @@ def frozen(score: object) -> Iterator[None]:
             p.requires_grad_(True)
 
 
-def _check_parts(flow: ProbabilityFlow, solver: object) -> None:
+def _check_parts(flow: ProbabilityFlow, solver: Solver[Any]) -> None:
     check_flow("log_prob", flow)
-    kind = getattr(solver, "dynamics", ODE)
-    if isinstance(kind, type) and not issubclass(kind, ODE):
+    check_solver("log_prob", solver)
+    if not issubclass(solver.dynamics, ODE):
         raise wrong_type(
             "log_prob",
             "solver",
@@ -255,7 +277,7 @@ def _check_parts(flow: ProbabilityFlow, solver: object) -> None:
             type(solver).__name__,
             "pass for example DormandPrince()",
         )
-    check_evaluation("log_prob", flow.score.function)
+    check_evaluation("log_prob", flow.score)
 
 
 def prior_of(what: str, flow: ProbabilityFlow, *, keep_graph: bool = False) -> Density:

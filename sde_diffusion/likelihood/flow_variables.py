@@ -44,8 +44,8 @@ class Variable(ODE, ABC):
         """Return x/y at the times t, in their shape."""
 
 
-class Kind(Protocol):
-    """A class of variables: it makes one of a flow and the times of a solve."""
+class FlowVariable(Protocol):
+    """A class of variables: called with a flow and the times of a solve, it makes one."""
 
     def __call__(self, flow: ProbabilityFlow, times: Tensor) -> Variable:
         """Return the flow in this variable."""
@@ -61,7 +61,7 @@ class Time(Variable):
     [0.0, 1.0]
     """
 
-    def __init__(self, flow: ProbabilityFlow, times: Tensor) -> None:  # noqa: ARG002  (a Kind)
+    def __init__(self, flow: ProbabilityFlow, times: Tensor) -> None:  # noqa: ARG002
         self.flow = flow
         self.horizon = flow.horizon
 
@@ -75,8 +75,34 @@ class Time(Variable):
         return torch.ones_like(t)
 
 
+class _Turning(Variable, ABC):
+    """A variable u that follows the angle φ: the state is y = x/r, and dy/du = (v/r) dφ/du."""
+
+    sde: LinearSDE
+
+    @abstractmethod
+    def place(self, u: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the time at u, and dφ/du; None where it is 1."""
+
+    def velocity(self, x: Tensor, t: Tensor) -> Tensor:
+        time, pace = self.place(t)
+        time = time.clamp(max=self.sde.horizon)  # which rounding may pass
+        at = Levels(self.sde.alpha(time), self.sde.sigma(time))
+        r = expand(at.radius, x)
+        score = self.flow.score
+        if score.predicts:
+            turned = score.predict("v", x * r, time, at) / r
+        else:
+            # v/r = −(sigma/alpha)(y + r s), which is finite at t = 0 too.
+            turned = expand(-at.sigma / at.alpha, x) * (x + r * score(x * r, time))
+        return turned if pace is None else expand(pace, x) * turned
+
+    def scale(self, t: Tensor) -> Tensor:
+        return Levels(self.sde.alpha(t), self.sde.sigma(t)).radius
+
+
 @final
-class Angle(Variable):
+class Angle(_Turning):
     """u = φ = atan(sigma/alpha): the flow turns x0 into eps at a steady pace.
 
     Errors: TypeError for an SDE that is not linear.
@@ -88,23 +114,20 @@ class Angle(Variable):
     [0.0, 1.564225]
     """
 
-    def __init__(self, flow: ProbabilityFlow, times: Tensor) -> None:  # noqa: ARG002  (a Kind)
+    def __init__(self, flow: ProbabilityFlow, times: Tensor) -> None:  # noqa: ARG002
         self.flow = flow
         self.sde = _linear("Angle", flow)
         self.horizon = 0.5 * torch.pi
 
-    def velocity(self, x: Tensor, t: Tensor) -> Tensor:
-        return turned(self.flow, x, self.sde.time(-t.tan().log()))
+    def place(self, u: Tensor) -> tuple[Tensor, Tensor | None]:
+        return self.sde.time(-u.tan().log()), None
 
     def grid(self, times: Tensor) -> Tensor:
         return torch.atan2(self.sde.sigma(times), self.sde.alpha(times))
 
-    def scale(self, t: Tensor) -> Tensor:
-        return Levels(self.sde.alpha(t), self.sde.sigma(t)).radius
-
 
 @final
-class LogSNR(Variable):
+class LogSNR(_Turning):
     """u = lambda(first time) − lambda: the flow at a steady pace of the log-SNR.
 
     Errors: TypeError for an SDE that is not linear.
@@ -123,30 +146,13 @@ class LogSNR(Variable):
         self.first = ends[0]
         self.horizon = float(ends[0] - ends[1])
 
-    def velocity(self, x: Tensor, t: Tensor) -> Tensor:
-        lambda_ = self.first - t
+    def place(self, u: Tensor) -> tuple[Tensor, Tensor | None]:
+        lambda_ = self.first - u
         pace = 1 / (lambda_.exp() + (-lambda_).exp())  # dφ/du = sin φ cos φ
-        return expand(pace, x) * turned(self.flow, x, self.sde.time(lambda_))
+        return self.sde.time(lambda_), pace
 
     def grid(self, times: Tensor) -> Tensor:
         return self.first - self.sde.lambda_(times)
-
-    def scale(self, t: Tensor) -> Tensor:
-        return Levels(self.sde.alpha(t), self.sde.sigma(t)).radius
-
-
-def turned(flow: ProbabilityFlow, y: Tensor, t: Tensor) -> Tensor:
-    """Return dy/dφ = v/r at y = x/r and the time t."""
-    sde = _linear("Angle", flow)
-    t = t.clamp(max=sde.horizon)  # which rounding may pass
-    at = Levels(sde.alpha(t), sde.sigma(t))
-    r = expand(at.radius, y)
-    if flow.score.predicts:
-        v = flow.score.predict("v", y * r, t, at)
-        return v / r
-    # v/r = −(sigma/alpha)(y + r s), which is finite at t = 0 too.
-    push = y + r * flow.score(y * r, t)
-    return expand(-at.sigma / at.alpha, y) * push
 
 
 def _linear(what: str, flow: ProbabilityFlow) -> LinearSDE:

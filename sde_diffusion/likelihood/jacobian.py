@@ -22,7 +22,14 @@ Velocity = Callable[[Tensor], Tensor]
 
 @final
 class Graph:
-    """The velocity at x with its graph, for products with the Jacobian in reverse mode."""
+    """The velocity at x with its graph, for products with the Jacobian in reverse mode.
+
+    Arguments:
+        what: the class that asks, for the error.
+        velocity: v of x at one time.
+        x: the state; (B, *event).
+        create_graph: whether the products have a graph themselves.
+    """
 
     def __init__(self, what: str, velocity: Velocity, x: Tensor, create_graph: bool) -> None:
         self.what = what
@@ -55,7 +62,15 @@ class Graph:
 def forward_mode(
     what: str, velocity: Velocity, x: Tensor, vectors: Tensor, create_graph: bool
 ) -> tuple[Tensor, Tensor]:
-    """Return v and J u for every u: (K, B, *event) → (B, *event), (K, B, *event)."""
+    """Return v and J u for every u: (B, *event), (K, B, *event).
+
+    Arguments:
+        what: the class that asks, for the error.
+        velocity: v of x at one time.
+        x: the state; (B, *event).
+        vectors: the vectors u; (K, B, *event).
+        create_graph: whether both have a graph.
+    """
 
     def checked(x: Tensor) -> Tensor:
         v = velocity(x)

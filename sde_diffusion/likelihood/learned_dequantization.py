@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any, Final, Protocol, Self, final
+from typing import Any, Final, Self, final
 
 import torch
 from safetensors.torch import save
@@ -28,25 +28,10 @@ from sde_diffusion.data.spec import DataSpec
 from sde_diffusion.integration import check_evaluation
 from sde_diffusion.likelihood.dequantization import Dequantizer, in_bin
 from sde_diffusion.nets._layers import conv, linear
-from sde_diffusion.sde import LinearSDE
+from sde_diffusion.scores import ScoreLike
 
 _STEEPEST: Final = 3.0  # log-scales stay below, so that no step of training can overflow
 _EARLIEST: Final = 1e-5  # the first time at which models are trained
-
-
-class Score(Protocol):
-    """What a fit needs of a model."""
-
-    @property
-    def sde(self) -> LinearSDE:
-        """The SDE whose marginals it scores."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where it computes."""
-
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        """Return ∇ log p_t(x)."""
 
 
 @final
@@ -85,12 +70,18 @@ class Variational(Dequantizer):
     """Noise u = Φ(y) with y a learned map of a standard normal z, given the pixels around.
 
     Without ``couplings`` y = m(k) + e^{s(k)} z is Gaussian. Each coupling then moves every other
-    number by a function of the rest. log q = ∑ ½(y² − z²) − log|dy/dz|. At first y = z, the
+    dimension by a function of the rest. log q = ∑ ½(y² − z²) − log|dy/dz|. At first y = z, the
     uniform noise, which a logistic of a Gaussian would not contain.
 
     The networks see images through 7×7 windows, other samples whole. They are in ``layers``.
 
-    Errors: TypeError or ValueError for real data and numbers that fit none.
+    Arguments:
+        spec: what the data are: their shape, levels and scaling.
+        couplings: the coupling layers after the Gaussian.
+        width: channels of the networks.
+        seed: the seed of the weights and of the noise.
+
+    Errors: TypeError or ValueError for real data and for arguments out of range.
     Source: Ho et al. 2019 (Flow++), section 3.1; Hoogeboom et al. 2020.
 
     >>> noise = Variational(DataSpec("digits", (1, 8, 8), 17), couplings=2, width=8)
@@ -175,7 +166,7 @@ class Variational(Dequantizer):
 def fit_dequantizer(
     dequantizer: Variational,
     dataset: Dataset,
-    model: Score,
+    model: ScoreLike,
     *,
     steps: int = 500,
     batch_size: int = 64,
@@ -187,12 +178,22 @@ def fit_dequantizer(
 
     With x = x(k + u), u = u_φ(z; k), the gradient in φ at fixed z is
     ∂_φ [s(x, t)·x + log|dx/d(k + u)| − log q], s held constant, because s = ∇ log p for small t.
-    So a step is one call of the score and no ODE is solved. A score that is not exact makes the
-    fit worse, never the bound wrong: any q has one.
+    So a step is one evaluation of the score and no ODE is solved. A score that is not exact makes
+    the fit worse, never the bound wrong: every q gives a valid bound.
 
     ``blur`` is sigma/alpha at the t of the score, in widths of the thinnest bin (t is at least
     1e-5). The score of an oracle is best near 0; that of a network, −eps_θ/sigma, is mostly error
     there: on the shipped digits .01 ends .6 bits/dim above uniform noise and .1 .07 below.
+
+    Arguments:
+        dequantizer: the noise to fit, in place.
+        dataset: integer data.
+        model: the score model, in evaluation mode.
+        steps: steps of Adam.
+        batch_size: samples of a step.
+        learning_rate: the first learning rate; it falls to 0 by a cosine.
+        blur: sigma/alpha at the time of the score, in widths of the thinnest bin.
+        seed: the seed of the batches and of their noise.
 
     Errors: ValueError for a model in training mode or of other data; FloatingPointError where the
     score is not finite.
@@ -208,7 +209,7 @@ def fit_dequantizer(
     spec = dataset.spec
     levels = dequantizer.levels
     noise = torch.tensor(blur / spec.scaling.slope(levels), dtype=torch.float64)
-    t = model.sde.time(-noise.log()).clamp(min=_EARLIEST)
+    t = model.linear_sde().time(-noise.log()).clamp(min=_EARLIEST)
     for step in range(1, steps + 1):
         k = dataset.values[batch_rows(len(dataset), batch_size, seed, step)]
         generator = torch.Generator().manual_seed(mix(seed, Purpose.DEQUANTIZER_FIT, step))
@@ -232,6 +233,6 @@ def fit_dequantizer(
 
 
 @torch.no_grad()
-def _score(model: Score, x: Tensor, t: Tensor) -> Tensor:
+def _score(model: ScoreLike, x: Tensor, t: Tensor) -> Tensor:
     weight = next(model.parameters(), x) if isinstance(model, nn.Module) else x
     return model(x.to(model.device, weight.dtype), t).to(x)

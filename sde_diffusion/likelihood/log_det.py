@@ -20,7 +20,11 @@ from sde_diffusion.sampling.sampler_map import SamplerMap
 class Volume(NamedTuple):
     """F(z), estimates of log|det J|, what is known of their errors, and where the map folds.
 
-    Shapes: x (B, *event), columns (B, C), remainder (B,); fold (B,), a step from 1, or 0 for none.
+    Arguments:
+        x: the samples F(z); (B, *event).
+        columns: estimates of log|det J|, whose mean counts; (B, C), float64.
+        remainder: what the last product moved their mean by; (B,), float64.
+        fold: the first step, from 1, at which the map folds; 0 for none; (B,), int64.
     """
 
     x: Tensor
@@ -129,7 +133,13 @@ class ArnoldiLogDet(LogDet):
 
     Lanczos' method for ½ tr log(JᵀJ) asks for twice the products, is blind to the sign, and
     squares the condition of J: after 10 iterations for a U-Net whose J had a condition of 1600
-    it was off by 33 nats where this was by 1.3, within its error.
+    its error was 33 nats where this method's was 1.3, within its standard error.
+
+    Arguments:
+        probes: the number of probes of each sample.
+        products: products with J for each probe, at most D.
+        seed: the seed of the probes.
+        first: the index of the first sample in its data set.
 
     NFE: the solver's times ``products``, for all probes at once.
 
@@ -182,7 +192,7 @@ class ArnoldiLogDet(LogDet):
 
 
 def _arnoldi(map_: SamplerMap, x: Tensor, u: Tensor, m: int) -> tuple[Tensor, Tensor]:
-    """Return F(x) and H = VᵀJV, V the orthonormal basis of u, J u, …, J^{m−1} u.
+    """Return F(x) and H = VᵀJV, V = (v_0 … v_{m−1}) the orthonormal basis of u, J u, …, J^{m−1} u.
 
     Shapes: u (B, D) of length 1; H (B, m, m) in float64. Where the space ends early V has columns
     of zeros and H ones on the diagonal, whose logarithms add nothing.
@@ -192,15 +202,19 @@ def _arnoldi(map_: SamplerMap, x: Tensor, u: Tensor, m: int) -> tuple[Tensor, Te
     rounding = 100 * torch.finfo(x.dtype).eps
     end = x
     for j in range(m):
+        # w = J v_j
         end, product = map_.product(x, v[j].to(x.dtype).reshape(x.shape))
         w = product.flatten(1).double()
-        for i, basis in [*enumerate(v)] * 2:  # once leaves the rounding errors of long products
+        # h_ij = v_i·w, w ← w − h_ij v_i for i ≤ j; twice, as once leaves rounding errors in w
+        for i, basis in [*enumerate(v)] * 2:
             along = (basis * w).sum(1)
             h[:, i, j] += along
             w = w - along[:, None] * basis
+        # h_jj = 1 where v_j = 0, beyond the end of the space
         h[:, j, j] += v[j].square().sum(1) < 0.5
         length = w.square().sum(1).sqrt()
         alive = length > rounding * h[:, :, j].square().sum(1).sqrt()
+        # h_{j+1,j} = ‖w‖, v_{j+1} = w/h_{j+1,j}
         if j + 1 < m:
             h[:, j + 1, j] = torch.where(alive, length, 0.0)
             v.append(torch.where(alive[:, None], w / length[:, None], 0.0))

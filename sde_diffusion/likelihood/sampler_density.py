@@ -32,10 +32,16 @@ _EXACT: Final = 256  # the largest dimension in which the determinant is exact b
 class SamplerDensity:
     """Samples x = F(z) with the logarithm of the sampler's own density at them.
 
-    Shapes: x (B, *event); all else (B,), float64. Units: nats; bits_per_dim = −nats/(D ln 2).
-    `standard_error` is that of the mean over probes: 0 for `ExactLogDet`, NaN for one probe.
-    `remainder`, 0 for `ExactLogDet`, is by how much the last product of `ArnoldiLogDet` moved it.
     `terms` holds "prior" = log π(z) and "volume" = −log|det ∂F/∂z|; they sum to `nats`.
+
+    Arguments:
+        x: the samples F(z); (B, *event).
+        nats: log p_F(x); (B,), float64, nats.
+        bits_per_dim: −nats/(D ln 2); (B,), float64.
+        standard_error: of the mean over probes; 0 for `ExactLogDet`, NaN for one; (B,), nats.
+        remainder: what the last product of `ArnoldiLogDet` moved nats by; (B,), nats.
+        terms: the parts of log p_F(x) by name; (B,) each, float64, nats.
+        nfe: evaluations of the score.
     """
 
     x: Tensor
@@ -58,8 +64,7 @@ def sampler_log_prob(
 ) -> SamplerDensity:
     """Return x = F(z) and log p_F(x) = log π(z) − log|det ∂F/∂z| of every sample.
 
-    For a given x take z from `sampler_inverse`. Not given, ``log_det`` is `ExactLogDet` up to 256
-    dimensions, then `ArnoldiLogDet`, and the prior the SDE's own. The result has no graph.
+    For a given x take z from `sampler_inverse`. The result has no graph.
 
     Where the map folds, several latents have one x, and its density is a sum over them: such
     samples are refused. What is looked at is the Jacobian at z. So the check is local: where it
@@ -67,7 +72,14 @@ def sampler_log_prob(
     looks at a whole interval). And it is strict: a map that turns an axis over everywhere, as
     coarse steps do for Gaussian data, is one-to-one and yet refused.
 
-    Shapes: z (B, *event); grid falling.
+    Arguments:
+        z: latents, draws of the prior; (B, *event).
+        flow: the probability-flow ODE of a score.
+        solver: a solver of ODEs with fixed steps.
+        grid: falling times of the sampler's steps; (steps + 1,), in [0, 1].
+        log_det: how log|det ∂F/∂z| is found; `ExactLogDet` up to D = 256, else `ArnoldiLogDet`.
+        prior: the distribution of z; by default the SDE's own prior.
+
     Errors: those of `SamplerMap` and `SamplerMap.product`; ValueError, naming sample and step,
     where the map folds; FloatingPointError for divergence.
 
@@ -110,9 +122,14 @@ def first_fold(
 ) -> Tensor:
     """Return the step, from 1, at which the sampler's map folds at each latent; 0 for none.
 
-    What is seen is what ``log_det`` sees, see `ExactLogDet` and `ArnoldiLogDet`.
+    Arguments:
+        z: latents; (B, *event).
+        flow: the probability-flow ODE of a score.
+        solver: a solver of ODEs with fixed steps.
+        grid: falling times of the sampler's steps; (steps + 1,), in [0, 1].
+        log_det: what looks for folds, see `ExactLogDet` and `ArnoldiLogDet`.
 
-    Shapes: z (B, *event) → (B,), int64.
+    Shapes: result (B,), int64.
     """
     check_state("first_fold", z)
     map_ = SamplerMap("first_fold", flow, solver, grid)
@@ -125,7 +142,12 @@ def check_injective(z: Tensor, flow: ProbabilityFlow, solver: Solver[Any], grid:
     It rises at every one of them and from each to the next; what happens between two is not seen,
     so give enough of them over an interval.
 
-    Shapes: z (M, 1), rising.
+    Arguments:
+        z: rising latents; (M, 1).
+        flow: the probability-flow ODE of a score.
+        solver: a solver of ODEs with fixed steps.
+        grid: falling times of the sampler's steps; (steps + 1,), in [0, 1].
+
     Errors: ValueError naming the latent near which it folds, or for another shape.
     """
     check_state("check_injective", z)

@@ -15,6 +15,9 @@ from torch import Tensor
 
 from sde_diffusion._check import wrong_type, wrong_value
 from sde_diffusion._tensors import check_state, expand
+from sde_diffusion.coefficients import Level, Levels
+from sde_diffusion.forms import converted
+from sde_diffusion.scores import ScoreLike
 from sde_diffusion.sde import LinearSDE
 
 
@@ -46,12 +49,18 @@ _TILE = 16  # rows multiplied at once: a fixed shape keeps a sample's bits apart
 
 
 class Oracle:
-    """A Gaussian mixture with any event shape, in the eigenbasis of each component."""
+    """A Gaussian mixture with any event shape, in the eigenbasis of each component.
+
+    Arguments:
+        weights: of the components, positive; (K,).
+        means: of the components; (K, *event).
+        variances: along the principal axes of each component; (K, D).
+        bases: the axes, as columns; (K, D, D), or None where they are those of the event.
+    """
 
     def __init__(
         self, weights: Tensor, means: Tensor, variances: Tensor, bases: Tensor | None
     ) -> None:
-        """Keep weights (K,), means (K, *event), variances (K, D) and bases (K, D, D) or None."""
         self.event = tuple(means.shape[1:])
         self.dimension = math.prod(self.event)
         self.weights = weights / weights.sum()
@@ -129,7 +138,7 @@ class Oracle:
 
 
 @final
-class ExactScore:
+class ExactScore(ScoreLike):
     """The exact score model of an oracle under a linear SDE, with the methods of `ScoreModel`.
 
     Shapes: x (B, *event), t () or (B,); computed in float64, returned in x's dtype.
@@ -141,7 +150,7 @@ class ExactScore:
     -2.0
     """
 
-    training = False
+    sde: LinearSDE
 
     def __init__(self, oracle: Oracle, sde: LinearSDE) -> None:
         if not isinstance(sde, LinearSDE):
@@ -166,6 +175,9 @@ class ExactScore:
         rows = self.oracle._turn_back(-r / variance)
         return self.oracle._mean_over_components(log_joint, rows).reshape(x.shape).to(x.dtype)
 
+    def predict(self, form: str, x: Tensor, t: Tensor, at: Level | Levels) -> Tensor:
+        return converted(form, "x0", self.denoise(x, t), x, at)
+
     def eps(self, x: Tensor, t: Tensor) -> Tensor:
         """Return E[eps | x_t] = −sigma ∇ log p_t(x)."""
         return -expand(self.sde.sigma(t), x) * self.score(x, t)
@@ -177,11 +189,6 @@ class ExactScore:
         rows = self.oracle._turn_back(a * self.oracle.variances * r / variance)
         x0 = self.oracle._mean_over_components(log_joint, self.oracle.means + rows)
         return x0.reshape(x.shape).to(x.dtype)
-
-    def velocity(self, x: Tensor, t: Tensor) -> Tensor:
-        """Return the flow's velocity rate x − ½ g² s."""
-        g2 = expand(self.sde.g(t) ** 2, x)
-        return expand(self.sde.rate(t), x) * x - 0.5 * g2 * self.score(x, t)
 
     def log_prob(self, x: Tensor, t: Tensor) -> Tensor:
         """Return log p_t(x).
@@ -272,7 +279,12 @@ class Gaussian(Oracle):
 class GaussianMixture(Oracle):
     """The mixture Σ w_k N(m_k, C_k), with full covariances or C_k = std_k² I.
 
-    Shapes: weights (K,); means (K, *event); covariances (K, D, D), or stds (K,).
+    Arguments:
+        weights: w_k, positive, of any sum; (K,).
+        means: m_k; (K, *event).
+        covariances: C_k; (K, D, D).
+        stds: the standard deviations std_k, in place of covariances; (K,).
+
     Errors: ValueError for weights that are not positive, or unless exactly one of covariances
     and stds is given.
 

@@ -11,19 +11,20 @@ Source: Ho & Salimans 2022; Karras et al. 2024 (any worse model as the unconditi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias, final
+from typing import TYPE_CHECKING, TypeAlias, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sde_diffusion._check import wrong_type, wrong_value
 from sde_diffusion._tensors import expand
 from sde_diffusion.coefficients import Level, Levels
+from sde_diffusion.forms import converted
 from sde_diffusion.models.conditioned import Labelled
-from sde_diffusion.models.protocols import Denoiser
 from sde_diffusion.models.score import ScoreModel
+from sde_diffusion.scores import ScoreLike
 from sde_diffusion.sde import LinearSDE
 
 if TYPE_CHECKING:
@@ -32,11 +33,11 @@ if TYPE_CHECKING:
 Weight: TypeAlias = "float | Callable[[Tensor], Tensor]"  # a number, or t -> w(t) in t's shape
 At: TypeAlias = "Level | Levels | None"
 # (model, x, t, level) -> one of its forms
-Reading: TypeAlias = Callable[[Any, Tensor, Tensor, At], Tensor]
+Reading: TypeAlias = Callable[[ScoreLike, Tensor, Tensor, At], Tensor]
 
 
 @final
-class Guided:
+class Guided(ScoreLike):
     """The guided score (1+w) s_c − w s_0 of two score models, with the methods of `ScoreModel`.
 
     w = 0 is the conditional model and w = −1 the unconditional one, bit for bit; the other one is
@@ -56,12 +57,13 @@ class Guided:
     3.0
     """
 
+    sde: LinearSDE
+
     def __init__(
-        self, conditional: Denoiser, unconditional: Denoiser, weight: Weight = 1.0
+        self, conditional: ScoreLike, unconditional: ScoreLike, weight: Weight = 1.0
     ) -> None:
         for name, model in (("conditional", conditional), ("unconditional", unconditional)):
-            sde = getattr(model, "sde", None)
-            if not (callable(model) and hasattr(model, "denoise") and isinstance(sde, LinearSDE)):
+            if not isinstance(model, ScoreLike) or not isinstance(model.sde, LinearSDE):
                 raise wrong_type(
                     "Guided",
                     name,
@@ -83,7 +85,7 @@ class Guided:
         self.conditional = conditional
         self.unconditional = unconditional
         self.weight = weight
-        self.sde = conditional.sde
+        self.sde = conditional.linear_sde()
 
     @property
     def device(self) -> torch.device:
@@ -91,25 +93,30 @@ class Guided:
         return self.conditional.device
 
     @property
-    def training(self) -> bool:
-        """Whether one of the models is in training mode."""
-        return any(getattr(model, "training", False) for model in self._models)
-
-    @property
     def data(self) -> DataSpec | None:
         """What the samples are, where the conditional model tells."""
-        found: DataSpec | None = getattr(self.conditional, "data", None)
-        return found
+        return self.conditional.data
+
+    @property
+    def predicts(self) -> bool:
+        return self.conditional.predicts and self.unconditional.predicts
 
     @property
     def coupling(self) -> str:
         """How data met noise in training: "independent" only if it was so for both models."""
-        kinds = (getattr(model, "coupling", "independent") for model in self._models)
+        kinds = (model.coupling for model in self._models)
         return next((kind for kind in kinds if kind != "independent"), "independent")
+
+    def in_training(self) -> bool:
+        return any(model.in_training() for model in self._models)
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        own = (p for model in self._models for p in model.parameters(recurse))
+        yield from {id(p): p for p in own}.values()  # two conditions of one network share them
 
     def rows(self, index: Tensor) -> Guided:
         """Return the guided score of the samples ``index`` of the batch, with their labels."""
-        c, u = (getattr(m, "rows", lambda _, m=m: m)(index) for m in self._models)
+        c, u = (model.rows(index) for model in self._models)
         same = c is self.conditional and u is self.unconditional
         return self if same else Guided(c, u, self.weight)
 
@@ -133,21 +140,21 @@ class Guided:
         """Return the velocity of the probability flow of the guided score."""
         return self._mixed(lambda m, x, t, _: m.velocity(x, t), x, t)
 
-    @property
-    def predict(self) -> Callable[[str, Tensor, Tensor, Level | Levels], Tensor]:
-        """`ScoreModel.predict` of the guided model, an attribute only where both have it."""
-        for model in self._models:
-            model.predict  # noqa: B018  (solvers ask whether there is one)
-        return lambda form, x, t, at: self._mixed(
-            lambda m, x, t, at: m.predict(form, x, t, at), x, t, at
-        )
+    def predict(self, form: str, x: Tensor, t: Tensor, at: Level | Levels) -> Tensor:
+        if not self.predicts:
+            return converted(form, "x0", self.denoise(x, t), x, at)
+
+        def read(model: ScoreLike, x: Tensor, t: Tensor, at: At) -> Tensor:
+            return model.predict(form, x, t, at)  # type: ignore[arg-type]  # there is one
+
+        return self._mixed(read, x, t, at)
 
     def parts(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return eps_c and eps_0."""
         return self._both(_eps, x, t, None)
 
     @property
-    def _models(self) -> tuple[Any, Any]:
+    def _models(self) -> tuple[ScoreLike, ScoreLike]:
         return self.conditional, self.unconditional
 
     def _mixed(self, read: Reading, x: Tensor, t: Tensor, at: At = None) -> Tensor:
@@ -214,8 +221,8 @@ def guided(model: ScoreModel, labels: Tensor | int, weight: Weight = 1.0) -> Gui
             type(model).__name__,
             "use Guided(conditional, unconditional, weight)",
         )
-    config = getattr(model.network, "config", None)
-    if isinstance(config, dict) and not config.get("classes"):
+    config = model.network_config
+    if config is not None and not config.get("classes"):
         raise wrong_value(
             "guided",
             "model",
@@ -230,6 +237,12 @@ def guided(model: ScoreModel, labels: Tensor | int, weight: Weight = 1.0) -> Gui
 @dataclass(frozen=True)
 class GuidanceInterval:
     """The weight w(t) = w where low < sigma/alpha ≤ high, else 0: guidance at some levels only.
+
+    Arguments:
+        sde: the SDE of the guided models.
+        weight: w, at the levels in between.
+        low: the level sigma/alpha above which there is guidance.
+        high: the level up to which there is guidance.
 
     Shapes: t () or (B,) → the same.
     Errors: ValueError unless 0 ≤ low < high and w is finite.
@@ -270,9 +283,8 @@ def _check_weight(what: str, weight: object) -> None:
         raise wrong_value(what, "weight", "be finite", weight, "pass for example 1.0")
 
 
-def _eps(model: Any, x: Tensor, t: Tensor, _at: At) -> Tensor:  # noqa: ANN401
-    found: Tensor = model.eps(x, t)
-    return found
+def _eps(model: ScoreLike, x: Tensor, t: Tensor, _at: At) -> Tensor:
+    return model.eps(x, t)
 
 
 def _twice(values: Tensor) -> Tensor:

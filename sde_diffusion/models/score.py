@@ -6,8 +6,9 @@ score = −eps/sigma, x0 = (x_t − sigma eps)/alpha, v = alpha eps − sigma x0
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Final, Self, final
+from typing import TYPE_CHECKING, Any, Final, Self, final
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from sde_diffusion._tensors import check_state, expand, per_sample
 from sde_diffusion.coefficients import Level, Levels
 from sde_diffusion.forms import FORMS, converted, edm_form, joined
 from sde_diffusion.models.conditioned import Labelled
+from sde_diffusion.scores import ScoreLike
 from sde_diffusion.sde import SDE, LinearSDE
 
 if TYPE_CHECKING:
@@ -27,11 +29,13 @@ VARIANCES: Final = ("fixed", "learned")
 COUPLINGS: Final = ("independent", "optimal-transport")
 
 
-class LearnedScore(nn.Module, ABC):
+class LearnedScore(nn.Module, ScoreLike, ABC):
     """A score that a network gives: what can be trained, averaged and saved."""
 
-    sde: SDE
     prediction: str  # what the network's output means
+    variance: str = "fixed"
+    coupling: str = "independent"
+    data: DataSpec | None = None
 
     def __init__(self, network: nn.Module, data: DataSpec | None) -> None:
         super().__init__()
@@ -53,10 +57,22 @@ class LearnedScore(nn.Module, ABC):
         return torch.device("cpu") if parameter is None else parameter.device
 
     @property
+    def network_config(self) -> dict[str, Any] | None:
+        """The network's ``config``, None where it tells none."""
+        # Any module may be the network, and one that is not ours need not have any.
+        config = getattr(self.network, "config", None)
+        return config if isinstance(config, dict) else None
+
+    @property
     def classes(self) -> int | None:
         """The number of classes in the network's ``config``, None where it has or tells none."""
-        config = getattr(self.network, "config", None)
-        return config.get("classes") if isinstance(config, dict) else None
+        return (self.network_config or {}).get("classes")
+
+    def in_training(self) -> bool:
+        return self.training
+
+    def in_double(self) -> Self:
+        return copy.deepcopy(self).double()
 
     def given(self, labels: Tensor | int) -> Self:
         """Return the model conditioned on class labels, sharing this one's network.
@@ -103,8 +119,16 @@ class ScoreModel(LearnedScore):
     Karras et al.
 
     With ``variance="learned"`` the network has twice as many outputs as x has channels, and the
-    second half are 2v − 1 of `LearnedVariance`. ``coupling`` tells how data met noise in training:
-    after "optimal-transport" the velocity is right and eps is no score of anything.
+    second half are 2v − 1 of `LearnedVariance`.
+
+    Arguments:
+        network: a module called as network(x, c); (B, *event), (B,) to (B, *event).
+        sde: the linear SDE of the noise.
+        prediction: what the output means: "eps", "x0", "v", "score", "flow" or "edm".
+        sigma_data: the standard deviation of the data, for "edm".
+        data: what the samples are, where that is known.
+        variance: of a chain's reverse steps: "fixed" or "learned".
+        coupling: how data met noise in training; after "optimal-transport" eps is no score.
 
     Shapes: x (B, *event), t () or (B,); every method returns x's shape.
     Errors: TypeError for an SDE that is not linear, ValueError for an unknown name or a network
@@ -123,6 +147,7 @@ class ScoreModel(LearnedScore):
     """
 
     sde: LinearSDE
+    predicts = True
 
     def __init__(
         self,
@@ -173,51 +198,35 @@ class ScoreModel(LearnedScore):
         """Return ∇ log p_t(x) ≈ −eps/sigma."""
         return self.eps(x, t) / expand(-self.sde.sigma(t), x)
 
-    def eps(self, x: Tensor, t: Tensor) -> Tensor:
-        """Return the predicted noise E[eps | x_t]."""
-        return self._convert("eps", x, t)
-
-    def denoise(self, x: Tensor, t: Tensor) -> Tensor:
-        """Return the predicted data E[x0 | x_t]."""
-        return self._convert("x0", x, t)
-
     def predict(self, form: str, x: Tensor, t: Tensor, at: Level | Levels) -> Tensor:
-        """Return eps, x0 or v = alpha eps − sigma x0 at times whose levels are known."""
         check_state("ScoreModel", x)
-        return self._formed(form, self._outputs(x, t)[0], x, at)
+        y, c = self._input(x, t)
+        return self._formed(form, self._parts(self.network(y, c), x)[0], x, at)
 
     def with_fraction(self, form: str, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Return eps, x0 or v, and the learned variance's `fraction`, of one pass.
-
-        Errors: ValueError for a model of a fixed variance.
-        """
         check_state("ScoreModel", x)
         if self.variance != "learned":
-            raise wrong_value(
-                "ScoreModel",
-                "variance",
-                "be 'learned' to have a fraction",
-                self.variance,
-                "train ScoreModel(network, sde, variance='learned')",
-            )
-        out, second = self._outputs(x, t)
-        at = Levels(self.sde.alpha(t), self.sde.sigma(t))
-        return self._formed(form, out, x, at), 0.5 * (second + 1)
+            return super().with_fraction(form, x, t)
+        y, c = self._input(x, t)
+        out, second = self._parts(self.network(y, c), x)
+        return self._formed(form, out, x, self._levels(x, t)), 0.5 * (second + 1)
 
     def fraction(self, x: Tensor, t: Tensor) -> Tensor:
         """Return v of σ_k² = exp(v log β_k + (1−v) log β̃_k), what `LearnedVariance` takes."""
         return self.with_fraction("eps", x, t)[1]
 
-    def _outputs(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    def _input(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what the network is called with: the state, scaled for "edm", and one number."""
+        if self.prediction != "edm":
+            return x, per_sample(t, x)
+        alpha = self.sde.alpha(t)
+        s = self.sde.sigma(t) / self.sde.alpha(t)
+        c_in = (s**2 + self.sigma_data**2).rsqrt()
+        c_noise = 0.25 * s.log()
+        return expand(c_in / alpha, x) * x, per_sample(c_noise, x)
+
+    def _parts(self, out: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the network's prediction, and what it says of the variance: empty if fixed."""
-        if self.prediction == "edm":
-            alpha = self.sde.alpha(t)
-            s = self.sde.sigma(t) / self.sde.alpha(t)
-            c_in = (s**2 + self.sigma_data**2).rsqrt()
-            c_noise = 0.25 * s.log()
-            out = self.network(expand(c_in / alpha, x) * x, per_sample(c_noise, x))
-        else:
-            out = self.network(x, per_sample(t, x))
         channels = x.shape[1] * (2 if self.variance == "learned" else 1)
         if out.shape != (x.shape[0], channels, *x.shape[2:]):
             rule = f"have {channels} outputs for states {tuple(x.shape)}, variance={self.variance}"
@@ -239,10 +248,6 @@ class ScoreModel(LearnedScore):
         """Return the flow's velocity rate x − ½ g² s = rate x + ½ (g²/sigma) eps."""
         half = 0.5 * self.sde.g(t) ** 2 / self.sde.sigma(t)
         return expand(self.sde.rate(t), x) * x + expand(half, x) * self.eps(x, t)
-
-    def _convert(self, form: str, x: Tensor, t: Tensor) -> Tensor:
-        check_state("ScoreModel", x)
-        return self.predict(form, x, t, Levels(self.sde.alpha(t), self.sde.sigma(t)))
 
 
 @final

@@ -11,26 +11,34 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Self, final
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Self, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sde_diffusion._check import positive_number, wrong_type, wrong_value
 from sde_diffusion._tensors import expand
-from sde_diffusion.models.protocols import Denoiser
+from sde_diffusion.coefficients import Level, Levels
+from sde_diffusion.forms import converted
+from sde_diffusion.scores import ScoreLike
 from sde_diffusion.sde import LinearSDE
 
+if TYPE_CHECKING:
+    from sde_diffusion.data.spec import DataSpec
 
-class Threshold(ABC):
+
+class Threshold(ScoreLike, ABC):
     """A score model with clipped x0; the kinds differ in `clip` alone."""
 
-    def __init__(self, model: Denoiser) -> None:
-        if not hasattr(model, "denoise") or not isinstance(getattr(model, "sde", None), LinearSDE):
+    sde: LinearSDE
+
+    def __init__(self, model: ScoreLike) -> None:
+        if not isinstance(model, ScoreLike) or not isinstance(model.sde, LinearSDE):
             raise wrong_type(
                 type(self).__name__,
                 "model",
-                "be a score model with .sde, .denoise",
+                "be a score model of a LinearSDE",
                 type(model).__name__,
                 "pass a ScoreModel, or an oracle's .diffused(sde)",
             )
@@ -42,7 +50,7 @@ class Threshold(ABC):
         """Return x0 inside the limits."""
 
     @abstractmethod
-    def _around(self, model: Denoiser) -> Self:
+    def _around(self, model: ScoreLike) -> Self:
         """Return the same threshold of another model."""
 
     @property
@@ -51,14 +59,18 @@ class Threshold(ABC):
         return self.model.device
 
     @property
-    def training(self) -> bool:
-        """Whether the model is in training mode."""
-        return bool(getattr(self.model, "training", False))
+    def data(self) -> DataSpec | None:
+        return self.model.data
+
+    def in_training(self) -> bool:
+        return self.model.in_training()
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        return self.model.parameters(recurse)
 
     @property
     def coupling(self) -> str:
-        """How data met noise in the model's training."""
-        return str(getattr(self.model, "coupling", "independent"))
+        return self.model.coupling
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         """Return the score, so that the threshold itself is a score."""
@@ -77,10 +89,12 @@ class Threshold(ABC):
         """Return −eps/sigma."""
         return self.eps(x, t) / expand(-self.sde.sigma(t), x)
 
+    def predict(self, form: str, x: Tensor, t: Tensor, at: Level | Levels) -> Tensor:
+        return converted(form, "x0", self.denoise(x, t), x, at)
+
     def rows(self, index: Tensor) -> Self:
-        """Return the threshold for the samples ``index`` of the batch."""
-        part = getattr(self.model, "rows", None)
-        return self if part is None else self._around(part(index))
+        part = self.model.rows(index)
+        return self if part is self.model else self._around(part)
 
 
 @final
@@ -96,7 +110,7 @@ class StaticThreshold(Threshold):
     1.0
     """
 
-    def __init__(self, model: Denoiser, low: float = -1.0, high: float = 1.0) -> None:
+    def __init__(self, model: ScoreLike, low: float = -1.0, high: float = 1.0) -> None:
         super().__init__(model)
         if not low < high:
             raise wrong_value(
@@ -111,7 +125,7 @@ class StaticThreshold(Threshold):
     def clip(self, x0: Tensor) -> Tensor:
         return x0.clamp(self.low, self.high)
 
-    def _around(self, model: Denoiser) -> StaticThreshold:
+    def _around(self, model: ScoreLike) -> StaticThreshold:
         return StaticThreshold(model, self.low, self.high)
 
 
@@ -132,7 +146,7 @@ class DynamicThreshold(Threshold):
     [[0.5, -1.0]]
     """
 
-    def __init__(self, model: Denoiser, quantile: float = 0.995, limit: float = 1.0) -> None:
+    def __init__(self, model: ScoreLike, quantile: float = 0.995, limit: float = 1.0) -> None:
         super().__init__(model)
         if not 0 < quantile <= 1:
             raise wrong_value(
@@ -147,7 +161,7 @@ class DynamicThreshold(Threshold):
         # Scaled before it is clipped, which is the same: no rounding leads out of the limits.
         return (x0 * (self.limit / s)).clamp(-self.limit, self.limit)
 
-    def _around(self, model: Denoiser) -> DynamicThreshold:
+    def _around(self, model: ScoreLike) -> DynamicThreshold:
         return DynamicThreshold(model, self.quantile, self.limit)
 
 

@@ -34,7 +34,15 @@ def conv(
     kernel: int = 3,
     stride: int = 1,
 ) -> nn.Conv2d:
-    """Return a convolution; a ``generator`` of None makes it 0."""
+    """Return a convolution whose output has the size of its input over ``stride``, rounded up.
+
+    Arguments:
+        inputs: channels in.
+        outputs: channels out.
+        generator: of the weights; None makes weights and bias 0.
+        kernel: side of the kernel, in pixels; odd.
+        stride: pixels of the input between two of the output.
+    """
     layer: nn.Conv2d = skip_init(  # type: ignore[no-untyped-call]
         nn.Conv2d, inputs, outputs, kernel, stride=stride, padding=kernel // 2
     )
@@ -43,7 +51,7 @@ def conv(
 
 
 def linear(inputs: int, outputs: int, generator: torch.Generator | None) -> nn.Linear:
-    """Return a linear map; a ``generator`` of None makes it 0."""
+    """Return a linear map; a ``generator`` of None makes weights and bias 0."""
     layer: nn.Linear = skip_init(nn.Linear, inputs, outputs)  # type: ignore[no-untyped-call]
     _fill(layer.weight, layer.bias, generator)
     return layer
@@ -65,8 +73,11 @@ class GroupNorm(nn.GroupNorm):
     ) -> Tensor:
         """Return x with mean 0 and variance 1 in every group, times the weight, plus the bias.
 
-        They are the module's own unless given, (channels,) or (B, channels). x may be a part of
-        the channels, from number ``first`` on, that leaves groups whole.
+        Arguments:
+            x: all channels, or a range of them that consists of whole groups; (B, channels, H, W).
+            weight: None for the module's own; (channels,) or (B, channels).
+            bias: None for the module's own; (channels,) or (B, channels).
+            first: index of the first channel of x among all.
         """
         weight = self.weight if weight is None else weight
         bias = self.bias if bias is None else bias
@@ -109,7 +120,11 @@ def check_seed(what: str, seed: int) -> None:
 def check_input(what: str, x: Tensor, event: tuple[int | str, ...], weight: Tensor) -> None:
     """Refuse a state that is not (B, *event), or not of the weights' dtype.
 
-    ``event`` holds the sizes; a letter stands for any size of at least 1.
+    Arguments:
+        what: the network, for the error.
+        x: the state.
+        event: its sizes; a letter stands for any size of at least 1.
+        weight: a parameter of the network, for its dtype.
     """
     if not isinstance(x, Tensor):
         raise wrong_type(
@@ -136,7 +151,15 @@ def check_input(what: str, x: Tensor, event: tuple[int | str, ...], weight: Tens
 def check_condition(
     what: str, x: Tensor, c: Tensor, labels: Tensor | None, classes: int | None
 ) -> None:
-    """Refuse a conditioning that is not one number, and at most one known class, per sample."""
+    """Refuse a conditioning that is not one number, and at most one known class, per sample.
+
+    Arguments:
+        what: the network, for the error.
+        x: the state, for its batch size; (B, *event).
+        c: the noise level; (B,).
+        labels: classes of the samples, int64, −1 for no class; (B,), or None for no classes.
+        classes: how many the network knows; None for a network without.
+    """
     batch = (x.shape[0],)
     if not isinstance(c, Tensor) or not c.is_floating_point():
         got = str(c.dtype) if isinstance(c, Tensor) else type(c).__name__

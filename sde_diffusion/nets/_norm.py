@@ -10,9 +10,9 @@ from torch.autograd import Function
 from torch.nn import functional as F
 
 EPS: Final = 1e-5
-# Numbers of a temporary that stays in the cache of a core.
+# Values of a temporary that stays in the cache of a core.
 CACHED: Final = 2**19
-# Numbers that a core passes over in the time of a few calls.
+# Values that a core reads in the time of a few calls.
 SMALL: Final = 2**17
 
 
@@ -27,7 +27,13 @@ def memory_bound(x: Tensor) -> bool:
 def normalised(x: Tensor, groups: int, weight: Tensor, bias: Tensor) -> Tensor:
     """Return weight (x − mean)/√(variance + 1e-5) + bias, with the moments of every group.
 
-    Shapes: x (B, channels, H, W); weight and bias (channels,) or (B, channels); result like x.
+    Arguments:
+        x: images; (B, channels, H, W).
+        groups: of channels, equally many in each.
+        weight: (channels,) or (B, channels).
+        bias: (channels,) or (B, channels).
+
+    Shapes: result (B, channels, H, W).
     """
     # PyTorch's own takes several times as long as this on the CPU with the channels last, where
     # neither its forward mode nor a batch of vectors goes through.

@@ -20,8 +20,17 @@ class ResidualBlock(nn.Module):
     (scale, shift) is a linear map of the conditioning vector; skip is the identity, or a 1×1
     convolution where the channels change. The second convolution is 0 at first.
 
-    With ``beside``, x stands for both images one after the other, doubled in size by nearest
-    interpolation if ``beside`` is twice its size. That is not done, only its result.
+    With ``beside`` the block's input is x, doubled in size by nearest interpolation if ``beside``
+    is twice its size, and ``beside``, one after the other in the channels; where that is faster
+    they are convolved apart, to the same result.
+
+    Arguments:
+        inputs: channels in, those of ``beside`` included.
+        outputs: channels out.
+        condition: size E of the conditioning vector.
+        dropout: probability in [0, 1).
+        factor: of the sum of both branches: 1, or 1/√2 to keep its variance.
+        generator: of the weights.
 
     Shapes: x (B, inputs, H, W); e (B, E); result (B, outputs, H, W).
     Source: Brock et al. 2019; Dhariwal & Nichol 2021; Song et al. 2021, app. H (factor 1/√2).
@@ -71,6 +80,12 @@ class ResidualBlock(nn.Module):
 @final
 class Attention(nn.Module):
     """y = factor (x + W softmax(qᵀk/√d) v) over the pixels, with W = 0 at first.
+
+    Arguments:
+        channels: in and out.
+        heads: of attention, a divisor of the channels; d = channels/heads.
+        factor: of the sum of both branches: 1, or 1/√2 to keep its variance.
+        generator: of the weights.
 
     Shapes: x (B, channels, H, W); result the same.
     Source: Vaswani et al. 2017; Ho et al. 2020.

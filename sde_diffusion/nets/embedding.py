@@ -78,6 +78,14 @@ class Conditioning(nn.Module):
     The class table has a row more than there are classes: row 0, for the label −1 and for no
     labels at all, is the null class that label dropout trains.
 
+    Arguments:
+        features: size of the embedding of c, rounded up to even.
+        width: size of the result.
+        embedding: "sinusoidal" or "fourier".
+        time_scale: ``scale`` of the embedding, in its units.
+        classes: how many; None for no class table.
+        generator: of the weights and of Fourier frequencies.
+
     Shapes: c (B,); labels (B,) or None; result (B, width), after a SiLU.
     """
 
@@ -113,7 +121,14 @@ class Conditioning(nn.Module):
 
 
 def resolve(what: str, embedding: str, time_scale: float | None, classes: int | None) -> float:
-    """Return the time scale, the embedding's own if None, after a check of all three."""
+    """Return the time scale, after a check of all three settings.
+
+    Arguments:
+        what: the network, for the error.
+        embedding: "sinusoidal" or "fourier".
+        time_scale: positive; None for the embedding's default.
+        classes: a positive number of classes, or None.
+    """
     if embedding not in TIME_SCALES:
         rule = f"be one of {', '.join(TIME_SCALES)}"
         raise wrong_value(what, "embedding", rule, embedding, "pass embedding='sinusoidal'")

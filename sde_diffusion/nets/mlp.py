@@ -44,8 +44,19 @@ class Layer(nn.Module):
 class MLP(nn.Module):
     """A residual MLP for points in ``dimension`` dimensions, called like the U-Net.
 
-    ``depth`` layers of ``width`` units, each conditioned on the noise level and on class labels.
-    The output is 0 at first. The other arguments, and ``config``, are those of `UNet`.
+    Every layer is conditioned on the noise level and on class labels. The output is 0 at first.
+    ``config`` holds all arguments, as that of `UNet`.
+
+    Arguments:
+        dimension: the number of dimensions of x.
+        width: units of a layer.
+        depth: residual layers.
+        embedding: of c, "sinusoidal" or "fourier".
+        time_scale: largest frequency in radians, or std of frequencies in cycles; None: 1000, 16.
+        classes: how many; None for a network without labels.
+        dropout: probability in [0, 1).
+        seed: of the weights.
+        outputs: the number of dimensions of the result; None for ``dimension``.
 
     Shapes: x (B, dimension); c (B,); labels (B,) int64; result (B, outputs), by default like x.
     Units: c is the time t in [0, 1], or ¼ ln sigma.

@@ -38,7 +38,7 @@ def doubled(x: Tensor) -> Tensor:
 
 
 def convolved_double(x: Tensor, weight: Tensor) -> Tensor:
-    """Return the 3×3 convolution of x doubled by nearest interpolation, at 4/9 of its work.
+    """Return the 3×3 convolution of x doubled by nearest interpolation, at 4/9 of its cost.
 
     Shapes: x (B, inputs, H, W); weight (outputs, inputs, 3, 3); result (B, outputs, 2H, 2W).
     """

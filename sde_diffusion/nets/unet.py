@@ -33,7 +33,17 @@ FACTORS: Final = {"half-power": 0.5**0.5, "none": 1.0}
 
 @final
 class Stage(nn.Module):
-    """A residual block, followed by self-attention unless ``heads`` is None."""
+    """A residual block, followed by self-attention unless ``heads`` is None.
+
+    Arguments:
+        inputs: channels in.
+        outputs: channels out.
+        heads: of attention; None for no attention.
+        condition: size of the conditioning vector.
+        dropout: probability in [0, 1).
+        factor: of every sum of two branches.
+        generator: of the weights.
+    """
 
     def __init__(
         self,
@@ -59,19 +69,31 @@ class Stage(nn.Module):
 class UNet(nn.Module):
     """A U-Net of wide residual blocks, conditioned on the noise level and on class labels.
 
-    Level i has ``width · multipliers[i]`` channels and ``blocks`` blocks on the way down, each
-    joined to its mirror image on the way up; the levels in ``attention`` end both ways with
-    self-attention, as do the two blocks at the bottom if the last level is among them. Between
-    levels a strided convolution halves the size, rounding up, and nearest interpolation
-    restores it exactly, so any height and width go; with ``resampling`` "fir" both go through the
-    filter 1, 3, 3, 1 instead. With ``progressive`` "residual" the image, halved and convolved
-    level by level, is added at every level on the way down. ``rescaling`` "half-power" divides
-    every sum of two branches by √2; "none" leaves them. The output is 0 at first.
+    Level i has ``width · multipliers[i]`` channels and ``blocks`` blocks in the encoder, each with
+    a skip connection to its counterpart in the decoder; the levels in ``attention`` end in both
+    with self-attention, as do the two blocks at the bottom if the last level is among them.
+    Between levels a strided convolution halves the size, rounding up, and nearest interpolation
+    restores it exactly, so any height and width will do. The output is 0 at first.
 
-    ``embedding`` is "sinusoidal" or "fourier"; ``time_scale`` is its largest frequency in
-    radians, or the deviation of its frequencies in cycles (None: 1000 and 16). With ``classes``,
-    the label −1 and labels=None stand for no class. ``config`` holds all arguments:
+    The label −1 and labels=None stand for no class. ``config`` holds all arguments:
     ``UNet(**net.config)`` is the same network, weights drawn from ``seed`` included.
+
+    Arguments:
+        channels: of the images.
+        width: channels of level 0 before its multiplier, at least 4.
+        multipliers: of ``width``, one for each level.
+        blocks: residual blocks of a level, in the encoder and in the decoder.
+        attention: the levels with self-attention, from 0.
+        heads: of attention, a divisor of the channels of those levels.
+        embedding: of c, "sinusoidal" or "fourier".
+        time_scale: largest frequency in radians, or std of frequencies in cycles; None: 1000, 16.
+        classes: how many; None for a network without labels.
+        dropout: probability in [0, 1).
+        seed: of the weights.
+        outputs: channels of the result; None for ``channels``.
+        resampling: "strided", or "fir" for the filter 1, 3, 3, 1 both ways.
+        progressive: "residual" adds the image, halved and convolved, at every encoder level.
+        rescaling: "half-power" divides every sum of two branches by √2; "none" does not.
 
     Shapes: x (B, channels, H, W); c (B,); labels (B,) int64; result (B, outputs, H, W), by default
     like x.
@@ -227,8 +249,8 @@ def _parts(stages: nn.Module) -> nn.ModuleList:
 def mnist_config() -> dict[str, Any]:
     """Return the arguments of a U-Net of about 2.6 million weights for 1×28×28.
 
-    Its embedding is slow for the reason of `digits_config`, and slower still: ¼ ln sigma, which
-    the "edm" prediction conditions on, spans three units where t spans one.
+    Its time scale is small for the reason of `digits_config`, and smaller still: ¼ ln sigma,
+    which the "edm" prediction conditions on, spans three units where t spans one.
     """
     return {
         "channels": 1,
@@ -243,8 +265,8 @@ def mnist_config() -> dict[str, Any]:
 def digits_config() -> dict[str, Any]:
     """Return the arguments of a U-Net of about 0.9 million weights (3.5 MB) for 1×8×8.
 
-    Its embedding of t is ten times slower than DDPM's: a score that is smooth in t is what solvers
-    of high order and adaptive steps live on.
+    Its embedding of t has a tenth of DDPM's frequencies: solvers of high order and adaptive ones
+    need a score that is smooth in t.
     """
     return {
         "channels": 1,

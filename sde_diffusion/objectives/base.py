@@ -1,4 +1,4 @@
-"""What a training step minimises, as objects: which times it looks at, and the loss there."""
+"""What a training step minimises: a distribution of times, and a loss at each time."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from sde_diffusion.noise import Noise
 from sde_diffusion.objectives.coupling import Coupling, IndependentCoupling
 from sde_diffusion.objectives.spacings import Spacing
 from sde_diffusion.sde import LinearSDE
-from sde_diffusion.time_distributions import TimeLaw
+from sde_diffusion.time_distributions import TimeDistribution
 
 
 class Drawn(NamedTuple):
-    """The times of a batch, the numbers behind them and what each counts for.
+    """The times t of a batch, the quantiles u that they are, and the weights of their losses.
 
     Shapes: all (n,), float64.
     """
@@ -31,9 +31,13 @@ class Drawn(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Data, their times and their noise; ``noise`` gives whatever else a loss draws.
+    """Data with their times and their noise.
 
-    Shapes: x0, eps (B, *event); t (B,), float64.
+    Arguments:
+        x0: the data, scaled; (B, *event).
+        t: their times; (B,), float64.
+        eps: the standard normal noise inside x_t; (B, *event).
+        noise: the source of whatever else a loss draws, such as probes or paths.
     """
 
     x0: Tensor
@@ -43,24 +47,29 @@ class Batch:
 
 
 class Objective(nn.Module, ABC):
-    """E over times of ``law``, spaced by ``spacing``, of a loss.
+    """The expectation of a loss over a distribution of times.
 
-    Its parameters, if it has any, are trained beside the model's, and its buffers are kept: both
-    are part of a run's state, not of the model.
+    Its parameters, if it has any, are trained with the model's. They and its buffers are saved
+    with the state of a run, not with the model.
+
+    Arguments:
+        law: the distribution from which times are drawn.
+        spacing: how the quantiles u of a batch are spread over [0, 1).
+        t_min: the least time.
     """
 
     coupling: Coupling = IndependentCoupling()
 
-    def __init__(self, law: TimeLaw, spacing: Spacing, t_min: float) -> None:
+    def __init__(self, law: TimeDistribution, spacing: Spacing, t_min: float) -> None:
         super().__init__()
-        self.law = law
+        self.distribution = law
         self.spacing = spacing
         self.t_min = t_min
 
     def check(self, model: ScoreModel) -> None:
-        """Refuse, by name, a model that this objective cannot train.
+        """Refuse a model that this objective cannot train; nothing is changed.
 
-        What training makes of a model that it cannot tell by itself is written on it here.
+        Errors: ValueError or TypeError that names what does not fit.
         """
         if model.variance == "learned":
             raise wrong_value(
@@ -78,10 +87,12 @@ class Objective(nn.Module, ABC):
                 self.coupling.name,
                 f"pass coupling={model.coupling!r}",
             )
-        model.coupling = self.coupling.name
 
     def check_direct(self, model: DirectScore) -> None:  # noqa: ARG002  (whatever it is)
-        """Refuse, by name, a model that has no eps, or one that this objective cannot train."""
+        """Refuse a model without eps that this objective cannot train; nothing is changed.
+
+        Errors: TypeError or ValueError that names what does not fit.
+        """
         raise wrong_type(
             "train",
             "objective",
@@ -90,18 +101,28 @@ class Objective(nn.Module, ABC):
             "pass objective=Sliced(Paths(…), Stratified(), 0.0)",
         )
 
+    def adopt(self, model: ScoreModel) -> None:
+        """Write on the model how it is trained from here on, and take from it what is asked for.
+
+        For a model that `check` accepts. A trainer calls it when it takes its first step.
+        """
+        model.coupling = self.coupling.name
+
     def pair(self, x0: Tensor, eps: Tensor) -> Tensor:
-        """Return the noise of a whole batch in the order in which it goes with the data."""
+        """Return the noise of a whole batch, permuted as the coupling pairs it with the data.
+
+        Shapes: x0, eps and result (B, *event).
+        """
         return self.coupling.pair(x0, eps)
 
     def draw(self, sde: LinearSDE, n: int, generator: torch.Generator) -> Drawn:
-        """Return the times of a whole batch of n."""
+        """Return the times of a whole batch of n samples."""
         u, weight = self.spacing.draw(n, generator)
-        return Drawn(self.law.time(sde, u, self.t_min), u, weight)
+        return Drawn(self.distribution.time(sde, u, self.t_min), u, weight)
 
     @abstractmethod
     def forward(self, model: ScoreModel, batch: Batch) -> Tensor:
-        """Return the loss of every sample, to be weighted by its draw's weight.
+        """Return the loss of every sample, to be multiplied by the weight of its time.
 
         Shapes: result (B,).
         """

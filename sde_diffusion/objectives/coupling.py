@@ -1,4 +1,4 @@
-"""How the data of a batch meet its noise."""
+"""How the noise of a batch is paired with its data."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import Tensor
 
 
 class Coupling(ABC):
-    """A rule that pairs the rows of a whole batch with rows of noise; it changes neither's law."""
+    """A rule that pairs the rows of a batch with rows of noise; neither distribution changes."""
 
     name: str
 
     @abstractmethod
     def pair(self, x0: Tensor, eps: Tensor) -> Tensor:
-        """Return the noise in the order in which it goes with the data.
+        """Return the noise, permuted so that each row is paired with that row of the data.
 
         Shapes: x0, eps and result (B, *event).
         """
@@ -25,7 +25,7 @@ class Coupling(ABC):
 
 @final
 class IndependentCoupling(Coupling):
-    """The noise as it was drawn.
+    """The noise in the order in which it was drawn.
 
     >>> IndependentCoupling().pair(torch.zeros(2, 1), torch.tensor([[2.0], [1.0]])).tolist()
     [[2.0], [1.0]]
@@ -41,9 +41,9 @@ class IndependentCoupling(Coupling):
 class OptimalTransport(Coupling):
     """The permutation of the noise with the least Σ ‖x0 − eps‖² over the batch.
 
-    The flow of E[alpha' x0 + sigma' eps | x_t] still carries the noise to the data, on straighter
-    paths. But x_t given x0 is no longer normal, E[eps | x_t] no score, and no bound on the
-    likelihood holds: such a model is for `ProbabilityFlow` alone.
+    The flow with the velocity E[alpha' x0 + sigma' eps | x_t] still takes the noise to the data,
+    along straighter paths. But x_t given x0 is no longer normal, −E[eps | x_t]/sigma is not the
+    score, and no bound on the likelihood holds: such a model is for `ProbabilityFlow` alone.
 
     Source: Pooladian et al. 2023; Tong et al. 2024 (Minibatch optimal transport).
 

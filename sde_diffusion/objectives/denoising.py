@@ -8,29 +8,36 @@ from torch import Tensor
 
 from sde_diffusion._check import wrong_value
 from sde_diffusion._tensors import flat_sum
-from sde_diffusion.models.protocols import NoisePredictor
 from sde_diffusion.models.score import ScoreModel
 from sde_diffusion.objectives.base import Batch, Objective
 from sde_diffusion.objectives.coupling import Coupling
 from sde_diffusion.objectives.spacings import Spacing
 from sde_diffusion.objectives.uncertainty import Uncertainty
 from sde_diffusion.objectives.weighting import EDM, Weighting, perceptual
-from sde_diffusion.time_distributions import TimeLaw
+from sde_diffusion.scores import ScoreLike
+from sde_diffusion.time_distributions import TimeDistribution
 
 
 def denoising_loss(
-    model: NoisePredictor,
+    model: ScoreLike,
     x0: Tensor,
     t: Tensor,
     eps: Tensor,
     weighting: Weighting = perceptual,
 ) -> Tensor:
-    """Return w(t) ‖eps − eps_θ(x_t, t)‖²/D with x_t = alpha x0 + sigma eps, D numbers a sample.
+    """Return w(t) ‖eps − eps_θ(x_t, t)‖²/D, x_t = alpha x0 + sigma eps, in D dimensions.
 
-    Its mean over eps is least at eps_θ = E[eps | x_t] = −sigma ∇log p_t(x_t), whatever w > 0; it
-    differs from the explicit w ‖eps_θ + sigma ∇log p_t‖²/D by a constant.
+    Its mean is least at eps_θ = E[eps | x_t] = −sigma ∇log p_t(x_t), whatever w > 0; it differs
+    from that of the explicit w ‖eps_θ + sigma ∇log p_t‖²/D by a constant.
 
-    Shapes: x0, eps (B, *event); t () or (B,); result (B,).
+    Arguments:
+        model: its SDE, and its prediction eps_θ.
+        x0: the data, scaled; (B, *event).
+        t: the times; () or (B,).
+        eps: standard normal noise; (B, *event).
+        weighting: the weight w as a function of the SDE and the times.
+
+    Shapes: result (B,).
     Errors: ValueError where the shapes of x0, t and eps disagree.
     Source: Vincent 2011; Song et al. 2021, equation 7; Ho et al. 2020, equation 14.
 
@@ -44,24 +51,33 @@ def denoising_loss(
     >>> denoising_loss(ScoreModel(Zero(), VPSDE()), torch.zeros(1, 2), t, eps).tolist()
     [5.0]
     """
-    x_t = model.sde.perturb(x0, t, eps)
+    x_t = model.linear_sde().perturb(x0, t, eps)
     return _weighted(model, eps - model.eps(x_t, t), t, weighting)
 
 
 def explicit_loss(
-    model: NoisePredictor,
-    exact: NoisePredictor,
+    model: ScoreLike,
+    exact: ScoreLike,
     x0: Tensor,
     t: Tensor,
     eps: Tensor,
     weighting: Weighting = perceptual,
 ) -> Tensor:
-    """Return w(t) ‖E[eps|x_t] − eps_θ(x_t, t)‖²/D, the target given by the oracle ``exact``.
+    """Return w(t) ‖E[eps|x_t] − eps_θ(x_t, t)‖²/D, the target given by an oracle.
 
     It is w sigma² ‖s_θ − ∇log p_t‖²/D. Its mean has the gradient of `denoising_loss` in θ, and is
     0 at the exact score.
 
-    Shapes: as `denoising_loss`. Errors: as `denoising_loss`.
+    Arguments:
+        model: its SDE, and its prediction eps_θ.
+        exact: the oracle, which gives E[eps | x_t] under the same SDE.
+        x0: the data, scaled; (B, *event).
+        t: the times; () or (B,).
+        eps: standard normal noise; (B, *event).
+        weighting: the weight w as a function of the SDE and the times.
+
+    Shapes: result (B,).
+    Errors: those of `denoising_loss`.
     Source: Hyvärinen 2005, equation 2; Vincent 2011, section 4.
 
     >>> import torch
@@ -71,23 +87,32 @@ def explicit_loss(
     >>> explicit_loss(exact, exact, torch.ones(2, 1), t, torch.ones(2, 1)).tolist()
     [0.0, 0.0]
     """
-    x_t = model.sde.perturb(x0, t, eps)
+    x_t = model.linear_sde().perturb(x0, t, eps)
     return _weighted(model, exact.eps(x_t, t) - model.eps(x_t, t), t, weighting)
 
 
-def _weighted(model: NoisePredictor, error: Tensor, t: Tensor, weighting: Weighting) -> Tensor:
+def _weighted(model: ScoreLike, error: Tensor, t: Tensor, weighting: Weighting) -> Tensor:
     """Return w(t) ‖error‖²/D: (B, *event) → (B,)."""
-    weight = weighting(model.sde, t).to(device=error.device, dtype=error.dtype)
+    weight = weighting(model.linear_sde(), t).to(device=error.device, dtype=error.dtype)
     return weight * flat_sum(error**2) / error[0].numel()
 
 
 @final
 class Denoising(Objective):
-    """Denoising score matching, E over times of ``law`` of w(t) ‖eps − eps_θ(x_t, t)‖²/D.
+    """Denoising score matching: the mean of w(t) ‖eps − eps_θ(x_t, t)‖²/D over times and data.
 
-    Times drawn by another law, ``times``, count with the ratio of the densities, so that what is
-    minimised stays and its noise changes. An `Uncertainty` evens out the levels; a coupling other
-    than the independent one makes a model of its flow alone, and is written on the model.
+    Losses at times drawn from another distribution are multiplied by the ratio of the densities:
+    the variance of the gradient changes, its mean does not. After training with a coupling other
+    than the independent one only the model's flow is right; its `coupling` then says so.
+
+    Arguments:
+        law: the distribution of times over which the mean is minimised.
+        spacing: how the quantiles u of a batch are spread over [0, 1).
+        t_min: the least time.
+        weighting: the weight w; `EDM` takes its ``sigma_data`` from the model that is trained.
+        times: the distribution from which times are drawn; ``law`` if None.
+        coupling: how noise is paired with data; independently if None.
+        uncertainty: a learned weight for every time; none if None.
 
     >>> import torch
     >>> from sde_diffusion import VPSDE
@@ -101,17 +126,17 @@ class Denoising(Objective):
 
     def __init__(
         self,
-        law: TimeLaw,
+        law: TimeDistribution,
         spacing: Spacing,
         t_min: float,
         weighting: Weighting,
         *,
-        times: TimeLaw | None = None,
+        times: TimeDistribution | None = None,
         coupling: Coupling | None = None,
         uncertainty: Uncertainty | None = None,
     ) -> None:
         super().__init__(law if times is None else times, spacing, t_min)
-        self.own = law
+        self.minimised = law
         self.weighting = weighting
         if coupling is not None:
             self.coupling = coupling
@@ -128,6 +153,9 @@ class Denoising(Objective):
                 "drop it, or build classes=None",
             )
         super().check(model)
+
+    def adopt(self, model: ScoreModel) -> None:
+        super().adopt(model)
         if isinstance(self.weighting, EDM):
             self.weighting = EDM(model.sigma_data)
 
@@ -137,15 +165,23 @@ class Denoising(Objective):
         losses = denoising_loss(model, batch.x0, t, batch.eps, self.weighting)
         if self.uncertainty is not None:
             losses = self.uncertainty(losses, sde, t)
-        if self.own == self.law:
+        if self.minimised == self.distribution:
             return losses
-        ratio = self.own.density(sde, t, self.t_min) / self.law.density(sde, t, self.t_min)
+        wanted = self.minimised.density(sde, t, self.t_min)
+        ratio = wanted / self.distribution.density(sde, t, self.t_min)
         return ratio.to(losses) * losses
 
 
 @final
 class Explicit(Objective):
     """Explicit score matching against an oracle, w(t) ‖E[eps|x_t] − eps_θ(x_t, t)‖²/D.
+
+    Arguments:
+        law: the distribution of times over which the mean is minimised.
+        spacing: how the quantiles u of a batch are spread over [0, 1).
+        t_min: the least time.
+        weighting: the weight w.
+        exact: the oracle, under the SDE of the model that is trained.
 
     >>> import torch
     >>> from sde_diffusion import VPSDE, Gaussian
@@ -159,11 +195,11 @@ class Explicit(Objective):
 
     def __init__(
         self,
-        law: TimeLaw,
+        law: TimeDistribution,
         spacing: Spacing,
         t_min: float,
         weighting: Weighting,
-        exact: NoisePredictor,
+        exact: ScoreLike,
     ) -> None:
         super().__init__(law, spacing, t_min)
         self.weighting = weighting

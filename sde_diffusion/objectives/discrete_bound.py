@@ -1,4 +1,4 @@
-"""Training by the bound of the discrete chain, with a variance that may be learned."""
+"""Training by the evidence lower bound of a discrete chain, whose variance may be learned."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ _SHARE: Final = 1e-3  # of the bound in the hybrid
 
 
 class Chained(Objective, ABC):
-    """A loss at the steps k = 1 … N of the chain at the times k/N of the horizon, all alike.
+    """A loss at random steps k = 1 … N of the chain with the times k/N of the horizon.
 
-    Step k takes the numbers u in [(k − 1)/N, k/N), so that a spacing of N bins is one over steps.
-    Integer data are taken at the centres of their bins, the rest as it is.
+    Step k has the quantiles u in [(k − 1)/N, k/N), so that a spacing of N bins is one over steps.
+    Integer data are taken at the centres of their bins, real data as they are.
     """
 
     def __init__(self, chain_steps: int, spacing: Spacing) -> None:
@@ -53,7 +53,7 @@ class Chained(Objective, ABC):
         return chain, k, x0, chain.perturb(x0, k, batch.eps)
 
     def _bits(self, nats: Tensor, x0: Tensor) -> Tensor:
-        """Return N times the terms of the bound, in bits per dimension."""
+        """Return N times terms of the bound, given in nats, in bits per dimension."""
         return nats * (self.chain_steps / (x0[0].numel() * math.log(2)))
 
 
@@ -61,8 +61,8 @@ class Chained(Objective, ABC):
 class Vlb(Chained):
     """L_vlb: N L_{k−1} at random k, whose mean is the bound L_{N−1} + … + L_0 of `vlb`.
 
-    L_T, in which there is nothing to learn, is left out. The variance is what the model learns,
-    or β_k; L_0 is of the data's levels by a `BinDecoder`, or of a density.
+    L_T, which does not depend on the model, is left out. The variance is the one that the model
+    learns, or β_k; L_0 is that of grey levels by a `BinDecoder`, or of a density.
 
     Units: bits per dimension.
     Source: Ho et al. 2020, equation 5; Nichol & Dhariwal 2021, section 3.3.
@@ -75,7 +75,7 @@ class Vlb(Chained):
 
     def forward(self, model: ScoreModel, batch: Batch) -> Tensor:
         chain, k, x0, x = self._states(model, batch)
-        score = CountedScore(model, sde=model.sde)
+        score = CountedScore(model)
         at = Levels(chain.alpha[k], chain.sigma[k])
         x0_hat, variance = predicted(score, x, chain.times[k], at, None)
         decoder = decoder_of(model)
@@ -84,7 +84,7 @@ class Vlb(Chained):
 
 @final
 class Hybrid(Chained):
-    """L_hybrid = L_simple + .001 L_vlb, L_vlb with the mean held fixed: it trains the variance.
+    """L_hybrid = L_simple + .001 L_vlb, where L_vlb, its mean held fixed, trains the variance.
 
     L_simple is ‖eps − eps_θ‖²/D.
 
@@ -124,7 +124,7 @@ variance='learned') and a network of twice the outputs
 
 
 def decoder_of(model: ScoreModel) -> Decoder:
-    """Return the law of the model's data given x_1: of its levels, or a density if it has none."""
+    """Return the decoder p(x_0 | x_1) of the model's data: of grey levels, or a density."""
     spec = model.data
     if spec is None or spec.levels is None:
         return GaussianDecoder()

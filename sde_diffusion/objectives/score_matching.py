@@ -15,16 +15,16 @@ from torch import Tensor
 
 from sde_diffusion._check import wrong_type, wrong_value
 from sde_diffusion._tensors import flat_sum
-from sde_diffusion.counting import Score
 from sde_diffusion.grids import check_grid
 from sde_diffusion.integration import integrate
 from sde_diffusion.likelihood.divergence import Exact, Hutchinson, signs
 from sde_diffusion.models.score import DirectScore, LearnedScore, ScoreModel
 from sde_diffusion.noise import Noise
 from sde_diffusion.objectives.base import Batch, Objective
+from sde_diffusion.scores import Score
 from sde_diffusion.sde import SDE, LinearSDE
 from sde_diffusion.solver import Solver
-from sde_diffusion.time_distributions import TimeLaw
+from sde_diffusion.time_distributions import TimeDistribution
 
 _BLOCK: Final = 32  # draws of a sample's noise at a time
 
@@ -40,14 +40,20 @@ def implicit_loss(score: Score, x: Tensor, t: Tensor) -> Tensor:
     [-1.5]
     """
     exact = Exact()
-    s, divergence = exact.evaluate(lambda x: score(x, t), x, exact.probes(x), create_graph=True)
+    s, divergence = exact.evaluate(lambda x: score(x, t), x, exact.draw(x), create_graph=True)
     return 0.5 * flat_sum(s.double().square()) + divergence[:, 0]
 
 
 def sliced_loss(score: Score, x: Tensor, t: Tensor, noise: Noise) -> Tensor:
-    """Return ½‖s‖² + zᵀ∇(zᵀs), whose mean over signs z, drawn by ``noise``, is `implicit_loss`.
+    """Return ½‖s‖² + zᵀ∇(zᵀs), whose mean over random signs z is `implicit_loss`.
 
-    Shapes: x (B, *event), t () or (B,); result (B,), float64.
+    Arguments:
+        score: the score s as a function of x and t.
+        x: the states; (B, *event).
+        t: their times; () or (B,).
+        noise: where the signs are drawn.
+
+    Shapes: result (B,), float64.
     Errors: TypeError for a score that is not differentiable in x.
     Source: Song et al. 2020 (Sliced score matching), equation 8, with reduced variance.
 
@@ -63,10 +69,11 @@ def sliced_loss(score: Score, x: Tensor, t: Tensor, noise: Noise) -> Tensor:
 
 @final
 @dataclass(frozen=True, eq=False)
-class Paths(TimeLaw):
-    """The times of a rising grid from 0 on, one as likely as another, along simulated paths.
+class Paths(TimeDistribution):
+    """The times of a grid from 0 on, with equal probabilities, and x_t along simulated paths.
 
-    ``solver`` is one of the forward SDE, such as `EulerMaruyama`, and x_t as exact as its steps.
+    ``solver`` is one of the forward SDE, such as `EulerMaruyama`; x_t has its error. ``grid``
+    rises from 0, where the data are.
 
     Errors: ValueError for a grid that does not rise from 0.
 
@@ -99,7 +106,7 @@ class Paths(TimeLaw):
         return torch.full_like(t, 1 / (len(self.grid) - 1))
 
     def check(self, sde: SDE) -> None:
-        """Refuse an SDE that ends before the grid does."""
+        """Refuse an SDE whose horizon is before the grid's last time."""
         end = float(self.grid[-1])
         if end > sde.horizon:
             raise wrong_value(
@@ -113,7 +120,13 @@ class Paths(TimeLaw):
     def states(self, sde: SDE, x0: Tensor, t: Tensor, noise: Noise) -> Tensor:
         """Return x_t of every sample of x0 at its own time of the grid.
 
-        Shapes: x0 (B, *event), t (B,); result like x0.
+        Arguments:
+            sde: the SDE of the paths.
+            x0: the data, at time 0; (B, *event).
+            t: times of the grid; (B,).
+            noise: the Brownian increments of the paths.
+
+        Shapes: result (B, *event).
         """
         k = torch.searchsorted(self.grid, t.cpu().double() - 1e-12)
         found = x0.clone()
@@ -146,7 +159,7 @@ class _InBlocks(Noise):
 
 
 class Marginal(Objective, ABC):
-    """A loss on draws of x_t that needs no kernel; ``law`` may be `Paths`, for any SDE.
+    """A loss on draws of x_t that needs no kernel; times may be those of `Paths`, for any SDE.
 
     A linear SDE's loss is 1 + (2 sigma²/D) (½‖s‖² + ∇·s), which has the mean of the denoising loss
     of the perceptual weight, whatever the score: E‖eps‖²/D = 1. Without sigma it is
@@ -155,18 +168,27 @@ class Marginal(Objective, ABC):
 
     @abstractmethod
     def matching(self, score: Score, x: Tensor, t: Tensor, noise: Noise) -> Tensor:
-        """Return ½‖s‖² + ∇·s or an estimate of it, (B,)."""
+        """Return ½‖s‖² + ∇·s or an estimate of it.
+
+        Arguments:
+            score: the score s as a function of x and t.
+            x: the states; (B, *event).
+            t: their times; (B,).
+            noise: where an estimate draws its probes.
+
+        Shapes: result (B,).
+        """
 
     def check(self, model: ScoreModel) -> None:
         super().check(model)
-        self._check_law(model.sde)
+        self._check_times(model.sde)
 
     def check_direct(self, model: DirectScore) -> None:
-        self._check_law(model.sde)
+        self._check_times(model.sde)
 
-    def _check_law(self, sde: SDE) -> None:
-        if isinstance(self.law, Paths):
-            self.law.check(sde)
+    def _check_times(self, sde: SDE) -> None:
+        if isinstance(self.distribution, Paths):
+            self.distribution.check(sde)
         elif not isinstance(sde, LinearSDE):
             raise self._no_kernel()
 
@@ -175,13 +197,13 @@ class Marginal(Objective, ABC):
             type(self).__name__,
             "law",
             "be Paths where sde is not linear",
-            type(self.law).__name__,
+            type(self.distribution).__name__,
             "pass Paths(EulerMaruyama(), uniform(100, 0.0, 1.0))",
         )
 
     def _states(self, sde: SDE, batch: Batch) -> Tensor:
-        if isinstance(self.law, Paths):
-            return self.law.states(sde, batch.x0, batch.t, batch.noise)
+        if isinstance(self.distribution, Paths):
+            return self.distribution.states(sde, batch.x0, batch.t, batch.noise)
         if isinstance(sde, LinearSDE):
             return sde.perturb(batch.x0, batch.t, batch.eps)
         raise self._no_kernel()

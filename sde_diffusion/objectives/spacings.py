@@ -1,4 +1,4 @@
-"""How the times of a batch are spread: stratified, independent, antithetic or by their losses."""
+"""How the quantiles u of the times of a batch are drawn from [0, 1)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sde_diffusion._check import positive_integer
 
 
 class Spaced(NamedTuple):
-    """Numbers u in [0, 1) and what each counts for: weights that make their means unbiased.
+    """Quantiles u in [0, 1), and the weights that make means over them unbiased.
 
     Shapes: both (n,), float64.
     """
@@ -23,14 +23,14 @@ class Spaced(NamedTuple):
 
 
 class Spacing(nn.Module, ABC):
-    """How the numbers of a batch fill [0, 1). What it learns is kept in its buffers."""
+    """How the quantiles of a batch are drawn from [0, 1); what it learns is in its buffers."""
 
     @abstractmethod
     def draw(self, n: int, generator: torch.Generator) -> Spaced:
-        """Return n numbers, each uniform in law once it is weighted."""
+        """Return n quantiles; means weighted by their weights are those of uniform ones."""
 
     def observe(self, u: Tensor, losses: Tensor) -> None:
-        """Take note of the losses at the numbers of the last draw.
+        """Record the losses at the quantiles of the last draw.
 
         Shapes: both (n,).
         """
@@ -38,10 +38,10 @@ class Spacing(nn.Module, ABC):
 
 @final
 class Stratified(Spacing):
-    """u_i = (i + U_i)/n: one uniform number in each of n equal parts of [0, 1).
+    """u_i = (i + U_i)/n: one uniform draw in each of n equal parts of [0, 1).
 
-    Each is uniform over a batch in random order; the mean over the batch varies less than that
-    of n independent draws, for a smooth function by the factor 1/n² and more.
+    Over a batch in random order each is uniform. The variance of the batch mean of a smooth
+    function is O(n⁻³), that of n independent draws O(n⁻¹).
 
     >>> (Stratified().draw(4, torch.Generator().manual_seed(0)).u * 4).floor().tolist()
     [0.0, 1.0, 2.0, 3.0]
@@ -54,7 +54,7 @@ class Stratified(Spacing):
 
 @final
 class Independent(Spacing):
-    """n independent uniform numbers.
+    """n independent uniform draws.
 
     >>> Independent().draw(4, torch.Generator().manual_seed(0)).weight.tolist()
     [1.0, 1.0, 1.0, 1.0]
@@ -67,11 +67,12 @@ class Independent(Spacing):
 
 @final
 class Antithetic(Spacing):
-    """u_i = (U + i/n) mod 1: one uniform number, and the others at equal distances from it.
+    """u_i = (U + i/n) mod 1: one uniform draw, and the others at equal distances from it.
 
-    The flag of the authors' code is "antithetic", their name "low-discrepancy sampler". Pairs u
-    and 1 − u would cancel what is odd about the middle and nothing else; equal distances cancel
-    all waves but those of n periods. The batch mean of f varies by ((f(1) − f(0))/n)²/12.
+    The authors' code calls it "antithetic", their paper a low-discrepancy sampler. Pairs u and
+    1 − u would cancel the part of a function that is odd about ½ alone; equal distances cancel
+    all its Fourier components but those whose number of periods is a multiple of n. The variance
+    of the batch mean of a smooth f is ((f(1) − f(0))/n)²/12, to leading order.
 
     Source: Kingma et al. 2021 (Variational diffusion models).
 
@@ -87,11 +88,11 @@ class Antithetic(Spacing):
 
 @final
 class LossAware(Spacing):
-    """Numbers in equal parts j of [0, 1) by p_j ∝ √E[L²] over the last losses seen in each.
+    """Quantiles in equal parts j of [0, 1) with p_j ∝ √E[L²] over the last losses seen in each.
 
-    p is uniform until every part has ``history`` losses, and keeps a thousandth of the uniform
-    law after that. What is drawn counts 1/(K p_j), so that means stay unbiased. The draws fill p
-    evenly, as `Stratified` fills the uniform law. For a chain the parts are its steps.
+    p is uniform until every part has ``history`` losses, and after that a mixture with a
+    thousandth of the uniform distribution. A draw has the weight 1/(K p_j), which keeps means
+    unbiased. The draws are stratified in p. For a chain the ``bins`` are its steps.
 
     Source: Nichol & Dhariwal 2021, equation 18 and section 3.3; the floor is their code's.
 

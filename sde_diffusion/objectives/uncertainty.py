@@ -1,4 +1,4 @@
-"""The loss at every noise level, learned beside the model, so that all levels count alike."""
+"""A learned uncertainty for every noise level, which gives all levels the same weight."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Uncertainty(nn.Module):
     """u(c), c = ¼ ln(sigma/alpha), trained on loss · e^{−u} + u; u = 0 at first.
 
     The best u is ln E[loss | t], and with it the model minimises the mean of ln E[loss | t] over
-    the law of times: a weight w(t) only shifts that, so the law alone decides.
+    the distribution of times. A weight w(t) only adds a constant to that.
 
     Shapes: losses (B,); t (B,); result (B,).
     Source: Karras et al. 2024 (EDM2); Kendall et al. 2018.

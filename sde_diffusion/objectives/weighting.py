@@ -1,4 +1,4 @@
-"""Weights w(t) on ‖eps − eps_θ‖², each with the law of times over which its mean is minimised.
+"""Weights w(t) on ‖eps − eps_θ‖², and the distributions of times over which they are minimised.
 
 A weight λ(t) on ‖s_θ + eps/sigma‖² is w = λ/sigma² on ‖eps − eps_θ‖². With s = sigma/alpha a
 weight on ‖x0 − x̂0‖² is w = s² times it, for x0 − x̂0 = −s (eps − eps_θ).
@@ -20,7 +20,7 @@ from sde_diffusion.time_distributions import (
     LikelihoodTimes,
     LogitNormalTimes,
     LogNormalTimes,
-    TimeLaw,
+    TimeDistribution,
     UniformTimes,
     log_snr_range,
 )
@@ -44,7 +44,7 @@ def likelihood(sde: LinearSDE, t: Tensor) -> Tensor:
 
 
 def min_snr(sde: LinearSDE, t: Tensor) -> Tensor:
-    """Return w = min(SNR, 5)/SNR, which keeps x0 predictions from serving small t alone.
+    """Return w = min(SNR, 5)/SNR, that is min(SNR, 5) on ‖x0 − x̂0‖², which bounds it at small t.
 
     Source: Hang et al. 2023, equation 7, γ = 5.
     """
@@ -95,8 +95,8 @@ class P2:
 class EDM:
     """w = (s² + σ_d²)/σ_d², that is (s² + σ_d²)/(s σ_d)² on ‖x0 − x̂0‖², s = sigma/alpha.
 
-    It makes the inner network's own squared error count alike at every level. The objective of a
-    run takes ``sigma_data`` from the model it trains.
+    The squared error of the inner network F_θ then has weight 1 at every level. `Denoising` takes
+    ``sigma_data`` from the model that it trains.
 
     Source: Karras et al. 2022, table 1.
 
@@ -140,7 +140,7 @@ class VDM:
 
 @final
 @dataclass(frozen=True)
-class Exact:
+class ExactWeighting:
     """w = λ_k = β_k²/(2σ_k² (1−β_k)(1−ᾱ_k)), σ_k² = β_k, at the times of a chain of N steps.
 
     The sum of λ_k E‖eps − eps_θ‖² over k is that of the terms L_{k−1} of the chain's bound whose
@@ -151,14 +151,15 @@ class Exact:
 
     >>> from sde_diffusion import VPSDE, DiscreteBeta
     >>> sde = VPSDE(DiscreteBeta(torch.tensor([0.1, 0.2], dtype=torch.float64)))
-    >>> round(Exact(2)(sde, torch.tensor(1.0).double()).item(), 9)  # .04/(2 · .2 · .8 · .28)
+    >>> weight = ExactWeighting(2)(sde, torch.tensor(1.0).double())
+    >>> round(weight.item(), 9)  # .04/(2 · .2 · .8 · .28)
     0.446428571
     """
 
     steps: int
 
     def __post_init__(self) -> None:
-        positive_integer("Exact", "steps", self.steps)
+        positive_integer("ExactWeighting", "steps", self.steps)
 
     def __call__(self, sde: LinearSDE, t: Tensor) -> Tensor:
         """Return the weight at times of `LatticeTimes` of as many steps, in t's shape."""
@@ -168,20 +169,20 @@ class Exact:
         return 0.5 * share * (sde.alpha(before) / sde.alpha(t)) ** 2
 
 
-def _always(law: TimeLaw, weighting: Weighting) -> Callable[[float, int], Minimised]:
-    return lambda t_min, steps: (law, weighting)  # noqa: ARG005
+def _always(times: TimeDistribution, weighting: Weighting) -> Callable[[float, int], Minimised]:
+    return lambda t_min, steps: (times, weighting)  # noqa: ARG005
 
 
-Minimised: TypeAlias = tuple[TimeLaw, Weighting]
+Minimised: TypeAlias = tuple[TimeDistribution, Weighting]
 
-# What is minimised, by name: E over the law of the weight times ‖eps − eps_θ‖², for a t_min and a
-# number of steps.
+# What is minimised, by name, for a t_min and a number of steps: a distribution of times and the
+# weight w of E[w(t) ‖eps − eps_θ‖²] over it.
 WEIGHTINGS: Final[dict[str, Callable[[float, int], Minimised]]] = {
     "perceptual": _always(UniformTimes(), perceptual),
     "likelihood": _always(LikelihoodTimes(), perceptual),
     "min-snr": _always(UniformTimes(), min_snr),
     "p2": _always(UniformTimes(), P2()),
-    "exact": lambda t_min, steps: (LatticeTimes(steps), Exact(steps)),  # noqa: ARG005
+    "exact": lambda t_min, steps: (LatticeTimes(steps), ExactWeighting(steps)),  # noqa: ARG005
     "edm": _always(LogNormalTimes(), EDM()),
     "vdm": lambda t_min, steps: (LikelihoodTimes(), VDM(t_min)),  # noqa: ARG005
     "flow-matching": _always(UniformTimes(), flow_matching),

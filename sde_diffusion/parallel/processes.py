@@ -1,8 +1,8 @@
 """The processes that train one model: those of torchrun, or this one alone.
 
-They meet by torchrun's own rendezvous, over gloo on CPUs and nccl on GPUs. Beside that each shows
-signs of life in the run's folder and watches those of the others: a process that waits for one
-that is gone can find it out in no other way.
+They meet by torchrun's own rendezvous, over gloo on CPUs and nccl on GPUs. Each also shows signs
+of life in the run's folder and watches those of the others: a process that waits for one that has
+ended can find that out in no other way.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ from torch import Tensor, distributed as dist
 from sde_diffusion.parallel.ranks import Ranks, place
 
 _LOOK: Final = 0.5  # seconds between two looks at the others
-_GRACE: Final = 5.0  # seconds for a process to end by itself once another one is gone
+_GRACE: Final = 5.0  # seconds for a process to end by itself once another one has ended
 _SUSPECT: Final = 5.0  # seconds of silence that are enough once an exchange has failed
-_SEARCH: Final = 8.0  # seconds to find out whose fault it was
-# The slowest step, or evaluation by one while the others wait. What is dead is found by its signs.
+_SEARCH: Final = 8.0  # seconds to find out which process ended first
+# The longest step, or evaluation by one while the others wait. Processes that have ended are found
+# sooner, by their missing signs of life.
 _LIMIT: Final = timedelta(days=1)
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
@@ -37,8 +38,8 @@ _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 class Processes:
     """The processes of torchrun that train one model together, or this process alone.
 
-    As a context it lets them meet, gives each its GPU, and takes Ctrl-C and SIGTERM as a wish to
-    stop after the step: `interrupted` is then true, in all processes after the same step. Each
+    As a context it lets them meet, gives each its GPU, and takes Ctrl-C and SIGTERM as requests
+    to stop after the step: `interrupted` is then true, in all processes after the same step. Each
     must see ``folder``. A second Ctrl-C stops a process that is alone at once.
 
     When one of them ends early the context ends in the others, within a minute: with an error in
@@ -70,7 +71,7 @@ class Processes:
                 self._ranks.__exit__(*sys.exc_info())
                 raise
             threading.Thread(target=self._watch, daemon=True).start()
-        if threading.current_thread() is threading.main_thread():  # others hear no signals
+        if threading.current_thread() is threading.main_thread():  # other threads get no signals
             self._handlers = {number: signal.signal(number, self._ask) for number in _SIGNALS}
         return self
 
@@ -83,23 +84,23 @@ class Processes:
         self._over.set()
         cause = self._cause(error) if self.world > 1 and error is not None else None
         if self.world > 1:
-            # A victim says "stopped", so that nobody takes it for the one to blame.
+            # A process that ends because of another says "stopped": it is not the cause.
             self._ranks.__exit__(KeyboardInterrupt if cause else kind, error, trace)
-        if self.world > 1 and error is None:  # else it could wait for a process that is gone
+        if self.world > 1 and error is None:  # else it could wait for a process that has ended
             dist.destroy_process_group()
-        if cause is not None:  # to be told yet, whatever torchrun sends to those that are left
+        if cause is not None:  # the signals that torchrun sends now must not hide it
             raise cause from error
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
     @property
     def leads(self) -> bool:
-        """Whether this process is the one that writes and tells: the first, or the only one."""
+        """Whether this process writes files and messages: the first, or the only one."""
         return self.rank == 0
 
     @property
     def interrupted(self) -> bool:
-        """Whether a signal has asked to stop; of many processes all say the same after a step."""
+        """Whether a signal has asked to stop; the same in all processes after a step."""
         return self._asked if self.world == 1 else self._agreed
 
     def note(self, step: int) -> None:
@@ -132,7 +133,7 @@ class Processes:
         return found
 
     def gathered(self, losses: Tensor) -> Tensor:
-        """Return the losses of all processes, by rank; `interrupted` is agreed on by the way.
+        """Return the losses of all processes, by rank; they agree on `interrupted` with it.
 
         Shapes: (n,) → (world n,).
         """
@@ -151,7 +152,7 @@ class Processes:
         gpus = torch.cuda.device_count()
         if local < gpus:
             torch.cuda.set_device(local)
-        # nccl would abort a process whose exchange has failed before it can say why.
+        # nccl would abort a process whose exchange has failed before its error is shown.
         os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
         both = gpus and dist.is_nccl_available()
         dist.init_process_group("cpu:gloo,cuda:nccl" if both else "gloo", timeout=_LIMIT)
@@ -162,7 +163,7 @@ class Processes:
         self._asked = True
 
     def _watch(self) -> None:
-        """End this process when another one is gone and it waits for that one forever."""
+        """End this process where another has ended, for which it would wait forever."""
         while not self._over.wait(_LOOK):
             lost = self._ranks.lost()
             if lost and not self._over.wait(_GRACE):

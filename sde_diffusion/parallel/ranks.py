@@ -1,8 +1,8 @@
-"""Processes that share a run through files, so that none can hang another.
+"""Processes that share a run through files, so that none waits forever for another.
 
 Every process keeps a file ``rank-R.json`` in one folder and renews it every second. Process 0
-writes what all of them are to do into its own; the others read it there. Nobody ever waits for a
-process without looking for its sign of life, and nothing is waited for during the work.
+writes into its own what all of them are to do, and the others read it there. A process that waits
+for another looks for its signs of life, and none waits during the work.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def place() -> tuple[int, int]:
 class Ranks:
     """One of ``world`` processes that meet in ``folder``; alone where ``world`` is 1.
 
-    As a context it shows its sign of life; leaving tells the others how it ended.
+    As a context it shows signs of life; at the end it tells the others how it ended.
 
     >>> with Ranks("nowhere", 0, 1) as ranks:
     ...     ranks.agree(lambda: {"share": 3})
@@ -121,12 +121,12 @@ class Ranks:
             self._write()
 
     def told(self, name: str) -> int:
-        """Return the sum of the numbers that the other processes have told under a name."""
+        """Return the sum of the values that the other processes have written under a name."""
         bodies = (self._read(rank) for rank in self._others())
         return sum(int(body.get(name, 0)) for body in bodies if body)
 
     def check(self) -> None:
-        """Refuse to go on, in process 0, when another one has ended early.
+        """Raise an error, in process 0, where another one has ended early.
 
         Errors: ChildProcessError that names it.
         """

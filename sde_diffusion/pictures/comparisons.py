@@ -1,4 +1,4 @@
-"""Pictures of samples and of errors. matplotlib is imported when the first one is drawn."""
+"""Pictures of a comparison: errors against evaluations, and samples of every solver."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from sde_diffusion.pictures.samples import draw_cell
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from sde_diffusion.diagnostics.comparison import Comparison, Row
+    from sde_diffusion.diagnostics.comparison import Comparison, ComparisonRow
     from sde_diffusion.diagnostics.metrics import Interval
 
 
 def error_picture(comparisons: Sequence[Comparison], path: str | Path) -> None:
     """Write error against counted evaluations as PNG, one row of panels per comparison.
 
-    Left the distance to the flow of the solvers that draw nothing, right the distance of all to
-    held-out data, with the noise floor as a band. Dashed lines belong to solvers that draw. On the
-    left the grey band is the reference's own error.
+    Left the distance of the deterministic solvers to the end points of the probability-flow ODE,
+    with the reference's own error as a grey band; right the distance of all solvers to held-out
+    data, with the noise floor as a band. Dashed lines are stochastic solvers.
     """
     names = _names([row for c in comparisons for row in c.rows])
     height = max(3.4 * len(comparisons), 0.3 * len(names) + 1)
@@ -48,7 +48,7 @@ def error_picture(comparisons: Sequence[Comparison], path: str | Path) -> None:
 
 
 def solver_picture(comparison: Comparison, path: str | Path) -> None:
-    """Write samples as PNG: one column per solver, its evaluations growing downwards."""
+    """Write samples as PNG: one column per solver, with more evaluations from row to row."""
     kept = [row for row in comparison.rows if row.samples is not None]
     columns = {name: [row for row in kept if row.solver == name] for name in _names(kept)}
     height = max([1, *map(len, columns.values())])
@@ -66,14 +66,17 @@ def solver_picture(comparison: Comparison, path: str | Path) -> None:
     save_figure(figure, path)
 
 
-def _names(rows: Sequence[Row]) -> list[str]:
-    """Return the solvers: first those that draw, then the others."""
+def _names(rows: Sequence[ComparisonRow]) -> list[str]:
+    """Return the solvers: first the stochastic ones, then the deterministic ones."""
     ordered = sorted(rows, key=lambda row: row.error is not None)
     return list(dict.fromkeys(row.solver for row in ordered))
 
 
 def _curves(
-    axes: Axes, comparison: Comparison, names: list[str], value: Callable[[Row], Interval | None]
+    axes: Axes,
+    comparison: Comparison,
+    names: list[str],
+    value: Callable[[ComparisonRow], Interval | None],
 ) -> None:
     from matplotlib import colormaps
 

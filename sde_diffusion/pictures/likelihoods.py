@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 def likelihood_picture(found: Evaluation, title: str, path: str | Path) -> None:
-    """Write how many samples have how many bits per dimension as PNG, for every bound.
+    """Write histograms of the bits per dimension of samples as PNG, one for every bound.
 
-    With the terms of the vlb in a second panel: a point for each step that was drawn, and a line
-    through the means over stretches of steps.
+    The terms of the discrete evidence lower bound are in a second panel: a point for each step
+    that was drawn, and a line through the means over ranges of steps.
     """
     table = found.per_step()
     figure = new_figure(6.5 if table is None else 12.0, 3.8)
@@ -75,7 +75,7 @@ def _terms(axes: Axes, table: StepTable) -> None:
 
 
 def _stretches(table: StepTable) -> list[tuple[float, float]]:
-    """Return the mean term of each of some thirty stretches of steps, at its middle."""
+    """Return the mean term of each of about thirty ranges of steps, at its geometric middle."""
     n = len(table.number)
     edges = sorted({round(n ** (i / 30)) for i in range(31)})
     found = []

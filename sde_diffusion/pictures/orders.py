@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 def order_picture(
     curves: Mapping[tuple[str, float], Mapping[str, Convergence]], title: str, path: str | Path
 ) -> None:
-    """Write error against steps as PNG, a panel for each kind and order, beside its slope.
+    """Write error against steps as PNG: a panel for each kind and order, with a line of its slope.
 
-    A panel with too many lines is continued in another.
+    ``curves`` are the measured errors by the name of the solver, by kind and declared order. A
+    panel with more than 12 lines is continued in another.
     """
     panels = [
         (kind, order, list(lines.items())[first : first + LINES])

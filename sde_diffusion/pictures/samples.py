@@ -20,9 +20,9 @@ _POINTS: Final = 1000
 
 
 def sample_picture(x: Tensor, path: str | Path) -> None:
-    """Write a picture of samples as PNG: images as tiles, vectors as points, numbers as bars.
+    """Write a picture of samples as PNG: images as tiles, points, or a histogram in 1 dimension.
 
-    Images have values in [−1, 1]; of vectors the first two coordinates are drawn.
+    Images have values in [−1, 1]; of points the first two coordinates are drawn.
 
     Shapes: (B, H, W), (B, 1, H, W) or (B, 3, H, W); (B, D); (B, 1).
     """
@@ -32,7 +32,15 @@ def sample_picture(x: Tensor, path: str | Path) -> None:
 
 
 def draw_cell(axes: Axes, x: Tensor | None, limit: float, title: str, below: str) -> None:
-    """Draw the samples of one cell, or nothing where there are none."""
+    """Draw the samples of one cell, or nothing where there are none.
+
+    Arguments:
+        axes: the cell.
+        x: samples, as for `sample_picture`; (B, *event).
+        limit: of both axes for points, in the units of x.
+        title: above the cell.
+        below: a line below it.
+    """
     if x is None:
         return
     axes.axis("on")

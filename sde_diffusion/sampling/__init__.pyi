@@ -13,4 +13,5 @@ from sde_diffusion.sampling.inversion import (
     Newton as Newton,
     sampler_inverse as sampler_inverse,
 )
+from sde_diffusion.sampling.shared import Draws as Draws, draw as draw
 from sde_diffusion.sampling.tilting import Tilted as Tilted, sample_tilted as sample_tilted

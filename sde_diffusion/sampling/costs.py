@@ -1,4 +1,4 @@
-"""What a solver costs and whether it draws, measured on a closed form, never declared."""
+"""Evaluations and draws of a solver, counted in a solve with an exact score, never declared."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GridRule: TypeAlias = Callable[[int], Grid]  # steps -> grid of steps + 1 times
 @final
 @dataclass(frozen=True)
 class Cost:
-    """Evaluations and normal draws of one solve."""
+    """Evaluations of the score and normal draws of one solve."""
 
     nfe: int
     draws: int
@@ -45,6 +45,12 @@ class _CountedNoise(Noise):
 def cost(solver: Solver[Any], sde: LinearSDE, grid: Grid, std: float = 1.0) -> Cost:
     """Return the counted cost of one solve along ``grid`` for the data N(0, std²).
 
+    Arguments:
+        solver: any solver.
+        sde: whose dynamics are solved, with the exact score of the data.
+        grid: the times of the solve.
+        std: standard deviation of the data; it matters to solvers that adapt their steps only.
+
     >>> from sde_diffusion import VPSDE, uniform
     >>> from sde_diffusion.solvers import Heun
     >>> cost(Heun(), VPSDE(), uniform(3))
@@ -59,7 +65,7 @@ def cost(solver: Solver[Any], sde: LinearSDE, grid: Grid, std: float = 1.0) -> C
 
 
 def adapts(solver: Solver[Any], sde: LinearSDE, grid: Grid) -> bool:
-    """Return whether the evaluations on one grid depend on the score: the steps are its own."""
+    """Return whether the solver chooses its steps: its evaluations depend on the data."""
     return cost(solver, sde, grid, 1.0).nfe != cost(solver, sde, grid, 0.01).nfe
 
 
@@ -67,6 +73,13 @@ def steps_within(
     name: str, solver: Solver[Any], sde: LinearSDE, grid: GridRule, budget: int
 ) -> int:
     """Return the most steps whose counted evaluations stay within ``budget``.
+
+    Arguments:
+        name: of the solver, for the error.
+        solver: a solver that takes the steps of its grid.
+        sde: whose dynamics are solved.
+        grid: the rule of the grids, a number of steps to a grid of so many.
+        budget: the most evaluations of the score in a solve, at least 1.
 
     Errors: ValueError where one step costs more, or the grid has another number of steps.
     """
@@ -102,7 +115,17 @@ def steps_within(
 def plan(
     name: str, solver: Solver[Any], sde: LinearSDE, grid: GridRule, budgets: Sequence[int]
 ) -> list[int | None]:
-    """Return the different numbers of steps to run, or None alone if the steps are its own."""
+    """Return the step counts to run, one for each budget, or None alone if it adapts its steps.
+
+    Arguments:
+        name: of the solver, for the error.
+        solver: any solver.
+        sde: whose dynamics are solved.
+        grid: the rule of the grids, a number of steps to a grid of so many.
+        budgets: the most evaluations of the score in a solve; equal step counts are run once.
+
+    Errors: those of `steps_within`.
+    """
     if adapts(solver, sde, grid(1)):
         return [None]
     found = {steps_within(name, solver, sde, grid, budget) for budget in budgets}

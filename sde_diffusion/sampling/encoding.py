@@ -1,4 +1,4 @@
-"""Latents of data: to the prior along the flow, back again, and between two of them."""
+"""Latents of data along the probability-flow ODE: encoded, decoded and interpolated."""
 
 from __future__ import annotations
 
@@ -20,12 +20,15 @@ from sde_diffusion.solver import Solver
 def encode(
     x: Tensor, flow: ProbabilityFlow, solver: Solver[Any], grid: Tensor | None = None
 ) -> Solution:
-    """Return the latents of data, the end of the flow from the data to the prior.
+    """Return the latents of data: the solution of the probability-flow ODE from data to prior.
 
-    Without a grid an adaptive solver runs from t = 1e-5 to the horizon; one of fixed steps must be
-    given its grid.
+    Arguments:
+        x: the data, scaled; (B, *event).
+        flow: the probability-flow ODE of the model.
+        solver: of ODEs.
+        grid: rising times; None for an adaptive solver from 1e-5 to the horizon, (steps + 1,).
 
-    Shapes: x (B, *event); grid rising.
+    Shapes: result's x (B, *event).
     Errors: TypeError for another flow; ValueError for a grid that falls, or none for a solver of
     fixed steps; those of `integrate`.
 
@@ -47,9 +50,15 @@ def encode(
 def decode(
     z: Tensor, flow: ProbabilityFlow, solver: Solver[Any], grid: Grid | None = None
 ) -> Solution:
-    """Return the data of latents, the end of the flow from the prior to the data.
+    """Return the data of latents: the solution of the probability-flow ODE from prior to data.
 
-    Shapes: z (B, *event); grid falling. Without one, as `encode`.
+    Arguments:
+        z: the latents; (B, *event).
+        flow: the probability-flow ODE of the model.
+        solver: of ODEs.
+        grid: falling times; None for an adaptive solver from the horizon to 1e-5, (steps + 1,).
+
+    Shapes: result's x (B, *event).
     Errors: those of `encode`, for a grid that rises.
     """
     check_flow("decode", flow)
@@ -63,9 +72,13 @@ def decode(
 @final
 @dataclass(frozen=True)
 class Reconstruction:
-    """Data encoded and decoded again: latents, end states and what was lost.
+    """Data encoded and decoded again, with the error of the round trip.
 
-    Shapes: latent, x (B, *event); error (B,), the root mean square of x less the data, float64.
+    Arguments:
+        latent: the latents of the data; (B, *event).
+        x: the latents decoded; (B, *event).
+        error: the root mean square of x less the data, float64; (B,).
+        nfe: evaluations of the score, of both ways together.
     """
 
     latent: Tensor
@@ -79,7 +92,13 @@ def reconstruct(
 ) -> Reconstruction:
     """Return the round trip of data along the grid to the prior and back.
 
-    Shapes, errors: those of `encode`.
+    Arguments:
+        x: the data, scaled; (B, *event).
+        flow: the probability-flow ODE of the model.
+        solver: of ODEs.
+        grid: rising times, taken backwards to decode; None as for `encode`.
+
+    Errors: those of `encode`.
     """
     there = encode(x, flow, solver, grid)
     back = decode(there.x, flow, solver, None if grid is None else grid.flip(0))
@@ -87,13 +106,13 @@ def reconstruct(
 
 
 def interpolate(z0: Tensor, z1: Tensor, weights: Tensor | Sequence[float]) -> Tensor:
-    """Return latents on the way from ``z0``, at weight 0, to ``z1``, at weight 1.
+    """Return spherical interpolations from ``z0``, at weight 0, to ``z1``, at weight 1.
 
-    The direction turns at a constant rate on the great circle through both, and the length
-    changes in proportion: (1 − w)|z0| + w|z1|. So all have a length that the prior expects, at any
-    scale: VE and EDM need nothing else. Opposite latents, which many circles join, turn through
-    the coordinate axis nearest to a right angle (in one dimension, which has none, they pass 0).
-    From or to zero the way is straight.
+    The direction turns at a constant rate on the great circle through both, and the length is
+    (1 − w)|z0| + w|z1|: typical of the prior at any of its scales, so VE and EDM need nothing
+    else. Opposite latents, which many circles join, turn through the coordinate axis nearest to a
+    right angle (in one dimension, which has none, they pass 0). Where one latent is zero the
+    interpolation is linear.
 
     Shapes: z0, z1 (B, *event); weights (W,); result (W, B, *event).
     Errors: ValueError for latents of two shapes, or weights that are no row.

@@ -1,4 +1,4 @@
-"""Samples of a model: a draw of the prior, carried to the data by a solver."""
+"""Samples of a model: a draw of the prior, from which a solver runs to the data."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from sde_diffusion.integration import (
     dynamics_for,
     integrate,
 )
-from sde_diffusion.models.protocols import Model
 from sde_diffusion.noise import PerSampleNoise
+from sde_diffusion.scores import ScoreLike
 from sde_diffusion.sde import LinearSDE
 from sde_diffusion.solver import Solver
 
@@ -27,7 +27,7 @@ GridT = TypeVar("GridT", bound=Grid)
 
 
 def sample(
-    model: Model,
+    model: ScoreLike,
     solver: Solver[Any],
     shape: Sequence[int],
     *,
@@ -40,38 +40,58 @@ def sample(
 ) -> Solution:
     """Return samples of ``model``: a draw of the prior, carried to the data by ``solver``.
 
-    Sample i of a run depends on ``seed`` and ``first`` + i only, not on the batch it is in (unless
-    the solver's own rule does, as `SongLangevin`'s). Give a grid, or a number of steps (20 if
-    neither is given) for the `recommended` one of the solver.
+    Sample i of the batch depends on ``seed`` and ``first`` + i only, not on the batch it is in
+    (unless the solver's own rule does, as `SongLangevin`'s).
 
-    Shapes: shape (B, *event).
+    Arguments:
+        model: the score model or exact score, with a LinearSDE, in evaluation mode.
+        solver: any solver; its ``dynamics`` say whether the reverse SDE or the ODE is solved.
+        shape: (B, *event), of the samples.
+        steps: along the `recommended` grid of the solver; 20 if there is no grid either.
+        grid: the times instead, falling from noise to data; (steps + 1,).
+        seed: of the prior and of the solver's noise.
+        first: the number of the first sample, so that batches of one run differ.
+        callback: called after each step with its number from 1, its time and the state.
+        dtype: of the states.
+
+    Shapes: result's x (B, *event).
     Errors: those of `integrate`; ValueError for steps and grid together or a model in training.
     """
-    if not isinstance(getattr(model, "sde", None), LinearSDE):
+    if not isinstance(model, ScoreLike) or not isinstance(model.sde, LinearSDE):
         raise wrong_type(
             "sample",
             "model",
             "have a LinearSDE as .sde",
             type(model).__name__,
-            "pass a ScoreModel, or an oracle's .diffused(sde)",
+            "pass a ScoreModel, an oracle's .diffused(sde) or FunctionScore(function, sde)",
         )
     check_evaluation("sample", model)
     for size in shape:
         positive_integer("sample", "shape", size)
-    grid = grid_for("sample", model.sde, solver, steps, grid)
-    check_grid(times_of(grid), model.sde.horizon)
+    grid = grid_for("sample", model.linear_sde(), solver, steps, grid)
+    check_grid(times_of(grid), model.linear_sde().horizon)
     check_falling("sample", times_of(grid))
     noise = PerSampleNoise.numbered(seed, first, shape[0])
     with torch.no_grad():
-        x = model.sde.prior().sample(noise, shape, dtype=dtype, device=model.device)
-        dynamics = dynamics_for(solver, model.sde, model)
+        x = model.linear_sde().prior().sample(noise, shape, dtype=dtype, device=model.device)
+        dynamics = dynamics_for(solver, model.linear_sde(), model)
         return integrate(dynamics, solver, x, grid, noise=noise, callback=callback)
 
 
 def grid_for(
     what: str, sde: LinearSDE, solver: Solver[Any], steps: int | None, grid: GridT | None
 ) -> GridT | Tensor:
-    """Return the grid, or the solver's `recommended` one of so many steps, 20 if none is given."""
+    """Return the grid, or the solver's `recommended` one of so many steps.
+
+    Arguments:
+        what: the function that asks, for the error.
+        sde: for whose times the grid is recommended.
+        solver: for which the grid is recommended.
+        steps: of the recommended grid; None for 20.
+        grid: the grid itself, if one is given.
+
+    Errors: ValueError for steps and grid together.
+    """
     if steps is not None and grid is not None:
         raise wrong_value(what, "steps, grid", "not be given together", "both", "drop one")
     if grid is None:

@@ -1,4 +1,4 @@
-"""Grids fitted to a solver and a model, from evaluations of the score alone."""
+"""Grids fitted to a solver and a model, from evaluations of the score alone, without data."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import Tensor
 from sde_diffusion._check import diverged, positive_integer, wrong_type, wrong_value
 from sde_diffusion.grids import cosine, karras, log_snr, quadratic, sampling_ends
 from sde_diffusion.integration import check_evaluation, dynamics_for, integrate
-from sde_diffusion.models.protocols import Model
 from sde_diffusion.noise import PerSampleNoise
 from sde_diffusion.sampling.costs import adapts, cost
+from sde_diffusion.scores import ScoreLike
 from sde_diffusion.sde import LinearSDE
 from sde_diffusion.solver import Solver
 
@@ -27,7 +27,7 @@ _REACH: Final = 0.7  # largest change of a log step size in one round
 
 
 def optimised(
-    model: Model,
+    model: ScoreLike,
     solver: Solver[Any],
     steps: int,
     *,
@@ -37,19 +37,28 @@ def optimised(
     end: float | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Return a grid of ``steps`` steps on which this solver ends close to the model's flow.
+    """Return a grid on which this solver ends close to the probability-flow ODE of the model.
 
-    First, from the best of four known grids, the step sizes in lambda are made such that every
-    step costs the same local error e: steps of equal parts of Σ e^{1/(p+1)}, p being the solver's
-    order, with e measured beside Runge–Kutta steps from the solver's own states. Then rounds of
-    Gauss–Newton on the log step sizes, damped, reduce the distance of the end points to the
-    flow's, where the local errors arrive grown or shrunk and with their signs.
+    Two stages, in lambda. Equidistribution: from the best of four known grids, the step sizes are
+    changed until every step makes the same local error e, in steps of equal parts of
+    Σ e^{1/(p+1)}, p being the solver's order and e the distance to Runge–Kutta steps from the
+    solver's own states. Gauss–Newton: damped rounds on the log step sizes reduce the distance of
+    the end points to the ODE's, the global error.
 
     The draws of the prior are those of `sample` with this seed. The few samples that end at
-    another mode decide the distance: take 1000 or more where the model is cheap. The ends default
-    to the SDE's horizon and cutoff.
+    another mode dominate the distance: take 1000 or more where the model is cheap.
 
-    Shapes: shape (B, *event), the batch to fit to.
+    Arguments:
+        model: the score model or exact score, with a LinearSDE, in evaluation mode.
+        solver: a solver that draws no noise and takes the steps of its grid.
+        steps: of the grid.
+        shape: (B, *event), of the batch to fit to.
+        seed: of the draws of the prior.
+        start: the first time; None for the SDE's horizon.
+        end: the last time; None for the SDE's cutoff.
+        dtype: of the states.
+
+    Shapes: result (steps + 1,), float64.
     NFE: about 320 + 20·steps + 4·steps² of the whole batch, for a solver with one a step.
     Errors: TypeError for a model without a LinearSDE; ValueError for a solver that draws or
     adapts its steps; FloatingPointError where no known grid gives finite end points.
@@ -62,8 +71,7 @@ def optimised(
     >>> len(grid), float(grid[0]), float(grid[-1])
     (7, 1.0, 0.001)
     """
-    sde = getattr(model, "sde", None)
-    if not isinstance(sde, LinearSDE):
+    if not isinstance(model, ScoreLike) or not isinstance(model.sde, LinearSDE):
         raise wrong_type(
             "optimised",
             "model",
@@ -71,6 +79,7 @@ def optimised(
             type(model).__name__,
             "pass a ScoreModel, or an oracle's .diffused(sde)",
         )
+    sde = model.linear_sde()
     check_evaluation("optimised", model)
     for size in shape:
         positive_integer("optimised", "shape", size)
@@ -124,20 +133,20 @@ def _check_solver(solver: Solver[Any], sde: LinearSDE, grid: Tensor) -> None:
 
 @final
 class _Calibration:
-    """A batch of draws of the prior, and where the flow carries them."""
+    """A batch of draws of the prior, and the end points of the probability-flow ODE from them."""
 
     def __init__(
-        self, model: Model, solver: Solver[Any], x: Tensor, start: float, end: float
+        self, model: ScoreLike, solver: Solver[Any], x: Tensor, start: float, end: float
     ) -> None:
         self.model = model
-        self.sde = model.sde
+        self.sde = model.linear_sde()
         self.solver = solver
         self.x = x
         self.start, self.end = start, end
         self.target = flow(model, x, cosine(self.sde, _REFERENCE, start, end))
 
     def residual(self, grid: Tensor) -> Tensor:
-        """Return the flat difference of the solver's end points to the flow's."""
+        """Return the flat difference of the solver's end points to the ODE's."""
         dynamics = dynamics_for(self.solver, self.sde, self.model)
         try:
             x = integrate(dynamics, self.solver, self.x, grid).x
@@ -172,8 +181,9 @@ class _Calibration:
         return torch.stack(errors)
 
     def equidistributed(self, grid: Tensor) -> Tensor:
-        """Return the best grid of some rounds that even out the local errors."""
-        exponent = 1 / (float(getattr(self.solver, "order", 1)) + 1)
+        """Return the best grid of some rounds of equidistribution of the local errors."""
+        order = 1 if math.isnan(self.solver.order) else float(self.solver.order)
+        exponent = 1 / (order + 1)
         best = grid
         least = self.error(grid)
         for _ in range(_ROUNDS):
@@ -228,14 +238,14 @@ def _equal_parts(mass: Tensor, widths: Tensor) -> Tensor:
     return (place[i] + (wanted - held[i]) / mass[i] * widths[i]).diff()
 
 
-def flow(model: Model, x: Tensor, times: Tensor) -> Tensor:
-    """Return ``x`` carried along the probability flow by classical Runge–Kutta steps in the angle.
+def flow(model: ScoreLike, x: Tensor, times: Tensor) -> Tensor:
+    """Return the solution of the probability-flow ODE from ``x`` by Runge–Kutta in the angle.
 
     With φ = atan(sigma/alpha), r² = alpha² + sigma² and y = x/r: dy/dφ = −tan φ (y + r score).
 
     Order: 4. NFE: 4 a step.
     """
-    sde = model.sde
+    sde = model.linear_sde()
 
     def radius(t: Tensor) -> Tensor:
         return torch.hypot(sde.alpha(t), sde.sigma(t))

@@ -1,4 +1,4 @@
-"""The latents from which a sampler's own steps end at given data."""
+"""The inverse of a sampler: the latents from which its own steps end at given data."""
 
 from __future__ import annotations
 
@@ -29,7 +29,14 @@ class Iteration(ABC):
 
     @abstractmethod
     def improved(self, map_: SamplerMap, x: Tensor, z: Tensor, end: Tensor) -> Tensor:
-        """Return a better z, given ``end`` = F(z)."""
+        """Return a z with a smaller residual.
+
+        Arguments:
+            map_: the sampler F for the samples in question.
+            x: their data; (B, *event).
+            z: their latents so far; (B, *event).
+            end: F(z), known already; (B, *event).
+        """
 
 
 @final
@@ -37,7 +44,7 @@ class Iteration(ABC):
 class Newton(Iteration):
     """Damped Newton: z + τ J⁻¹(x − F(z)), τ = 1, ½, … until the residual falls.
 
-    One Jacobian of the whole solve an iteration, D columns: for low dimension.
+    Each iteration takes the Jacobian of the whole solve, D columns: for low dimensions.
 
     >>> Newton().iterations
     50
@@ -72,8 +79,8 @@ class Newton(Iteration):
 class FixedPoint(Iteration):
     """Fixed point: z + G(x) − G(F(z)), G the same steps taken backwards.
 
-    Two solves an iteration, in any dimension. The error shrinks by I − (∂G/∂x) J each time, which
-    is small where the steps are; where they are coarse it may not shrink.
+    Two solves an iteration, in any number of dimensions. The error is multiplied by
+    I − (∂G/∂x) J each time, which is small for small steps; for coarse ones it may not converge.
 
     >>> FixedPoint().iterations
     100
@@ -103,10 +110,13 @@ def _backwards(map_: SamplerMap, x: Tensor) -> Tensor:
 @final
 @dataclass(frozen=True)
 class Inverse:
-    """Latents whose samples are given data, with what is left of the difference.
+    """Latents whose samples are the given data, with the residual.
 
-    Shapes: latent (B, *event); residual (B,), the root mean square of F(z) − x, float64;
-    iterations (B,).
+    Arguments:
+        latent: z; (B, *event).
+        residual: the root mean square of F(z) − x, float64; (B,).
+        iterations: how many each sample took, int64; (B,).
+        nfe: evaluations of the score in all, each of the samples that were not done yet.
     """
 
     latent: Tensor
@@ -126,12 +136,18 @@ def sampler_inverse(
 ) -> Inverse:
     """Return the latents z = F⁻¹(x) from which the sampler's own steps end at ``x``.
 
-    The start is the solver's own way back along the grid, what `encode` finds. Not given, the
-    method is `Newton` up to 64 dimensions, then `FixedPoint`. A sample is done when its residual
-    is at most ``tolerance`` (1e-10 in float64, else 1e-5), relative to the root mean square of x
-    where that is above 1. Where F is not one-to-one it is one z of several.
+    The iteration starts at the solver's own steps back along the grid, the result of `encode`.
+    Where F is not one-to-one the result is one z of several.
 
-    Shapes: x (B, *event); grid falling, as for sampling.
+    Arguments:
+        x: the data, scaled; (B, *event).
+        flow: the probability-flow ODE of the model.
+        solver: of ODEs, with fixed steps.
+        grid: the times of the sampler, falling from noise to data; (steps + 1,).
+        method: None for `Newton` up to 64 dimensions and `FixedPoint` above.
+        tolerance: largest residual, over max(1, rms x); None for 1e-10 in float64, else 1e-5.
+
+    Shapes: result's latent (B, *event).
     Errors: those of `SamplerMap`; FloatingPointError, naming sample and residual, where the
     iteration ends before.
 

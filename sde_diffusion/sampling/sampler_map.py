@@ -1,4 +1,4 @@
-"""The map that the steps of a deterministic solver make, and its Jacobian."""
+"""The map from latents to samples that a deterministic solver makes, and its Jacobian."""
 
 from __future__ import annotations
 
@@ -26,8 +26,14 @@ Seen = Callable[[Tensor, int, Tensor], object]  # (samples, step from 1, their m
 class SamplerMap:
     """The map F of a solver along a grid, with products of its Jacobian.
 
-    They are taken in forward mode, which keeps no graph of the solve and passes through every
-    solver of the flow; the columns of one sample are rows of one batch.
+    Products are taken in forward mode, which keeps no graph of the solve and differentiates
+    every solver of the ODE; the columns of one sample's Jacobian are rows of one batch.
+
+    Arguments:
+        what: the function that asks, for the errors.
+        flow: the probability-flow ODE of the model.
+        solver: of ODEs, with fixed steps.
+        grid: the times, falling from noise to data; (steps + 1,).
 
     Errors: TypeError for another flow; ValueError for a solver that chooses its steps by the
     state, or a grid from data to noise; those of `integrate`.
@@ -43,7 +49,7 @@ class SamplerMap:
 
     def __init__(self, what: str, flow: ProbabilityFlow, solver: Solver[Any], grid: Grid) -> None:
         check_flow(what, flow)
-        if getattr(solver, "adaptive", False):
+        if solver.adaptive:
             raise wrong_value(
                 what,
                 "solver",

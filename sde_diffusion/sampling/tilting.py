@@ -5,14 +5,14 @@ Both densities obey the forward equation of dx = f dt + g dw; of their powers fo
 
     ∂_t q = −∇·(f q) + ½ g² Δq − ½ g² γ(γ−1) ‖s_c − s_0‖² q,
 
-the same but for the last term, which makes and takes mass. Backward in time, the reverse SDE of
-the guided score has the drift −f + ½(1+l²) g² s and the noise l g: with s = ∇log q its own
-equation is that of the first two terms for every noise scale l, l = 0 (the probability flow)
-included. So it carries q if its paths are weighted by d log W = −½ g² γ(γ−1) ‖s_c − s_0‖² dt,
-dt < 0, and only then.
+a Fokker–Planck equation but for the last term, a source of mass. Backward in time, the reverse
+SDE of the guided score has the drift −f + ½(1+l²) g² s and the noise l g: with s = ∇log q its own
+Fokker–Planck equation has the first two terms for every noise scale l, l = 0 (the probability-flow
+ODE) included. So its weighted paths have the density q_t if the weights obey
+d log W = −½ g² γ(γ−1) ‖s_c − s_0‖² dt, dt < 0, and only then.
 
-How heavy the tails of W are is another matter: noise, l > 1, makes them lighter, and the larger
-γ, the heavier. An effective size that is small or changes with the seed says not to trust them.
+The weights may have heavy tails: more noise, l > 1, makes them lighter, and a larger γ heavier.
+An effective sample size that is small, or that changes with the seed, says not to trust them.
 
 Source: Skreta et al. 2025 (Feynman–Kac correctors); Bradley & Nakkiran 2024 (what guidance
 samples without).
@@ -33,7 +33,7 @@ from sde_diffusion._check import diverged, positive_integer, wrong_type, wrong_v
 from sde_diffusion._seeds import Purpose, mix
 from sde_diffusion._tensors import expand, flat_sum
 from sde_diffusion.coefficients import Level, Levels
-from sde_diffusion.counting import CountedScore
+from sde_diffusion.counting import CountedScore, Counter
 from sde_diffusion.dynamics import ProbabilityFlow, ReverseSDE, check_coupling
 from sde_diffusion.forms import converted
 from sde_diffusion.grids import check_grid
@@ -41,6 +41,8 @@ from sde_diffusion.integration import check_evaluation, check_falling, dynamics_
 from sde_diffusion.models.guidance import Guided
 from sde_diffusion.noise import PerSampleNoise
 from sde_diffusion.sampling.generate import grid_for
+from sde_diffusion.scores import ScoreLike
+from sde_diffusion.sde import LinearSDE
 from sde_diffusion.solver import OneStep
 
 
@@ -49,10 +51,15 @@ from sde_diffusion.solver import OneStep
 class Tilted:
     """Weighted samples of q ∝ p(x|c)^{1+w} p(x)^{−w}, and what they cost.
 
-    ``log_mass`` estimates log ∫ p(x|c)^{1+w} p(x)^{−w} dx, at the last time of the grid less at
-    the first, where it is 0 but for what the prior leaves out.
+    ``log_mass`` is estimated as the change along the grid: at the start of the grid it is taken
+    to be 0, as it is up to the mismatch of the prior.
 
-    Shapes: x (B, *event), log_weights (B,) in float64.
+    Arguments:
+        x: the samples; (B, *event).
+        log_weights: log W of each since it was last resampled, float64; (B,).
+        log_mass: an estimate of log ∫ p(x|c)^{1+w} p(x)^{−w} dx at the end of the grid, nats.
+        nfe: evaluations of the guided score.
+        resamplings: how often the samples were resampled.
 
     >>> found = Tilted(torch.zeros(2, 1), torch.zeros(2).double(), 0.0, 1, 0)
     >>> found.weights.tolist(), round(found.effective_size, 3)
@@ -72,11 +79,11 @@ class Tilted:
 
     @property
     def effective_size(self) -> float:
-        """(ΣW)²/ΣW²: as many equal weights would estimate means about as well."""
+        """The effective sample size (ΣW)²/ΣW²."""
         return 1 / float(self.weights.square().sum())
 
     def resampled(self, seed: int = 0) -> Tensor:
-        """Return as many samples of equal weight, some of them several times."""
+        """Return B samples of equal weight, resampled by their weights: some are repeated."""
         return self.x[_systematic(self.weights, mix(seed, Purpose.RESAMPLING)).to(self.x.device)]
 
 
@@ -92,15 +99,26 @@ def sample_tilted(
     resample_below: float = 0.0,
     dtype: torch.dtype = torch.float32,
 ) -> Tilted:
-    """Return weighted samples of the density that guidance only seems to sample.
+    """Return weighted samples of the density whose score the guided score is.
 
-    The samples are those of the solver on the reverse SDE with ``noise_scale``, or on the
-    probability flow if the solver is of ODEs; the weights are integrated along by the trapezoidal
-    rule. Where the effective size falls below ``resample_below`` × B, samples are drawn again by
-    their weights, so that heavy ones multiply; then, and only then, a sample depends on its
-    batch-mates. Give a grid, or a number of steps (20 if neither is given).
+    Without the weights, guidance samples another density. The samples are those of the solver on
+    the reverse SDE with ``noise_scale``, or on the probability-flow ODE if the solver is of ODEs;
+    the log-weights are integrated along the path by the trapezoidal rule. Where the effective
+    sample size falls below ``resample_below`` × B the samples are resampled by their weights;
+    then, and only then, a sample depends on its batch-mates.
 
-    Shapes: shape (B, *event).
+    Arguments:
+        guided: the guided score, with one number as its weight w.
+        solver: a one-step solver, of the reverse SDE or of ODEs.
+        shape: (B, *event), of the samples.
+        steps: along the `recommended` grid of the solver; 20 if there is no grid either.
+        grid: the times instead, falling from noise to data; (steps + 1,).
+        seed: of the prior, of the solver's noise and of the resampling.
+        noise_scale: l of the reverse SDE; without effect for a solver of ODEs.
+        resample_below: share of B, in [0, 1]; 0 never resamples.
+        dtype: of the states.
+
+    Shapes: result's x (B, *event).
     NFE: the solver's, less the evaluation that begins a step, and one of the weights a step.
     Errors: TypeError for anything but a `Guided` or a one-step solver; ValueError for a weight
     that depends on t, for resampling of samples with labels of their own, for steps and grid
@@ -145,31 +163,30 @@ def sample_tilted(
                 log_mass = log_mass + _log_mean(log_weights)
                 log_weights = torch.zeros_like(log_weights)
                 resamplings = resamplings + 1
-    return Tilted(x, log_weights, log_mass + _log_mean(log_weights), score.calls, resamplings)
+    log_mass = log_mass + _log_mean(log_weights)
+    return Tilted(x, log_weights, log_mass, score.counter.calls, resamplings)
 
 
 @final
-class _Remembering:
-    """A guided score that keeps its last parts: a step begins where a weight was computed."""
+class _Remembering(ScoreLike):
+    """A guided score that keeps its last value: a step begins where a weight was computed."""
+
+    sde: LinearSDE
+    predicts = True
 
     def __init__(self, guided: Guided, weight: float) -> None:
         self.guided = guided
         self.sde = guided.sde
         self.weight = weight
-        self._counter = [0]
-        self._counted = CountedScore(guided, self._counter, self.sde)
+        self.counter = Counter()
+        self._counted = CountedScore(guided, self.counter)
         self._x = torch.empty(0)
         self._t = torch.empty(())
         self._eps = torch.empty(0)
 
-    @property
-    def calls(self) -> int:
-        """The number of evaluations of the guided score."""
-        return self._counter[0]
-
     def rate(self, x: Tensor, t: Tensor) -> Tensor:
         """Return d log W/|dt| = ½ g² γ(γ−1) ‖eps_c − eps_0‖²/sigma², float64."""
-        self._counter[0] += 1
+        self.counter.calls += 1
         c, u = self.guided.parts(x, t)
         self._x = x
         self._t = t
@@ -255,7 +272,7 @@ def _log_mean(log_weights: Tensor) -> float:
 
 
 def _systematic(weights: Tensor, seed: int) -> Tensor:
-    """Return the numbers of the samples to go on with: i at least ⌊B W_i⌋ times."""
+    """Return the indices of systematic resampling: i at least ⌊B W_i⌋ times."""
     n = len(weights)
     u = torch.rand((), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     levels = (torch.arange(n, dtype=torch.float64) + u) / n

@@ -24,9 +24,9 @@ SNAPSHOTS: Final = "snapshots"
 
 
 def ema_decay(limit: float, step: int) -> float:
-    """Return the decay min(limit, (1 + k)/(10 + k)) after k earlier steps.
+    """Return the decay min(limit, step/(9 + step)) of a step, counted from 1.
 
-    The ramp keeps the random initial weights from weighing on the average for 1/(1 − limit) steps.
+    The ramp lets the average forget the random initial weights sooner than in 1/(1 − limit) steps.
     """
     return min(limit, step / (9 + step))
 
@@ -36,7 +36,7 @@ def gamma_of(width: float) -> float:
     """Return γ of the average whose weights θ(t) count as (γ+1) t^γ on [0, 1].
 
     Its relative width, the standard deviation of that profile, is
-    σ_rel = (γ+1)^{1/2} (γ+2)^{−1} (γ+3)^{−1/2}: at most 12^{−1/2}, at γ = 0, for the plain mean.
+    σ_rel = (γ+1)^{1/2} (γ+2)^{−1} (γ+3)^{−1/2}: at most 12^{−1/2}, at γ = 0, the mean of all θ.
 
     Source: Karras et al. 2024 (EDM2), section 3.1.
 
@@ -45,7 +45,11 @@ def gamma_of(width: float) -> float:
     """
     if width > WIDEST:
         raise wrong_value(
-            "gamma_of", "width", f"be at most {WIDEST}, the plain mean's", width, "pass width=0.1"
+            "gamma_of",
+            "width",
+            f"be at most {WIDEST}, that of the mean of all weights",
+            width,
+            "pass width=0.1",
         )
     positive_number("gamma_of", "width", width)
     inverse = width**-2  # (γ+2)² (γ+3) = (γ+1) σ_rel⁻², which has one root γ ≥ 0
@@ -67,8 +71,8 @@ def update_average(average: nn.Module, module: nn.Module, decay: float) -> None:
 class Averages:
     """The averages of a run's weights; ``main`` is the one that is kept as the model.
 
-    ``half_lives`` forget one half in so many steps; ``powers`` weigh the weights of step i as
-    (γ+1) i^γ does, by relative width σ_rel (EDM2).
+    ``half_lives`` are the exponential averages by their half-life in steps; ``powers`` those in
+    which step i has a weight proportional to i^γ, by their relative width σ_rel (EDM2).
     """
 
     def __init__(self, model: LearnedScore, config: TrainingConfig) -> None:
@@ -78,12 +82,16 @@ class Averages:
         self.powers = {width: _averaged(model) for width in config.ema_widths}
 
     def update(self, model: LearnedScore, step: int) -> None:
-        """Take the weights after ``step`` into the averages."""
+        """Update the averages by the weights after ``step``."""
         update_average(self.main, model, ema_decay(self.config.ema_decay, step))
         for half_life, average in self.half_lives.items():
             update_average(average, model, ema_decay(0.5 ** (1 / half_life), step))
         for width, average in self.powers.items():
             update_average(average, model, (1 - 1 / step) ** (gamma_of(width) + 1))
+
+    def models(self) -> list[LearnedScore]:
+        """Return all of them, as models."""
+        return [average for _, average in self._named()]
 
     def write(self, folder: Path, extra: dict[str, Any]) -> None:
         """Write each average of a half-life as ``ema-HALFLIFE.safetensors``."""
@@ -109,7 +117,7 @@ class Averages:
         return {name: average.network.state_dict() for name, average in self._named()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Become the averages that were saved."""
+        """Restore the averages that were saved."""
         for name, average in self._named():
             average.network.load_state_dict(state[name])
 
@@ -122,7 +130,7 @@ class Averages:
 def _averaged(model: LearnedScore) -> LearnedScore:
     """Return a copy of the model to hold the average, in float32 at least.
 
-    In bfloat16 a step of the average, (1 − decay) of a difference, would round to nothing.
+    In bfloat16 an update of the average, (1 − decay) of a difference, would round to 0.
     """
     average = copy.deepcopy(model).requires_grad_(requires_grad=False)
     for parameter in average.parameters():

@@ -1,7 +1,9 @@
-"""What a training step draws for its whole batch, and the losses of a part of it."""
+"""What a training step draws for its whole batch, and the parts in which it is computed."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, final
@@ -14,10 +16,39 @@ from sde_diffusion.data.dataset import Dataset
 from sde_diffusion.models.score import LearnedScore
 from sde_diffusion.noise import Noise, PerSampleNoise
 from sde_diffusion.objectives.base import Batch, Drawn, Objective
-from sde_diffusion.training.precision import autocast
 
 if TYPE_CHECKING:
     from sde_diffusion.training.config import TrainingConfig
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One of the equal parts of a batch, on the device that computes it.
+
+    Arguments:
+        batch: its data, times and noise.
+        labels: the class labels, −1 where dropped; (n,), None without classes.
+        weight: the weights of the losses; (n,), float64.
+        seed: of its dropout masks.
+    """
+
+    batch: Batch
+    labels: Tensor | None
+    weight: Tensor
+    seed: int
+
+    def given_labels(self, model: LearnedScore) -> LearnedScore:
+        """Return the model conditioned on the labels, where there are any."""
+        return model if self.labels is None else model.given(self.labels)
+
+    @contextmanager
+    def dropout(self) -> Iterator[None]:
+        """Seed torch's global generators, from which dropout draws, and put them back."""
+        device = self.batch.x0.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(self.seed)
+            yield
 
 
 @final
@@ -27,7 +58,13 @@ class GlobalBatch:
 
     It is drawn on the CPU, so that every device sees the same data, times and noise.
 
-    Shapes: x0, eps (B, *event); labels (B,), −1 where dropped.
+    Arguments:
+        drawn: the times and their weights; (B,).
+        x0: the data, scaled; (B, *event).
+        eps: standard normal noise; (B, *event).
+        labels: the class labels, −1 where dropped; (B,), None without classes.
+        seed: the seed of the run.
+        step: the number of the step, from 1.
     """
 
     drawn: Drawn
@@ -47,11 +84,20 @@ class GlobalBatch:
         config: TrainingConfig,
         step: int,
     ) -> GlobalBatch:
-        """Return the batch of the rows; labels only where the data have them."""
+        """Return the batch of some rows of the data.
+
+        Arguments:
+            objective: draws the times, and pairs noise with data.
+            model: gives the SDE and the dtype of its weights.
+            dataset: the data, and the labels where it has any.
+            rows: the rows of the data set; (B,).
+            config: the settings of the run, of which ``seed`` and ``label_dropout`` count.
+            step: the number of the step, from 1.
+        """
         generator = torch.Generator().manual_seed(mix(config.seed, Purpose.BATCH, step))
         dtype = next(model.parameters()).dtype
         x0 = dataset.batch(rows, generator).to(dtype=dtype)
-        sde: Any = model.sde  # of the kind that the objective's law takes: it has been checked
+        sde: Any = model.sde  # of the kind that the distribution of times takes, as was checked
         drawn = objective.draw(sde, len(rows), generator)
         eps = torch.randn(x0.shape, generator=generator, dtype=dtype)
         eps = objective.pair(x0, eps)
@@ -61,24 +107,24 @@ class GlobalBatch:
             labels = torch.where(kept, dataset.labels[rows].long(), -1)
         return cls(drawn, x0, eps, labels, config.seed, step)
 
-    def losses(self, module: nn.Module, part: int, count: int, device: torch.device) -> Tensor:
-        """Return what the module, a `Losses`, gives for one of ``count`` equal parts."""
+    def part(self, index: int, count: int, device: torch.device) -> Part:
+        """Return one of ``count`` equal parts, on a device."""
         size = len(self.x0) // count
-        rows = slice(part * size, (part + 1) * size)
+        rows = slice(index * size, (index + 1) * size)
         noise = _OnDemand(mix(self.seed, Purpose.LOSS, self.step), rows.start, size)
         x0 = self.x0[rows].to(device)
         eps = self.eps[rows].to(device)
-        labels = None if self.labels is None else self.labels[rows]
-        # Dropout draws from the global generators: seeded here, put back afterwards.
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(mix(self.seed, Purpose.DROPOUT, self.step, part))
-            losses: Tensor = module(Batch(x0, self.drawn.t[rows], eps, noise), labels)
-        return losses
+        return Part(
+            Batch(x0, self.drawn.t[rows], eps, noise),
+            None if self.labels is None else self.labels[rows],
+            self.drawn.weight[rows],
+            mix(self.seed, Purpose.DROPOUT, self.step, index),
+        )
 
 
 @final
 class _OnDemand(Noise):
-    """`PerSampleNoise.numbered`, made when it is asked: few losses draw, every stream costs."""
+    """`PerSampleNoise.numbered`, made at the first draw: few losses draw, and streams are slow."""
 
     def __init__(self, seed: int, first: int, count: int) -> None:
         self.seed = seed
@@ -94,18 +140,15 @@ class _OnDemand(Noise):
 
 
 @final
-class Losses(nn.Module):
-    """The losses of a part of a batch: what DistributedDataParallel takes for the network."""
+class Together(nn.Module):
+    """A model and its objective as one module: what DistributedDataParallel takes."""
 
-    def __init__(self, model: LearnedScore, objective: Objective, precision: str) -> None:
+    def __init__(self, model: LearnedScore, objective: Objective) -> None:
         super().__init__()
         self.model = model
         self.objective = objective
-        self.precision = precision
 
-    def forward(self, batch: Batch, labels: Tensor | None) -> Tensor:
-        """Return the loss of every sample, in float32 at least."""
-        model = self.model if labels is None else self.model.given(labels)
-        with autocast(self.precision, model.device):
-            losses: Tensor = self.objective(model, batch)
-        return losses.to(torch.promote_types(losses.dtype, torch.float32))
+    def forward(self, model: LearnedScore, batch: Batch) -> Tensor:
+        """Return the losses of the model, which may be conditioned on labels; (B,)."""
+        losses: Tensor = self.objective(model, batch)
+        return losses

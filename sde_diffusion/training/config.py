@@ -1,4 +1,4 @@
-"""The settings of a training run: names and numbers, all of them JSON and TOML.
+"""The settings of a training run, all of which JSON and TOML can hold.
 
 This module imports no torch, so that the command line shows its help at once.
 """
@@ -40,23 +40,39 @@ WIDEST: Final = 12**-0.5  # σ_rel of the mean of all weights
 class TrainingConfig:
     """The settings of a training run.
 
-    ``warmup`` steps of linear warm-up lead to ``learning_rate``; ``schedule`` keeps it there
-    ("constant") or lets it fall to 0 at the last step ("cosine"). ``clip`` is the largest norm of
-    the gradient. Times lie in [t_min, horizon]. ``label_dropout`` is the share of labels replaced
-    by −1, "no class", in training a network with classes.
+    ``objective`` and, for "denoising", ``weighting`` say what is minimised; ``times`` and
+    ``spacing`` change the variance of the gradient alone.
 
-    What is minimised is said by ``objective`` and, of "denoising", by ``weighting``; ``times``
-    (None: the weighting's own) and ``spacing`` change the gradient's noise alone. ``coupling``
-    pairs noise with data, ``uncertainty`` learns a weight for every time, ``chain_steps`` is the
-    length of the chain of "vlb", "hybrid" and "exact".
-
-    ``precision`` is that of the network's computations, ``accumulate`` the number of parts in
-    which a batch is computed.
-
-    ``ema_decay`` makes the average that is kept as the model; ``ema_half_lives``, in steps, and
-    ``ema_widths``, σ_rel of EDM2, make others beside it, with snapshots of the latter every
-    ``snapshot_every`` steps. Monitors look every ``evaluate_every`` steps, and ``patience`` of
-    these without a better bound end the run. 0 is never, for all three.
+    Arguments:
+        steps: optimizer steps of the run.
+        batch_size: samples of a step, of all processes together.
+        learning_rate: of AdamW, after the warm-up.
+        weight_decay: of AdamW.
+        warmup: steps in which the learning rate rises linearly.
+        schedule: "constant", or "cosine", which lets the learning rate fall to 0 at the last step.
+        clip: the largest norm of the gradient.
+        ema_decay: of the moving average of the weights that is kept as the model, a step.
+        weighting: the weight w(t) of "denoising", and the distribution of times that goes with it.
+        t_min: the least time; times lie in [t_min, horizon].
+        label_dropout: the share of labels replaced by −1, "no class".
+        seed: of every random draw of the run.
+        checkpoint_every: steps between two checkpoints.
+        log_every: steps between two lines of metrics.
+        objective: "denoising", "vlb", "hybrid", "sliced" or "implicit".
+        times: the distribution from which times are drawn; the weighting's own if None.
+        spacing: how the quantiles of a batch of times are spread over [0, 1).
+        coupling: how noise is paired with data.
+        uncertainty: "learned" for a learned weight of every time.
+        chain_steps: the number of steps of the chain of "vlb", "hybrid" and "exact".
+        precision: of the network's computations; weights stay in float32.
+        channels_last: whether convolution weights are laid out with the channels last.
+        compile: whether the network is compiled.
+        accumulate: parts in which a process computes its share of a batch, one after the other.
+        ema_half_lives: in steps, of further averages.
+        ema_widths: relative widths σ_rel of EDM2's averages.
+        snapshot_every: steps between two snapshots of the averages of ``ema_widths``; 0 for none.
+        evaluate_every: steps between two evaluations by the monitors; 0 for none.
+        patience: evaluations in a row without a better bound that end the run; 0 for no end.
 
     Errors: TypeError or ValueError for a setting out of range, by name.
 
@@ -99,6 +115,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         what = "TrainingConfig"
+        settings = vars(self)
         for name in (
             "steps",
             "batch_size",
@@ -107,13 +124,13 @@ class TrainingConfig:
             "chain_steps",
             "accumulate",
         ):
-            positive_integer(what, name, getattr(self, name))
+            positive_integer(what, name, settings[name])
         for name in ("warmup", "seed", "snapshot_every", "evaluate_every", "patience"):
-            positive_integer(what, name, getattr(self, name), least=0)
+            positive_integer(what, name, settings[name], least=0)
         for name in ("learning_rate", "clip", "t_min"):
-            positive_number(what, name, getattr(self, name))
+            positive_number(what, name, settings[name])
         for name, usual in (("ema_decay", 0.999), ("label_dropout", 0.1)):
-            share = getattr(self, name)
+            share = settings[name]
             if not 0 <= share < 1:
                 raise wrong_value(what, name, "lie in [0, 1)", share, f"pass {name}={usual}")
         if not 0 <= self.weight_decay < math.inf:
@@ -126,11 +143,11 @@ class TrainingConfig:
             )
         for name, choices in CHOICES.items():
             if name != "times" or self.times is not None:  # None: the weighting's own
-                one_of(what, name, getattr(self, name), choices)
+                one_of(what, name, settings[name], choices)
         for name in ("channels_last", "compile"):
-            if not isinstance(getattr(self, name), bool):
+            if not isinstance(settings[name], bool):
                 raise wrong_type(
-                    what, name, "be True or False", getattr(self, name), f"pass {name}=False"
+                    what, name, "be True or False", settings[name], f"pass {name}=False"
                 )
         self._check_averages(what)
         if self.patience and not self.evaluate_every:
@@ -143,8 +160,9 @@ class TrainingConfig:
             )
 
     def _check_averages(self, what: str) -> None:
-        for name in ("ema_half_lives", "ema_widths"):
-            numbers = tuple(getattr(self, name))  # JSON and TOML have lists
+        averages = {"ema_half_lives": self.ema_half_lives, "ema_widths": self.ema_widths}
+        for name, given in averages.items():
+            numbers = tuple(given)  # JSON and TOML have lists
             for number in numbers:
                 positive_number(what, name, number)
             if len(set(numbers)) < len(numbers):
@@ -155,7 +173,7 @@ class TrainingConfig:
                 raise wrong_value(
                     what,
                     "ema_widths",
-                    f"be at most {WIDEST}, the plain mean's",
+                    f"be at most {WIDEST}, that of the mean of all weights",
                     width,
                     "pass ema_widths=(0.05, 0.1)",
                 )

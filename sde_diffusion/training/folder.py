@@ -22,7 +22,7 @@ from sde_diffusion.training.config import TrainingConfig
 
 SAMPLES: Final = "samples"
 _ELSEWHERE: Final = "start a new run in another folder"
-# What may differ between a run and its resumption without changing the mathematics.
+# Settings that may differ between a run and its resumption: they do not change what is computed.
 _FREE: Final = (
     "format",
     "versions",
@@ -40,11 +40,11 @@ _FREE: Final = (
 class RunFolder:
     """The files of one run.
 
-    ``model.safetensors`` and ``state.pt`` make a checkpoint, ``metrics.jsonl`` has a line for
-    every ``log_every`` steps and for every evaluation; ``manifest.json``, ``best.safetensors``,
-    the other averages and their snapshots come beside them. All but the metrics are replaced
+    A checkpoint is ``model.safetensors`` and ``state.pt``. ``metrics.jsonl`` has a line for every
+    ``log_every`` steps and for every evaluation. ``manifest.json``, ``best.safetensors``, the
+    other averages and their snapshots are further files. All but the metrics are replaced
     atomically. Lines of metrics are appended; those after the state's step are dropped on
-    resumption, for their steps are done again.
+    resumption, as their steps are taken again.
 
     Errors: OSError where the folder cannot be written; FileExistsError for a fresh run in the
     folder of an earlier one, FileNotFoundError for resuming where there is none.
@@ -103,7 +103,10 @@ class RunFolder:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Say, where a write fails as on a full disk, that the last checkpoint is whole."""
+        """Turn an error of writing, as on a full disk, into one that says how to go on.
+
+        Errors: OSError.
+        """
         try:
             yield
         except OSError as error:
@@ -117,7 +120,7 @@ class RunFolder:
             raise OSError(str(text)) from error
 
     def save(self, state: dict[str, Any], model: LearnedScore, extra: dict[str, Any]) -> None:
-        """Write the averaged model, then the state: a crash between them loses neither."""
+        """Write the averaged model, then the state, each atomically."""
         with self.writing():
             save_model(self.model, model, extra)
             # To memory first: torch.save reports a full disk as a RuntimeError of its own.
@@ -207,7 +210,13 @@ def _check_same(
 def check_same(
     what: str, saved: Mapping[str, Any], now: Mapping[str, Any], remedy: Callable[[str], str]
 ) -> None:
-    """Refuse to go on with a run that was started otherwise; ``remedy`` is by the setting's name.
+    """Refuse to resume a run that was started with other settings.
+
+    Arguments:
+        what: the function that refuses, as errors name it.
+        saved: the settings of the run, nested by name.
+        now: those with which it is to be resumed.
+        remedy: what to do about a setting, by its name.
 
     Errors: ValueError that names the first difference.
     """

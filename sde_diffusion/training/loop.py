@@ -1,6 +1,6 @@
 """Training by denoising score matching, resumable bit for bit.
 
-Every draw follows from (seed, step) or (seed, epoch), never from the state of a generator, so a
+Every draw is a function of (seed, step) or (seed, epoch), never of the state of a generator, so a
 run that is stopped and resumed takes the same steps as one that is not.
 """
 
@@ -29,8 +29,6 @@ from sde_diffusion.training.monitors import (
 )
 from sde_diffusion.training.trainer import Progress, Trainer
 
-__all__ = ["Progress", "TrainingConfig", "train"]
-
 
 def train(
     model: LearnedScore,
@@ -45,18 +43,28 @@ def train(
 ) -> Iterator[Progress]:
     """Return an iterator that takes one optimizer step for every item asked of it.
 
-    After its last step ``model`` holds the averaged weights; a model without ``data`` gets the
-    dataset's. With ``out``, checkpoints are written before the first step, every
-    ``checkpoint_every`` steps, at the end, and when the iterator is closed between two steps
-    (``break``); `load(out)` returns the averaged model of the latest, `load_direct(out)` that of
-    a `DirectScore`, which takes an ``objective`` such as ``Sliced(Paths(…), Stratified(), 0.0)``.
+    The first step writes on the model how it is trained: its coupling, and the dataset's
+    specification where it has no ``data``. After the last step it holds the averaged weights.
 
-    ``monitors`` see the averaged model every ``evaluate_every`` steps and at the end; their values
-    are lines of metrics.jsonl. ``best.safetensors`` is the model of the best bound among them, and
-    after ``patience`` evaluations without a better one the step just taken was the last.
+    With ``out``, checkpoints are written before the first step, every ``checkpoint_every`` steps,
+    at the end, and when the iterator is closed between two steps (``break``). `load(out)` returns
+    the averaged model of the latest one, `load_direct(out)` that of a `DirectScore`. The values of
+    the monitors are lines of metrics.jsonl, and ``best.safetensors`` is the model of the best
+    bound among them; after ``patience`` evaluations without a better bound the run ends.
 
     Under torchrun all processes call this with their ``processes``; the first one alone evaluates
     and writes.
+
+    Arguments:
+        model: what is trained, in place; a `ScoreModel` or a `DirectScore`.
+        dataset: the data, with labels for a network with classes.
+        config: the settings.
+        out: the folder of the run; without one nothing is written.
+        resume: go on with the run in ``out``, rather than start one there.
+        objective: what is minimised; the one that the settings name if None. A `DirectScore` takes
+            one such as ``Sliced(Paths(…), Stratified(), 0.0)``.
+        monitors: called with the averaged model every ``evaluate_every`` steps and at the end.
+        processes: the processes of torchrun; this one alone if None.
 
     Errors: at once TypeError, ValueError and OSError for what cannot be trained or written;
     FloatingPointError, naming the step, for a loss or gradient that is not finite.
@@ -126,7 +134,7 @@ class _Loop:
             )
 
     def begin(self) -> bool:
-        """Return whether the run is complete already."""
+        """Write the files of the start; return whether the run is complete already."""
         run = self.run
         if self.folder is not None:
             with self.folder.writing():
@@ -140,7 +148,7 @@ class _Loop:
         return ended
 
     def after(self, progress: Progress) -> bool:
-        """Return whether this step was the last one, after all that is due."""
+        """Evaluate, log and save what is due; return whether this step was the last one."""
         run = self.run
         config = self.run.config
         ended = run.step == config.steps
@@ -165,7 +173,7 @@ class _Loop:
         return self.run.configuration | {"step": self.run.step}
 
     def _evaluate(self) -> bool:
-        """Return whether the run is to stop; one process evaluates for all."""
+        """Return whether the run is to stop; the first process evaluates for all."""
         run = self.run
         config = self.run.config
         folder = self.folder

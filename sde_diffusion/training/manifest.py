@@ -21,7 +21,13 @@ from sde_diffusion._version import __version__
 class Manifest:
     """``manifest.json`` of a run: its configuration, and a record of every time it was started.
 
-    Nothing in it names the machine or its user, but for what stands on the command line.
+    Nothing in it names the machine or its user, unless an argument of the command line does.
+
+    Arguments:
+        path: the file.
+        configuration: that of the run.
+        device: where the model computes.
+        processes: the number of processes that share the run.
     """
 
     def __init__(
@@ -54,7 +60,7 @@ class Manifest:
 
 def _program() -> list[str]:
     """Return how the program was called, without the folders in which it lies."""
-    spec = getattr(sys.modules["__main__"], "__spec__", None)  # of python -m
+    spec = vars(sys.modules["__main__"]).get("__spec__")  # of python -m
     return [Path(sys.argv[0]).name] if spec is None else ["python", "-m", str(spec.parent)]
 
 

@@ -1,8 +1,7 @@
 """Evaluations during training: losses by noise level, a held-out bound, pictures of samples.
 
 A monitor sees the averaged model, and its draws are those of its own seed: the values of two
-evaluations, or of two runs, differ by the models alone, and training goes on as if nothing had
-looked at it.
+evaluations, or of two runs, differ by the models alone, and no evaluation changes the training.
 """
 
 from __future__ import annotations
@@ -28,13 +27,13 @@ from sde_diffusion.pictures.samples import sample_picture
 from sde_diffusion.training.folder import SAMPLES
 
 BOUND: Final = "bits_per_dim"  # the value that patience waits on
-_FARTHEST: Final = 10.0  # |λ| beyond which data, or noise, is all there is
+_FARTHEST: Final = 10.0  # the largest |λ|: beyond it x_t is the data, or the noise, alone
 
 
 class Monitor(Protocol):
     """What is called with the averaged model, in evaluation mode, every ``evaluate_every`` steps.
 
-    Whatever it draws from torch's global generators is seeded and put back.
+    Torch's global generators are seeded before it, and put back after it.
     """
 
     # Any, as one may take ScoreModels alone: check_monitors.
@@ -46,8 +45,16 @@ class Monitor(Protocol):
 class LossByLevel:
     """The mean of ‖eps − eps_θ‖²/D on held-out data in equal bins of λ = log(alpha/sigma).
 
-    λ runs from the horizon to ``t_min``, within ±10. Every sample is drawn once in each bin.
-    ``rows`` are the first so many samples.
+    λ runs from that of the horizon to that of ``t_min``, within ±10. For every sample and bin
+    there is one draw of (t, eps).
+
+    Arguments:
+        dataset: the held-out data.
+        bins: the number of bins.
+        rows: the number of samples, the first of the data.
+        batch_size: samples of one network evaluation.
+        t_min: the least time.
+        seed: of all draws.
 
     >>> from sde_diffusion import DataSpec, Gaussian, VPSDE
     >>> x = torch.linspace(-1.5, 1.5, 9)[:, None]
@@ -81,7 +88,7 @@ class LossByLevel:
 
     @torch.no_grad()
     def __call__(self, model: ScoreModel, step: int, folder: Path | None) -> Mapping[str, Any]:  # noqa: ARG002
-        """Return the middles of the bins, as "lambda", and the mean "loss" in each."""
+        """Return the centres of the bins, as "lambda", and the mean "loss" in each."""
         ends = torch.tensor([model.sde.horizon, self.t_min], dtype=torch.float64)
         far, near = model.sde.lambda_(ends).clamp(-_FARTHEST, _FARTHEST).tolist()
         width = (near - far) / self.bins
@@ -101,11 +108,18 @@ class LossByLevel:
 
 @final
 class HeldOutBound:
-    """The bound of `elbo` on held-out data, in bits per dimension, and its error over samples.
+    """The bound of `elbo` on −log2 p of held-out data, in bits per dimension, with its error.
 
-    Of integers it is one of log P, at the centres of their bins; of real data one of the density
-    in their own units. ``rows`` are the first so many samples, ``draws`` those of (t, eps) for
-    each: the same in every evaluation, so that differences are far smaller than the error.
+    For integer data it bounds the probability of the levels, at the centres of their bins; for
+    real data the density in their own units. The draws are the same in every evaluation.
+
+    Arguments:
+        dataset: the held-out data.
+        draws: of (t, eps) for each sample; even, at least 4.
+        rows: the number of samples, the first of the data.
+        batch_size: samples of one call of `elbo`.
+        t_min: the least time.
+        seed: of all draws.
 
     >>> from sde_diffusion import DataSpec, Gaussian, VPSDE
     >>> data = Dataset(DataSpec("zeros", (1,), None), torch.zeros(8, 1), None)
@@ -137,7 +151,7 @@ class HeldOutBound:
         self._values = dataset.values[: min(rows, len(dataset))]
 
     def __call__(self, model: ScoreModel, step: int, folder: Path | None) -> Mapping[str, Any]:  # noqa: ARG002
-        """Return the mean over samples, "bits_per_dim", and its "standard_error"."""
+        """Return the mean over samples, "bits_per_dim", and its "standard_error" over them."""
         parts = [
             self._bits(model, first) for first in range(0, len(self._values), self.batch_size)
         ]
@@ -207,7 +221,15 @@ def check_monitors(monitors: Sequence[Monitor], model: LearnedScore) -> None:
 def observe(
     monitors: Sequence[Monitor], model: LearnedScore, step: int, folder: Path | None, seed: int
 ) -> dict[str, Any]:
-    """Return the values of all monitors; of two with one name, the later one's."""
+    """Return the values of all monitors; where two have the same name, the later one's.
+
+    Arguments:
+        monitors: what is called.
+        model: the averaged model.
+        step: the number of the step.
+        folder: the folder of the run, None for one that writes nothing.
+        seed: of torch's global generators, for monitors that draw from them.
+    """
     found: dict[str, Any] = {}
     device = model.device
     for monitor in monitors:
@@ -218,9 +240,10 @@ def observe(
 
 
 def note_best(notes: dict[str, Any], step: int, found: Mapping[str, Any]) -> bool:
-    """Return whether this evaluation's bound is the best so far, and keep that in the notes.
+    """Return whether this evaluation's bound is the best so far, and record that in the notes.
 
-    ``notes["best"]`` has the bound, its step, and how many evaluations "since" were no better.
+    ``notes["best"]`` has the bound, its step, and the number of evaluations "since" that were no
+    better.
     """
     if BOUND not in found:
         return False
@@ -234,7 +257,7 @@ def note_best(notes: dict[str, Any], step: int, found: Mapping[str, Any]) -> boo
 
 
 def out_of_patience(notes: Mapping[str, Any], patience: int) -> bool:
-    """Return whether so many evaluations were no better than the best; 0 waits for ever."""
+    """Return whether so many evaluations in a row were no better than the best; 0 for never."""
     since: int = notes.get("best", {"since": 0})["since"]
     return 0 < patience <= since
 
@@ -247,6 +270,6 @@ def _check_rows(what: str, dataset: Dataset, least: int) -> None:
 
 
 def _for(model: ScoreModel, x: Tensor) -> Tensor:
-    """Return x where and as the model computes."""
-    like = next(iter(getattr(model, "parameters", list)()), torch.zeros(()))
-    return x.to(model.device, like.dtype)
+    """Return x on the model's device, in the dtype of its weights, float32 if it has none."""
+    weight = next(model.parameters(), torch.zeros(()))
+    return x.to(model.device, weight.dtype)

@@ -34,19 +34,20 @@ def objective_of(config: TrainingConfig) -> Objective:
     Traceback (most recent call last):
     ValueError: TrainingConfig: times must be None with weighting='exact', got 'uniform'; drop it
     """
+    settings = vars(config)
     for name, allowed, other in _rules(config):
-        if getattr(config, name) not in allowed:
-            rule = f"be {' or '.join(map(repr, allowed))} with {other}={getattr(config, other)!r}"
-            raise wrong_value("TrainingConfig", name, rule, repr(getattr(config, name)), "drop it")
+        if settings[name] not in allowed:
+            rule = f"be {' or '.join(map(repr, allowed))} with {other}={settings[other]!r}"
+            raise wrong_value("TrainingConfig", name, rule, repr(settings[name]), "drop it")
     steps = config.chain_steps
     t_min = config.t_min
     chain = config.objective in ("vlb", "hybrid") or config.weighting == "exact"
     spacing = SPACINGS[config.spacing](steps if chain else _LEVELS)
     if config.objective != "denoising":
         return _other(config.objective, spacing, steps, t_min)
-    law, weighting = WEIGHTINGS[config.weighting](t_min, steps)
+    minimised, weighting = WEIGHTINGS[config.weighting](t_min, steps)
     return Denoising(
-        law,
+        minimised,
         spacing,
         t_min,
         weighting,
@@ -64,7 +65,7 @@ def _other(name: str, spacing: Spacing, steps: int, t_min: float) -> Objective:
 
 def _rules(config: TrainingConfig) -> Iterator[tuple[str, tuple[str | None, ...], str]]:
     """Yield settings, the values that each may have, and the setting that says so."""
-    if config.objective != "denoising":  # it has its own weight, law and states
+    if config.objective != "denoising":  # it has its own weight, times and states
         yield "weighting", ("perceptual",), "objective"
         yield "times", (None,), "objective"
         yield "coupling", ("independent",), "objective"
@@ -72,9 +73,9 @@ def _rules(config: TrainingConfig) -> Iterator[tuple[str, tuple[str | None, ...]
     if config.weighting == "exact":
         yield "times", (None,), "weighting"  # a lattice has no density
     if config.weighting in _BOUNDS:
-        # The normal laws hardly ever look at the ends, where much of the bound is.
+        # Normal times are rarely near the ends of λ, where much of the bound is.
         yield "times", (None, "uniform", "likelihood"), "weighting"
         yield "coupling", ("independent",), "weighting"
         yield "uncertainty", ("none",), "weighting"
-    if config.spacing == "loss-aware":  # it evens out the losses that the times would go by
+    if config.spacing == "loss-aware":  # the losses that choose the times are then all alike
         yield "uncertainty", ("none",), "spacing"

@@ -1,8 +1,8 @@
-"""Averages of any width after the run, out of snapshots of a few (EDM2).
+"""Averages of any width after the run, from snapshots of averages of a few widths (EDM2).
 
 After step t the average of relative width σ_rel is ∫ p(τ) θ(τ) dτ with the profile
-p(τ) = (γ+1) τ^γ/t^{γ+1} on [0, t]. A wanted profile is fitted by a sum Σ c_i p_i of those of the
-snapshots, and the same sum of the snapshots' weights is the average that was wanted.
+p(τ) = (γ+1) τ^γ/t^{γ+1} on [0, t]. A wanted profile is approximated by a sum Σ c_i p_i of those
+of the snapshots, and the same sum of the snapshots' weights is the wanted average.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Profile(NamedTuple):
 
 
 class Fit(NamedTuple):
-    """The coefficients c of known profiles, and ‖p − Σ c_i p_i‖/‖p‖ of what they make."""
+    """The coefficients c of known profiles, and the relative error ‖p − Σ c_i p_i‖/‖p‖."""
 
     coefficients: NDArray[np.float64]
     error: float
@@ -52,7 +52,7 @@ def inner_product(a: Profile, b: Profile) -> float:
 def fit(kept: Sequence[Profile], wanted: Profile) -> Fit:
     """Return the sum of kept profiles nearest to the wanted one in L², with Σ c_i = 1.
 
-    EDM2 leaves the sum of the coefficients free: few snapshots would then shrink the weights.
+    EDM2 does not constrain the sum: with few snapshots the weights would then be scaled down.
 
     Source: Karras et al. 2024 (EDM2), section 3.2.
 
@@ -81,11 +81,17 @@ def reconstruct_average(
 ) -> ScoreModel:
     """Return the model of a run with the average of any relative width at its last snapshot.
 
-    The run kept snapshots (``snapshot_every``) of the averages of ``ema_widths``. ``network`` and
-    ``sde`` are passed in as for `load`. ``save_model(path, reconstruct_average(…))`` keeps it.
+    The run kept snapshots (``snapshot_every``) of the averages of ``ema_widths``.
+    ``save_model(path, reconstruct_average(…))`` keeps the result.
+
+    Arguments:
+        folder: the folder of the run.
+        width: the relative width σ_rel.
+        network: one of a class of your own, as for `load`.
+        sde: one of a class of your own, as for `load`.
 
     Errors: FileNotFoundError for a folder without snapshots; ValueError for a width whose profile
-    they do not make to within 20 %; those of `load`.
+    they approximate with an error above 20 %; those of `load`.
     """
     what = "reconstruct_average"
     paths = sorted((Path(folder) / SNAPSHOTS).glob("*.safetensors"))

@@ -33,7 +33,7 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
 
 
 def scaler_of(precision: str, device: torch.device) -> torch.amp.GradScaler:
-    """Return what keeps float16's small gradients from being 0; for others it does nothing.
+    """Return a scaler that keeps small gradients from underflow in float16, and else does nothing.
 
     The loss is multiplied by a scale, 2¹⁶ at first. Where gradients overflow the step is skipped
     and the scale halved; after 2000 steps that do not overflow it doubles.

@@ -22,26 +22,31 @@ from sde_diffusion._check import diverged, wrong_value
 from sde_diffusion.checkpoints.checkpoint import configuration_of
 from sde_diffusion.data.dataset import Dataset
 from sde_diffusion.data.shuffling import batch_rows
+from sde_diffusion.data.spec import DataSpec
 from sde_diffusion.models.score import DirectScore, LearnedScore, ScoreModel
 from sde_diffusion.objectives.base import Objective
 from sde_diffusion.parallel.processes import Processes
 from sde_diffusion.training.averages import Averages
-from sde_diffusion.training.batch import GlobalBatch, Losses
+from sde_diffusion.training.batch import GlobalBatch, Together
 from sde_diffusion.training.folder import RunFolder
 from sde_diffusion.training.objective_by_name import objective_of
-from sde_diffusion.training.precision import adamw, prepare, release, scaler_of
+from sde_diffusion.training.precision import adamw, autocast, prepare, release, scaler_of
 
 if TYPE_CHECKING:
-    from sde_diffusion.training.loop import TrainingConfig
+    from sde_diffusion.training.config import TrainingConfig
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What one optimizer step did; steps count from 1.
+    """What one optimizer step did.
 
-    ``grad_norm`` is not finite at a step that float16 skipped because its gradients overflowed.
-
-    Units: loss per data dimension; seconds since the run began, pauses excluded.
+    Arguments:
+        step: its number, from 1.
+        loss: the mean loss of the batch, in the units of the objective.
+        grad_norm: the norm of the gradient before it is clipped; infinite or NaN at a step that
+            float16 skipped because its gradients overflowed.
+        learning_rate: the learning rate of the step.
+        seconds: the time that the run has taken so far, without pauses.
     """
 
     step: int
@@ -52,7 +57,7 @@ class Progress:
 
 
 def learning_rate(config: TrainingConfig, step: int) -> float:
-    """Return the rate of step 1 … steps: warm-up min(1, step/warmup), then the schedule."""
+    """Return the learning rate of step 1 … steps: linear warm-up, then the schedule."""
     rate = config.learning_rate * min(1.0, step / max(1, config.warmup))
     if config.schedule == "cosine":
         part = max(0, step - config.warmup) / max(1, config.steps - config.warmup)
@@ -64,10 +69,20 @@ def learning_rate(config: TrainingConfig, step: int) -> float:
 class Trainer:
     """The state of a run between two steps.
 
-    Each of the processes draws the whole batch and computes its ``accumulate`` parts of it, one
-    after the other; their gradients are those of the undivided batch to rounding. Dropout masks
-    follow the number of parts, whoever computes them. Statistics of the batch inside a network,
-    such as BatchNorm's, are those of a part.
+    Each of the processes draws the whole batch and computes ``accumulate`` parts of it, one after
+    the other; the sum of the gradients is that of the undivided batch to rounding. There is one
+    dropout mask for each part, whichever process computes it. Statistics of the batch inside a
+    network, such as BatchNorm's, are those of a part.
+
+    Until its first step a run changes no more of the model than the memory layout and compilation
+    of its network; `advance` then writes on it how it is trained.
+
+    Arguments:
+        model: what is trained, in place.
+        dataset: the data.
+        config: the settings.
+        objective: what is minimised; the one that the settings name if None.
+        processes: the processes that share the run; this one alone if None.
 
     Errors: ValueError where the batch cannot be divided, the objective or the precision does not
     fit the model, or torchrun's processes have not met.
@@ -81,7 +96,6 @@ class Trainer:
         objective: Objective | None = None,
         processes: Processes | None = None,
     ) -> None:
-        model.data = dataset.spec if model.data is None else model.data
         self.model = model
         self.config = config
         self.dataset = dataset if model.classes else replace(dataset, labels=None)
@@ -91,27 +105,45 @@ class Trainer:
         self._check_objective()
         self.objective.to(model.device).spacing.to("cpu")  # where the times are drawn
         prepare(model, config)
-        own = Losses(model, self.objective, config.precision)
+        both = Together(model, self.objective)
+        self._trained = [p for p in both.parameters() if p.requires_grad]
         # All get the first one's weights here, and its buffers before every part.
-        self._losses = own if self.processes.world == 1 else _distributed(own)
+        self._losses = self.objective if self.processes.world == 1 else _distributed(both)
         self.averages = Averages(model, config)
-        self._trained = [p for p in self._losses.parameters() if p.requires_grad]
         self.optimizer = adamw(self._trained, config)
         self.scaler = scaler_of(config.precision, model.device)
         self.step = 0
         self.seconds = 0.0
         self.losses = list[float]()
         self.notes: dict[str, Any] = {}  # the loop's own, plain values that the state keeps
-        # Everything that decides the weights, as JSON reads it back (tuples become lists).
-        self.configuration: dict[str, Any] = json.loads(
-            json.dumps(
-                configuration_of(model)
-                | {
-                    "training": dataclasses.asdict(config),
-                    "dataset": _fingerprint(dataset),
-                }
-            )
-        )
+        self.configuration = self._configuration()
+
+    def _configuration(self) -> dict[str, Any]:
+        """Return everything that decides the weights, as JSON reads it: tuples become lists.
+
+        The model is described as its first step makes it.
+        """
+        described = configuration_of(self.model)
+        described |= {"data": self._data().to_json()}
+        if isinstance(self.model, ScoreModel):
+            described |= {"coupling": self.objective.coupling.name}
+        described |= {
+            "training": dataclasses.asdict(self.config),
+            "dataset": _fingerprint(self.dataset),
+        }
+        found: dict[str, Any] = json.loads(json.dumps(described))
+        return found
+
+    def _data(self) -> DataSpec:
+        return self.dataset.spec if self.model.data is None else self.model.data
+
+    def _adopt(self) -> None:
+        """Write on the model and its averages what training makes of them."""
+        data = self._data()
+        for model in (self.model, *self.averages.models()):
+            model.data = data
+            if isinstance(model, ScoreModel):
+                self.objective.adopt(model)
 
     def _check_objective(self) -> None:
         if isinstance(self.model, ScoreModel):
@@ -152,7 +184,7 @@ class Trainer:
 
     @property
     def leads(self) -> bool:
-        """Whether this process is the one that writes, evaluates and tells."""
+        """Whether this process is the one that writes and evaluates."""
         return self.processes.leads
 
     def agree(self, value: float) -> float:
@@ -160,58 +192,94 @@ class Trainer:
         return self.processes.agree(value)
 
     def advance(self) -> Progress:
-        """Take one step; float16 skips it where gradients overflow, until nothing is left to try.
+        """Take one optimizer step, which float16 skips where scaled gradients overflow.
 
-        Errors: FloatingPointError for a loss or gradient that is not finite; the weights stay.
+        The first step writes on the model how it is trained: its coupling, and its data where it
+        has none.
+
+        Errors: FloatingPointError for a loss or gradient that is not finite, in float16 at a scale
+        below 1; the weights stay.
         """
         began = time.perf_counter()
         step = self.step + 1
+        if self.step == 0:
+            self._adopt()
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self._backward(step)
-        self._check_finite("loss", loss, step)
+        # Draw: data x0, times t and noise eps of the whole batch.
+        batch = self._draw(step)
+        found = list[Tensor]()
+        for index in self._parts:
+            part = batch.part(index, self._count, self.model.device)
+            with self._alone(index):
+                # Loss: of every sample of this part at its own time.
+                with part.dropout(), autocast(self.config.precision, self.model.device):
+                    losses = self._losses(part.given_labels(self.model), part.batch)
+                losses = losses.to(torch.promote_types(losses.dtype, torch.float32))
+                # Gradient: of the weighted mean, added to that of the parts before.
+                loss = torch.mean(part.weight.to(losses) * losses) / self.config.accumulate
+                self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            found.append(losses.detach())
+        total = self._gathered(batch, found)
+        # Clip: the norm of the gradient.
+        norm = self._clip(step)
+        # Update: the weights, by AdamW.
+        rate = self._update(step)
+        # Average: the weights of all steps so far.
+        self.averages.update(self.model, step)
+        self.step = step
+        self.seconds += time.perf_counter() - began
+        self.losses.append(total.item())
+        return Progress(step, total.item(), norm.item(), rate, self.seconds)
+
+    @property
+    def _count(self) -> int:
+        """The number of parts of a batch."""
+        return self.config.accumulate * self.processes.world
+
+    @property
+    def _parts(self) -> range:
+        """The parts that this process computes."""
+        first = self.processes.rank * self.config.accumulate
+        return range(first, first + self.config.accumulate)
+
+    def _draw(self, step: int) -> GlobalBatch:
+        config = self.config
+        rows = batch_rows(len(self.dataset), config.batch_size, config.seed, step)
+        return GlobalBatch.draw(self.objective, self.model, self.dataset, rows, config, step)
+
+    def _gathered(self, batch: GlobalBatch, found: Sequence[Tensor]) -> Tensor:
+        """Return the loss of the batch, of all processes; the spacing takes note of its losses."""
+        losses = self.processes.gathered(torch.cat(list(found)))
+        drawn = batch.drawn
+        self.objective.spacing.observe(drawn.u, losses.to(drawn.u.device))
+        loss = torch.mean(drawn.weight.to(losses) * losses)
+        self._check_finite("loss", loss, batch.step)
+        return loss
+
+    def _clip(self, step: int) -> Tensor:
+        """Return the norm of the gradient before it is clipped."""
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self._trained, self.config.clip)
         if not self.scaler.is_enabled() or self.scaler.get_scale() < 1:
             self._check_finite("gradient norm", norm, step)
+        return norm
+
+    def _update(self, step: int) -> float:
+        """Take the optimizer's step; return its learning rate."""
         rate = learning_rate(self.config, step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.averages.update(self.model, step)
-        self.step = step
-        self.seconds += time.perf_counter() - began
-        self.losses.append(loss.item())
-        return Progress(step, loss.item(), norm.item(), rate, self.seconds)
+        return rate
 
-    def _backward(self, step: int) -> Tensor:
-        """Add up the gradients of this process's parts of the batch; return the batch's loss."""
-        config = self.config
-        processes = self.processes
-        device = self.model.device
-        rows = batch_rows(len(self.dataset), config.batch_size, config.seed, step)
-        batch = GlobalBatch.draw(self.objective, self.model, self.dataset, rows, config, step)
-        count = config.accumulate * processes.world
-        weights = batch.drawn.weight.reshape(count, -1)
-        first = processes.rank * config.accumulate
-        parts = range(first, first + config.accumulate)
-        found = list[Tensor]()
-        for part in parts:
-            # Those of several processes are averaged once, after the last part.
-            with self._alone() if part < parts[-1] else nullcontext():
-                losses = batch.losses(self._losses, part, count, device)
-                loss = torch.mean(weights[part].to(losses) * losses) / config.accumulate
-                self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            found.append(losses.detach())
-        losses = processes.gathered(torch.cat(found))
-        drawn = batch.drawn
-        self.objective.spacing.observe(drawn.u, losses.to(drawn.u.device))
-        return torch.mean(drawn.weight.to(losses) * losses)
+    def _alone(self, index: int) -> AbstractContextManager[None]:
+        """Return a context in which gradients stay in this process, for all parts but its last.
 
-    def _alone(self) -> AbstractContextManager[None]:
-        """Return a context in which gradients stay in this process."""
-        if isinstance(self._losses, DistributedDataParallel):
+        Those of several processes are averaged once, after the last part.
+        """
+        if isinstance(self._losses, DistributedDataParallel) and index != self._parts[-1]:
             return self._losses.no_sync()
         return nullcontext()
 
@@ -252,7 +320,7 @@ class Trainer:
         self.processes.note(self.step)
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Become the run that was saved.
+        """Restore the run that was saved.
 
         Errors: ValueError where its weights are those of another network.
         """
@@ -272,6 +340,8 @@ class Trainer:
         self.seconds = state["seconds"]
         self.losses = state["losses"]
         self.notes = state["notes"]
+        if self.step > 0:
+            self._adopt()
         self.processes.note(self.step)
 
     def finish(self) -> None:
@@ -281,14 +351,14 @@ class Trainer:
         release(self.model.network)
 
 
-def _distributed(losses: Losses) -> DistributedDataParallel:
-    """Return the losses with gradients that are the mean over all processes."""
-    for weight in losses.parameters():
+def _distributed(both: Together) -> DistributedDataParallel:
+    """Return the module with gradients that are the mean over all processes."""
+    for weight in both.parameters():
         if weight.requires_grad and weight.ndim == 4 and weight.shape[2:] == (1, 1):
             # Its gradient may come with the other strides of the same memory, which DDP warns of.
             hook = partial(_restrided, weight.stride())
             weight.register_hook(hook)  # type: ignore[no-untyped-call]
-    return DistributedDataParallel(losses, gradient_as_bucket_view=True)
+    return DistributedDataParallel(both, gradient_as_bucket_view=True)
 
 
 def _restrided(stride: Sequence[int], gradient: Tensor) -> Tensor:

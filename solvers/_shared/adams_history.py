@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Self
 
 import torch
 from torch import Tensor
 
 from sde_diffusion._tensors import expand
-from sde_diffusion.dynamics import ODE
 from sde_diffusion.solvers._shared.adaptive import kept
-from sde_diffusion.solvers._shared.dormand_prince import first_sizes
 
 # What part of Adams–Bashforth's error Adams–Moulton's has, at the same order 1, 2 … 6.
 RATIO: Final = torch.tensor([1, 1 / 5, 1 / 9, 19 / 251, 27 / 475, 863 / 19087]).double()
@@ -21,11 +19,17 @@ RATIO: Final = torch.tensor([1, 1 / 5, 1 / 9, 19 / 251, 27 / 475, 863 / 19087]).
 class History:
     """Where every sample of a batch is, with the last velocities, newest first.
 
-    ``known`` of the nodes are the sample's own, the rest fill the table. ``lost`` adds up the
-    absolute estimated errors of the steps taken.
-
-    Shapes: x, lost (B, *event); t, h, known, accepted, rejected (B,); times (B, nodes) and
-    velocities (nodes, B, *event).
+    Arguments:
+        x: the states, (B, *event).
+        t: their times, (B,), float64.
+        h: the next step sizes in t, (B,), float64.
+        times: those of the last velocities, (B, nodes), float64.
+        velocities: the last velocities, (nodes, B, *event).
+        known: how many of the nodes are a sample's own, the rest only filling the table; (B,).
+        lost: the sum of the absolute estimated errors of the steps taken, (B, *event).
+        accepted: steps accepted so far, (B,), int64.
+        rejected: steps rejected so far, (B,), int64.
+        tries: steps tried by the whole batch, over all times of the grid.
     """
 
     x: Tensor
@@ -37,10 +41,43 @@ class History:
     lost: Tensor
     accepted: Tensor
     rejected: Tensor
-    tries: int = 0  # of the whole batch, over all times of the grid
+    tries: int = 0
+
+    @classmethod
+    def begun(cls, x: Tensor, t: Tensor, h: Tensor, v: Tensor, nodes: int) -> Self:
+        """Return the history of samples that start at one time.
+
+        Arguments:
+            x: the states, (B, *event).
+            t: their time, ().
+            h: the first step sizes, (B,), float64.
+            v: the velocities at (x, t), (B, *event).
+            nodes: the number of velocities to remember.
+        """
+        times = torch.full_like(h, float(t))
+        velocities = torch.cat([v[None], torch.zeros_like(v).expand(nodes - 1, *v.shape)])
+        none = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        return cls(
+            x.clone(),
+            times.clone(),
+            h,
+            times[:, None].repeat(1, nodes),
+            velocities,
+            none + 1,
+            torch.zeros_like(x),
+            none,
+            none.clone(),
+        )
 
     def push(self, i: Tensor, good: Tensor, t: Tensor, v: Tensor) -> None:
-        """Note the velocities v at t of the samples ``i`` whose step is good."""
+        """Note the velocities of the samples whose step is good.
+
+        Arguments:
+            i: the samples that tried a step, (n,), int64.
+            good: whether their step is accepted, (n,), bool.
+            t: the times to which the steps go, (n,), float64.
+            v: the velocities there, (n, *event).
+        """
         shifted = torch.cat([t[:, None], self.times[i, :-1]], 1)
         self.times = kept(self.times, i, good, shifted)
         older = torch.cat([v[None], self.velocities[:-1, i]])
@@ -48,26 +85,6 @@ class History:
         self.velocities = self.velocities.index_copy(1, i, rows)
         most = self.times.shape[1]
         self.known[i] = torch.where(good, (self.known[i] + 1).clamp(max=most), self.known[i])
-
-
-def begun(ode: ODE, x: Tensor, grid: Tensor, nodes: int, scale: Tensor) -> History:
-    """Return the history of samples that start at grid[0]; errors are measured by ``scale``."""
-    v = ode.velocity(x, grid[0])
-    h = first_sizes(ode, x, grid[0], grid[-1], v, scale)
-    times = torch.full_like(h, float(grid[0]))[:, None].repeat(1, nodes)
-    velocities = torch.cat([v[None], torch.zeros_like(v).expand(nodes - 1, *v.shape)])
-    none = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-    return History(
-        x.clone(),
-        times[:, 0].clone(),
-        h,
-        times,
-        velocities,
-        none + 1,
-        torch.zeros_like(x),
-        none,
-        none.clone(),
-    )
 
 
 def adams_weights(nodes: Tensor, known: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Adams–Bashforth methods of the probability flow dy/dρ = eps, with y = x/α and ρ = σ/α."""
+"""Adams–Bashforth methods of the probability-flow ODE dy/dρ = eps, with y = x/α and ρ = σ/α."""
 
 from __future__ import annotations
 
@@ -73,7 +73,18 @@ def adams_in_rho(
     variable: str,
     first: Sequence[Start] = (),
 ) -> Iterator[Tensor]:
-    """Yield the states along the grid, the first of them by the Runge–Kutta steps ``first``."""
+    """Yield the states along the grid.
+
+    Arguments:
+        what: the solver that refuses an SDE that is not linear.
+        dynamics: the probability-flow ODE.
+        x: the states at grid[0], (B, *event).
+        grid: the times of the solve, (steps + 1,).
+        noise: the source of normals, of which none is drawn.
+        order: the number of predictions that a step combines, at most.
+        variable: a key of `VARIABLES`, that in which eps is taken for a polynomial.
+        first: the Runge–Kutta steps with which the solve starts.
+    """
     known = linear(what, dynamics)
     lambdas = (known.level(t).lambda_ for t in grid)
     finite = torch.tensor([v for v in lambdas if v < math.inf], dtype=torch.float64)

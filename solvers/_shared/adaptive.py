@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Protocol
 
 import torch
@@ -24,16 +24,20 @@ class Moving(Protocol):
     tries: int
 
 
-def carry(
-    what: str, p: Moving, stop: float, max_steps: int, attempt: Callable[[Tensor], object]
-) -> None:
-    """Try steps, ``attempt`` taking the samples still on their way, until all are at ``stop``.
+def under_way(what: str, p: Moving, stop: float, max_steps: int) -> Iterator[Tensor]:
+    """Yield the samples still on their way, to be tried a step each, until all are at ``stop``.
+
+    Arguments:
+        what: the solver's name, for the error.
+        p: where the samples are.
+        stop: the time to come to, in [0, 1].
+        max_steps: the most tries.
 
     Errors: FloatingPointError where the steps become too many.
     """
     active = (p.t != stop).nonzero()[:, 0]
     while len(active) and p.tries < max_steps:
-        attempt(active)
+        yield active
         p.tries += 1
         active = active[p.t[active] != stop]
     if len(active):
@@ -41,21 +45,35 @@ def carry(
 
 
 def growth(error: Tensor, power: float | Tensor) -> Tensor:
-    """Return the next step size in units of this one, .9 E^{−power}; .2 where E is no number."""
+    """Return the next step size in units of this one, .9 E^{−power}; .2 where E is not finite."""
     # Not E ** −power, which rounds otherwise in a batch than alone.
     factor = 0.9 * torch.exp(-power * error.clamp(min=1e-10).log())
     return torch.where(error.isfinite(), factor, 0.2)
 
 
 def settle(p: Moving, i: Tensor, good: Tensor, s: Tensor) -> None:
-    """Move the samples ``i`` on to the times ``s`` where their step is good, and count them."""
+    """Move samples on to their new times where their step is good, and count the steps.
+
+    Arguments:
+        p: the batch, which is changed.
+        i: the samples that tried a step, (n,), int64.
+        good: whether their step is accepted, (n,), bool.
+        s: the times to which the steps go, (n,), float64.
+    """
     p.t[i] = torch.where(good, s, p.t[i])
     p.accepted[i] += good
     p.rejected[i] += ~good
 
 
 def kept(old: Tensor, i: Tensor, good: Tensor, new: Tensor) -> Tensor:
-    """Return the rows ``old`` with ``new`` in place of the rows ``i`` where their step is good."""
+    """Return the rows of the batch with those replaced whose step is good.
+
+    Arguments:
+        old: the rows of the whole batch, (B, *event).
+        i: the samples that tried a step, (n,), int64.
+        good: whether their step is accepted, (n,), bool.
+        new: what takes the place of their rows, (n, *event).
+    """
     # A copy, not a write in place: a graph back to the start must survive.
     return old.index_copy(0, i, torch.where(expand(good, new).bool(), new, old[i]))
 
@@ -72,7 +90,15 @@ def too_many(what: str, max_steps: int, t: Tensor) -> FloatingPointError:
 
 
 def check_steps(what: str, argument: str, h: Tensor, t: Tensor, least: float) -> None:
-    """Refuse step sizes ``h`` below ``least``, or not numbers, of samples at the times ``t``."""
+    """Refuse step sizes that are too small or NaN.
+
+    Arguments:
+        what: the solver that refuses.
+        argument: the function whose values the error blames.
+        h: the next step sizes, (n,).
+        t: the times of their samples, (n,).
+        least: the smallest step size allowed.
+    """
     small = ~(h >= least)  # NaN too
     if bool(small.any()):
         where = float(t[small.nonzero()[0, 0]])

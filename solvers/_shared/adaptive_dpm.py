@@ -7,20 +7,26 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sde_diffusion._tensors import expand, rms
-from sde_diffusion.counting import CountedScore
+from sde_diffusion._tensors import rms
 from sde_diffusion.dynamics import ProbabilityFlow, linear
-from sde_diffusion.sde import LinearSDE
 from sde_diffusion.solvers._shared.adaptive import check_steps, growth, kept, settle
+from sde_diffusion.solvers._shared.dpm_pair import pair, predicted
 
 
 @dataclass
-class Progress:
-    """Where every sample of a batch is: time, next step size in λ, eps there, steps so far.
+class DPMBatch:
+    """A batch whose samples have times and step sizes in λ of their own.
 
-    ``low`` is the lower-order result of its last step, ``known`` whether eps is that of (x, t).
-
-    Shapes: x, low, eps (B, *event); t, h (B,) float64; known, accepted, rejected (B,).
+    Arguments:
+        x: the states, (B, *event).
+        low: the lower-order results of their last steps, (B, *event).
+        eps: the predictions at (x, t), where ``known``; (B, *event).
+        t: the times of the states, (B,), float64.
+        h: the next step sizes in λ, (B,), float64.
+        known: whether eps is that of (x, t), (B,), bool.
+        accepted: steps accepted so far, (B,), int64.
+        rejected: steps rejected so far, (B,), int64.
+        tries: steps tried by the whole batch, over all times of the grid.
     """
 
     x: Tensor
@@ -31,14 +37,14 @@ class Progress:
     known: Tensor
     accepted: Tensor
     rejected: Tensor
-    tries: int = 0  # of the whole batch, over all times of the grid
+    tries: int = 0
 
 
-def start(x: Tensor, t: Tensor, h: float) -> Progress:
+def start(x: Tensor, t: Tensor, h: float) -> DPMBatch:
     """Return all samples at t before their first step, of size h."""
     rows = torch.zeros(x.shape[0], dtype=torch.float64, device=x.device)
     counts = rows.long()
-    return Progress(
+    return DPMBatch(
         x, x, torch.zeros_like(x), rows + float(t), rows + h, rows.bool(), counts, counts.clone()
     )
 
@@ -48,11 +54,21 @@ def attempt(
     rtol: float,
     atol: float,
     flow: ProbabilityFlow,
-    p: Progress,
+    p: DPMBatch,
     i: Tensor,
     stop: float,
 ) -> None:
-    """Try one step of the samples ``i`` and keep it where its error is small enough."""
+    """Try one step of some samples and keep it where its error is small enough.
+
+    Arguments:
+        order: of the step that is kept, 2 or 3.
+        rtol: the tolerance relative to the state, above 0.
+        atol: the absolute tolerance, above 0, in the units of x.
+        flow: the probability-flow ODE.
+        p: the batch, which is changed.
+        i: the samples that try a step, (n,), int64.
+        stop: the time that no step goes beyond.
+    """
     sde = linear("AdaptiveDPMSolver", flow).sde
     fresh = i[~p.known[i]]
     if len(fresh):
@@ -76,42 +92,3 @@ def attempt(
     p.known[i] = ~good
     settle(p, i, good, s)
     check_steps("AdaptiveDPMSolver", "score", p.h[i], t, 1e-12)
-
-
-def pair(
-    order: int,
-    score: CountedScore,
-    sde: LinearSDE,
-    x: Tensor,
-    eps: Tensor,
-    t: Tensor,
-    s: Tensor,
-    h: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Return the states at s of DPM-Solver of one order less and of the order, given eps(x, t)."""
-
-    def moved(u: Tensor, r: float, m: Tensor) -> Tensor:
-        """Return (α_u/α_t) x − σ_u (e^{rh} − 1) m."""
-        c = -sde.sigma(u) * torch.expm1(r * h)
-        return expand(sde.alpha(u) / sde.alpha(t), x) * x + expand(c, x) * m
-
-    def bent(u: Tensor, r: float, q: float, difference: Tensor) -> Tensor:
-        """Return −(σ_u r/q)((e^{rh} − 1)/(rh) − 1)(eps at qh − eps), what a slope adds."""
-        c = -sde.sigma(u) * r / q * (torch.expm1(r * h) / (r * h) - 1)
-        return expand(c, x) * difference
-
-    lambda_ = sde.lambda_(t)
-    if order == 2:
-        u = sde.time(lambda_ + h / 2)
-        return moved(s, 1, eps), moved(s, 1, predicted(score, sde, moved(u, 1 / 2, eps), u))
-    u = sde.time(lambda_ + h / 3)
-    v = sde.time(lambda_ + 2 * h / 3)
-    first = predicted(score, sde, moved(u, 1 / 3, eps), u) - eps
-    y = moved(v, 2 / 3, eps) + bent(v, 2 / 3, 1 / 3, first)
-    second = predicted(score, sde, y, v) - eps
-    return moved(s, 1, eps + 1.5 * first), moved(s, 1, eps) + bent(s, 1, 2 / 3, second)
-
-
-def predicted(score: CountedScore, sde: LinearSDE, x: Tensor, t: Tensor) -> Tensor:
-    """Return eps(x, t) = −σ_t score, each sample at its own time."""
-    return expand(-sde.sigma(t), x) * score(x, t)

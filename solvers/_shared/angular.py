@@ -1,4 +1,4 @@
-"""Adams steps of the probability flow in the angle φ = atan(σ/α)."""
+"""Adams steps of the probability-flow ODE in the angle φ = atan(σ/α)."""
 
 from __future__ import annotations
 
@@ -47,10 +47,11 @@ class InAngle(Multistep[ProbabilityFlow], ABC):
 
     def predict(self, dynamics: ProbabilityFlow, x: Tensor, t: Tensor, at: Level) -> Tensor:
         """Return v of the data divided by σ_d."""
-        v = super().predict(dynamics, x, t, at)
+        v = dynamics.score.predict("v", x, t, at)
         d = self.sigma_data
         if d == 1:
             return v if abs(at.radius - 1) < 1e-14 else v / at.radius
+        # cos φ eps − sin φ x0/σ_d of eps = (σ x + α v)/mixed and x0 = (α x − σ v)/mixed.
         scaled = self._scaled(at)
         mixed = at.alpha**2 + at.sigma**2
         skip = at.alpha * (at.sigma - scaled.sigma / d) / (mixed * scaled.radius)
@@ -69,11 +70,13 @@ class InAngle(Multistep[ProbabilityFlow], ABC):
         s = self._scaled(at[j])
         start, end = half_angle(t), half_angle(s)
         count = min(sum(abs(end - start) <= bound for bound in most), newest + 1)
+        # w_j = ∫ ℓ_j(ψ) dφ over the step, where dφ = sin φ dψ.
         if count == 1:
             weights = [s.angle - t.angle]
         else:
             nodes = [half_angle(self._scaled(at[newest - k])) for k in range(count)]
             weights = integrals(nodes, start, end, _sine)
+        # x = σ_d r y with r = √(α² + σ²/σ_d²), so x_s = (r_s/r_t) x_t + σ_d r_s Σ_j w_j v_j.
         scale = self.sigma_data * s.radius
         return Step(s.radius / t.radius, [scale * w for w in weights])
 

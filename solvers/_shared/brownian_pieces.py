@@ -15,12 +15,21 @@ _SLIVER = 0.99  # a step of more than this share of what is left takes all of it
 
 
 @dataclass
-class Progress:
-    """Where every sample is, and the path ahead of it: a stack of pieces, the next one on top.
+class BrownianBatch:
+    """A batch whose samples have times of their own, and the Brownian path ahead of each.
 
-    Shapes: x (B, *event); t, h (B,) float64; met, top (B,) int64, the times of the grid met and
-    the place of the top; ends (M, B) float64, dw (M, B, *event), where a piece ends and its W;
-    times (N,), found (N, B, *event), the grid after its start and the states there.
+    The path ahead is a stack of pieces, the next one on top.
+
+    Arguments:
+        x: the states, (B, *event).
+        t: their times, (B,), float64.
+        h: the next step sizes in t, (B,), float64.
+        met: how many times of the grid a sample has met, (B,), int64.
+        top: the place of the top of its stack, (B,), int64.
+        ends: where the pieces end, (pieces, B), float64.
+        dw: the increments of W over the pieces, (pieces, B, *event).
+        times: the grid after its start, (steps,), float64.
+        found: the states at these times, (steps, B, *event).
     """
 
     x: Tensor
@@ -72,7 +81,7 @@ class Progress:
         self.met[here] += 1
 
 
-def start(x: Tensor, grid: Tensor, noise: Noise) -> Progress:
+def start(x: Tensor, grid: Tensor, noise: Noise) -> BrownianBatch:
     """Return all samples at the grid's start, with the increments over its steps ahead."""
     rows = torch.ones(len(x), dtype=torch.float64, device=x.device)
     dw = [noise.increment(x, t, s) for t, s in pairwise(grid)]
@@ -81,7 +90,7 @@ def start(x: Tensor, grid: Tensor, noise: Noise) -> Progress:
     times = grid[1:].to(x.device)
     found = x.new_empty(len(dw), *x.shape)
     ends = times.flip(0)[:, None] * rows
-    return Progress(
+    return BrownianBatch(
         x,
         float(grid[0]) * rows,
         h,

@@ -23,7 +23,14 @@ def backward(what: str, t: Tensor, s: Tensor) -> None:
 
 
 def at_least_zero(what: str, argument: str, value: float, remedy: str) -> None:
-    """Refuse a negative, infinite or missing number."""
+    """Refuse what is negative, infinite or NaN.
+
+    Arguments:
+        what: the class that refuses.
+        argument: the name of the argument.
+        value: its value.
+        remedy: what to write instead.
+    """
     if not 0 <= value < math.inf:
         raise wrong_value(what, argument, "be finite and at least 0", value, remedy)
 
@@ -42,7 +49,14 @@ def own_noise(what: str, noise_scale: float, remedy: str) -> None:
 
 
 def choice(what: str, argument: str, choices: Sequence[object], got: object) -> None:
-    """Refuse what is not one of the choices."""
+    """Refuse what is not one of the choices.
+
+    Arguments:
+        what: the class that refuses.
+        argument: the name of the argument.
+        choices: the values allowed, two or more; the error suggests the last.
+        got: the value.
+    """
     if got not in choices:
         *others, last = map(str, choices)
         rule = f"be {', '.join(others)} or {last}"

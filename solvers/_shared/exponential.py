@@ -1,4 +1,4 @@
-"""Exponential integrators of the probability flow in λ = log(alpha/sigma).
+"""Exponential integrators of the probability-flow ODE in λ = log(alpha/sigma).
 
 In noise form x_s = (α_s/α_t) x_t − σ_s ∫ e^{λ_s−λ} eps dλ, in data form
 x_s = (σ_s/σ_t) x_t + α_s ∫ e^{λ−λ_s} x0 dλ. A method replaces the prediction by a polynomial in λ
@@ -24,7 +24,14 @@ ORDERS: Final = tuple({"order": p} for p in (1, 2, 3))
 
 
 def through(form: str, nodes: Sequence[Level], t: Level, s: Level) -> Step:
-    """Return the step from t to s of the polynomial through the predictions at ``nodes``."""
+    """Return the exact step with the prediction taken for a polynomial in λ.
+
+    Arguments:
+        form: "eps" or "x0", the form of the prediction.
+        nodes: the coefficients at the times of the predictions that the polynomial goes through.
+        t: the coefficients at the step's start.
+        s: the coefficients at its end.
+    """
     if form == "eps":
         sign = -1
         scale = -s.sigma
@@ -40,15 +47,14 @@ def through(form: str, nodes: Sequence[Level], t: Level, s: Level) -> Step:
     )
 
 
-def own_grid(
-    self: object,  # noqa: ARG001  (a method of solvers)
-    sde: LinearSDE,
-    steps: int,
-    start: float | None = None,
-    end: float | None = None,
-) -> Tensor:
-    """Return the grid that suits polynomials in λ, `log_snr`."""
-    return log_snr(sde, steps, start, end)
+class InLambda:
+    """A solver whose polynomials are in λ, and the grid that suits it."""
+
+    def grid(
+        self, sde: LinearSDE, steps: int, start: float | None = None, end: float | None = None
+    ) -> Tensor:
+        """Return `log_snr`, on which the steps in λ are equal."""
+        return log_snr(sde, steps, start, end)
 
 
 def latest(at: Sequence[Level], i: int, count: int) -> Sequence[Level]:
@@ -60,7 +66,13 @@ def half_difference(t: Level, s: Level, other: Level, width: float) -> tuple[flo
     """Return the weights of x0 at t and at another level, with the slope's integral made simple.
 
     x_s = (σ_s/σ_t) x_t + α_s ((1 − e^{−h}) m_t + ½ B (m_other − m_t)/r), h = λ_s − λ_t and
-    r = (λ_other − λ_t)/h, the ``width`` B standing for h or what is close to it.
+    r = (λ_other − λ_t)/h.
+
+    Arguments:
+        t: the coefficients at the step's start.
+        s: the coefficients at its end.
+        other: the coefficients at the time of the other prediction.
+        width: B, which stands for h or a number close to it.
     """
     h = s.lambda_ - t.lambda_
     slope = 0.5 * s.alpha * width * h / (other.lambda_ - t.lambda_)

@@ -1,4 +1,4 @@
-"""Multistep exponential integrators of the probability flow in λ."""
+"""Multistep exponential integrators of the probability-flow ODE in λ."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from sde_diffusion.dynamics import ProbabilityFlow, linear
 from sde_diffusion.multistep import Multistep, Step
 from sde_diffusion.noise import Noise
 from sde_diffusion.solvers._shared.checks import choice
-from sde_diffusion.solvers._shared.exponential import ORDERS, latest, own_grid, through
+from sde_diffusion.solvers._shared.exponential import ORDERS, InLambda, latest, through
 from sde_diffusion.solvers._shared.singlestep import singlestep
 
 
 @dataclass(frozen=True)
-class Adams(Multistep[ProbabilityFlow], ABC):
+class Adams(InLambda, Multistep[ProbabilityFlow], ABC):
     """A multistep exponential integrator: the polynomial through the last ``order`` predictions.
 
     The first step of order 3 is a two-stage one: a first-order step would leave order 2.
@@ -27,7 +27,6 @@ class Adams(Multistep[ProbabilityFlow], ABC):
 
     order: int = 3
     dynamics = ProbabilityFlow
-    grid = own_grid
     certified: ClassVar[tuple[dict[str, Any], ...]] = ORDERS
 
     def __post_init__(self) -> None:

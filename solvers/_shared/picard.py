@@ -18,7 +18,7 @@ from sde_diffusion.solver import OneStep
 
 def radius(dynamics: ODE, grid: Tensor) -> Tensor:
     """Return √(α² + σ²), by which states of a linear SDE are measured; else ones."""
-    known = getattr(dynamics, "coefficients", None)
+    known = dynamics.coefficients if isinstance(dynamics, ProbabilityFlow) else None
     if known is None:
         return torch.ones_like(grid)
     return torch.hypot(known.sde.alpha(grid), known.sde.sigma(grid))
@@ -39,7 +39,18 @@ def sweep(
 
     Step k of sample b starts from the state of that sample in the given row of the window.
 
-    Shapes: z (window + 1, B, *event); k, row, b (steps,); moved (window, B).
+    Arguments:
+        solver: the one-step solver.
+        dynamics: the equation of the whole batch.
+        z: the scaled states of the window, (window + 1, B, *event).
+        grid: the times of the solve, (steps + 1,).
+        scale: x/z at the times of the grid, (steps + 1,).
+        noise: the source of normals, of which none is drawn.
+        k: the places in the grid at which the n steps start, (n,), int64.
+        row: the rows of the window in which they start, (n,), int64.
+        b: the samples that take them, (n,), int64.
+
+    Shapes: result (window + 1, B, *event) and (window, B).
     """
     old = z[row, b]
     x = old * expand(scale[k], old)

@@ -1,4 +1,4 @@
-"""One-step exponential integrators of the probability flow in λ, with stages of any number."""
+"""One-step exponential integrators of the probability-flow ODE in λ, with stages of any number."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sde_diffusion.multistep import Step
 from sde_diffusion.noise import Noise
 from sde_diffusion.solver import OneStep
 from sde_diffusion.solvers._shared.checks import choice
-from sde_diffusion.solvers._shared.exponential import ORDERS, own_grid, through
+from sde_diffusion.solvers._shared.exponential import ORDERS, InLambda, through
 
 Rows: TypeAlias = tuple[tuple[float, tuple[int, ...]], ...]
 # Row i: the place r of stage i between λ_t and λ_s, and the earlier predictions through which the
@@ -41,7 +41,18 @@ def singlestep(
     t: Tensor,
     s: Tensor,
 ) -> Tensor:
-    """Return the state at s of a step of the given order; m is the prediction at t."""
+    """Return the state at s, by order − 1 evaluations more.
+
+    Arguments:
+        form: "eps" or "x0", the form of the predictions.
+        order: that of the step, 1 … 4, a key of the table above.
+        known: the coefficients of the SDE.
+        score: the score, evaluated between t and s.
+        x: the state at t, (B, *event).
+        m: the prediction at (x, t), (B, *event).
+        t: the time of the state, ().
+        s: the time to which the step goes, ().
+    """
     at = known.level(t)
     to = known.level(s)
     levels = [at]
@@ -64,15 +75,14 @@ def _stepped(x: Tensor, step: Step, found: Sequence[Tensor], nodes: Sequence[int
 
 
 @dataclass(frozen=True)
-class Singlestep(OneStep[ProbabilityFlow], ABC):
+class Singlestep(InLambda, OneStep[ProbabilityFlow], ABC):
     """A one-step exponential integrator: ``order`` predictions of one form, all within the step.
 
     A step to σ_s = 0 is x_s = α_s E[x0 | x_t], as no polynomial reaches λ = ∞.
     """
 
-    order: int = 3  # type: ignore[misc]  # an instance's own
+    order: int = 3
     dynamics = ProbabilityFlow
-    grid = own_grid
     form: ClassVar[str]
     certified: ClassVar[tuple[dict[str, Any], ...]] = ORDERS
 
@@ -81,7 +91,7 @@ class Singlestep(OneStep[ProbabilityFlow], ABC):
 
     @property
     def evaluations(self) -> int:
-        """Network calls a step."""
+        """Evaluations a step."""
         return self.order
 
     def step(

@@ -29,7 +29,18 @@ def staged(
     s: Tensor,
     noise: Noise,
 ) -> Tensor:
-    """Return the state at s of a step with so many stages; m is the prediction at t."""
+    """Return the state at s, by stages − 1 evaluations more.
+
+    Arguments:
+        form: "x0" or "eps", the form of the predictions.
+        stages: their number, 1, 2 or 3.
+        dynamics: the reverse SDE with its noise scale.
+        x: the state at t, (B, *event).
+        m: the prediction at (x, t), (B, *event).
+        t: the time of the state, ().
+        s: the time to which the step goes, ().
+        noise: the source of the normals, one for each stage.
+    """
     known = linear("SEEDS", dynamics)
     tau = dynamics.noise_scale
     at = known.level(t)

@@ -55,7 +55,7 @@ def check_uniform(method: str, grid: Tensor) -> None:
 
 @final
 class Module(nn.Module):
-    """An ODE as torchdiffeq calls one, with what it is made of for the adjoint."""
+    """An ODE as the module that torchdiffeq's functions ask for."""
 
     def __init__(self, ode: ODE) -> None:
         super().__init__()
@@ -74,7 +74,16 @@ def states(
     settings: Mapping[str, Any],
     options: Mapping[str, Any],
 ) -> Tensor:
-    """Return the states at grid[1], grid[2], … by one of torchdiffeq's two functions."""
+    """Return the states at grid[1], grid[2], …, (steps, B, *event).
+
+    Arguments:
+        odeint: torchdiffeq's function, with or without the adjoint.
+        ode: the equation.
+        x: the states at grid[0], (B, *event).
+        grid: the times of the solve, (steps + 1,).
+        settings: the other arguments of ``odeint``, the method's name among them.
+        options: the method's own options.
+    """
     method = settings["method"]
     if "adams" in method:
         check_uniform(method, grid)

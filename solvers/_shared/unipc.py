@@ -12,7 +12,7 @@ from sde_diffusion._check import wrong_value
 from sde_diffusion.coefficients import Level
 from sde_diffusion.dynamics import ProbabilityFlow
 from sde_diffusion.multistep import Multistep, Step
-from sde_diffusion.solvers._shared.exponential import half_difference, latest, own_grid, through
+from sde_diffusion.solvers._shared.exponential import InLambda, half_difference, latest, through
 
 # B(h) of the steps with one difference, whose weight the paper sets to ½ instead of solving for.
 WIDTHS: Final[Mapping[str, Callable[[float], float] | None]] = {
@@ -23,13 +23,12 @@ WIDTHS: Final[Mapping[str, Callable[[float], float] | None]] = {
 
 
 @dataclass(frozen=True)
-class UniPCBase(Multistep[ProbabilityFlow], ABC):
+class UniPCBase(InLambda, Multistep[ProbabilityFlow], ABC):
     """The predictor UniP-p and the corrector UniC-p."""
 
     p: int = 3
     variant: str = "bh2"
     dynamics = ProbabilityFlow
-    grid = own_grid
     form: ClassVar[str] = "x0"
 
     def __post_init__(self) -> None:

@@ -28,6 +28,12 @@ def integrals(
     of nodes u_j, eight at most. The moments come by Gauss–Legendre quadrature, and the weights
     from the Vandermonde system Σ_j w_j r_j^k = moment k, r = (u − start)/(end − start).
 
+    Arguments:
+        nodes: the u_j, all different.
+        start: the lower end of the integral.
+        end: its upper end; it may lie below ``start``.
+        kernel: the weight function of u, vectorised; 1 by default.
+
     Source: Björck & Pereyra 1970, the dual system.
 
     >>> [round(w, 12) for w in integrals([1.0, 0.0], 1.0, 2.0)]  # Adams–Bashforth of order 2

@@ -27,6 +27,12 @@ def adams_weights_in_rho(
 
     ℓ_j are the Lagrange polynomials in the variable u on the last ``order`` times, or on as many
     as there are. The integral is taken in λ, where t is smooth even at the ends of a schedule.
+
+    Arguments:
+        sde: the SDE, for its time as a function of λ.
+        lambda_: λ at the times of the grid, (steps + 1,).
+        order: the number of predictions that a step combines, at most.
+        variable: a key of `VARIABLES`, the name of u.
     """
     u = VARIABLES[variable](sde, lambda_)
     half = 0.5 * lambda_.diff()[:, None]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sde_diffusion.dynamics import ProbabilityFlow
 from sde_diffusion.noise import Noise
+from sde_diffusion.solver import Solver
 from sde_diffusion.solvers._shared.adams_in_rho import adams_in_rho
 from sde_diffusion.solvers._shared.checks import choice
 from sde_diffusion.solvers._shared.weights_in_rho import VARIABLES
@@ -17,7 +18,7 @@ from sde_diffusion.solvers._shared.weights_in_rho import VARIABLES
 
 @final
 @dataclass(frozen=True)
-class DEISPublished:
+class DEISPublished(Solver[ProbabilityFlow]):
     """DEIS as published: the polynomial grows from degree 0 in the first steps, and nothing else.
 
     The DDIM step that starts it errs by O(dt²), so that no ``degree`` takes the end state beyond

@@ -12,12 +12,12 @@ from sde_diffusion._check import wrong_value
 from sde_diffusion.coefficients import Level
 from sde_diffusion.dynamics import ProbabilityFlow
 from sde_diffusion.multistep import Multistep, Step
-from sde_diffusion.solvers._shared.exponential import half_difference, latest, own_grid
+from sde_diffusion.solvers._shared.exponential import InLambda, half_difference, latest
 
 
 @final
 @dataclass(frozen=True)
-class DPMSolverPPPublished(Multistep[ProbabilityFlow]):
+class DPMSolverPPPublished(InLambda, Multistep[ProbabilityFlow]):
     """DPM-Solver++ 2M and 3M as published, the ``memory`` being the number of predictions.
 
     2M: x_s = (σ_s/σ_t) x_t − α_s (e^{−h} − 1)(D₀ + ½ D₁). 3M: as `DPMSolverPP`, with half of its
@@ -33,7 +33,6 @@ class DPMSolverPPPublished(Multistep[ProbabilityFlow]):
 
     memory: int = 3
     dynamics = ProbabilityFlow
-    grid = own_grid
     form: ClassVar[str] = "x0"
     order: ClassVar[float] = 2
     certified: ClassVar[tuple[dict[str, Any], ...]] = ({"memory": 2}, {"memory": 3})

@@ -10,13 +10,13 @@ from sde_diffusion._check import wrong_value
 from sde_diffusion.coefficients import Level
 from sde_diffusion.dynamics import ReverseSDE
 from sde_diffusion.multistep import Multistep, Step
-from sde_diffusion.solvers._shared.exponential import latest, own_grid
+from sde_diffusion.solvers._shared.exponential import InLambda, latest
 from sde_diffusion.solvers._shared.exponential_sde import kernel, newton, phis
 
 
 @final
 @dataclass(frozen=True)
-class SDEDPMSolverPPPublished(Multistep[ReverseSDE]):
+class SDEDPMSolverPPPublished(InLambda, Multistep[ReverseSDE]):
     """SDE-DPM-Solver++ 2M as published, and the 3M of a widely used code, by their ``memory``.
 
     2M: `SDEDPMSolverPP` with ½φ₁ for φ₂, a smaller step along D₁ where h is large. 3M: with
@@ -35,7 +35,6 @@ class SDEDPMSolverPPPublished(Multistep[ReverseSDE]):
 
     memory: int = 2
     dynamics = ReverseSDE
-    grid = own_grid
     form: ClassVar[str] = "x0"
     certified: ClassVar[tuple[Mapping[str, Any], ...]] = ({"memory": 2}, {"memory": 3})
 

@@ -1,0 +1,310 @@
+"""What answers at (x, t): one base class for learned, exact, guided and plain scores.
+
+A score is ∇ log p_t(x) of the marginals of an SDE. Where the SDE is linear, eps, x0 and v are its
+other forms (`forms`), and a model that has one of them without a division gives that.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Self, TypeAlias, final
+
+import torch
+from torch import Tensor, nn
+
+from sde_diffusion._check import wrong_type, wrong_value
+from sde_diffusion._tensors import check_state, expand
+from sde_diffusion.coefficients import Level, Levels
+from sde_diffusion.forms import converted
+from sde_diffusion.sde import SDE, LinearSDE
+
+if TYPE_CHECKING:
+    from sde_diffusion.data.spec import DataSpec
+
+Score: TypeAlias = Callable[[Tensor, Tensor], Tensor]  # (x, t) -> ∇ log p_t(x)
+
+
+class ScoreLike(ABC):
+    """A score ∇ log p_t(x) of the marginals of ``sde``, with its other forms.
+
+    A subclass sets ``sde`` and gives ``__call__``; everything else has a default. One whose
+    network predicts eps, x0 or v overrides `predict` and sets ``predicts``.
+
+    Shapes: x (B, *event), t () or (B,); every form returns x's shape.
+
+    >>> from sde_diffusion import VPSDE
+    >>> class Normal(ScoreLike):  # the score of N(0, 1), which VP keeps
+    ...     sde = VPSDE()
+    ...     def __call__(self, x, t):
+    ...         return -x
+    >>> round(Normal().denoise(torch.ones(1, 1), torch.tensor(0.0)).item(), 6)
+    1.0
+    """
+
+    sde: SDE
+
+    if TYPE_CHECKING:
+        # A subclass may give these in any way: on the class, as a property or by assignment.
+        @property
+        def device(self) -> torch.device:
+            """Where it computes."""
+
+        @property
+        def predicts(self) -> bool:
+            """Whether `predict` gives eps, x0 and v as they are, not made of the score."""
+
+        @property
+        def variance(self) -> str:
+            """Whether it is "fixed" or "learned", and then told by `with_fraction`."""
+
+        @property
+        def coupling(self) -> str:
+            """How data met noise in training: "independent" where it is a score at all."""
+
+        @property
+        def data(self) -> DataSpec | None:
+            """What the samples are, where that is known."""
+
+        @property
+        def classes(self) -> int | None:
+            """The number of classes that it can be conditioned on, None where there are none."""
+    else:
+        device = torch.device("cpu")
+        predicts = False
+        variance = "fixed"
+        coupling = "independent"
+        data = None
+        classes = None
+
+    @abstractmethod
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        """Return the score at (x, t)."""
+
+    def in_training(self) -> bool:
+        """Return whether a network in it is in training mode."""
+        return False
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:  # noqa: ARG002
+        """Yield what can be learned in it."""
+        return iter(())
+
+    def in_double(self) -> ScoreLike:
+        """Return the score with float64 weights, where it has weights."""
+        return self
+
+    def rows(self, index: Tensor) -> Self:  # noqa: ARG002  (nothing here belongs to one sample)
+        """Return the score of the samples ``index`` of the batch.
+
+        Override it where the score holds something for each sample, such as labels.
+        """
+        return self
+
+    def predict(self, form: str, x: Tensor, t: Tensor, at: Level | Levels) -> Tensor:
+        """Return eps, x0 or v = alpha eps − sigma x0 at (x, t).
+
+        Arguments:
+            form: "eps", "x0" or "v".
+            x: the states; (B, *event).
+            t: their time in [0, 1]; () or (B,).
+            at: alpha and sigma at t, as numbers or as tensors of t's shape.
+        """
+        score = check_result(type(self).__name__, self(x, t), x)
+        return converted(form, "score", score, x, at)
+
+    def check_times(self, x: Tensor, t: Tensor) -> int:  # noqa: ARG002
+        """Refuse a score that takes (B,) times otherwise than row by row.
+
+        Returns the number of evaluations that it took to see.
+        """
+        return 0
+
+    def with_fraction(self, form: str, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+        """Return eps, x0 or v, and the learned variance's fraction v in [0, 1], of one pass.
+
+        Errors: ValueError for a model of a fixed variance.
+        """
+        raise wrong_value(
+            type(self).__name__,
+            "variance",
+            "be 'learned' to have a fraction",
+            self.variance,
+            "train ScoreModel(network, sde, variance='learned')",
+        )
+
+    def eps(self, x: Tensor, t: Tensor) -> Tensor:
+        """Return E[eps | x_t]."""
+        return self.predict("eps", x, t, self._levels(x, t))
+
+    def denoise(self, x: Tensor, t: Tensor) -> Tensor:
+        """Return E[x0 | x_t]."""
+        return self.predict("x0", x, t, self._levels(x, t))
+
+    def velocity(self, x: Tensor, t: Tensor) -> Tensor:
+        """Return the velocity of the probability flow, rate x − ½ g² s."""
+        sde = self.linear_sde()
+        push = expand(0.5 * sde.g(t) ** 2, x) * self(x, t)
+        return expand(sde.rate(t), x) * x - push
+
+    def linear_sde(self) -> LinearSDE:
+        """Return the SDE, refusing one without alpha and sigma."""
+        if not isinstance(self.sde, LinearSDE):
+            raise wrong_type(
+                type(self).__name__,
+                "sde",
+                "be a LinearSDE, for alpha and sigma",
+                type(self.sde).__name__,
+                "ask for the score alone",
+            )
+        return self.sde
+
+    def _levels(self, x: Tensor, t: Tensor) -> Levels:
+        check_state(type(self).__name__, x)
+        sde = self.linear_sde()
+        return Levels(sde.alpha(t), sde.sigma(t))
+
+
+@final
+class FunctionScore(ScoreLike):
+    """A function (x, t) ↦ ∇ log p_t(x) as a score of ``sde``, and what it returns is checked.
+
+    A function may take a ``(B,)`` time for B numbers along the last dimension of x: where x has
+    just B of them, nothing would fail. So a solve that first meets such times evaluates it once
+    for different times and once for equal ones: the first row must be the same. Both count.
+
+    Arguments:
+        function: the score; (B, *event) and () or (B,) to (B, *event). A network may be one.
+        sde: the SDE whose marginals it is the score of.
+        device: where it computes; the CPU if not given.
+
+    Errors: TypeError for what is no function or no SDE; at a call, TypeError for a result that is
+    no tensor of floating point, ValueError for another shape or device, and for rows that depend
+    on the times of other rows.
+
+    >>> from sde_diffusion import VPSDE
+    >>> score = FunctionScore(lambda x, t: -x[:, 0], VPSDE())
+    >>> score(torch.ones(3, 2), torch.tensor(0.5))
+    Traceback (most recent call last):
+    ValueError: score: result must have the shape (3, 2) of x, got (3,); return one number for \
+each of x
+    """
+
+    def __init__(
+        self, function: Score, sde: SDE, device: torch.device | str | None = None
+    ) -> None:
+        if not isinstance(sde, SDE):
+            raise wrong_type(
+                "FunctionScore", "sde", "be an SDE", type(sde).__name__, "pass for example VPSDE()"
+            )
+        if not callable(function):
+            raise wrong_type(
+                "FunctionScore",
+                "function",
+                "be a callable (x, t) -> score",
+                type(function).__name__,
+                "pass a function or a network",
+            )
+        self.function = function
+        self.sde = sde
+        self._device = torch.device("cpu" if device is None else device)
+        self._row_by_row = False  # whether (B,) times were seen to be taken so
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
+
+    def in_training(self) -> bool:
+        return isinstance(self.function, nn.Module) and self.function.training
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        if isinstance(self.function, nn.Module):
+            yield from self.function.parameters(recurse)
+
+    def in_double(self) -> ScoreLike:
+        if not isinstance(self.function, nn.Module):
+            return self
+        return FunctionScore(copy.deepcopy(self.function).double(), self.sde, self._device)
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        return check_result("score", self.function(x, t), x)
+
+    @torch.no_grad()
+    def check_times(self, x: Tensor, t: Tensor) -> int:
+        if self._row_by_row or t.ndim == 0 or len(t) == 1 or x.shape[-1] != len(t):
+            return 0
+        here = x.detach()
+        early, late = 0.25 * self.sde.horizon, 0.75 * self.sde.horizon
+        times = torch.linspace(early, late, len(x), dtype=torch.float64, device=x.device)
+        apart = self(here, times)[0]
+        alike = self(here, times[:1].expand(len(x)))[0]
+        difference = float((apart - alike).abs().max())
+        # A network rounds a row by its place in the batch; a time of another row is far off.
+        if difference > 1e-3 * float(alike.abs().max()):
+            raise wrong_value(
+                "score",
+                "t",
+                f"be one time for each row where it has shape ({len(x)},)",
+                f"a first row that changes by {difference:.3g} with the times of the others",
+                "multiply by t.reshape(-1, 1), or by t where it has no dimension",
+            )
+        self._row_by_row = True
+        return 2
+
+
+def check_result(what: str, found: object, x: Tensor) -> Tensor:
+    """Return what a score gave at x, refusing all but floating point of x's shape and device."""
+    if not isinstance(found, Tensor):
+        raise wrong_type(
+            what,
+            "result",
+            "be a tensor",
+            type(found).__name__,
+            "return the score alone, as a torch.Tensor",
+        )
+    if found.shape != x.shape:
+        raise wrong_value(
+            what,
+            "result",
+            f"have the shape {tuple(x.shape)} of x",
+            tuple(found.shape),
+            "return one number for each of x",
+        )
+    if not found.is_floating_point() or found.device != x.device:
+        raise wrong_type(
+            what,
+            "result",
+            f"be of floating point on {x.device}, as x is",
+            f"{found.dtype} on {found.device}",
+            "convert it before it is returned",
+        )
+    return found
+
+
+def score_of(what: str, score: object, sde: SDE) -> ScoreLike:
+    """Return a score of the marginals of ``sde``: itself, or a function made one.
+
+    Errors: TypeError for what cannot be called; ValueError for a model of another SDE, whose eps
+    and x0 would mean other things here.
+    """
+    if not isinstance(sde, SDE):
+        raise wrong_type(what, "sde", "be an SDE", type(sde).__name__, "pass for example VPSDE()")
+    if isinstance(score, ScoreLike):
+        if score.sde != sde:
+            raise wrong_value(
+                what,
+                "score",
+                f"be of the SDE {sde}",
+                f"one of {score.sde}",
+                "pass its own .sde, or a function of (x, t) that calls it for its score alone",
+            )
+        return score
+    if not callable(score):
+        raise wrong_type(
+            what,
+            "score",
+            "be a callable (x, t) -> score",
+            type(score).__name__,
+            "pass a ScoreModel or a function",
+        )
+    return FunctionScore(score, sde)

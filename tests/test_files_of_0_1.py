@@ -1,0 +1,85 @@
+"""Files that version 0.1 wrote before its modules moved load, resume and continue.
+
+They were made by its commands: a run of `train` stopped at its fourth step and the same run to its
+eighth; a small U-Net with a learned variance and what it samples; a run of `likelihood` that was
+killed after two batches of three, and the same run to its end.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file
+
+from sde_diffusion import ForwardVariance, describe, lattice, load, sample
+from sde_diffusion.checkpoints.fingerprint import fingerprint
+from sde_diffusion.cli.main import main
+from sde_diffusion.solvers import DDPM
+
+
+@pytest.fixture
+def files(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the files, as the folder in which the commands are called."""
+    shutil.copytree(root / "tests" / "files_of_0_1", tmp_path / "files")
+    monkeypatch.chdir(tmp_path / "files")
+    return tmp_path / "files"
+
+
+def run(*arguments: str) -> str:
+    ended = CliRunner().invoke(main, arguments)
+    assert ended.exit_code == 0, ended.output
+    return ended.output
+
+
+def test_a_checkpoint_loads_and_samples_as_it_did(files: Path) -> None:
+    assert describe("unet.safetensors")["versions"]["sde_diffusion"] == "0.1.0"
+    model = load("unet.safetensors").given(3)
+    found = sample(model, DDPM(), (2, 1, 8, 8), grid=lattice(20), seed=5).x
+    expected = torch.from_numpy(np.load(files / "unet-samples.npy"))
+    assert torch.allclose(found, expected, atol=1e-4)
+    # The learned variance is in it: without it the same model samples otherwise.
+    fixed = sample(model, DDPM(ForwardVariance()), (2, 1, 8, 8), grid=lattice(20), seed=5).x
+    assert not torch.allclose(fixed, expected, atol=1e-2)
+
+
+def test_a_training_run_resumes_and_takes_the_same_steps(files: Path) -> None:
+    run("train", "--out", "run", "--steps", "8", "--resume")
+    for name in ("model.safetensors", "ema-3.safetensors"):
+        found = load_file(files / "run" / name)
+        expected = load_file(files / "whole" / name)
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            assert torch.allclose(found[key], value, atol=1e-6), (name, key)
+    lines = (files / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    steps = [json.loads(line)["step"] for line in lines]
+    assert steps == [2, 4, 6, 8]
+
+
+def test_an_evaluation_goes_on_with_the_batches_that_are_left(files: Path) -> None:
+    run("likelihood", "--resume", "--out", "evaluation")
+    manifest = json.loads((files / "evaluation" / "manifest.json").read_text(encoding="utf-8"))
+    assert [session["done"] for session in manifest["sessions"]] == [0, 8]
+
+    def table(folder: str) -> list[dict[str, str]]:
+        with (files / folder / "likelihood.csv").open(encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+
+    found, expected = table("evaluation"), table("evaluated")
+    assert len(found) == len(expected) == 12
+    for row, other in zip(found, expected, strict=True):
+        assert row.keys() == other.keys()
+        for name, value in other.items():
+            assert float(row[name]) == pytest.approx(float(value), rel=1e-4, abs=1e-4), name
+
+
+def test_the_content_of_a_model_goes_by_the_same_name(files: Path) -> None:  # noqa: ARG001
+    """Its fingerprint would tell it from the model that the evaluation began with."""
+    record = json.loads(Path("evaluation/unfinished/manifest.json").read_text(encoding="utf-8"))
+    assert fingerprint(load("unet.safetensors")) == record["model"]["content"]

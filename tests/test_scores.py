@@ -1,0 +1,200 @@
+"""One base class for all that answers at (x, t), and what is refused of a user's own score."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sde_diffusion import (
+    MLP,
+    SDE,
+    VPSDE,
+    DirectScore,
+    FunctionScore,
+    Gaussian,
+    GuidanceInterval,
+    Guided,
+    ProbabilityFlow,
+    ReverseSDE,
+    ScoreLike,
+    ScoreModel,
+    StaticThreshold,
+    integrate,
+    log_prob,
+    sample,
+    uniform,
+)
+from sde_diffusion.counting import CountedScore
+from sde_diffusion.solvers import DDIM, DormandPrince, Euler
+
+VP = VPSDE()
+T = torch.tensor(0.4, dtype=torch.float64)
+NORMAL = Gaussian(torch.zeros(3), torch.eye(3)).diffused(VP)
+WIDE = Gaussian(torch.zeros(3), 4 * torch.eye(3)).diffused(VP)
+
+
+def states(b: int, d: int = 3) -> Tensor:
+    return torch.randn(b, d, generator=torch.Generator().manual_seed(b), dtype=torch.float64)
+
+
+class Told(ScoreLike):
+    """The score of WIDE as a user would write it: an VP and one method."""
+
+    sde = VP
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        variance = 4 * self.sde.alpha(t) ** 2 + self.sde.sigma(t) ** 2
+        return -x / variance.reshape(-1, *(1 for _ in x.shape[1:]))
+
+
+SCORES: list[ScoreLike] = [
+    NORMAL,
+    WIDE,
+    Told(),
+    FunctionScore(WIDE.score, VP),
+    CountedScore(WIDE),
+    Guided(WIDE, NORMAL, 0.5),
+    Guided(WIDE, NORMAL, GuidanceInterval(VP, 1.0)),
+    StaticThreshold(WIDE, -9.0, 9.0),
+    ScoreModel(MLP(3, width=8), VP).double().eval(),
+    ScoreModel(MLP(3, width=8), VP, "edm").double().eval(),
+]
+
+
+@pytest.mark.parametrize("score", SCORES, ids=lambda score: type(score).__name__)
+def test_all_forms_are_images_of_the_score(score: ScoreLike) -> None:
+    x = states(5)
+    alpha, sigma = VP.alpha(T), VP.sigma(T)
+    found = score(x, T)
+    eps, x0 = score.eps(x, T), score.denoise(x, T)
+    assert torch.allclose(eps, -sigma * found, atol=1e-10)
+    assert torch.allclose(alpha * x0 + sigma * eps, x, atol=1e-10)
+    v = score.predict("v", x, T, CountedScore(score).coefficients.level(T))
+    assert torch.allclose(v, alpha * eps - sigma * x0, atol=1e-10)
+    flow = ProbabilityFlow(VP, score).velocity(x, T)
+    assert torch.allclose(score.velocity(x, T), flow, atol=1e-10)
+
+
+def test_a_users_score_samples_as_the_oracle_it_is() -> None:
+    own = sample(Told(), DDIM(), (4, 3), steps=8, dtype=torch.float64)
+    exact = sample(WIDE, DDIM(), (4, 3), steps=8, dtype=torch.float64)
+    assert torch.allclose(own.x, exact.x, atol=1e-9)
+    assert own.nfe == exact.nfe == 8
+
+
+def test_a_function_becomes_a_score_by_its_sde() -> None:
+    with pytest.raises(TypeError, match=r"or FunctionScore\(function, sde\)"):
+        sample(WIDE.score, DDIM(), (4, 3), steps=4)
+    found = sample(FunctionScore(WIDE.score, VP), DDIM(), (4, 3), steps=4)
+    assert torch.allclose(found.x, sample(WIDE, DDIM(), (4, 3), steps=4).x, atol=1e-5)
+
+
+def test_what_a_function_is_made_of_is_seen() -> None:
+    network = nn.Linear(3, 3)
+
+    class Score(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = network
+
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:  # noqa: ARG002
+            return self.inner(x)
+
+    score = FunctionScore(Score(), VP)
+    assert [p is q for p, q in zip(score.parameters(), network.parameters(), strict=True)]
+    with pytest.raises(ValueError, match="model must be in evaluation mode"):
+        integrate(ProbabilityFlow(VP, score), Euler(), states(2).float(), uniform(3))
+    double = score.in_double()
+    assert next(double.parameters()).dtype == torch.float64
+    assert network.weight.dtype == torch.float32
+
+
+# --- times ---
+
+
+def shared(x: Tensor, t: Tensor) -> Tensor:
+    """The score of WIDE, whose time is taken for one number."""
+    variance = 4 * VP.alpha(t) ** 2 + VP.sigma(t) ** 2
+    return -x / variance
+
+
+@pytest.mark.parametrize("solve", ["adaptive", "log_prob"])
+def test_a_time_taken_for_one_number_is_refused_where_nothing_would_fail(solve: str) -> None:
+    x = states(3)  # as many samples as dimensions
+    flow = ProbabilityFlow(VP, shared)
+    with pytest.raises(ValueError, match=r"one time for each row .* t.reshape\(-1, 1\)"):  # noqa: PT012
+        if solve == "adaptive":
+            integrate(flow, DormandPrince(), x, uniform(1))
+        else:
+            log_prob(x, flow, DormandPrince())
+
+
+def test_the_look_at_the_times_costs_two_evaluations_once() -> None:
+    calls = 0
+
+    def right(x: Tensor, t: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return Told()(x, t)
+
+    def solve(x: Tensor, score: Any) -> tuple[Tensor, int]:
+        found = integrate(ProbabilityFlow(VP, score), DormandPrince(), x, uniform(1))
+        return found.x, found.nfe
+
+    x, trusted = solve(states(3), Told())
+    looked, nfe = solve(states(3), right)
+    assert torch.equal(x, looked)
+    assert nfe == calls == trusted + 2
+    assert solve(states(2), right)[1] == solve(states(2), Told())[1]  # fewer than dimensions
+
+
+def test_times_that_are_one_number_are_never_looked_at() -> None:
+    found = integrate(ProbabilityFlow(VP, shared), Euler(), states(3), uniform(5))
+    assert found.nfe == 5
+
+
+# --- results ---
+
+
+@pytest.mark.parametrize(
+    ("function", "error", "text"),
+    [
+        (lambda x, t: x[:, :1], ValueError, r"result must have the shape \(3, 3\) of x, got \(3, 1\)"),  # noqa: ARG005, E501
+        (lambda x, t: x[0], ValueError, r"got \(3,\); return one number for each of x"),  # noqa: ARG005
+        (lambda x, t: x.sum(), ValueError, r"got \(\)"),  # noqa: ARG005
+        (lambda x, t: (x, t), TypeError, "result must be a tensor, got tuple"),
+        (lambda x, t: None, TypeError, "got NoneType; return the score alone"),  # noqa: ARG005
+        (lambda x, t: x.numpy(), TypeError, "got ndarray"),  # noqa: ARG005
+        (lambda x, t: x.long(), TypeError, "point on cpu, as x is, got torch.int64"),  # noqa: ARG005
+        (lambda x, t: x.to("meta"), TypeError, "got torch.float64 on meta"),  # noqa: ARG005
+    ],
+)  # fmt: skip
+def test_a_result_that_is_no_score_is_refused(function, error, text) -> None:
+    for dynamics in (ProbabilityFlow(VP, function), ReverseSDE(VP, function, 0.0)):
+        with pytest.raises(error, match=text):
+            dynamics.score(states(3), T)
+
+    class Own(ScoreLike):
+        sde = VP
+
+        def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+            return function(x, t)
+
+    with pytest.raises(error, match=f"Own: .*{text}"):
+        sample(Own(), DDIM(), (3, 3), steps=2, dtype=torch.float64)
+
+
+def test_an_sde_without_a_kernel_has_a_score_alone() -> None:
+    class Driftless(SDE):
+        def drift(self, x: Tensor, t: Tensor) -> Tensor:  # noqa: ARG002
+            return torch.zeros_like(x)
+
+        def diffusion(self, x: Tensor, t: Tensor) -> Tensor:  # noqa: ARG002
+            return torch.ones_like(t)
+
+    score = DirectScore(MLP(3, width=8), Driftless())
+    with pytest.raises(TypeError, match="DirectScore: sde must be a LinearSDE, for alpha and"):
+        score.eps(states(2).float(), T)
