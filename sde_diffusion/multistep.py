@@ -49,6 +49,7 @@ class Multistep(Solver[LinearT], ABC, Generic[LinearT]):
     """
 
     form: ClassVar[str]
+    evaluations: ClassVar[float] = 1
 
     @property
     @abstractmethod

@@ -44,8 +44,8 @@ class Solver(ABC, Generic[ContraT]):
             """The order along one Brownian path, None where none is declared."""
 
         @property
-        def evaluations(self) -> int:
-            """The evaluations of a step, where their number is fixed."""
+        def evaluations(self) -> float:
+            """The evaluations of a step, not a number where it is not declared."""
 
         @property
         def adaptive(self) -> bool:
@@ -53,7 +53,7 @@ class Solver(ABC, Generic[ContraT]):
     else:
         order = math.nan  # none is declared
         strong_order = None
-        evaluations = 1
+        evaluations = math.nan
         adaptive = False
 
     def grid(

@@ -72,7 +72,7 @@ class PredictorCorrector(OneStep[ReverseSDE]):
         return min(self.predictor.order, self.corrector.order)
 
     @property
-    def evaluations(self) -> int:
+    def evaluations(self) -> float:
         """Evaluations a step."""
         return self.predictor.evaluations + self.corrector.count
 

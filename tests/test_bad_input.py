@@ -302,7 +302,7 @@ MISTAKES = [
     Mistake(
         "not a model",
         SAMPLE + "--model my_bad_objects:ring",
-        ("must be a score model", "got GaussianMixture"),
+        ("must be a ScoreLike", "got GaussianMixture"),
         lambda _: sample(GaussianMixture.ring(8), Heun(), (2, 2)),  # type: ignore[arg-type]
         TypeError,
         r"have a LinearSDE as .sde, got GaussianMixture; .*diffused\(sde\)",
@@ -325,7 +325,7 @@ MISTAKES = [
         "time beyond the horizon",
         SAMPLE + "--grid my_bad_objects:late",
         ("lie in [0, 1], got 1.5",),
-        lambda _: integrate(ProbabilityFlow(RectifiedFlow(), RING), Heun(), X, uniform(4)),
+        lambda _: integrate(ProbabilityFlow(RectifiedFlow(), RING.score), Heun(), X, uniform(4)),
         ValueError,
         r"lie in \[0, 0.999\], got 1.0",
     ),

@@ -70,7 +70,7 @@ def test_every_order_is_the_declared_one(sde, solver) -> None:
     found = certify(solver, sde)
     shown = [(m.kind, m.problem, m.declared, m.convergence.slopes) for m in found.measurements]
     assert found.passed, shown
-    assert found.evaluations == getattr(solver, "evaluations", found.evaluations)
+    assert math.isnan(solver.evaluations) or found.evaluations == solver.evaluations
 
 
 # --- the instrument ---
@@ -218,7 +218,7 @@ def test_a_solver_must_declare_its_order_and_a_rule_must_keep_its_ends() -> None
         dynamics = ODE
         step = Heun.step
 
-    with pytest.raises(TypeError, match="Silent: order must be a number, got None; declare it"):
+    with pytest.raises(TypeError, match="Silent: order must be a number, got nan; declare it"):
         certify(Silent(), VPSDE())
     with pytest.raises(TypeError, match="got a tolerance instead; declare"):
         certify(TorchDiffEq("scipy_solver"), VPSDE())

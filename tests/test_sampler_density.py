@@ -23,6 +23,7 @@ from sde_diffusion import (
     ProbabilityFlow,
     ReverseSDE,
     ScoreModel,
+    Solver,
     integrate,
     log_prob,
     uniform,
@@ -234,13 +235,16 @@ class Swinging(SDE):
         return torch.full((), math.sqrt(2), dtype=torch.float64)
 
 
-class Whole:
+class Whole(Solver):
     """A solver that is not known to be one-step."""
 
     dynamics = ProbabilityFlow
 
     def __init__(self, solver) -> None:
-        self.steps = solver.steps
+        self.solver = solver
+
+    def steps(self, dynamics, x, grid, noise):
+        return self.solver.steps(dynamics, x, grid, noise)
 
 
 NORMAL = VPSDE().prior()
