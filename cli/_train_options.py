@@ -193,7 +193,9 @@ def _other_options() -> list[Callable[[Any], Any]]:
             default=None,
             help="Variance of the chain's steps; learned for hybrid if not given.",
         ),
-        _common.count_option("--width", default=None, help="Channels of the network."),
+        _common.count_option(
+            "--width", default=None, help="Channels of the U-Net, or hidden units of the MLP."
+        ),
         click.option(
             "--dropout", type=float, default=0.0, show_default=True, help="Dropout in the network."
         ),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from sde_diffusion._check import wrong_value
 from sde_diffusion.coefficients import Coefficients, Level, Levels
 from sde_diffusion.scores import Score, ScoreLike, check_result, score_of
 from sde_diffusion.sde import SDE, LinearSDE
@@ -30,6 +31,7 @@ class Counter:
 
     def __init__(self) -> None:
         self.calls = 0
+        self.looked = False  # whether a score's way with (B,) times was looked at
 
     def counting(self, function: Score) -> Score:
         """Return a function of (x, t) whose calls are counted here."""
@@ -44,6 +46,10 @@ class Counter:
 @final
 class CountedScore(ScoreLike):
     """A score that counts its evaluations where they happen, with its SDE's coefficients.
+
+    A user's score may take a ``(B,)`` time for B numbers along another dimension of x: where one
+    has just that size, nothing would fail. So where it first meets such times it is evaluated
+    once for different times and once for equal ones: the first row must be the same. Both count.
 
     Arguments:
         score: the score itself.
@@ -91,6 +97,10 @@ class CountedScore(ScoreLike):
         return self.function.predicts
 
     @property
+    def row_by_row(self) -> bool:
+        return self.function.row_by_row
+
+    @property
     def variance(self) -> str:
         return self.function.variance
 
@@ -131,8 +141,33 @@ class CountedScore(ScoreLike):
 
     def _count(self, x: Tensor, t: Tensor) -> None:
         self.counter.calls += 1
-        if t.ndim:
-            self.counter.calls += self.function.check_times(x, t)
+        if not t.ndim or self.counter.looked or self.function.row_by_row:
+            return
+        if len(t) > 1 and len(t) in x.shape[1:]:
+            self.counter.looked = True
+            self._look(x.detach())
+
+    @torch.no_grad()
+    def _look(self, x: Tensor) -> None:
+        """Refuse a score whose first row depends on the times of the others."""
+        early, late = 0.25 * self.sde.horizon, 0.75 * self.sde.horizon
+        times = torch.linspace(early, late, len(x), dtype=torch.float64, device=x.device)
+        what = type(self.function).__name__
+        apart, alike = (
+            check_result(what, self.function(x, t), x)[0]
+            for t in (times, times[:1].expand(len(x)))
+        )
+        self.counter.calls += 2
+        difference = float((apart - alike).abs().max())
+        # A network rounds a row by its place in the batch; a time of another row is far off.
+        if difference > 1e-3 * float(alike.abs().max()):
+            raise wrong_value(
+                what,
+                "t",
+                f"be one time for each row where it has shape ({len(x)},)",
+                f"a first row that changes by {difference:.3g} with the times of the others",
+                "spread it: t.reshape(-1, *[1] * (x.ndim - 1)) where t has a dimension",
+            )
 
     def rows(self, index: Tensor) -> CountedScore:
         """Return the score of the samples ``index``, counted together with this one."""

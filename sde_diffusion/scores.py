@@ -56,6 +56,10 @@ class ScoreLike(ABC):
             """Whether `predict` gives eps, x0 and v as they are, not made of the score."""
 
         @property
+        def row_by_row(self) -> bool:
+            """Whether (B,) times are surely taken row by row; else a solve looks at it once."""
+
+        @property
         def variance(self) -> str:
             """Whether it is "fixed" or "learned", and then told by `with_fraction`."""
 
@@ -73,6 +77,7 @@ class ScoreLike(ABC):
     else:
         device = torch.device("cpu")
         predicts = False
+        row_by_row = False
         variance = "fixed"
         coupling = "independent"
         data = None
@@ -112,13 +117,6 @@ class ScoreLike(ABC):
         """
         score = check_result(type(self).__name__, self(x, t), x)
         return converted(form, "score", score, x, at)
-
-    def check_times(self, x: Tensor, t: Tensor) -> int:  # noqa: ARG002
-        """Refuse a score that takes (B,) times otherwise than row by row.
-
-        Returns the number of evaluations that it took to see.
-        """
-        return 0
 
     def with_fraction(self, form: str, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         """Return eps, x0 or v, and the learned variance's fraction v in [0, 1], of one pass.
@@ -169,18 +167,13 @@ class ScoreLike(ABC):
 class FunctionScore(ScoreLike):
     """A function (x, t) ↦ ∇ log p_t(x) as a score of ``sde``, and what it returns is checked.
 
-    A function may take a ``(B,)`` time for B numbers along the last dimension of x: where x has
-    just B of them, nothing would fail. So a solve that first meets such times evaluates it once
-    for different times and once for equal ones: the first row must be the same. Both count.
-
     Arguments:
         function: the score; (B, *event) and () or (B,) to (B, *event). A network may be one.
         sde: the SDE whose marginals it is the score of.
         device: where it computes; the CPU if not given.
 
     Errors: TypeError for what is no function or no SDE; at a call, TypeError for a result that is
-    no tensor of floating point, ValueError for another shape or device, and for rows that depend
-    on the times of other rows.
+    no tensor of floating point, ValueError for another shape.
 
     >>> from sde_diffusion import VPSDE
     >>> score = FunctionScore(lambda x, t: -x[:, 0], VPSDE())
@@ -208,7 +201,6 @@ each of x
         self.function = function
         self.sde = sde
         self._device = torch.device("cpu" if device is None else device)
-        self._row_by_row = False  # whether (B,) times were seen to be taken so
 
     @property
     def device(self) -> torch.device:
@@ -228,28 +220,6 @@ each of x
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         return check_result("score", self.function(x, t), x)
-
-    @torch.no_grad()
-    def check_times(self, x: Tensor, t: Tensor) -> int:
-        if self._row_by_row or t.ndim == 0 or len(t) == 1 or x.shape[-1] != len(t):
-            return 0
-        here = x.detach()
-        early, late = 0.25 * self.sde.horizon, 0.75 * self.sde.horizon
-        times = torch.linspace(early, late, len(x), dtype=torch.float64, device=x.device)
-        apart = self(here, times)[0]
-        alike = self(here, times[:1].expand(len(x)))[0]
-        difference = float((apart - alike).abs().max())
-        # A network rounds a row by its place in the batch; a time of another row is far off.
-        if difference > 1e-3 * float(alike.abs().max()):
-            raise wrong_value(
-                "score",
-                "t",
-                f"be one time for each row where it has shape ({len(x)},)",
-                f"a first row that changes by {difference:.3g} with the times of the others",
-                "multiply by t.reshape(-1, 1), or by t where it has no dimension",
-            )
-        self._row_by_row = True
-        return 2
 
 
 def check_result(what: str, found: object, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Solvers: one file per method or family, all on the `Solver` protocol of `sde_diffusion`.
+"""Solvers: one file per method or family, all on the base class `Solver` of `sde_diffusion`.
 
 They are loaded when first used; the stub beside this file is their list.
 """

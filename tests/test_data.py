@@ -453,8 +453,8 @@ def test_what_is_not_there_is_answered_with_what_is_accepted(source: str) -> Non
 
 
 def test_a_file_of_another_kind(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("1,2")
-    assert "source must be 'digits', an IDX" in refusal(tmp_path / "a.csv")
+    (tmp_path / "a.txt").write_text("1,2")
+    assert "source must be 'digits', an IDX" in refusal(tmp_path / "a.txt")
 
 
 def test_an_unknown_split() -> None:

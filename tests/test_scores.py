@@ -13,6 +13,7 @@ from sde_diffusion import (
     SDE,
     VPSDE,
     DirectScore,
+    Exact,
     FunctionScore,
     Gaussian,
     GuidanceInterval,
@@ -115,21 +116,43 @@ def test_what_a_function_is_made_of_is_seen() -> None:
 # --- times ---
 
 
+class Trusted(Told):
+    """A score that says of itself that it takes (B,) times row by row."""
+
+    row_by_row = True
+
+
 def shared(x: Tensor, t: Tensor) -> Tensor:
     """The score of WIDE, whose time is taken for one number."""
     variance = 4 * VP.alpha(t) ** 2 + VP.sigma(t) ** 2
     return -x / variance
 
 
-@pytest.mark.parametrize("solve", ["adaptive", "log_prob"])
-def test_a_time_taken_for_one_number_is_refused_where_nothing_would_fail(solve: str) -> None:
+class Shared(ScoreLike):
+    """The same mistake in a class."""
+
+    sde = VP
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        return shared(x, t)
+
+
+@pytest.mark.parametrize("score", [shared, Shared(), Guided(Shared(), WIDE, 0.5)])
+@pytest.mark.parametrize(
+    "solve",
+    [
+        lambda x, flow: integrate(flow, DormandPrince(), x, uniform(1)),
+        lambda x, flow: log_prob(x, flow, DormandPrince()),
+        lambda x, flow: log_prob(x, flow, DormandPrince(), divergence=Exact()),
+        lambda x, flow: log_prob(x, flow, DormandPrince(), divergence=Exact(mode="forward")),
+        lambda x, flow: log_prob(x, flow, DormandPrince(), keep_graph=True),
+    ],
+    ids=["adaptive", "log_prob", "exact", "forward", "graph"],
+)
+def test_a_time_taken_for_one_number_is_refused_where_nothing_would_fail(score, solve) -> None:
     x = states(3)  # as many samples as dimensions
-    flow = ProbabilityFlow(VP, shared)
-    with pytest.raises(ValueError, match=r"one time for each row .* t.reshape\(-1, 1\)"):  # noqa: PT012
-        if solve == "adaptive":
-            integrate(flow, DormandPrince(), x, uniform(1))
-        else:
-            log_prob(x, flow, DormandPrince())
+    with pytest.raises(ValueError, match=r"t must be one time for each row .* spread it: t.resh"):
+        solve(x, ProbabilityFlow(VP, score))
 
 
 def test_the_look_at_the_times_costs_two_evaluations_once() -> None:
@@ -144,16 +167,55 @@ def test_the_look_at_the_times_costs_two_evaluations_once() -> None:
         found = integrate(ProbabilityFlow(VP, score), DormandPrince(), x, uniform(1))
         return found.x, found.nfe
 
-    x, trusted = solve(states(3), Told())
+    x, trusted = solve(states(3), Trusted())
     looked, nfe = solve(states(3), right)
     assert torch.equal(x, looked)
     assert nfe == calls == trusted + 2
-    assert solve(states(2), right)[1] == solve(states(2), Told())[1]  # fewer than dimensions
+    assert solve(states(3), Told())[1] == trusted + 2
+    assert solve(states(2), right)[1] == solve(states(2), Trusted())[1]  # fewer than dimensions
+
+
+def test_a_score_of_the_rows_that_are_left_is_looked_at_once_too() -> None:
+    """Samples leave an adaptive solve one by one, each time with a new score of the others."""
+
+    class Rows(Told):
+        def rows(self, index: Tensor) -> Rows:  # noqa: ARG002
+            return Rows()
+
+    x = states(6, 3) * torch.linspace(0.1, 30, 6, dtype=torch.float64)[:, None]
+    own = integrate(ProbabilityFlow(VP, Rows()), DormandPrince(), x, uniform(1))
+    trusted = integrate(ProbabilityFlow(VP, Trusted()), DormandPrince(), x, uniform(1))
+    assert torch.equal(own.x, trusted.x)
+    assert own.nfe in {trusted.nfe, trusted.nfe + 2}
+
+
+def test_other_dimensions_than_the_last_are_looked_at_too() -> None:
+    """With t[:, None] a time goes along the second last dimension of images."""
+
+    def askew(x: Tensor, t: Tensor) -> Tensor:
+        variance = 4 * VP.alpha(t) ** 2 + VP.sigma(t) ** 2
+        return -x / (variance[:, None] if t.ndim else variance)
+
+    x = torch.zeros(3, 1, 3, 5, dtype=torch.float64) + states(3)[:, None, :, None]
+    with pytest.raises(ValueError, match="be one time for each row"):
+        integrate(ProbabilityFlow(VP, askew), DormandPrince(), x, uniform(1))
+
+
+@pytest.mark.parametrize("mode", ["reverse", "forward"])
+def test_a_right_function_has_the_likelihood_of_the_oracle(mode: str) -> None:
+    def likelihood(score: Any) -> Any:
+        flow = ProbabilityFlow(VP, score)
+        return log_prob(states(3), flow, DormandPrince(), divergence=Exact(mode=mode))
+
+    found, exact = likelihood(lambda x, t: Told()(x, t)), likelihood(Trusted())
+    assert torch.equal(found.nats, exact.nats)
+    assert found.nfe == exact.nfe + 2
 
 
 def test_times_that_are_one_number_are_never_looked_at() -> None:
-    found = integrate(ProbabilityFlow(VP, shared), Euler(), states(3), uniform(5))
-    assert found.nfe == 5
+    for score in (shared, Shared()):
+        found = integrate(ProbabilityFlow(VP, score), Euler(), states(3), uniform(5))
+        assert found.nfe == 5
 
 
 # --- results ---

@@ -236,6 +236,7 @@ class _Line(ScoreLike):
 
     sde: LinearSDE
     predicts = True
+    row_by_row = True
     mean = 0.3
     data_variance = 0.25
 

@@ -151,6 +151,7 @@ class ExactScore(ScoreLike):
     """
 
     sde: LinearSDE
+    row_by_row = True
 
     def __init__(self, oracle: Oracle, sde: LinearSDE) -> None:
         if not isinstance(sde, LinearSDE):

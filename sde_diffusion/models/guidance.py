@@ -102,6 +102,10 @@ class Guided(ScoreLike):
         return self.conditional.predicts and self.unconditional.predicts
 
     @property
+    def row_by_row(self) -> bool:
+        return self.conditional.row_by_row and self.unconditional.row_by_row
+
+    @property
     def coupling(self) -> str:
         """How data met noise in training: "independent" only if it was so for both models."""
         kinds = (model.coupling for model in self._models)

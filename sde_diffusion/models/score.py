@@ -33,6 +33,7 @@ class LearnedScore(nn.Module, ScoreLike, ABC):
     """A score that a network gives: what can be trained, averaged and saved."""
 
     prediction: str  # what the network's output means
+    row_by_row = True
     variance: str = "fixed"
     coupling: str = "independent"
     data: DataSpec | None = None

@@ -69,6 +69,10 @@ class Threshold(ScoreLike, ABC):
         return self.model.parameters(recurse)
 
     @property
+    def row_by_row(self) -> bool:
+        return self.model.row_by_row
+
+    @property
     def coupling(self) -> str:
         return self.model.coupling
 
