@@ -8,7 +8,7 @@ import pytest
 
 from sde_diffusion import solvers
 from sde_diffusion.cli import menu
-from sde_diffusion.cli._solvers import solver_class
+from sde_diffusion.cli._solvers import exported, of_any_ode, solver_class
 from sde_diffusion.dynamics import ODE
 from sde_diffusion.solver import Solver
 from sde_diffusion.solvers import (
@@ -114,3 +114,9 @@ def test_a_tolerance_is_any_adaptive_solvers() -> None:
     assert menu.solver("torchdiffeq:bosh3", 1e-3) == solvers.TorchDiffEq("bosh3", 1e-3, 1e-3)
     made = menu.solver("dormand-prince:max_steps=9", 1e-3)
     assert made == solvers.DormandPrince(1e-3, 1e-3, 9)
+
+
+def test_the_solvers_of_any_ode_are_found_without_loading_them() -> None:
+    """The command line reads a line of the source; what it finds is what the classes say."""
+    own = {name for name in exported() if solver_class(name)().dynamics is ODE}
+    assert of_any_ode() & set(exported()) == own
