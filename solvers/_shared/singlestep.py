@@ -19,11 +19,11 @@ from sde_diffusion.solver import OneStep
 from sde_diffusion.solvers._shared.checks import choice
 from sde_diffusion.solvers._shared.exponential import ORDERS, InLambda, through
 
-Rows: TypeAlias = tuple[tuple[float, tuple[int, ...]], ...]
-# Row i: the place r of stage i between λ_t and λ_s, and the earlier predictions through which the
+StagePlan: TypeAlias = tuple[tuple[float, tuple[int, ...]], ...]
+# Place i: the r of stage i between λ_t and λ_s, and the earlier predictions through which the
 # polynomial goes that leads there from λ_t. A node at ⅔ of the way makes the linear polynomial
 # as good as a quadratic one, the nodes 0, ½, 1 the quadratic as good as a cubic.
-_ROWS: Final[dict[int, Rows]] = {
+_PLANS: Final[dict[int, StagePlan]] = {
     1: ((1, (0,)),),
     2: ((1 / 2, (0,)), (1, (1,))),
     3: ((1 / 3, (0,)), (2 / 3, (0, 1)), (1, (0, 2))),
@@ -57,7 +57,7 @@ def singlestep(
     to = known.level(s)
     levels = [at]
     found = [m]
-    *stages, (_, last) = _ROWS[order]
+    *stages, (_, last) = _PLANS[order]
     for r, nodes in stages:
         u = known.time(at.lambda_ + r * (to.lambda_ - at.lambda_))
         level = known.level(u)
