@@ -120,14 +120,18 @@ class CountedScore(ScoreLike):
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         """Return the score at (x, t), counted."""
-        self._count(x, t)
+        self.counter.calls += 1
+        if t.ndim:
+            self._meet_times(x, t)
         score = check_result(type(self.function).__name__, self.function(x, t), x)
         self.tracked = _differentiable(score)
         return score
 
     def predict(self, form: str, x: Tensor, t: Tensor, at: Level | Levels) -> Tensor:
         """Return eps, x0 or v at (x, t), counted."""
-        self._count(x, t)
+        self.counter.calls += 1
+        if t.ndim:
+            self._meet_times(x, t)
         found = self.function.predict(form, x, t, at)
         self.tracked = _differentiable(found)
         return found
@@ -139,9 +143,9 @@ class CountedScore(ScoreLike):
         self.tracked = _differentiable(found[0])
         return found
 
-    def _count(self, x: Tensor, t: Tensor) -> None:
-        self.counter.calls += 1
-        if not t.ndim or self.counter.looked or self.function.row_by_row:
+    def _meet_times(self, x: Tensor, t: Tensor) -> None:
+        """Look, once, at what the score does with (B,) times where a mistake would not show."""
+        if self.counter.looked or self.function.row_by_row:
             return
         if len(t) > 1 and len(t) in x.shape[1:]:
             self.counter.looked = True
