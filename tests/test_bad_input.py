@@ -305,7 +305,7 @@ MISTAKES = [
         ("must be a ScoreLike", "got GaussianMixture"),
         lambda _: sample(GaussianMixture.ring(8), Heun(), (2, 2)),  # type: ignore[arg-type]
         TypeError,
-        r"have a LinearSDE as .sde, got GaussianMixture; .*diffused\(sde\)",
+        r"be a ScoreLike of a LinearSDE, got GaussianMixture; .*diffused\(sde\)",
     ),
     Mistake(
         "a model that does not tell its shape",

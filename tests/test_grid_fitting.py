@@ -206,7 +206,11 @@ RING = GaussianMixture.ring(3).diffused(VPSDE())
 @pytest.mark.parametrize(
     ("make", "error", "text"),
     [
-        (lambda: optimised(torch.neg, DDIM, 5, shape=(4, 2)), TypeError, "a LinearSDE as .sde"),
+        (
+            lambda: optimised(torch.neg, DDIM, 5, shape=(4, 2)),
+            TypeError,
+            "a ScoreLike of a LinearSDE",
+        ),
         (
             lambda: optimised(ScoreModel(torch.nn.Identity(), VPSDE()), DDIM, 5, shape=(4, 2)),
             ValueError,

@@ -61,20 +61,21 @@ def sample(
         raise wrong_type(
             "sample",
             "model",
-            "have a LinearSDE as .sde",
+            "be a ScoreLike of a LinearSDE",
             type(model).__name__,
             "pass a ScoreModel, an oracle's .diffused(sde) or FunctionScore(function, sde)",
         )
+    sde = model.linear_sde()
     check_evaluation("sample", model)
     for size in shape:
         positive_integer("sample", "shape", size)
-    grid = grid_for("sample", model.linear_sde(), solver, steps, grid)
-    check_grid(times_of(grid), model.linear_sde().horizon)
+    grid = grid_for("sample", sde, solver, steps, grid)
+    check_grid(times_of(grid), sde.horizon)
     check_falling("sample", times_of(grid))
     noise = PerSampleNoise.numbered(seed, first, shape[0])
     with torch.no_grad():
-        x = model.linear_sde().prior().sample(noise, shape, dtype=dtype, device=model.device)
-        dynamics = dynamics_for(solver, model.linear_sde(), model)
+        x = sde.prior().sample(noise, shape, dtype=dtype, device=model.device)
+        dynamics = dynamics_for(solver, sde, model)
         return integrate(dynamics, solver, x, grid, noise=noise, callback=callback)
 
 

@@ -75,7 +75,7 @@ def optimised(
         raise wrong_type(
             "optimised",
             "model",
-            "have a LinearSDE as .sde",
+            "be a ScoreLike of a LinearSDE",
             type(model).__name__,
             "pass a ScoreModel, or an oracle's .diffused(sde)",
         )
