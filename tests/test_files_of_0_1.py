@@ -72,11 +72,32 @@ def test_an_evaluation_goes_on_with_the_batches_that_are_left(files: Path) -> No
             return list(csv.DictReader(file))
 
     found, expected = table("evaluation"), table("evaluated")
+    # Two batches of four were done; the third is solved here.
+    assert found[:8] == expected[:8]
     assert len(found) == len(expected) == 12
-    for row, other in zip(found, expected, strict=True):
+    for row, other in zip(found[8:], expected[8:], strict=True):
         assert row.keys() == other.keys()
         for name, value in other.items():
-            assert float(row[name]) == pytest.approx(float(value), rel=1e-3, abs=1e-3), name
+            # Another processor, or another number of threads, takes or refuses other steps at the
+            # tolerance of these files: .32 nats of 220 were seen. The bounds take none.
+            rel = 5e-3 if name.startswith("flow") else 1e-3
+            moved = 0.2 if name == "flow_standard_error" else 0.0
+            assert float(row[name]) == pytest.approx(float(value), rel=rel, abs=1e-3 + moved), name
+
+
+def test_an_evaluation_gone_on_with_is_the_one_made_at_once(files: Path) -> None:
+    command = json.loads(
+        (files / "evaluation/unfinished/manifest.json").read_text(encoding="utf-8")
+    )
+    words = command["sessions"][0]["command"].split()[1:]
+    run(*words[: words.index("--out")], "--out", "at-once")
+    run("likelihood", "--resume", "--out", "evaluation")
+
+    def last(folder: str) -> list[str]:
+        return (files / folder / "likelihood.csv").read_text(encoding="utf-8").splitlines()[9:]
+
+    assert len(last("at-once")) == 4
+    assert last("evaluation") == last("at-once")
 
 
 def test_the_content_of_a_model_goes_by_the_same_name(files: Path) -> None:  # noqa: ARG001
