@@ -3,13 +3,16 @@
 A solver asks for `unit(x, t, s)`, the increment W_s − W_t divided by √|s − t|, for
 `area(x, t, s)`, the increment and its time integral, or for `normal(x)`, a draw that belongs to no
 interval of time (a corrector's).
+
+Normals are drawn in float32, whatever the state's dtype, and converted: so one seed is one noise
+in every dtype. A generator's float64 draws are other numbers than its float32 ones.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import final
+from typing import Final, final
 
 import torch
 from torch import Tensor
@@ -17,6 +20,19 @@ from torch import Tensor
 from sde_diffusion._check import wrong_type, wrong_value
 from sde_diffusion._seeds import check_seed, mix
 from sde_diffusion._tensors import expand
+
+_DRAWN: Final = (torch.float32, torch.float64)
+
+
+def _check_draw_dtype(what: str, draw_dtype: object) -> None:
+    if draw_dtype not in _DRAWN:
+        raise wrong_value(
+            what,
+            "draw_dtype",
+            "be torch.float32 or torch.float64",
+            draw_dtype,
+            "drop it: the normals are converted to the state's dtype",
+        )
 
 
 def _generator(seed: int, device: torch.device) -> torch.Generator:
@@ -59,28 +75,35 @@ class WhiteNoise(Noise):
     The fastest source. A sample's draws depend on its place in the batch; use `PerSampleNoise`
     where they must not.
 
+    Drawn in float32 for states of every dtype; ``draw_dtype=torch.float64`` draws other numbers,
+    resolved to 2⁻⁵³ and not 2⁻²⁴.
+
     >>> import torch
     >>> x = torch.zeros(2, 3)
     >>> bool((WhiteNoise(0).normal(x) == WhiteNoise(0).normal(x)).all())
     True
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, *, draw_dtype: torch.dtype = torch.float32) -> None:
         check_seed("WhiteNoise", seed)
+        _check_draw_dtype("WhiteNoise", draw_dtype)
         self.seed = seed
+        self.draw_dtype = draw_dtype
         self._generators: dict[torch.device, torch.Generator] = {}
 
     def normal(self, x: Tensor) -> Tensor:
         if x.device not in self._generators:
             self._generators[x.device] = _generator(mix(self.seed), x.device)
-        return torch.randn(
-            x.shape, generator=self._generators[x.device], dtype=x.dtype, device=x.device
-        )
+        generator = self._generators[x.device]
+        z = torch.randn(x.shape, generator=generator, dtype=self.draw_dtype, device=x.device)
+        return z.to(x.dtype)
 
 
 @final
 class PerSampleNoise(Noise):
     """One stream of normals per sample, so that a batch may be split in any way, bit for bit.
+
+    They are drawn in float32 or in ``draw_dtype``, as those of `WhiteNoise`.
 
     >>> import torch
     >>> both = PerSampleNoise([7, 8]).normal(torch.zeros(2, 3))
@@ -89,7 +112,9 @@ class PerSampleNoise(Noise):
     True
     """
 
-    def __init__(self, seeds: Iterable[int]) -> None:
+    def __init__(self, seeds: Iterable[int], *, draw_dtype: torch.dtype = torch.float32) -> None:
+        _check_draw_dtype("PerSampleNoise", draw_dtype)
+        self.draw_dtype = draw_dtype
         self.seeds = list(seeds)
         for seed in self.seeds:
             check_seed("PerSampleNoise", seed)
@@ -104,14 +129,23 @@ class PerSampleNoise(Noise):
         self._generators: dict[torch.device, list[torch.Generator]] = {}
 
     @classmethod
-    def numbered(cls, seed: int, first: int, count: int) -> PerSampleNoise:
+    def numbered(
+        cls, seed: int, first: int, count: int, *, draw_dtype: torch.dtype = torch.float32
+    ) -> PerSampleNoise:
         """Return the noise of samples first … first + count − 1 of the run ``seed``.
 
         Samples of one run never share a stream: their 32-bit seeds differ by odd multiples.
+
+        Arguments:
+            seed: of the run, an integer in [0, 2⁶⁴).
+            first: the number of the batch's first sample.
+            count: the number of samples, B.
+            draw_dtype: in which the normals are drawn, float32 or float64.
         """
         check_seed("PerSampleNoise", seed)
         base = mix(seed)
-        return cls((base + 2654435761 * i) & 0xFFFFFFFF for i in range(first, first + count))
+        seeds = ((base + 2654435761 * i) & 0xFFFFFFFF for i in range(first, first + count))
+        return cls(seeds, draw_dtype=draw_dtype)
 
     def normal(self, x: Tensor) -> Tensor:
         if len(self.seeds) != x.shape[0]:
@@ -124,10 +158,10 @@ class PerSampleNoise(Noise):
             )
         if x.device not in self._generators:
             self._generators[x.device] = [_generator(seed, x.device) for seed in self.seeds]
-        z = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        z = torch.empty(x.shape, dtype=self.draw_dtype, device=x.device)
         for row, generator in zip(z, self._generators[x.device], strict=True):
             row.normal_(generator=generator)
-        return z
+        return z.to(x.dtype)
 
 
 @final

@@ -10,9 +10,19 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from sde_diffusion import BrownianPath, PerSampleNoise, WhiteNoise, uniform
+from sde_diffusion import (
+    VPSDE,
+    BrownianPath,
+    Gaussian,
+    Hutchinson,
+    PerSampleNoise,
+    WhiteNoise,
+    sample,
+    uniform,
+)
 from sde_diffusion._seeds import mix
 from sde_diffusion.brownian import _Tree
+from sde_diffusion.solvers import AngularAdams
 
 IRREGULAR = torch.tensor([0.97, 0.9, 0.5, 0.49, 0.3, 0.05, 0.01], dtype=torch.float64)
 GRIDS = pytest.mark.parametrize(
@@ -21,6 +31,7 @@ GRIDS = pytest.mark.parametrize(
     ids=["none", "falling", "rising", "irregular"],
 )
 PATH = BrownianPath(0)
+NORMAL = Gaussian(torch.zeros(20), torch.eye(20)).diffused(VPSDE())
 TIMES = [0.0, 0.01, 0.0100001, 0.04, 0.3, 0.311, 0.5, 0.6, 0.96, 0.97]
 
 
@@ -84,6 +95,56 @@ def test_per_sample_noise_is_bit_exact_under_any_split(dtype) -> None:
     for _ in range(3):
         split = torch.cat([parts[0].normal(x[:2]), parts[1].normal(x[2:])])
         assert torch.equal(whole.normal(x), split)
+
+
+DRAWS = {
+    "white": lambda x: WhiteNoise(3).normal(x),
+    "per-sample": lambda x: PerSampleNoise.numbered(3, 0, len(x)).normal(x),
+    "increment": lambda x: WhiteNoise(3).increment(x, *time(0.9, 0.65)),
+    "fresh of a path": lambda x: BrownianPath.numbered(3, 0, len(x)).normal(x),
+    "prior": lambda x: VPSDE().prior().sample(WhiteNoise(3), x.shape, dtype=x.dtype),
+    "gaussian probes": lambda x: Hutchinson(2, law="gaussian").draw(x),
+    "sign probes": lambda x: Hutchinson(2).draw(x),
+    "a sample's ends": lambda x: sample(NORMAL, AngularAdams(), x.shape, steps=2, dtype=x.dtype).x,
+}
+
+
+@pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
+def test_one_seed_is_one_noise_in_every_dtype(draw) -> None:
+    """A row of 20 numbers: from 16 on a generator's float64 draws are others than its float32."""
+    single = draw(torch.zeros(3, 20))
+    for dtype in (torch.float64, torch.bfloat16):
+        found = draw(torch.zeros(3, 20, dtype=dtype))
+        assert found.dtype == dtype
+        rounding = 20 * max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps)
+        assert torch.allclose(found.double(), single.double(), rtol=rounding, atol=rounding)
+
+
+def test_float32_draws_are_those_of_the_generator() -> None:
+    """So samples in float32 are what they were before float64 ones became the same."""
+    x = torch.zeros(3, 20)
+    generator = torch.Generator().manual_seed(mix(3))
+    assert torch.equal(WhiteNoise(3).normal(x), torch.randn(3, 20, generator=generator))
+    generator.manual_seed(7)
+    expected = torch.randn(20, generator=generator)
+    assert torch.equal(PerSampleNoise([7]).normal(x[:1])[0], expected)
+
+
+def test_float64_draws_come_on_request() -> None:
+    x = torch.zeros(2, 20, dtype=torch.float64)
+    rows = [
+        torch.randn(20, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        for seed in (7, 8)
+    ]
+    found = PerSampleNoise([7, 8], draw_dtype=torch.float64).normal(x)
+    assert torch.equal(found, torch.stack(rows))
+    numbered = PerSampleNoise.numbered(7, 0, 2, draw_dtype=torch.float64).normal(x.float())
+    assert torch.equal(
+        numbered, PerSampleNoise.numbered(7, 0, 2, draw_dtype=torch.float64).normal(x).float()
+    )
+    generator = torch.Generator().manual_seed(mix(3))
+    expected = torch.randn(2, 20, generator=generator, dtype=torch.float64)
+    assert torch.equal(WhiteNoise(3, draw_dtype=torch.float64).normal(x), expected)
 
 
 def test_per_sample_seeds_never_collide_within_a_run() -> None:
@@ -350,6 +411,11 @@ def test_a_long_path_has_the_variance_of_its_time() -> None:
     [
         (lambda: WhiteNoise(-1), ValueError, "seed must be at least 0, got -1"),
         (lambda: WhiteNoise("a"), TypeError, "seed must be an integer, got a"),
+        (
+            lambda: WhiteNoise(0, draw_dtype=torch.bfloat16),
+            ValueError,
+            "draw_dtype must be torch.float32 or torch.float64, got torch.bfloat16; drop it",
+        ),
         (
             lambda: PerSampleNoise([1, 2]).normal(torch.zeros(3, 1)),
             ValueError,

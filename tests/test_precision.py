@@ -137,6 +137,20 @@ def test_a_batch_that_cannot_be_divided_is_refused() -> None:
         Trainer(fresh(), points(), replace(CONFIG, accumulate=25))
 
 
+def test_weights_of_another_dtype_are_trained_on_the_same_batch() -> None:
+    """16 numbers and more: there a generator's float64 draws are others than its float32 ones."""
+    labelled = replace(points(), labels=torch.arange(50))
+    config = replace(CONFIG, label_dropout=0.5)
+    rows = batch_rows(50, 24, 3, 1)
+    single, double = (
+        GlobalBatch.draw(objective_of(config), fresh(dtype), labelled, rows, config, 1)
+        for dtype in (torch.float32, torch.float64)
+    )
+    assert double.eps.dtype == torch.float64
+    assert torch.equal(double.eps.float(), single.eps)
+    assert torch.equal(double.labels, single.labels)
+
+
 # --- half precision ---
 
 

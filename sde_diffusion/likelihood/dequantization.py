@@ -47,7 +47,9 @@ class Dequantizer(ABC):
 
         They depend on the seed, the sample's index and its k alone, bit for bit.
         """
-        noise = PerSampleNoise.numbered(mix(self.seed, Purpose.DEQUANTIZATION), first, len(k))
+        purpose = mix(self.seed, Purpose.DEQUANTIZATION)
+        # In float64, as u is: of float32 normals it would keep 24 bits.
+        noise = PerSampleNoise.numbered(purpose, first, len(k), draw_dtype=torch.float64)
         for _ in range(number):
             z = noise.normal(torch.empty(k.shape, dtype=torch.float64))  # one for all devices
             yield self._draw(z.to(k.device), k)

@@ -99,7 +99,8 @@ class GlobalBatch:
         x0 = dataset.batch(rows, generator).to(dtype=dtype)
         sde: Any = model.sde  # of the kind that the distribution of times takes, as was checked
         drawn = objective.draw(sde, len(rows), generator)
-        eps = torch.randn(x0.shape, generator=generator, dtype=dtype)
+        # Drawn in float32 as all noise, so that weights of another dtype see the same batch.
+        eps = torch.randn(x0.shape, generator=generator, dtype=torch.float32).to(dtype)
         eps = objective.pair(x0, eps)
         labels = None
         if dataset.labels is not None:
