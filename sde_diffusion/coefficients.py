@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from threading import get_ident
 from typing import NamedTuple, TypeVar, final
 
 import torch
@@ -62,9 +63,19 @@ class Slope(NamedTuple):
     g2: float
 
 
+class _Table(NamedTuple):
+    """What one thread remembers along its grid."""
+
+    grid: Tensor
+    levels: dict[float, Level]
+    slopes: dict[float, Slope]
+
+
 @final
 class Coefficients:
     """The levels and slopes of a linear SDE, by time; remembered while `integrate` runs.
+
+    Every thread remembers its own, so that threads may share a flow.
 
     Errors: TypeError for an SDE with parameters while gradients are recorded: floats drop them.
 
@@ -76,9 +87,7 @@ class Coefficients:
 
     def __init__(self, sde: LinearSDE) -> None:
         self.sde = sde
-        self._grid: Tensor | None = None
-        self._levels: dict[float, Level] = {}
-        self._slopes: dict[float, Slope] = {}
+        self._tables: dict[int, _Table] = {}
 
     def tabulate(self, grid: Tensor | None) -> None:
         """Compute at all times of ``grid`` at once when one is asked for; None forgets them.
@@ -86,39 +95,32 @@ class Coefficients:
         Nothing is remembered without a grid: an SDE with parameters may change between solves.
         Nor while their gradients are recorded, which `ProbabilityFlow.velocity` keeps.
         """
-        learns = grid is not None and self.sde.alpha(grid[:1]).requires_grad
-        self._grid = None if learns else grid
-        self._levels.clear()
-        self._slopes.clear()
+        self._tables.pop(get_ident(), None)
+        if grid is not None and not self.sde.alpha(grid[:1]).requires_grad:
+            self._tables[get_ident()] = _Table(grid, {}, {})
 
     @property
     def tabulated(self) -> bool:
         """Whether there is a grid."""
-        return self._grid is not None
+        return get_ident() in self._tables
 
     def level(self, t: Tensor) -> Level:
         """Return alpha, sigma and lambda at a 0-d time."""
-        return self._at(t, self._levels, self._level)
+        table = self._tables.get(get_ident())
+        if table is None:
+            return self._level(t.detach()[None])[0]
+        return _found(t, table.grid, table.levels, self._level)
 
     def slope(self, t: Tensor) -> Slope:
         """Return rate and g² at a 0-d time."""
-        return self._at(t, self._slopes, self._slope)
+        table = self._tables.get(get_ident())
+        if table is None:
+            return self._slope(t.detach()[None])[0]
+        return _found(t, table.grid, table.slopes, self._slope)
 
     def time(self, lambda_: float) -> Tensor:
         """Return the 0-d time at which lambda is ``lambda_``."""
         return self.sde.time(torch.tensor(lambda_, dtype=torch.float64))
-
-    def _at(self, t: Tensor, known: dict[float, T], compute: Callable[[Tensor], list[T]]) -> T:
-        key = float(t)
-        if key in known:
-            return known[key]
-        if self._grid is None:
-            return compute(t.detach()[None])[0]
-        if not known:
-            known.update(zip(self._grid.tolist(), compute(self._grid), strict=True))
-        if key not in known:  # a stage between two times of the grid
-            known[key] = compute(t.detach()[None])[0]
-        return known[key]
 
     def _level(self, t: Tensor) -> list[Level]:
         columns = self.sde.alpha(t), self.sde.sigma(t), self.sde.lambda_(t)
@@ -127,6 +129,27 @@ class Coefficients:
     def _slope(self, t: Tensor) -> list[Slope]:
         columns = self.sde.rate(t), self.sde.g(t).square()
         return [Slope(*row) for row in zip(*map(_numbers, columns), strict=True)]
+
+
+def _found(
+    t: Tensor, grid: Tensor, known: dict[float, T], compute: Callable[[Tensor], list[T]]
+) -> T:
+    """Return what is known at a 0-d time, computed for the whole grid at first.
+
+    Arguments:
+        t: the time.
+        grid: the times of the solve.
+        known: what is known by time, which is added to.
+        compute: returns the values at times, one each.
+    """
+    key = float(t)
+    if key in known:
+        return known[key]
+    if not known:
+        known.update(zip(grid.tolist(), compute(grid), strict=True))
+    if key not in known:  # a stage between two times of the grid
+        known[key] = compute(t.detach()[None])[0]
+    return known[key]
 
 
 def _numbers(column: Tensor) -> list[float]:

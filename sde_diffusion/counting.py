@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from threading import get_ident
 from typing import TYPE_CHECKING, final
 
 import torch
@@ -18,9 +19,22 @@ if TYPE_CHECKING:
     from sde_diffusion.data.spec import DataSpec
 
 
+class _Own:
+    """What one thread counted."""
+
+    __slots__ = ("calls", "tracked")
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.tracked = False  # whether the last result came with a derivative in x
+
+
 @final
 class Counter:
     """A number of evaluations, for all that count together.
+
+    Every thread counts on its own, so that threads lose no count of a score that they share, and
+    a solve tells its own evaluations: the difference of `here` before and after.
 
     >>> counter = Counter()
     >>> score = counter.counting(lambda x, t: -x)
@@ -30,14 +44,36 @@ class Counter:
     """
 
     def __init__(self) -> None:
-        self.calls = 0
+        self._threads: dict[int, _Own] = {}
         self.looked = False  # whether a score's way with (B,) times was looked at
+
+    @property
+    def own(self) -> _Own:
+        """The count of this thread."""
+        thread = get_ident()
+        if thread not in self._threads:
+            self._threads[thread] = _Own()
+        return self._threads[thread]
+
+    @property
+    def calls(self) -> int:
+        """The number of evaluations so far, of all threads."""
+        return sum(own.calls for own in list(self._threads.values()))
+
+    @property
+    def here(self) -> int:
+        """The number of evaluations so far of this thread."""
+        return self.own.calls
+
+    def count(self, calls: int = 1) -> None:
+        """Count evaluations of this thread."""
+        self.own.calls += calls
 
     def counting(self, function: Score) -> Score:
         """Return a function of (x, t) whose calls are counted here."""
 
         def counted(x: Tensor, t: Tensor) -> Tensor:
-            self.calls += 1
+            self.count()
             return function(x, t)
 
         return counted
@@ -72,7 +108,6 @@ class CountedScore(ScoreLike):
     ) -> None:
         self.function = score
         self.sde = score.sde
-        self.tracked = False  # whether the last result came with a derivative in x
         self.counter = Counter() if counter is None else counter
         made = Coefficients(score.sde) if isinstance(score.sde, LinearSDE) else None
         self.coefficients = made if coefficients is None else coefficients
@@ -87,6 +122,11 @@ class CountedScore(ScoreLike):
     def calls(self) -> int:
         """The number of evaluations so far."""
         return self.counter.calls
+
+    @property
+    def tracked(self) -> bool:
+        """Whether the last result, in this thread, came with a derivative in x."""
+        return self.counter.own.tracked
 
     @property
     def device(self) -> torch.device:
@@ -119,29 +159,34 @@ class CountedScore(ScoreLike):
         return self.function.parameters(recurse)
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        """Return the score at (x, t), counted."""
-        self.counter.calls += 1
+        """Return the score at (x, t), counted, in x's dtype."""
+        own = self.counter.own
+        own.calls += 1
         if t.ndim:
             self._meet_times(x, t)
-        score = check_result(type(self.function).__name__, self.function(x, t), x)
-        self.tracked = _differentiable(score)
-        return score
+        found = check_result(type(self.function).__name__, self.function(x, t), x)
+        own.tracked = _differentiable(found)
+        return found
 
     def predict(self, form: str, x: Tensor, t: Tensor, at: Level | Levels) -> Tensor:
-        """Return eps, x0 or v at (x, t), counted."""
-        self.counter.calls += 1
+        """Return eps, x0 or v at (x, t), counted, in x's dtype."""
+        own = self.counter.own
+        own.calls += 1
         if t.ndim:
             self._meet_times(x, t)
         found = self.function.predict(form, x, t, at)
-        self.tracked = _differentiable(found)
+        found = check_result(type(self.function).__name__, found, x)
+        own.tracked = _differentiable(found)
         return found
 
     def with_fraction(self, form: str, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return eps, x0 or v and the learned variance's fraction, counted as one evaluation."""
-        self.counter.calls += 1
-        found = self.function.with_fraction(form, x, t)
-        self.tracked = _differentiable(found[0])
-        return found
+        own = self.counter.own
+        own.calls += 1
+        found, fraction = self.function.with_fraction(form, x, t)
+        found = check_result(type(self.function).__name__, found, x)
+        own.tracked = _differentiable(found)
+        return found, fraction
 
     def _meet_times(self, x: Tensor, t: Tensor) -> None:
         """Look, once, at what the score does with (B,) times where a mistake would not show."""
@@ -161,7 +206,7 @@ class CountedScore(ScoreLike):
             check_result(what, self.function(x, t), x)[0]
             for t in (times, times[:1].expand(len(x)))
         )
-        self.counter.calls += 2
+        self.counter.count(2)
         difference = float((apart - alike).abs().max())
         # A network rounds a row by its place in the batch; a time of another row is far off.
         if difference > 1e-3 * float(alike.abs().max()):

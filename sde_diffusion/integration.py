@@ -6,13 +6,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Final, final
 
 import torch
 from torch import Tensor
 
-from sde_diffusion._check import diverged, wrong_type, wrong_value
+from sde_diffusion._check import wrong_type, wrong_value
 from sde_diffusion._tensors import check_state
+from sde_diffusion._watch import Callback, Watch
 from sde_diffusion.dynamics import ODE, ProbabilityFlow, ReverseSDE, linear
 from sde_diffusion.grids import Denoised, Grid, check_grid, times_of
 from sde_diffusion.noise import Noise, NoNoise
@@ -20,10 +22,7 @@ from sde_diffusion.scores import Score, ScoreLike
 from sde_diffusion.sde import SDE, LinearSDE
 from sde_diffusion.solver import Adaptive, DynamicsT, Reached, Solver
 
-Callback = Callable[[int, Tensor, Tensor], object]  # (step from 1, its time, its state)
-
 WITH_SCORE: Final = (ReverseSDE, ProbabilityFlow)  # the dynamics that have one
-_CHECK_EVERY: Final = 64  # steps between looks for a non-finite state; each look waits for the GPU
 
 
 @final
@@ -54,11 +53,16 @@ def integrate(
     *,
     noise: Noise | None = None,
     callback: Callback | None = None,
+    keep_graph: bool = False,
 ) -> Solution:
     """Return the solution of ``dynamics`` from ``x`` at grid[0] to grid[−1].
 
     A `Denoised` grid has one step more, from the last time to E[x0 | x_t], the same for all
     solvers.
+
+    The graph of all steps stays in memory where ``x`` requires a gradient, and else only with
+    ``keep_graph``: gradients in the parameters of a score or an SDE must be asked for. Without
+    it a score that differentiates on its own does so under ``torch.enable_grad()``.
 
     Arguments:
         dynamics: the equation, of the class that the solver solves.
@@ -66,11 +70,13 @@ def integrate(
         x: the state at grid[0]; (B, *event).
         grid: the times, in [0, 1], and the only owner of the ends; (steps + 1,) or `Denoised`.
         noise: every random draw of the solver; a solver that draws needs one.
-        callback: called after every step with its number from 1, its time and its state.
+        callback: called after every step with its number from 1, its time and its state: copies.
+        keep_graph: whether the result is differentiable in whatever the dynamics are made of.
 
     Errors: TypeError for dynamics the solver does not solve, or a drawing solver without noise,
-    or a `Denoised` grid without a score of a linear SDE;
-    ValueError for a wrong state or grid; FloatingPointError, naming step and t, for divergence.
+    or a `Denoised` grid without a score of a linear SDE; ValueError for a wrong state or grid, or
+    a step to another shape or dtype; FloatingPointError, naming step, t and samples, for
+    divergence.
     """
     _check_dynamics(dynamics, solver)
     check_state("integrate", x)
@@ -82,32 +88,33 @@ def integrate(
         check_evaluation("integrate", dynamics.score)
     begin = time.perf_counter()
     before = _evaluations(dynamics)
-    watch = _Watch(grid)
+    watch = Watch(type(solver).__name__, x, grid, callback)
     noise = NoNoise() if noise is None else noise
-    count = 0
     state = x
     lost: Tensor | None = None
-    with _tabulated(dynamics, grid):
+    with _graph(x, keep_graph=keep_graph), _tabulated(dynamics, grid):
         walk: Iterator[Tensor | Reached]
         if isinstance(solver, Adaptive):
             walk = solver.reached(dynamics, x, grid, noise)
         else:
             walk = solver.steps(dynamics, x, grid, noise)
-        for found in walk:
+        for found in islice(walk, len(grid)):  # one more than there are steps, to be refused
             state, lost = found if isinstance(found, Reached) else (found, None)
-            count += 1
             watch.see(state)
-            if callback is not None:
-                callback(count, grid[count], state)
+        watch.check_end()
         if denoise is not None:
             state = denoise(state)
-            count += 1
             watch.see(state)
-            if callback is not None:
-                callback(count, torch.zeros_like(grid[-1]), state)
     watch.look()
     nfe = _evaluations(dynamics) - before
-    return Solution(state, nfe, count, time.perf_counter() - begin, lost)
+    return Solution(state, nfe, watch.count, time.perf_counter() - begin, lost)
+
+
+@contextmanager
+def _graph(x: Tensor, *, keep_graph: bool) -> Iterator[None]:
+    """Record the steps where something is to be differentiated by them, and else not."""
+    with torch.set_grad_enabled(torch.is_grad_enabled() and (keep_graph or x.requires_grad)):
+        yield
 
 
 def _denoiser(dynamics: object, grid: Grid) -> Callable[[Tensor], Tensor] | None:
@@ -143,7 +150,7 @@ def _tabulated(dynamics: object, grid: Tensor) -> Iterator[None]:
 
 
 def _evaluations(dynamics: object) -> int:
-    return dynamics.nfe if isinstance(dynamics, WITH_SCORE) else 0
+    return dynamics.score.counter.here if isinstance(dynamics, WITH_SCORE) else 0
 
 
 def check_evaluation(what: str, model: ScoreLike) -> None:
@@ -213,38 +220,6 @@ def _check_direction(dynamics: object, grid: Tensor) -> None:
             f"{float(grid[0]):.4g} … {float(grid[-1]):.4g}",
             "pass ReverseSDE(sde, score) to go back",
         )
-
-
-class _Watch:
-    """Looks for the first non-finite state without waiting for the GPU at every step."""
-
-    def __init__(self, grid: Tensor) -> None:
-        self.grid = grid
-        self.sums = list[Tensor]()
-        self.seen = 0
-
-    def see(self, x: Tensor) -> None:
-        self.sums.append(x.detach().sum(dtype=torch.promote_types(x.dtype, torch.float32)))
-        if len(self.sums) == _CHECK_EVERY:
-            self.look()
-
-    def look(self) -> None:
-        if not self.sums:
-            return
-        bad = ~torch.isfinite(torch.stack(self.sums))
-        if bool(bad.any()):
-            step = self.seen + int(bad.nonzero()[0]) + 1
-            t = float(self.grid[min(step, len(self.grid) - 1)])
-            got = f"NaN or infinity at step {step} (t = {t:.6g})"
-            raise diverged(
-                "integrate",
-                "x",
-                "stay finite",
-                got,
-                "use more steps, or move the ends of the grid",
-            )
-        self.seen += len(self.sums)
-        self.sums.clear()
 
 
 def whole_way(what: str, flow: ProbabilityFlow, solver: Solver[Any]) -> Tensor:

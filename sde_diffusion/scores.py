@@ -167,8 +167,11 @@ class ScoreLike(ABC):
 class FunctionScore(ScoreLike):
     """A function (x, t) ↦ ∇ log p_t(x) as a score of ``sde``, and what it returns is checked.
 
+    It is converted to x's dtype.
+
     Arguments:
-        function: the score; (B, *event) and () or (B,) to (B, *event). A network may be one.
+        function: the score; (B, *event) and () or (B,) to (B, *event). A network may be one, also
+            one that returns a tuple with the score first, or an object with it as ``.sample``.
         sde: the SDE whose marginals it is the score of.
         device: where it computes; the CPU if not given.
 
@@ -219,19 +222,27 @@ each of x
         return FunctionScore(copy.deepcopy(self.function).double(), self.sde, self._device)
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        return check_result("score", self.function(x, t), x)
+        return check_result("score", tensor_in(self.function(x, t)), x)
+
+
+def tensor_in(output: object) -> object:
+    """Return the tensor in what a network gave: the first of a tuple, or ``.sample`` of an object.
+
+    Anything else is returned as it is, for `check_result` to refuse by name.
+    """
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, tuple) and output and isinstance(output[0], Tensor):
+        return output[0]
+    # The networks of other programs, such as diffusers', are used as they are, and wrap their
+    # output so: the one place where a stranger is asked for an attribute.
+    inside = getattr(output, "sample", None)
+    return inside if isinstance(inside, Tensor) else output
 
 
 def check_result(what: str, found: object, x: Tensor) -> Tensor:
-    """Return what a score gave at x, refusing all but floating point of x's shape and device."""
-    if not isinstance(found, Tensor):
-        raise wrong_type(
-            what,
-            "result",
-            "be a tensor",
-            type(found).__name__,
-            "return the score alone, as a torch.Tensor",
-        )
+    """Return what a score gave at x, in x's dtype; floating point of x's shape and device."""
+    found = check_floating(what, found, x)
     if found.shape != x.shape:
         raise wrong_value(
             what,
@@ -239,6 +250,19 @@ def check_result(what: str, found: object, x: Tensor) -> Tensor:
             f"have the shape {tuple(x.shape)} of x",
             tuple(found.shape),
             "return one number for each of x",
+        )
+    return found
+
+
+def check_floating(what: str, found: object, x: Tensor) -> Tensor:
+    """Return a tensor in x's dtype, refusing all but floating point on x's device."""
+    if not isinstance(found, Tensor):
+        raise wrong_type(
+            what,
+            "result",
+            "be a tensor",
+            type(found).__name__,
+            "return it alone, as a torch.Tensor",
         )
     if not found.is_floating_point() or found.device != x.device:
         raise wrong_type(
@@ -248,7 +272,7 @@ def check_result(what: str, found: object, x: Tensor) -> Tensor:
             f"{found.dtype} on {found.device}",
             "convert it before it is returned",
         )
-    return found
+    return found.to(x.dtype)
 
 
 def score_of(what: str, score: object, sde: SDE) -> ScoreLike:

@@ -105,10 +105,11 @@ class IsotropicNormal:
         return self.std * noise.normal(torch.empty(tuple(shape), dtype=dtype, device=device))
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Return log N(x; 0, std² I).
+        """Return log N(x; 0, std² I), in float32 at least.
 
         Shapes: (B, *event) → (B,). Units: nats.
         """
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
         constant = math.log(2 * math.pi * self.std**2) * math.prod(x.shape[1:])
         return -0.5 * (flat_sum(x**2) / self.std**2 + constant)
 

@@ -186,7 +186,7 @@ def test_parameters_of_an_sde_keep_their_gradient_or_are_refused() -> None:
     flow = ProbabilityFlow(sde, score_of_half)
 
     def solve() -> torch.Tensor:
-        return integrate(flow, Heun(), x, uniform(3, 0.9, 0.5)).x.sum()
+        return integrate(flow, Heun(), x, uniform(3, 0.9, 0.5), keep_graph=True).x.sum()
 
     (slope,) = torch.autograd.grad(solve(), sde.speed)
     with torch.no_grad():
@@ -196,10 +196,11 @@ def test_parameters_of_an_sde_keep_their_gradient_or_are_refused() -> None:
         down = solve()
     assert float(slope) == pytest.approx(float((up - down) / 2e-6), rel=1e-6)
     assert abs(float(slope)) > 1e-3
+    reverse = ReverseSDE(sde, score_of_half)
     with pytest.raises(TypeError, match=r"sde must have constant coefficients, got parameters"):
-        integrate(ReverseSDE(sde, score_of_half), Ancestral(eta=0.0), x, uniform(3, 0.9, 0.5))
-    with torch.no_grad():
-        integrate(ReverseSDE(sde, score_of_half), Ancestral(eta=0.0), x, uniform(3, 0.9, 0.5))
+        integrate(reverse, Ancestral(eta=0.0), x, uniform(3, 0.9, 0.5), keep_graph=True)
+    found = integrate(reverse, Ancestral(eta=0.0), x, uniform(3, 0.9, 0.5)).x
+    assert not found.requires_grad
 
 
 def test_a_solver_that_needs_alpha_says_so() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -23,15 +26,25 @@ from sde_diffusion import (
     ScoreLike,
     ScoreModel,
     StaticThreshold,
+    WhiteNoise,
     integrate,
     log_prob,
     sample,
     uniform,
 )
 from sde_diffusion.counting import CountedScore
-from sde_diffusion.solvers import DDIM, DormandPrince, Euler
+from sde_diffusion.solvers import (
+    DDIM,
+    AdaptiveAdams,
+    AdaptiveDPMSolver,
+    AdaptiveSDE,
+    DormandPrince,
+    Euler,
+    Heun,
+)
 
 VP = VPSDE()
+X = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
 T = torch.tensor(0.4, dtype=torch.float64)
 NORMAL = Gaussian(torch.zeros(3), torch.eye(3)).diffused(VP)
 WIDE = Gaussian(torch.zeros(3), 4 * torch.eye(3)).diffused(VP)
@@ -227,8 +240,10 @@ def test_times_that_are_one_number_are_never_looked_at() -> None:
         (lambda x, t: x[:, :1], ValueError, r"result must have the shape \(3, 3\) of x, got \(3, 1\)"),  # noqa: ARG005, E501
         (lambda x, t: x[0], ValueError, r"got \(3,\); return one number for each of x"),  # noqa: ARG005
         (lambda x, t: x.sum(), ValueError, r"got \(\)"),  # noqa: ARG005
-        (lambda x, t: (x, t), TypeError, "result must be a tensor, got tuple"),
-        (lambda x, t: None, TypeError, "got NoneType; return the score alone"),  # noqa: ARG005
+        (lambda x, t: x[:, 0], ValueError, r"got \(3,\)"),  # noqa: ARG005  (as many as dimensions)
+        (lambda x, t: (None, t), TypeError, "result must be a tensor, got tuple"),  # noqa: ARG005
+        (lambda x, t: [x, t], TypeError, "got list"),
+        (lambda x, t: None, TypeError, "got NoneType; return it alone, as a torch.Tensor"),  # noqa: ARG005
         (lambda x, t: x.numpy(), TypeError, "got ndarray"),  # noqa: ARG005
         (lambda x, t: x.long(), TypeError, "point on cpu, as x is, got torch.int64"),  # noqa: ARG005
         (lambda x, t: x.to("meta"), TypeError, "got torch.float64 on meta"),  # noqa: ARG005
@@ -247,6 +262,103 @@ def test_a_result_that_is_no_score_is_refused(function, error, text) -> None:
 
     with pytest.raises(error, match=f"Own: .*{text}"):
         sample(Own(), DDIM(), (3, 3), steps=2, dtype=torch.float64)
+
+
+class Output:
+    """What a network of another program may return."""
+
+    def __init__(self, sample: Tensor) -> None:
+        self.sample = sample
+
+
+class Foreign(nn.Module):
+    """A network whose output is wrapped, or of another dtype; its prediction is eps = ½x."""
+
+    def __init__(self, wrap: Any) -> None:
+        super().__init__()
+        self.wrap = wrap
+
+    def forward(self, x: Tensor, c: Tensor) -> Any:  # noqa: ARG002
+        return self.wrap(0.5 * x)
+
+
+WRAPS = [lambda y: (y, "more"), Output, lambda y: Output(y.double()), lambda y: y.double()]
+ADAPTIVE = [
+    lambda score: integrate(ProbabilityFlow(VP, score), DormandPrince(), X, uniform(1)),
+    lambda score: integrate(ProbabilityFlow(VP, score), AdaptiveAdams(), X, uniform(1)),
+    lambda score: integrate(ProbabilityFlow(VP, score), AdaptiveDPMSolver(), X, uniform(1)),
+    lambda score: integrate(
+        ReverseSDE(VP, score), AdaptiveSDE(), X, uniform(1), noise=WhiteNoise(0)
+    ),
+    lambda score: integrate(ProbabilityFlow(VP, score), Heun(), X, uniform(3)),
+]
+
+
+@pytest.mark.parametrize("wrap", WRAPS, ids=["tuple", "object", "float64 object", "float64"])
+@pytest.mark.parametrize("solve", ADAPTIVE)
+def test_wrapped_and_float64_outputs_are_the_plain_ones(wrap, solve) -> None:
+    """½x is exact in both dtypes, so the solves are the same bit for bit."""
+    plain = solve(lambda x, t: -0.5 * x)  # noqa: ARG005
+    found = solve(lambda x, t: wrap(-0.5 * x))  # noqa: ARG005
+    assert torch.equal(found.x, plain.x)
+    assert found.x.dtype == torch.float32
+    model, other = (solve(ScoreModel(Foreign(w), VP).eval()) for w in (lambda y: y, wrap))
+    assert torch.equal(model.x, other.x)
+    assert model.nfe == other.nfe
+    direct = solve(DirectScore(Foreign(lambda y: wrap(-y)), VP).eval())
+    assert torch.equal(direct.x, plain.x)
+
+
+@pytest.mark.parametrize("wrap", WRAPS, ids=["tuple", "object", "float64 object", "float64"])
+def test_wrapped_and_float64_outputs_have_the_plain_likelihood(wrap) -> None:
+    def likelihood(score: Any) -> Tensor:
+        return log_prob(X, ProbabilityFlow(VP, score), DormandPrince()).nats
+
+    assert torch.equal(
+        likelihood(lambda x, t: wrap(-0.5 * x)),  # noqa: ARG005
+        likelihood(lambda x, t: -0.5 * x),  # noqa: ARG005
+    )
+
+
+@pytest.mark.parametrize(
+    ("output", "says"),
+    [
+        (lambda y: None, "TypeError: ScoreModel: result must be a tensor, got NoneType"),  # noqa: ARG005
+        (lambda y: y.numpy(), "TypeError: ScoreModel: result must be a tensor, got ndarray"),
+        (lambda y: y[:, :1], r"ValueError: ScoreModel: network must have 3 .* shape \(3, 1\)"),
+        (lambda y: y[0], r"ValueError: ScoreModel: network must have 3 .* shape \(3,\)"),
+        (lambda y: y.sum(), r"ValueError: ScoreModel: network must have 3 .* shape \(\)"),
+        (lambda y: y.long(), r"TypeError: ScoreModel: result must be of floating point on cpu"),
+    ],
+)
+def test_what_a_network_returns_is_understood_or_refused_by_name(output, says) -> None:
+    model = ScoreModel(Foreign(output), VP).eval()
+    with pytest.raises((TypeError, ValueError)) as error:
+        sample(model, DDIM(), (3, 3), steps=2)
+    assert re.match(says, f"{error.type.__name__}: {error.value}")
+
+
+def test_threads_that_share_a_flow_count_their_own_evaluations() -> None:
+    """And find what they find alone: each has its own table of coefficients too."""
+    flow = ProbabilityFlow(VP, WIDE)
+    x = states(4)
+    grids = [uniform(40), uniform(60, 1.0, 0.2)]
+
+    def both(i: int) -> tuple[Tensor, int, int]:
+        barrier.wait()
+        end = integrate(flow, Heun(), x, grids[i])
+        nats = log_prob(x, flow, Heun(), grid=grids[i].flip(0))
+        return torch.cat([end.x.flatten(), nats.nats]), end.nfe, nats.nfe
+
+    barrier = threading.Barrier(2)
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(both, range(2)))
+    barrier = threading.Barrier(1)
+    for i in range(2):
+        values, nfe, of_nats = both(i)
+        assert torch.equal(found[i][0], values)
+        assert found[i][1:] == (nfe, of_nats) == (2 * len(grids[i]) - 2,) * 2
+    assert flow.nfe == 2 * 4 * (40 + 60)
 
 
 def test_an_sde_without_a_kernel_has_a_score_alone() -> None:

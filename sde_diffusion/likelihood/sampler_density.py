@@ -95,7 +95,7 @@ def sampler_log_prob(
     map_ = SamplerMap("sampler_log_prob", flow, solver, grid)
     log_det = _default(z) if log_det is None else log_det
     prior = prior_of("sampler_log_prob", flow) if prior is None else prior
-    before = flow.nfe
+    before = flow.score.counter.here
     found = log_det.evaluate(map_, z)
     _check_folds(found.fold, times_of(grid))
     at_prior = prior.log_prob(z.detach().double())
@@ -108,7 +108,7 @@ def sampler_log_prob(
         log_det.error(found.columns),
         found.remainder,
         {"prior": at_prior, "volume": volume},
-        flow.nfe - before,
+        flow.score.counter.here - before,
     )
 
 

@@ -18,7 +18,7 @@ from sde_diffusion._tensors import check_state, expand, per_sample
 from sde_diffusion.coefficients import Level, Levels
 from sde_diffusion.forms import FORMS, converted, edm_form, joined
 from sde_diffusion.models.conditioned import Labelled
-from sde_diffusion.scores import ScoreLike
+from sde_diffusion.scores import ScoreLike, check_floating, check_result, tensor_in
 from sde_diffusion.sde import SDE, LinearSDE
 
 if TYPE_CHECKING:
@@ -118,6 +118,9 @@ class ScoreModel(LearnedScore):
     ¼ ln(sigma/alpha) for ``edm``. The ``edm`` prediction preconditions it in y = x/alpha and
     s = sigma/alpha: x0 = c_skip y + c_out network(c_in y, c_noise), with the coefficients of
     Karras et al.
+
+    A network of another program may be it: of a tuple that it returns the first element is taken,
+    of an object its ``.sample``.
 
     With ``variance="learned"`` the network has twice as many outputs as x has channels, and the
     second half are 2v − 1 of `LearnedVariance`.
@@ -226,8 +229,9 @@ class ScoreModel(LearnedScore):
         c_noise = 0.25 * s.log()
         return expand(c_in / alpha, x) * x, per_sample(c_noise, x)
 
-    def _parts(self, out: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _parts(self, output: object, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the network's prediction, and what it says of the variance: empty if fixed."""
+        out = check_floating("ScoreModel", tensor_in(output), x)
         channels = x.shape[1] * (2 if self.variance == "learned" else 1)
         if out.shape != (x.shape[0], channels, *x.shape[2:]):
             rule = f"have {channels} outputs for states {tuple(x.shape)}, variance={self.variance}"
@@ -283,5 +287,4 @@ class DirectScore(LearnedScore):
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         check_state("DirectScore", x)
-        found: Tensor = self.network(x, per_sample(t, x))
-        return found
+        return check_result("DirectScore", tensor_in(self.network(x, per_sample(t, x))), x)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._check import positive_integer, wrong_type, wrong_value
+from sde_diffusion._watch import Callback
 from sde_diffusion.grids import Grid, check_grid, recommended, times_of
 from sde_diffusion.integration import (
-    Callback,
     Solution,
     check_evaluation,
     check_falling,

@@ -167,7 +167,7 @@ def sampler_inverse(
     positive_number("sampler_inverse", "tolerance", tolerance)
     if method is None:
         method = Newton() if x[0].numel() <= _LOW else FixedPoint()
-    before = flow.nfe
+    before = flow.score.counter.here
     x = x.detach()
     z = _backwards(map_, x)
     bound = tolerance * rms(x).clamp(min=1)
@@ -182,7 +182,7 @@ def sampler_inverse(
         end = end[left]
         active = active[left]
         if not len(active):
-            return Inverse(z, residual, iterations, flow.nfe - before)
+            return Inverse(z, residual, iterations, flow.score.counter.here - before)
         z = z.index_copy(0, active, method.improved(map_.rows(active), x[active], z[active], end))
         iterations[active] += 1
     i = int(active[0])

@@ -186,7 +186,7 @@ class _Remembering(ScoreLike):
 
     def rate(self, x: Tensor, t: Tensor) -> Tensor:
         """Return d log W/|dt| = ½ g² γ(γ−1) ‖eps_c − eps_0‖²/sigma², float64."""
-        self.counter.calls += 1
+        self.counter.count()
         c, u = self.guided.parts(x, t)
         self._x = x
         self._t = t

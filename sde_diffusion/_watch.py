@@ -1,0 +1,102 @@
+"""What is looked at after every step of a solve."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, final
+
+import torch
+from torch import Tensor
+
+from sde_diffusion._check import diverged, wrong_type, wrong_value
+
+Callback = Callable[[int, Tensor, Tensor], object]  # (step from 1, its time, its state)
+
+_CHECK_EVERY: Final = 64  # steps between looks for a non-finite state; each look waits for the GPU
+_NAMED: Final = 5  # samples that an error names by their numbers
+
+
+@final
+class Watch:
+    """Sees every state: its form, whether it is finite, and that the callback gets a copy.
+
+    It looks for the first non-finite state without waiting for the GPU at every step.
+    """
+
+    def __init__(self, solver: str, x: Tensor, grid: Tensor, callback: Callback | None) -> None:
+        self.solver = solver
+        self.shape = x.shape
+        self.dtype = x.dtype
+        self.grid = grid
+        self.callback = callback
+        self.count = 0
+        self.sums = list[Tensor]()  # of every sample, (B,), of the steps not looked at
+
+    def see(self, x: Tensor) -> None:
+        """Take the state after a step; the one after the grid's last is at time 0."""
+        self._check_form(x)
+        self.count += 1
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        self.sums.append(x.detach().flatten(1).sum(1, dtype=dtype))
+        if len(self.sums) == _CHECK_EVERY:
+            self.look()
+        if self.callback is not None:
+            last = self.count == len(self.grid)
+            t = torch.zeros_like(self.grid[-1]) if last else self.grid[self.count].clone()
+            # What a callback changes in place is its own, not the solve's.
+            self.callback(self.count, t, x.clone())
+
+    def look(self) -> None:
+        """Refuse a state that was not finite."""
+        if not self.sums:
+            return
+        bad = ~torch.isfinite(torch.stack(self.sums))
+        if bool(bad.any()):
+            step = self.count - len(self.sums) + int(bad.any(1).nonzero()[0]) + 1
+            t = float(self.grid[min(step, len(self.grid) - 1)])
+            got = f"NaN or infinity at step {step} (t = {t:.6g}) in {samples(bad.any(0))}"
+            raise diverged(
+                "integrate",
+                "x",
+                "stay finite",
+                got,
+                "use more steps, or move the ends of the grid",
+            )
+        self.sums.clear()
+
+    def check_end(self) -> None:
+        """Refuse another number of states than the grid has steps."""
+        if self.count != len(self.grid) - 1:
+            raise wrong_value(
+                self.solver,
+                "steps",
+                f"yield {len(self.grid) - 1} states along this grid",
+                self.count,
+                "yield the state after each step",
+            )
+
+    def _check_form(self, x: object) -> None:
+        """Refuse what a step must not return."""
+        if not isinstance(x, Tensor):
+            raise wrong_type(
+                self.solver,
+                "state",
+                "be a tensor after a step",
+                type(x).__name__,
+                "return the state at s",
+            )
+        if x.shape != self.shape or x.dtype != self.dtype:
+            raise wrong_value(
+                self.solver,
+                "state",
+                f"keep the shape {tuple(self.shape)} and {self.dtype} of x in a step",
+                f"{tuple(x.shape)} and {x.dtype}",
+                "return every sample's state at s; a velocity or drift in x's dtype",
+            )
+
+
+def samples(bad: Tensor) -> str:
+    """Return in words how many samples a mask (B,) marks and which, as "2 of 8 samples (1, 5)"."""
+    index = bad.nonzero()[:, 0].tolist()
+    first = ", ".join(map(str, index[:_NAMED]))
+    return f"{len(index)} of {len(bad)} samples ({first}{', …' if len(index) > _NAMED else ''})"
