@@ -16,9 +16,10 @@ from sde_diffusion.dynamics import ODE
 from sde_diffusion.noise import Noise
 from sde_diffusion.solver import Adaptive, Reached
 from sde_diffusion.solvers._shared.adams_history import RATIO, History, adams_weights, moved
-from sde_diffusion.solvers._shared.adaptive import check_steps, growth, kept, settle, under_way
+from sde_diffusion.solvers._shared.adaptive import growth, kept, settle, under_way
 from sde_diffusion.solvers._shared.checks import above_zero, choice
 from sde_diffusion.solvers._shared.dormand_prince import first_sizes
+from sde_diffusion.solvers._shared.step_limits import check_steps, check_tolerance
 
 
 @final
@@ -39,7 +40,8 @@ class AdaptiveAdams(Adaptive[ODE]):
         rtol: the tolerance relative to the state, above 0; inf takes every step of the grid.
         atol: the absolute tolerance, above 0, in the units of x.
         highest: the highest order, 2 … 7.
-        max_steps: the most steps that may be tried in a solve.
+        max_steps: the most steps that may be tried between two times of the grid; a mixture takes
+            80 at tolerances of 1e-5, 770 at 1e-11.
 
     Errors: as `DormandPrince`; ValueError for a ``highest`` that is not 2 … 7.
     Source: Shampine & Gordon 1975; step control of Hairer, Nørsett & Wanner 1993, section III.7.
@@ -56,7 +58,7 @@ class AdaptiveAdams(Adaptive[ODE]):
     rtol: float = 1e-5
     atol: float = 1e-5
     highest: int = 5
-    max_steps: int = 10_000
+    max_steps: int = 2_000
     dynamics = ODE
     certified: ClassVar[tuple[Mapping[str, Any], ...]] = tuple(
         {"highest": k, "rtol": math.inf, "atol": math.inf} for k in (2, 3)
@@ -79,12 +81,13 @@ class AdaptiveAdams(Adaptive[ODE]):
         grid: Tensor,
         noise: Noise,  # noqa: ARG002
     ) -> Iterator[Reached]:
+        check_tolerance("AdaptiveAdams", x, self.rtol, self.atol)
         v = dynamics.velocity(x, grid[0])
         scale = self.atol + self.rtol * x.abs()
         h = first_sizes(dynamics, x, grid[0], grid[-1], v, scale)
         past = History.begun(x, grid[0], h, v, self.highest - 1)
         for stop in grid[1:].tolist():
-            for i in under_way("AdaptiveAdams", past, stop, self.max_steps):
+            for i in under_way("AdaptiveAdams", past, stop, self.max_steps, 1):
                 self._try(dynamics, past, stop, i)
             yield Reached(past.x, past.lost)
 
@@ -113,4 +116,4 @@ class AdaptiveAdams(Adaptive[ODE]):
         p.lost = kept(p.lost, i, good, p.lost[i] + error.detach().abs())
         p.push(i, good, s, v)
         settle(p, i, good, s)
-        check_steps("AdaptiveAdams", "velocity", p.h[i], t, 1e-14)
+        check_steps("AdaptiveAdams", "velocity", p, i, t, 1e-14)

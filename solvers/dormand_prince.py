@@ -15,7 +15,7 @@ from sde_diffusion._tensors import rms
 from sde_diffusion.dynamics import ODE
 from sde_diffusion.noise import Noise
 from sde_diffusion.solver import Adaptive, Reached
-from sde_diffusion.solvers._shared.adaptive import check_steps, growth, kept, settle, under_way
+from sde_diffusion.solvers._shared.adaptive import growth, kept, settle, under_way
 from sde_diffusion.solvers._shared.checks import above_zero
 from sde_diffusion.solvers._shared.dormand_prince import (
     DormandPrinceBatch,
@@ -23,6 +23,7 @@ from sde_diffusion.solvers._shared.dormand_prince import (
     first_sizes,
     stages,
 )
+from sde_diffusion.solvers._shared.step_limits import check_steps, check_tolerance
 
 
 @final
@@ -35,8 +36,15 @@ class DormandPrince(Adaptive[ODE]):
     that have arrived leave the batch. Every time of the grid is met exactly; two are enough.
 
     Order: 5. NFE: 6 a step tried, and 2 at the start; one batched call counts once.
-    Errors: ValueError for tolerances that are not positive; FloatingPointError naming t where
-    the steps become too small or too many.
+
+    Arguments:
+        rtol: the tolerance relative to the state, above 0.
+        atol: the absolute tolerance, above 0, in the units of x.
+        max_steps: the most steps that may be tried between two times of the grid. On the way from
+            noise to data a mixture takes 50 at tolerances of 1e-5, 260 at 1e-11, and a U-Net 30.
+
+    Errors: ValueError for tolerances that are not positive or below the rounding of the states;
+    FloatingPointError naming t and the samples where the steps become too small or too many.
     Source: Dormand & Prince 1980; step control of Hairer, Nørsett & Wanner 1993, section II.4,
     equations 4.11 and 4.13.
 
@@ -52,7 +60,7 @@ class DormandPrince(Adaptive[ODE]):
 
     rtol: float = 1e-5
     atol: float = 1e-5
-    max_steps: int = 10_000
+    max_steps: int = 1_000
     dynamics = ODE
     order: ClassVar[float] = 5
     evaluations: ClassVar[int] = 6
@@ -70,12 +78,13 @@ class DormandPrince(Adaptive[ODE]):
         grid: Tensor,
         noise: Noise,  # noqa: ARG002
     ) -> Iterator[Reached]:
+        check_tolerance("DormandPrince", x, self.rtol, self.atol)
         k1 = dynamics.velocity(x, grid[0])
         scale = self.atol + self.rtol * x.abs()
         h = first_sizes(dynamics, x, grid[0], grid[-1], k1, scale)
         p = DormandPrinceBatch.begun(x, grid[0], h, k1)
         for stop in grid[1:].tolist():
-            for i in under_way("DormandPrince", p, stop, self.max_steps):
+            for i in under_way("DormandPrince", p, stop, self.max_steps, self.evaluations):
                 rows = dynamics if len(i) == len(p.t) else dynamics.rows(i)
                 dt, last = p.next_steps(i, stop)
                 found = stages(rows, p.x[i], p.t[i], dt, p.k1[i])
@@ -103,4 +112,4 @@ class DormandPrince(Adaptive[ODE]):
         p.k1 = kept(p.k1, i, good, found.k7)
         p.lost = kept(p.lost, i, good, p.lost[i] + found.error.detach().abs())
         settle(p, i, good, torch.where(last, stop, t + dt))
-        check_steps("DormandPrince", "velocity", p.h[i], t, 1e-14)
+        check_steps("DormandPrince", "velocity", p, i, t, 1e-14)

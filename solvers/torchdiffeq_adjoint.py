@@ -8,7 +8,7 @@ from typing import Any, ClassVar, final
 
 from torch import Tensor, nn
 
-from sde_diffusion._check import wrong_value
+from sde_diffusion._check import positive_integer, wrong_value
 from sde_diffusion.dynamics import ODE
 from sde_diffusion.noise import Noise
 from sde_diffusion.solver import Solver
@@ -31,7 +31,9 @@ class TorchDiffEqAdjoint(Solver[ODE]):
         method: torchdiffeq's name of it; not an Adams method, nor scipy_solver.
         rtol: the tolerance relative to the state, above 0; only adaptive methods read it.
         atol: the absolute tolerance, above 0, in the units of x; likewise.
-        parameters: those of the score that are to receive gradients.
+        parameters: those of the score that are to receive gradients; without x's, the solve needs
+            ``keep_graph=True``.
+        max_steps: the most steps of an adaptive method between two times of the grid.
 
     Errors: ValueError for an unknown method or a tolerance that is not positive.
     Source: Chen et al. 2018, "Neural ordinary differential equations", algorithm 1.
@@ -44,6 +46,7 @@ class TorchDiffEqAdjoint(Solver[ODE]):
     rtol: float = 1e-5
     atol: float = 1e-5
     parameters: tuple[nn.Parameter, ...] = ()
+    max_steps: int = 1_000
     dynamics = ODE
     certified: ClassVar[tuple[Mapping[str, Any], ...]] = ({"method": "rk4"},)
 
@@ -58,6 +61,7 @@ class TorchDiffEqAdjoint(Solver[ODE]):
                 "pass 'dopri5'",
             )
         above_zero("TorchDiffEqAdjoint", "1e-5", rtol=self.rtol, atol=self.atol)
+        positive_integer("TorchDiffEqAdjoint", "max_steps", self.max_steps)
 
     @property
     def adaptive(self) -> bool:
@@ -75,11 +79,12 @@ class TorchDiffEqAdjoint(Solver[ODE]):
 
         # Without the times of the grid the backward solve would step past them, to t < 0.
         backward = {"norm": "seminorm", "step_t": grid[:-1]} if self.adaptive else {}
+        bound = {"max_num_steps": self.max_steps} if self.adaptive else {}
         settings = {
             "rtol": self.rtol,
             "atol": self.atol,
             "method": self.method,
             "adjoint_params": self.parameters,
-            "adjoint_options": backward,
+            "adjoint_options": {**backward, **bound},
         }
-        yield from states(odeint_adjoint, Module(dynamics), x, grid, settings, {})
+        yield from states(odeint_adjoint, Module(dynamics), x, grid, settings, bound)

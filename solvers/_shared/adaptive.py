@@ -8,40 +8,43 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sde_diffusion._check import diverged
 from sde_diffusion._tensors import expand
+from sde_diffusion.solvers._shared.step_limits import Sized, too_many
 
 
-class Moving(Protocol):
-    """Where the samples of a batch are, their steps so far, and how many the batch has tried.
+class Moving(Sized, Protocol):
+    """Where samples are and their steps so far, with how many steps the batch has tried.
 
-    Shapes: t (B,) float64; accepted, rejected (B,) int64.
+    Shapes: accepted, rejected (B,) int64.
     """
 
-    t: Tensor
     accepted: Tensor
     rejected: Tensor
     tries: int
 
 
-def under_way(what: str, p: Moving, stop: float, max_steps: int) -> Iterator[Tensor]:
+def under_way(
+    what: str, p: Moving, stop: float, max_steps: int, evaluations: float
+) -> Iterator[Tensor]:
     """Yield the samples still on their way, to be tried a step each, until all are at ``stop``.
 
     Arguments:
         what: the solver's name, for the error.
         p: where the samples are.
         stop: the time to come to, in [0, 1].
-        max_steps: the most tries.
+        max_steps: the most tries on the way there.
+        evaluations: those of a try, at most.
 
     Errors: FloatingPointError where the steps become too many.
     """
     active = (p.t != stop).nonzero()[:, 0]
-    while len(active) and p.tries < max_steps:
+    most = p.tries + max_steps
+    while len(active) and p.tries < most:
         yield active
         p.tries += 1
         active = active[p.t[active] != stop]
     if len(active):
-        raise too_many(what, max_steps, p.t[active])
+        raise too_many(what, max_steps, p, active, evaluations)
 
 
 def growth(error: Tensor, power: float | Tensor) -> Tensor:
@@ -76,36 +79,3 @@ def kept(old: Tensor, i: Tensor, good: Tensor, new: Tensor) -> Tensor:
     """
     # A copy, not a write in place: a graph back to the start must survive.
     return old.index_copy(0, i, torch.where(expand(good, new).bool(), new, old[i]))
-
-
-def too_many(what: str, max_steps: int, t: Tensor) -> FloatingPointError:
-    """Return the error of steps without end, at the first of the times ``t``."""
-    return diverged(
-        what,
-        "steps",
-        f"number at most {max_steps}",
-        f"more at t = {float(t[0]):.6g}",
-        "raise rtol and atol, or max_steps",
-    )
-
-
-def check_steps(what: str, argument: str, h: Tensor, t: Tensor, least: float) -> None:
-    """Refuse step sizes that are too small or NaN.
-
-    Arguments:
-        what: the solver that refuses.
-        argument: the function whose values the error blames.
-        h: the next step sizes, (n,).
-        t: the times of their samples, (n,).
-        least: the smallest step size allowed.
-    """
-    small = ~(h >= least)  # NaN too
-    if bool(small.any()):
-        where = float(t[small.nonzero()[0, 0]])
-        raise diverged(
-            what,
-            argument,
-            "be finite and smooth",
-            f"a step below {least:g} at t = {where:.6g}",
-            "move the ends of the grid, or raise rtol and atol",
-        )

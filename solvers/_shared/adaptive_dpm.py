@@ -9,8 +9,9 @@ from torch import Tensor
 
 from sde_diffusion._tensors import rms
 from sde_diffusion.dynamics import ProbabilityFlow, linear
-from sde_diffusion.solvers._shared.adaptive import check_steps, growth, kept, settle
+from sde_diffusion.solvers._shared.adaptive import growth, kept, settle
 from sde_diffusion.solvers._shared.dpm_pair import pair, predicted
+from sde_diffusion.solvers._shared.step_limits import check_steps
 
 
 @dataclass
@@ -91,4 +92,4 @@ def attempt(
     p.low = kept(p.low, i, good, low)
     p.known[i] = ~good
     settle(p, i, good, s)
-    check_steps("AdaptiveDPMSolver", "score", p.h[i], t, 1e-12)
+    check_steps("AdaptiveDPMSolver", "score", p, i, t, 1e-12)

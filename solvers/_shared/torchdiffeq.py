@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Final, final
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from sde_diffusion._check import diverged, wrong_value
 from sde_diffusion.dynamics import ODE
+from sde_diffusion.solvers._shared.step_limits import check_tolerance
 
 # The orders of the methods; scipy_solver has that of the scipy method it is given.
 ORDERS: Final[Mapping[str, float]] = {
@@ -55,15 +57,40 @@ def check_uniform(method: str, grid: Tensor) -> None:
 
 @final
 class Module(nn.Module):
-    """An ODE as the module that torchdiffeq's functions ask for."""
+    """An ODE as the module that torchdiffeq's functions ask for, which counts its evaluations.
 
-    def __init__(self, ode: ODE) -> None:
+    Arguments:
+        ode: the equation.
+        most: the most evaluations; torchdiffeq itself bounds the steps of its own methods.
+    """
+
+    def __init__(self, ode: ODE, most: float = math.inf) -> None:
         super().__init__()
         self.ode = ode
+        self.most = most
+        self.calls = 0
+        self.last = (math.nan, math.nan)  # the times of the last two evaluations
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
         """Return dy/dt."""
+        if self.calls >= self.most:
+            rule = f"take at most {self.most:g} evaluations"
+            raise self.stopped(rule)
+        self.calls += 1
+        self.last = (self.last[1], float(t))
         return self.ode.velocity(y, t)
+
+    def stopped(self, rule: str) -> FloatingPointError:
+        """Return the error of steps that do not end."""
+        before, t = self.last
+        return diverged(
+            "TorchDiffEq",
+            "steps",
+            rule,
+            f"more at t = {t:.6g}, {abs(t - before):.3g} from the evaluation before, "
+            f"after {self.calls} evaluations",
+            "raise rtol and atol, or max_steps where the score is smooth, or use fixed steps",
+        )
 
 
 def states(
@@ -87,6 +114,8 @@ def states(
     method = settings["method"]
     if "adams" in method:
         check_uniform(method, grid)
+    if method in (*ADAPTIVE, "scipy_solver"):
+        check_tolerance("TorchDiffEq", x, settings["rtol"], settings["atol"])
     if method in ADAPTIVE:
         # Left alone they step past the end and interpolate back: to t < 0, where sigma is not
         # defined, and with an error that no tolerance sees.
@@ -97,6 +126,11 @@ def states(
             warnings.filterwarnings("error", "Functional iteration did not converge")
             return odeint(ode, x, grid.to(x.device), options=dict(options), **settings)[1:]
     except (AssertionError, UserWarning) as error:  # steps without end, or no convergence
+        if "max_num_steps" in str(error):
+            most = options["max_num_steps"]
+            rule = f"number at most max_steps={most} between two times of the grid"
+            raise ode.stopped(rule) from error
         remedy = "use more steps, move the ends of the grid, or raise rtol and atol"
         rule = "be finite and smooth"
-        raise diverged("TorchDiffEq", "velocity", rule, str(error), remedy) from error
+        got = f"{error} at t = {ode.last[1]:.6g} after {ode.calls} evaluations"
+        raise diverged("TorchDiffEq", "velocity", rule, got, remedy) from error
