@@ -14,6 +14,7 @@ from typing import Final, final
 from torch import Tensor
 
 from sde_diffusion._check import wrong_type, wrong_value
+from sde_diffusion._diffusion import diffusion_of
 from sde_diffusion.coefficients import Coefficients
 from sde_diffusion.counting import CountedScore
 from sde_diffusion.scores import Score, ScoreLike
@@ -80,7 +81,7 @@ class ReverseSDE(SDE):
         return _pushed(self, x, t, 0.5 * (1 + self.noise_scale**2))
 
     def diffusion(self, x: Tensor, t: Tensor) -> Tensor:
-        return self.noise_scale * self.sde.diffusion(x, t)
+        return self.noise_scale * diffusion_of(self.sde, x, t)
 
     def rows(self, index: Tensor) -> ReverseSDE:
         """Return the same equation for the samples ``index`` of the batch, as `ODE.rows`."""
@@ -161,7 +162,7 @@ def _pushed(dynamics: ReverseSDE | ProbabilityFlow, x: Tensor, t: Tensor, c: flo
         if score.predicts and (at := known.level(t)).sigma > 0:  # s = −eps/sigma
             return (x * rate).add_(score.predict("eps", x, t, at), alpha=c * g2 / at.sigma)
         return (x * rate).add_(score(x, t), alpha=-c * g2)
-    g = sde.diffusion(x, t)
+    g = diffusion_of(sde, x, t)
     divergence = sde.noise_divergence(x, t)
     # c multiplies g², a number in most SDEs, before the state.
     push = (c * g * g) * score(x, t)

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sde_diffusion._check import positive_number, wrong_type, wrong_value
+from sde_diffusion._diffusion import diffusion_of
 from sde_diffusion._tensors import check_state, expand, flat_sum
 from sde_diffusion.noise import Noise
 from sde_diffusion.schedules import Beta, LinearBeta
@@ -48,7 +49,10 @@ class SDE(ABC):
 
     @abstractmethod
     def diffusion(self, x: Tensor, t: Tensor) -> Tensor:
-        """Return g(x, t), in any shape that multiplies ``x``."""
+        """Return g(x, t): one number, one a sample, or one for each element.
+
+        Noise that a matrix mixes is not solved. Shapes: result (), (B,) or that of x.
+        """
 
     def noise_divergence(self, x: Tensor, t: Tensor) -> Tensor:
         """Return ∇·(g gᵀ), row i being ∂g_i²/∂x_i for diagonal g, by automatic differentiation.
@@ -60,7 +64,7 @@ class SDE(ABC):
         """
         with torch.inference_mode(mode=False), torch.enable_grad():
             leaf = x.detach().clone().requires_grad_()
-            g2 = self.diffusion(leaf, t) ** 2
+            g2 = diffusion_of(self, leaf, t) ** 2
             if not g2.requires_grad:
                 return torch.zeros((), dtype=x.dtype, device=x.device)
             if g2.ndim == 0 or g2[:1].numel() == 1:

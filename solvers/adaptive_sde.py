@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._check import positive_integer
+from sde_diffusion._diffusion import diffusion_of
 from sde_diffusion._tensors import expand, rms
 from sde_diffusion.dynamics import ReverseSDE
 from sde_diffusion.noise import Noise
@@ -99,8 +100,8 @@ class AdaptiveSDE(Adaptive[SDE]):
         if len(i) < len(p.t) and isinstance(sde, ReverseSDE):
             sde = sde.rows(i)
         dt = expand(s - t, x)
-        x1 = x + dt * sde.drift(x, t) + sde.diffusion(x, t) * dw
-        x2 = 0.5 * (x1 + (x + dt * sde.drift(x1, s) + sde.diffusion(x1, s) * dw))
+        x1 = x + dt * sde.drift(x, t) + diffusion_of(sde, x, t) * dw
+        x2 = 0.5 * (x1 + (x + dt * sde.drift(x1, s) + diffusion_of(sde, x1, s) * dw))
         delta = (self.rtol * torch.maximum(x.abs(), x1.abs())).clamp(min=self.atol)
         error = rms((x1 - x2) / delta.nan_to_num(nan=math.inf))  # nan is ∞·0
         good = error <= 1  # false for NaN

@@ -8,6 +8,7 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
+from sde_diffusion._diffusion import diffusion_of
 from sde_diffusion._tensors import expand
 from sde_diffusion.noise import Noise
 from sde_diffusion.sde import SDE
@@ -38,7 +39,7 @@ class EulerMaruyama(OneStep[SDE]):
 
     def step(self, dynamics: SDE, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
         drift = dynamics.drift(x, t)
-        g = dynamics.diffusion(x, t)
+        g = diffusion_of(dynamics, x, t)
         dt = s - t
         if t.ndim == g.ndim == 0 and not g.requires_grad:  # two passes over the state, not four
             spread = float(g * dt.abs().sqrt())

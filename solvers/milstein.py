@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._check import wrong_value
+from sde_diffusion._diffusion import diffusion_of
 from sde_diffusion._tensors import expand, plus
 from sde_diffusion.noise import Noise
 from sde_diffusion.sde import SDE
@@ -77,7 +78,7 @@ def _slope(sde: SDE, x: Tensor, t: Tensor, weights: Tensor) -> tuple[Tensor, Ten
     """Return g, and Σ_i w_i ∂g_i/∂x_j, 0-d and 0 where g does not depend on x."""
     with torch.inference_mode(mode=False), torch.enable_grad():
         leaf = x.detach().clone().requires_grad_()
-        g = sde.diffusion(leaf, t)
+        g = diffusion_of(sde, leaf, t)
         slope = None
         if g.requires_grad:
             rows = torch.broadcast_to(g, x.shape)

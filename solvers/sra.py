@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._check import wrong_value
+from sde_diffusion._diffusion import diffusion_of
 from sde_diffusion._tensors import expand, plus
 from sde_diffusion.noise import Noise
 from sde_diffusion.sde import SDE
@@ -26,7 +27,7 @@ def check_additive(what: str, sde: SDE, x: Tensor, t: Tensor) -> None:
     """
     with torch.inference_mode(mode=False), torch.enable_grad():
         leaf = x.detach().clone().requires_grad_()
-        g = sde.diffusion(leaf, t)
+        g = diffusion_of(sde, leaf, t)
         if not g.requires_grad:
             return
         if torch.autograd.grad(g.sum(), leaf, allow_unused=True)[0] is not None:
@@ -68,8 +69,8 @@ class SRA(OneStep[SDE]):
 
     def step(self, dynamics: SDE, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
         dt = s - t
-        g = dynamics.diffusion(x, t)
-        g_s = dynamics.diffusion(x, s)
+        g = diffusion_of(dynamics, x, t)
+        g_s = diffusion_of(dynamics, x, s)
         if g.ndim:  # one number for all elements depends on none
             check_additive("SRA", dynamics, x, t)
         dw, area = noise.area(x, t, s)

@@ -26,11 +26,14 @@ from sde_diffusion.diagnostics.orders import ode_convergence, weak_convergence
 from sde_diffusion.dynamics import ODE
 from sde_diffusion.sde import VPSDE
 from sde_diffusion.solvers import (
+    SRA,
+    AdaptiveSDE,
     Ancestral,
     DormandPrince,
     EulerMaruyama,
     Heun,
     Langevin,
+    Milstein,
     PredictorCorrector,
 )
 
@@ -169,3 +172,96 @@ def test_a_users_score_is_any_function() -> None:
     assert float(end.mean()) == pytest.approx(0, abs=5 / 20_000**0.5)
     # Each posterior draw with variance β̃ < β loses a little: Ho et al. call it the lower bound.
     assert float(end.var()) == pytest.approx(1, abs=0.08)
+
+
+# --- the diffusion of a user's SDE ---
+
+
+class Own(SDE):
+    """dx = −x dt + g dw with a g of the user's."""
+
+    def __init__(self, g) -> None:
+        self.g = g
+
+    def drift(self, x, t):  # noqa: ARG002
+        return -x
+
+    def diffusion(self, x, t):
+        return self.g(x, t)
+
+
+FORWARD = [EulerMaruyama(), Milstein(), SRA(), AdaptiveSDE()]
+MATRIX = torch.tensor([[0.5, 0.2], [0.1, 0.4]])
+ROWS = [2, 3]  # as many samples as dimensions, and more
+
+
+def ways(sde: SDE, b: int) -> list:
+    """Return what asks for g at b samples of two dimensions."""
+    x = torch.ones(b, 2)
+    t = torch.tensor(0.5, dtype=torch.float64)
+    score = lambda x, t: -x  # noqa: E731, ARG005
+    return [
+        lambda: ReverseSDE(sde, score).drift(x, t),
+        lambda: ReverseSDE(sde, score).diffusion(x, t) * torch.ones(b, 2),
+        lambda: ProbabilityFlow(sde, score).velocity(x, t),
+        *(
+            lambda s=s: integrate(sde, s, x, uniform(3, 0.0, 1.0), noise=WhiteNoise(0)).x
+            for s in FORWARD
+        ),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("g", "got"),
+    [
+        (lambda x, t: MATRIX, r"got \(2, 2\)"),  # noqa: ARG005
+        (lambda x, t: MATRIX.expand(len(x), 2, 2), r"got \(\d, 2, 2\)"),  # noqa: ARG005
+        (lambda x, t: torch.tensor([0.5, 0.2]), r"got \(2,\)"),  # noqa: ARG005
+        (lambda x, t: x[:, :, None], r"got \(\d, 2, 1\)"),  # noqa: ARG005
+    ],
+    ids=["matrix", "matrices", "one a dimension", "column vectors"],
+)
+@pytest.mark.parametrize("b", ROWS)
+def test_a_diffusion_of_another_shape_is_refused_by_name(b, g, got) -> None:
+    for ask in ways(Own(g), b):
+        with pytest.raises(ValueError, match=rf"Own: diffusion\(x, t\) must have .*{got}"):
+            ask()
+
+
+def test_a_matrix_that_looks_like_states_is_seen_at_one_sample() -> None:
+    with pytest.raises(ValueError, match=r"got \(2, 2\) for the first sample alone; return g.exp"):
+        ways(Own(lambda x, t: MATRIX), 2)[0]()  # noqa: ARG005
+    with pytest.raises(TypeError, match=r"Own: diffusion\(x, t\) must be a tensor, got float"):
+        ways(Own(lambda x, t: 0.5), 2)[0]()  # noqa: ARG005
+
+
+@pytest.mark.parametrize("b", ROWS)
+@pytest.mark.parametrize(
+    "each",
+    [
+        lambda x, t: 0.5 + 0.1 * x.detach()[:, 0].square() + 0 * t,
+        lambda x, t: 0.3 * torch.arange(1, 4)[: len(x)] + 0 * x[:, 0].detach() + 0 * t,
+        lambda x, t: 0.5 * torch.ones_like(t),  # noqa: ARG005
+    ],
+    ids=["of the state", "of the place", "of the time"],
+)
+def test_one_number_a_sample_is_understood_as_a_column_is(b, each) -> None:
+    """`of the place` is another number for every sample of the batch."""
+
+    def column(x, t):
+        g = each(x, t)
+        return g.reshape(-1, *[1] * (x.ndim - 1)) if g.ndim else g
+
+    for ask, same in zip(ways(Own(each), b), ways(Own(column), b), strict=True):
+        assert torch.equal(ask(), same())
+
+
+@pytest.mark.parametrize("b", ROWS)
+def test_one_number_a_dimension_is_understood_in_the_shape_of_the_states(b) -> None:
+    """ReverseSDE's drift is f − g² score with the score −x: −x + g² x."""
+    g = torch.tensor([0.5, 0.2])
+    sde = Own(lambda x, t: g.expand_as(x))  # noqa: ARG005
+    assert torch.allclose(ways(sde, b)[0](), (g**2 - 1).expand(b, 2))
+    row = Own(lambda x, t: g[None])  # noqa: ARG005
+    for ask, same in zip(ways(sde, b), ways(row, b), strict=True):
+        assert torch.equal(ask(), same())
