@@ -30,14 +30,16 @@ class Watch:
         self.grid = grid
         self.callback = callback
         self.count = 0
-        self.sums = list[Tensor]()  # of every sample, (B,), of the steps not looked at
+        self.summed = torch.promote_types(x.dtype, torch.float32)
+        self.sums = list[Tensor]()  # of the states not looked at
+        self.last = x
 
     def see(self, x: Tensor) -> None:
         """Take the state after a step; the one after the grid's last is at time 0."""
         self._check_form(x)
         self.count += 1
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        self.sums.append(x.detach().flatten(1).sum(1, dtype=dtype))
+        self.last = x.detach()
+        self.sums.append(self.last.sum(dtype=self.summed))
         if len(self.sums) == _CHECK_EVERY:
             self.look()
         if self.callback is not None:
@@ -52,9 +54,11 @@ class Watch:
             return
         bad = ~torch.isfinite(torch.stack(self.sums))
         if bool(bad.any()):
-            step = self.count - len(self.sums) + int(bad.any(1).nonzero()[0]) + 1
+            step = self.count - len(self.sums) + int(bad.nonzero()[0]) + 1
             t = float(self.grid[min(step, len(self.grid) - 1)])
-            got = f"NaN or infinity at step {step} (t = {t:.6g}) in {samples(bad.any(0))}"
+            ill = ~torch.isfinite(self.last).flatten(1).all(1)
+            where = f" in {samples(ill)}" if bool(ill.any()) else ""
+            got = f"NaN or infinity at step {step} (t = {t:.6g}){where}"
             raise diverged(
                 "integrate",
                 "x",

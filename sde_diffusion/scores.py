@@ -256,6 +256,8 @@ def check_result(what: str, found: object, x: Tensor) -> Tensor:
 
 def check_floating(what: str, found: object, x: Tensor) -> Tensor:
     """Return a tensor in x's dtype, refusing all but floating point on x's device."""
+    if isinstance(found, Tensor) and found.dtype == x.dtype and found.device == x.device:
+        return found  # `to` would cost more than all else here
     if not isinstance(found, Tensor):
         raise wrong_type(
             what,
