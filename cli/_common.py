@@ -247,6 +247,19 @@ def output_folder(path: Path) -> Path:
     return path
 
 
+def no_picture(draw: Callable[[Path], None], path: Path) -> str | None:
+    """Draw a picture; return why there is none, None where there is: results never wait for one.
+
+    The file of an earlier picture does not stay.
+    """
+    try:
+        draw(path)
+    except Exception as error:
+        path.unlink(missing_ok=True)
+        return f"no picture {path}: {one_line(error)}"
+    return None
+
+
 def show(result: Mapping[str, object], lines: list[str], *, as_json: bool) -> None:
     """Print the result: lines for people, or one JSON object."""
     if as_json:

@@ -108,8 +108,9 @@ def command(
 ) -> None:
     """Draw samples of a model with any solver.
 
-    Writes samples.png, a picture, and samples.npz, with the samples as `x` (and as whole `levels`
-    where the data has them), their `labels` and the `guidance`. Sample i depends on --seed and i
+    Writes samples.npz, with the samples as `x` (and as whole `levels` where the data has them),
+    their `labels` and the `guidance`, and samples.png, a picture. Real data are in their own
+    units. Sample i depends on --seed and i
     alone, not on --batch-size nor on the number of processes; torchrun shares the batches among
     several.
     """
@@ -135,7 +136,7 @@ def command(
         draws = _shared(job, ranks)
         if rank or draws is None:
             return
-        files = _write(out, job, draws.x)
+        files, failure = _write(out, job, draws.x)
     result = {
         "model": model_name,
         "solver": solver,
@@ -151,6 +152,7 @@ def command(
         "nfe": draws.nfe,
         "seconds": draws.seconds,
         "files": [str(file) for file in files],
+        "no_picture": failure,
     }
     what = model_name if classes is None else f"{model_name}, class {classes}"
     rows = ""
@@ -161,6 +163,7 @@ def command(
         f"{number} samples of {what}, by {solver}: {draws.nfe} network evaluations each{rows}, "
         f"{draws.seconds:.1f} s",
         *(f"wrote {file}" for file in files),
+        *([] if failure is None else [failure]),
     ]
     _common.show(result, lines, as_json=as_json)
 
@@ -280,16 +283,18 @@ def _dropout(name: str) -> float | None:
     return training.get("label_dropout") if isinstance(training, dict) else None
 
 
-def _write(folder: Path, job: SamplingJob, x: Tensor) -> list[Path]:
-    """Write the picture, where the samples can be seen, and the arrays."""
+def _write(folder: Path, job: SamplingJob, x: Tensor) -> tuple[list[Path], str | None]:
+    """Write the arrays, and the picture; return the files, and why there is no picture."""
     import numpy as np
 
     from sde_diffusion._files import write_arrays
     from sde_diffusion.pictures.samples import sample_picture
 
-    arrays: dict[str, Any] = {"x": x.numpy()}
     spec = job.model.data
-    if spec is not None and spec.levels is not None:
+    arrays: dict[str, Any] = {"x": x.numpy()}
+    if spec is not None and spec.levels is None:
+        arrays["x"] = spec.decode(x).numpy()
+    elif spec is not None and spec.levels is not None:
         arrays["levels"] = spec.decode(x).numpy().astype(np.uint8 if spec.levels <= 256 else int)
     if job.labels is not None:
         arrays["labels"] = job.labels.numpy()
@@ -298,5 +303,5 @@ def _write(folder: Path, job: SamplingJob, x: Tensor) -> list[Path]:
     npz = folder / "samples.npz"
     png = folder / "samples.png"
     write_arrays(npz, arrays)
-    sample_picture(x, png)
-    return [png, npz]
+    failure = _common.no_picture(lambda path: sample_picture(x, path, spec), png)
+    return ([png, npz] if failure is None else [npz]), failure

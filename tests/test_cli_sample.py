@@ -120,6 +120,68 @@ def test_wrong_options_are_refused_and_nothing_is_written(
     assert not Path("out").exists()
 
 
+# --- pictures ---
+
+SHAPES = """
+from sde_diffusion import DataSpec, ScoreLike, VPSDE
+
+class Normal(ScoreLike):  # N(0, 1) in every dimension, which VP keeps
+    sde = VPSDE()
+
+    def __init__(self, *shape):
+        self.data = DataSpec("normal", shape, None)
+
+    def __call__(self, x, t):
+        return -x
+
+class Levels(Normal):
+    def __init__(self, *shape):
+        self.data = DataSpec("levels", shape, 256)
+
+grey, planes, rgb, icons, latents = (
+    Normal(1, 8, 8), Normal(2, 8, 8), Levels(3, 8, 8), Levels(4, 8, 8), Normal(4, 8, 8)
+)
+series, numbers, points, rows = Normal(2, 50), Normal(1), Normal(2), Normal(7)
+film = Normal(3, 2, 4, 4)
+"""
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["grey", "planes", "rgb", "icons", "latents", "series", "numbers", "points", "rows", "film"],
+)
+def test_samples_of_any_shape_are_written_and_drawn_where_they_can_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / "shapes_of_samples.py").write_text(SHAPES)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    Path("samples").mkdir()
+    Path("samples/samples.png").write_bytes(b"of another model")
+    words = ["--model", f"shapes_of_samples:{name}", "-n", 40, "--steps", 3]
+    found = run(*words)
+    x = arrays(tmp_path / "samples")["x"]
+    # The exact flow of N(0, 1) under VP stands still: these are the draws of the prior.
+    assert len(x) == 40
+    assert abs(x.mean()) < 5 / x.size**0.5
+    assert abs(x.std() - 1) < 5 / (2 * x.size) ** 0.5
+    png = Path("samples/samples.png")
+    if name != "film":
+        assert png.read_bytes().startswith(b"\x89PNG")
+        assert found["no_picture"] is None
+        assert found["files"] == [str(png), str(png.with_suffix(".npz"))]
+        return
+    why = (
+        f"no picture {png}: picture: x must hold images (B, C, H, W), series (B, C, L) or vectors "
+        "(B, D), got (40, 3, 2, 4, 4); choose what to draw"
+    )
+    assert found["no_picture"] == why
+    assert found["files"] == [str(png.with_suffix(".npz"))]
+    assert not png.exists()  # nor that of another model
+    lines = CliRunner().invoke(main, ["sample", *map(str, words)]).stdout.splitlines()
+    assert lines[-1] == why
+
+
 # --- several processes ---
 
 # The ring, at leisure: a process can be killed on the way.

@@ -109,6 +109,11 @@ class DataSpec:
         return torch.uint8 if self.levels <= 256 else torch.int32
 
     @property
+    def is_natural(self) -> bool:
+        """Whether the scaling is the one that is taken where none is given."""
+        return self.scaling == _natural(self.levels)
+
+    @property
     def offset_bits(self) -> float:
         """What an affine scaling adds to bits per dimension: log2(levels/(high − low)).
 
@@ -184,7 +189,7 @@ class DataSpec:
     def to_json(self) -> dict[str, Any]:
         """Return the specification as JSON values; the default scaling is left out."""
         values = {"name": self.name, "shape": list(self.shape), "levels": self.levels}
-        if self.scaling == _natural(self.levels):
+        if self.is_natural:
             return values
         return values | {"scaling": self.scaling.to_json()}
 

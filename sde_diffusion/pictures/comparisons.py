@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sde_diffusion.pictures._panels import MARKERS, new_figure, plain_ticks, save_figure
+from sde_diffusion.pictures._panels import MARKERS, log_ticks, new_figure, plain_ticks, save_figure
 from sde_diffusion.pictures.samples import draw_cell
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
     from sde_diffusion.diagnostics.comparison import Comparison, ComparisonRow
     from sde_diffusion.diagnostics.metrics import Interval
@@ -23,6 +24,11 @@ def error_picture(comparisons: Sequence[Comparison], path: str | Path) -> None:
     with the reference's own error as a grey band; right the distance of all solvers to held-out
     data, with the noise floor as a band. Dashed lines are stochastic solvers.
     """
+    save_figure(error_figure(comparisons), path)
+
+
+def error_figure(comparisons: Sequence[Comparison]) -> Figure:
+    """Return the picture of `error_picture`, not yet written."""
     names = _names([row for c in comparisons for row in c.rows])
     height = max(3.4 * len(comparisons), 0.3 * len(names) + 1)
     figure = new_figure(11.0, height)
@@ -37,6 +43,7 @@ def error_picture(comparisons: Sequence[Comparison], path: str | Path) -> None:
         for axes in (left, right):
             axes.set_title(c.problem)
             axes.set_xlabel("evaluations (NFE)")
+            log_ticks(axes.yaxis)
     handles = {
         label: handle
         for panel in panels.flat
@@ -44,11 +51,16 @@ def error_picture(comparisons: Sequence[Comparison], path: str | Path) -> None:
     }
     order = [name for name in (*names, "noise floor") if name in handles]
     figure.legend([handles[name] for name in order], order, loc="outside right center")
-    save_figure(figure, path)
+    return figure
 
 
 def solver_picture(comparison: Comparison, path: str | Path) -> None:
     """Write samples as PNG: one column per solver, with more evaluations from row to row."""
+    save_figure(solver_figure(comparison), path)
+
+
+def solver_figure(comparison: Comparison) -> Figure:
+    """Return the picture of `solver_picture`, not yet written."""
     kept = [row for row in comparison.rows if row.samples is not None]
     columns = {name: [row for row in kept if row.solver == name] for name in _names(kept)}
     height = max([1, *map(len, columns.values())])
@@ -57,13 +69,12 @@ def solver_picture(comparison: Comparison, path: str | Path) -> None:
     for axes in panels.flat:
         axes.axis("off")
     data = comparison.data
-    limit = 1.3 * float(data.double().flatten(1).abs().max())
-    draw_cell(panels[0][0], data, limit, comparison.against, "")
+    draw_cell(panels[0][0], data, data, comparison.against, "")
     for column, (name, rows) in enumerate(columns.items(), start=1):
         for axes, row in zip(panels[:, column], rows, strict=False):
             title = name if row is rows[0] else ""
-            draw_cell(axes, row.samples, limit, title, f"NFE {row.nfe}")
-    save_figure(figure, path)
+            draw_cell(axes, row.samples, data, title, f"NFE {row.nfe}")
+    return figure
 
 
 def _names(rows: Sequence[ComparisonRow]) -> list[str]:

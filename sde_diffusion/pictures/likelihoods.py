@@ -7,10 +7,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sde_diffusion.pictures._panels import new_figure, save_figure
+from sde_diffusion.pictures._panels import log_ticks, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
     from sde_diffusion.ddpm.discrete_bound import StepTable
     from sde_diffusion.evaluation.results import Evaluation
@@ -22,6 +23,11 @@ def likelihood_picture(found: Evaluation, title: str, path: str | Path) -> None:
     The terms of the discrete evidence lower bound are in a second panel: a point for each step
     that was drawn, and a line through the means over ranges of steps.
     """
+    save_figure(likelihood_figure(found, title), path)
+
+
+def likelihood_figure(found: Evaluation, title: str) -> Figure:
+    """Return the picture of `likelihood_picture`, not yet written."""
     table = found.per_step()
     figure = new_figure(6.5 if table is None else 12.0, 3.8)
     left, *rest = figure.subplots(1, 1 if table is None else 2, squeeze=False)[0]
@@ -33,7 +39,7 @@ def likelihood_picture(found: Evaluation, title: str, path: str | Path) -> None:
         rest[0].set_title(
             "$L_T + \\Sigma L_k + L_0$ = {:.2g} + {:.4f} + ({:.4f})".format(*parts), fontsize=10
         )
-    save_figure(figure, path)
+    return figure
 
 
 def _histograms(axes: Axes, found: Evaluation) -> None:
@@ -69,6 +75,8 @@ def _terms(axes: Axes, table: StepTable) -> None:
     if shown:  # few draws may leave none above 0
         axes.set_xscale("log")
         axes.set_yscale("log")
+        log_ticks(axes.xaxis)
+        log_ticks(axes.yaxis)
     axes.set_xlabel("k")
     axes.set_ylabel("$L_k$, bits per dimension")
     axes.grid(visible=True, which="major", alpha=0.3)

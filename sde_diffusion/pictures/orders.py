@@ -7,10 +7,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sde_diffusion.pictures._panels import LINES, MARKERS, new_figure, plain_ticks, save_figure
+from sde_diffusion.pictures._panels import (
+    LINES,
+    MARKERS,
+    log_ticks,
+    new_figure,
+    plain_ticks,
+    save_figure,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
     from sde_diffusion.diagnostics.convergence import Convergence
 
@@ -23,6 +31,13 @@ def order_picture(
     ``curves`` are the measured errors by the name of the solver, by kind and declared order. A
     panel with more than 12 lines is continued in another.
     """
+    save_figure(order_figure(curves, title), path)
+
+
+def order_figure(
+    curves: Mapping[tuple[str, float], Mapping[str, Convergence]], title: str
+) -> Figure:
+    """Return the picture of `order_picture`, not yet written."""
     panels = [
         (kind, order, list(lines.items())[first : first + LINES])
         for (kind, order), lines in curves.items()
@@ -37,7 +52,7 @@ def order_picture(
     for axes, (kind, order, lines) in zip(cells, panels, strict=False):
         _slopes(axes, lines, order)
         axes.set_title(f"{kind} order {order:g}, {title}")
-    save_figure(figure, path)
+    return figure
 
 
 def _slopes(axes: Axes, lines: Sequence[tuple[str, Convergence]], order: float) -> None:
@@ -63,6 +78,7 @@ def _slopes(axes: Axes, lines: Sequence[tuple[str, Convergence]], order: float) 
     axes.plot(steps, guide, "--", color="0.6", linewidth=2, zorder=0, label=f"$n^{{-{order:g}}}$")
     plain_ticks(axes, steps)
     axes.yaxis.set_major_formatter("{x:.0e}")
+    log_ticks(axes.yaxis)
     axes.set_xlabel("steps n")
     axes.set_ylabel("error")
     axes.grid(visible=True, which="major", alpha=0.3)

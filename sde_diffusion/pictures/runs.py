@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sde_diffusion.pictures._panels import new_figure, save_figure
+from sde_diffusion.pictures._panels import log_ticks, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 def curves_picture(lines: Sequence[Mapping[str, Any]], path: str | Path) -> None:
@@ -18,6 +19,11 @@ def curves_picture(lines: Sequence[Mapping[str, Any]], path: str | Path) -> None
     ``lines`` are those of metrics.jsonl. The held-out bound has its standard error as bars and a
     ring around its best; the loss by level is that of the first and of the last evaluation.
     """
+    save_figure(curves_figure(lines), path)
+
+
+def curves_figure(lines: Sequence[Mapping[str, Any]]) -> Figure:
+    """Return the picture of `curves_picture`, not yet written."""
     steps = [line for line in lines if "loss" in line]
     found = [(line["step"], line["evaluation"]) for line in lines if "evaluation" in line]
     bounds = [(step, e) for step, e in found if "bits_per_dim" in e]
@@ -40,7 +46,7 @@ def curves_picture(lines: Sequence[Mapping[str, Any]], path: str | Path) -> None
         _level_curves(next(free), levels)
     for axes in free:
         axes.axis("off")
-    save_figure(figure, path)
+    return figure
 
 
 def _over_steps(axes: Axes, points: Sequence[tuple[int, float]], title: str) -> None:
@@ -50,6 +56,7 @@ def _over_steps(axes: Axes, points: Sequence[tuple[int, float]], title: str) -> 
     axes.plot([step for step, _ in points], values, style, linewidth=1)
     if values and min(values) > 0 and max(values) > 10 * min(values):
         axes.set_yscale("log")
+        log_ticks(axes.yaxis)
     axes.set_title(title)
     axes.set_xlabel("step")
     axes.grid(visible=True, which="major", alpha=0.3)
@@ -80,6 +87,7 @@ def _level_curves(axes: Axes, levels: Sequence[tuple[int, Mapping[str, Any]]]) -
     for (step, e), colour in zip(ends, ("0.6", "C0")[-len(ends) :], strict=True):
         axes.plot(e["lambda"], e["loss"], ".-", color=colour, linewidth=1, label=f"step {step}")
     axes.set_yscale("log")
+    log_ticks(axes.yaxis)
     axes.set_title("held-out loss by noise level")
     axes.set_xlabel("$\\lambda = \\log(\\alpha/\\sigma)$")
     axes.legend(fontsize=8)
