@@ -9,7 +9,7 @@ import platform
 import shlex
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -255,17 +255,18 @@ def _ode_solver(name: str, tolerance: float | None) -> Any:  # noqa: ANN401
 def _dataset(options: Mapping[str, Any], model: Any) -> Dataset:  # noqa: ANN401
     """Return the data, scaled as for the model.
 
-    Errors: ValueError for data of another shape or levels, whose likelihood would mean nothing.
+    Errors: ValueError for data of another shape or levels, whose likelihood would mean nothing, or
+    on another scale than the prior covers.
     """
-    from sde_diffusion import Dataset, load_data
-    from sde_diffusion.data.checks import check_fits
+    from sde_diffusion import load_data
+    from sde_diffusion.data.checks import scaled_for
+    from sde_diffusion.priors import check_units
 
     path = options["--data"]
     split = options["--split"]
     split = split or ("all" if Path(path).is_file() else "test")
     dataset = load_data(path, split, options["--limit"], levels=options["--levels"])
     shape = menu.event_shape(model)
-    known = model.data
     if dataset.spec.shape != shape:
         raise wrong_value(
             "--data",
@@ -274,13 +275,9 @@ def _dataset(options: Mapping[str, Any], model: Any) -> Dataset:  # noqa: ANN401
             dataset.spec.shape,
             "name the data it was trained on",
         )
-    if known is None:
-        return dataset
-    scaled = dataset.spec
-    if scaled.levels == known.levels:
-        scaled = replace(scaled, scaling=known.scaling)
-    check_fits(known, scaled)
-    return Dataset(scaled, dataset.values, dataset.labels)
+    found = scaled_for(model.data, dataset)
+    check_units("--data", "data", model.sde, found)
+    return found
 
 
 def _content(evaluator: Evaluator, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,10 @@ PREDICTIONS: Final = ("eps", "x0", "v", "score", "flow", "edm")
 
 # The help is in this order, under these headings.
 _SETTINGS: Final[Mapping[str, Mapping[str, str]]] = {
+    "Data": {
+        "scale": "Scale of real data: by their mean and standard deviation, with [A, B] as "
+        "[−1, 1], or as they are; auto standardizes what the SDE's prior does not cover.",
+    },
     "Objective": {
         "objective": "What is minimised; hybrid learns the variance of the chain's steps too.",
         "weighting": "Weight of each time in the loss.",
@@ -60,9 +64,12 @@ _SETTINGS: Final[Mapping[str, Mapping[str, str]]] = {
         "seed": "Seed of every random draw.",
     },
 }
+# Samples come out in the units of the data here, so that scaling them needs no decision.
+_DEFAULTS: Final = {"scale": "auto"}
 MODEL_OPTIONS: Final = (
     "sde",
     "prediction",
+    "sigma_data",
     "variance",
     "width",
     "dropout",
@@ -148,10 +155,21 @@ def train_options(function: FunctionT) -> FunctionT:
     return wrapped
 
 
+def measured(ctx: click.Context, param: click.Parameter, value: Any) -> float | str:  # noqa: ANN401
+    """Return "auto", or the number of a text or of a configuration file."""
+    if value == "auto":
+        return "auto"
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        message = f"{value!r} is neither a number nor auto."
+        raise click.BadParameter(message, ctx=ctx, param=param) from error
+
+
 def _option(field: Field[Any], text: str) -> Callable[[Any], Any]:
     """Return the option of a setting: its type and default are the field's."""
     name = f"--{field.name.replace('_', '-')}"
-    default = field.default
+    default = _DEFAULTS.get(field.name, field.default)
     if field.name in CHOICES:
         return click.option(
             name,
@@ -169,6 +187,9 @@ def _option(field: Field[Any], text: str) -> Callable[[Any], Any]:
         return click.option(
             name, type=click.UNPROCESSED, callback=numbers, metavar="X,Y,…", default=(), help=text
         )
+    if field.name == "scale":
+        metavar = "auto|standardize|A:B|none"
+        return click.option(name, default=default, metavar=metavar, show_default=True, help=text)
     return click.option(name, type=float, default=default, show_default=True, help=text)
 
 
@@ -186,6 +207,15 @@ def _other_options() -> list[Callable[[Any], Any]]:
             default="eps",
             show_default=True,
             help="What the network predicts.",
+        ),
+        click.option(
+            "--sigma-data",
+            type=click.UNPROCESSED,
+            callback=measured,
+            metavar="X|auto",
+            default=0.5,
+            show_default=True,
+            help="With --prediction edm: standard deviation of the scaled data; auto measures it.",
         ),
         click.option(
             "--variance",

@@ -175,7 +175,7 @@ def command(
     folder = _common.output_folder(out)
     found = [_compare(task, made, budgets, replicates, seed) for task in tasks]
     text = "\n\n".join(map(report.comparison_text, found))
-    files = _write(folder, found, text)
+    files, missing = _write(folder, found, text)
     result = {
         "grid": grid,
         "denoise": denoise,
@@ -184,9 +184,10 @@ def command(
         "solvers": {name: repr(solver) for name, solver in made.items()},
         "comparisons": [c.to_json() for c in found],
         "files": [str(file) for file in files],
+        "no_pictures": missing,
     }
     report.write_json(folder / "results.json", result)
-    lines = [text, "", *(f"wrote {file}" for file in files)]
+    lines = [text, "", *(f"wrote {file}" for file in files), *missing]
     _common.show(result, lines, as_json=as_json)
 
 
@@ -249,10 +250,15 @@ def _held_out(
     data: str | None,
     generator: torch.Generator,
 ) -> Tensor:
-    """Return the test data, of the model's own set if no other is named; none if there is none."""
+    """Return the test data, of the model's own set if no other is named; none if there is none.
+
+    They are scaled as the model's.
+    """
     import torch
 
+    from sde_diffusion.data.checks import scaled_for
     from sde_diffusion.data.dataset import load_data
+    from sde_diffusion.priors import check_units
 
     event = menu.event_shape(model)
     own = None if model.data is None else model.data.name
@@ -260,16 +266,19 @@ def _held_out(
     if name is None or (data is None and name != "digits" and not Path(name).exists()):
         return torch.empty(0, *event)
     split = "all" if Path(name).is_file() else "test"  # a file has no parts
-    values = load_data(name, split).dequantized(generator)
-    if tuple(values.shape[1:]) != event:
+    levels = None if model.data is None else model.data.levels
+    dataset = load_data(name, split, levels=levels)
+    if dataset.spec.shape != event:
         raise wrong_value(
             "--data",
             "data",
             f"have the shape {event} of the model's",
-            tuple(values.shape[1:]),
+            dataset.spec.shape,
             "pass the data it was trained on",
         )
-    return values
+    found = scaled_for(model.data, dataset)
+    check_units("--data", "data", model.sde, found)
+    return found.dequantized(generator)
 
 
 def _compare(
@@ -308,16 +317,19 @@ def _compare(
         )
 
 
-def _write(folder: Path, comparisons: Sequence[Comparison], text: str) -> list[Path]:
+def _write(
+    folder: Path, comparisons: Sequence[Comparison], text: str
+) -> tuple[list[Path], list[str]]:
+    """Write the table and the pictures; return the files, and why others are missing."""
     from sde_diffusion.pictures.comparisons import error_picture, solver_picture
 
     table = folder / "table.txt"
-    errors = folder / "error_vs_nfe.png"
     report.write_text(table, text)
-    error_picture(comparisons, errors)
-    pictures = []
+    pictures = {folder / "error_vs_nfe.png": partial(error_picture, comparisons)}
     for comparison in comparisons:
         name = re.sub(r"[^\w.-]+", "-", comparison.problem).strip("-")
-        pictures.append(folder / f"samples-{name}.png")
-        solver_picture(comparison, pictures[-1])
-    return [table, folder / "results.json", errors, *pictures]
+        pictures[folder / f"samples-{name}.png"] = partial(solver_picture, comparison)
+    failures = {path: _common.no_picture(draw, path) for path, draw in pictures.items()}
+    drawn = [path for path, failure in failures.items() if failure is None]
+    missing = [failure for failure in failures.values() if failure is not None]
+    return [table, folder / "results.json", *drawn], missing

@@ -96,6 +96,8 @@ def _run(
         model = load(folder)
     else:
         model = _model(options, dataset)
+        if processes.leads:
+            _tell_scale(dataset, model)
     monitors = [] if held_out is None else _monitors(held_out, config)
     run = train(
         model.to(where),
@@ -167,7 +169,7 @@ def _data(options: dict[str, Any], config: TrainingConfig) -> tuple[Dataset, Dat
 
 
 def _monitors(held_out: Dataset, config: TrainingConfig) -> list[Monitor]:
-    """Return the loss by level, the bound, and a picture of samples where they can be seen."""
+    """Return the loss by level, the bound, and a picture of samples."""
     from sde_diffusion.training.monitors import HeldOutBound, LossByLevel, SamplePicture
 
     shape = tuple(held_out.spec.shape)
@@ -183,15 +185,14 @@ def _monitors(held_out: Dataset, config: TrainingConfig) -> list[Monitor]:
             config.coupling,
             "drop --patience",
         )
-    if len(shape) < 3 or shape[0] in (1, 3):
 
-        def draw(trained: ScoreModel) -> Tensor:
-            from sde_diffusion import sample
-            from sde_diffusion.solvers import AngularAdams
+    def draw(trained: ScoreModel) -> Tensor:
+        from sde_diffusion import sample
+        from sde_diffusion.solvers import AngularAdams
 
-            return sample(trained, AngularAdams(), (64, *shape), steps=12, seed=0).x
+        return sample(trained, AngularAdams(), (64, *shape), steps=12, seed=0).x
 
-        monitors.append(SamplePicture(draw))
+    monitors.append(SamplePicture(draw))
     return monitors
 
 
@@ -225,8 +226,12 @@ def _check_folder(folder: Path, *, resume: bool) -> None:
 def _model(options: dict[str, Any], dataset: Dataset) -> ScoreModel:
     """Return a fresh model for the data: a U-Net for images, an MLP for rows of numbers."""
     from sde_diffusion import ScoreModel
+    from sde_diffusion.training.scale import scaled, spread
 
     shape = tuple(dataset.spec.shape)
+    sde = menu.sde(options["sde"])
+    seen = scaled(dataset, options["scale"], sde)
+    sigma_data = options["sigma_data"]
     variance = options["variance"] or ("learned" if options["objective"] == "hybrid" else "fixed")
     settings = {
         "dropout": options["dropout"],
@@ -240,10 +245,25 @@ def _model(options: dict[str, Any], dataset: Dataset) -> ScoreModel:
     network = _network(shape, settings, dict(options["network"]))
     return ScoreModel(
         network,
-        menu.sde(options["sde"]),
+        sde,
         options["prediction"],
-        data=dataset.spec,
+        sigma_data=spread(seen) if sigma_data == "auto" else sigma_data,
+        data=seen.spec,
         variance=variance,
+    )
+
+
+def _tell_scale(dataset: Dataset, model: ScoreModel) -> None:
+    """Say on standard error, in one line, where the data are scaled."""
+    seen = model.data
+    if seen is None or seen.scaling == dataset.spec.scaling:
+        return
+    low, high = seen.scaling.forward(dataset.values[:0].new_tensor([0.0, 1.0])).tolist()
+    mean, std = low / (low - high), 1 / (high - low)
+    click.echo(
+        f"data y scaled to x = (y − {mean:.5g})/{std:.5g}; sample undoes it, and likelihoods are "
+        "in the units of y",
+        err=True,
     )
 
 

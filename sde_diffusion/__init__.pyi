@@ -126,6 +126,7 @@ from sde_diffusion.objectives.score_matching import (
     sliced_loss as sliced_loss,
 )
 from sde_diffusion.parallel.processes import Processes as Processes
+from sde_diffusion.priors import prior_mismatch as prior_mismatch
 from sde_diffusion.sampling.encoding import (
     Reconstruction as Reconstruction,
     decode as decode,

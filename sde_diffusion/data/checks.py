@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -11,6 +12,7 @@ from sde_diffusion._check import wrong_value
 from sde_diffusion._tensors import check_state
 
 if TYPE_CHECKING:
+    from sde_diffusion.data.dataset import Dataset
     from sde_diffusion.data.spec import DataSpec
 
 _ON_A_LEVEL: Final = 1e-3
@@ -96,6 +98,22 @@ def check_fits(model_spec: DataSpec | None, spec: DataSpec) -> None:
             spec.scaling,
             "scale them as for training",
         )
+
+
+def scaled_for(model_spec: DataSpec | None, dataset: Dataset) -> Dataset:
+    """Return the data in the scaling of those that a model was trained on.
+
+    Data whose scaling was chosen by hand stay as they are, and are refused where it is another.
+
+    Errors: those of `check_fits`.
+    """
+    if model_spec is None:
+        return dataset
+    spec = dataset.spec
+    if spec.levels == model_spec.levels and spec.is_natural:
+        spec = replace(spec, scaling=model_spec.scaling)
+    check_fits(model_spec, spec)
+    return replace(dataset, spec=spec)
 
 
 def _short(value: float) -> str:

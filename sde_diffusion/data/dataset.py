@@ -93,11 +93,7 @@ class Dataset:
 
     def centred(self) -> Tensor:
         """Return all rows at the centres of their bins, float32."""
-        levels = self.spec.levels
-        if levels is None:
-            return self.spec.encode(self.values, 0.5)
-        centres = self.spec.encode(torch.arange(levels, device=self.values.device), 0.5)
-        return centres[self.values.long()]
+        return self._centred(self.values)
 
     def dequantized(self, generator: torch.Generator) -> Tensor:
         """Return all rows, each value spread uniformly over its bin, float32."""
@@ -105,9 +101,31 @@ class Dataset:
         parts = torch.split(self.values, _CHUNK)
         return torch.cat([self._spread(part, generator) for part in parts])
 
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Return the mean and the standard deviation of every dimension of the scaled data.
+
+        Levels are taken at the centres of their bins.
+
+        Shapes: both spec.shape, float64.
+        """
+        origin = self._centred(self.values[:1]).double()  # near the rows: squares do not cancel
+        sums = torch.zeros(2, *self.spec.shape, dtype=torch.float64, device=self.values.device)
+        for part in torch.split(self.values, _CHUNK):
+            x = self._centred(part).double() - origin
+            sums += torch.stack([x.sum(0), x.square().sum(0)])
+        shift, square = sums / len(self)
+        return origin[0] + shift, (square - shift**2).clamp(min=0).sqrt()
+
     def batch(self, index: Tensor, generator: torch.Generator) -> Tensor:
         """Return the rows of ``index``, each value spread uniformly over its bin, float32."""
         return self._spread(self.values[index], generator)
+
+    def _centred(self, k: Tensor) -> Tensor:
+        levels = self.spec.levels
+        if levels is None:
+            return self.spec.encode(k, 0.5)
+        centres = self.spec.encode(torch.arange(levels, device=k.device), 0.5)
+        return centres[k.long()]
 
     def _spread(self, k: Tensor, generator: torch.Generator) -> Tensor:
         if not isinstance(generator, torch.Generator):
@@ -140,7 +158,7 @@ def load_data(
 
     Arrays are (N, D), (N, H, W), (N, C, H, W), or, for uint8, (N, H, W, C) with 1, 3 or 4 channels
     where axis 1 cannot be the channels. Samples are channels-first; (N, H, W) becomes
-    (N, 1, H, W). Floats are used as they are.
+    (N, 1, H, W). Floats stay as they are; `train` scales them where it is told to.
 
     Arguments:
         source: the name or path.

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._check import wrong_value
+from sde_diffusion.data.checks import scaled_for
 from sde_diffusion.data.dataset import Dataset
 from sde_diffusion.dynamics import ProbabilityFlow
 from sde_diffusion.evaluation.bounds import (
@@ -52,6 +53,7 @@ class Evaluator:
 
     Sample i depends on the seed and on i alone, for networks up to the rounding of their batches.
     For integers it is a lower bound of log P(k), for real data a log-density in their own units.
+    The data are scaled as those that the model was trained on.
 
     Arguments:
         model: a score model or oracle, with its score, .eps and .denoise.
@@ -60,7 +62,8 @@ class Evaluator:
         settings: what is computed and how precisely; by default `EvaluationSettings()`.
         grid: rising times of the flow's solve; by default t_min and the horizon, if adaptive.
 
-    Errors: those of `log_prob`, `elbo` and `vlb`.
+    Errors: those of `log_prob`, `elbo` and `vlb`; ValueError for data of another shape, levels or
+    scaling than the model's.
 
     >>> from sde_diffusion import Dataset, DataSpec, Gaussian, VPSDE
     >>> from sde_diffusion.solvers import DormandPrince
@@ -83,7 +86,7 @@ class Evaluator:
         if settings.tolerance is not None:
             solver = _with_tolerance(solver, settings.tolerance)
         self.model = model
-        self.dataset = dataset
+        self.dataset = scaled_for(model.data, dataset)
         self.solver = solver
         self.settings = settings
         self.dimension = math.prod(dataset.spec.shape)

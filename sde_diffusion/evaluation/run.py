@@ -13,6 +13,7 @@ from sde_diffusion.evaluation.results import Evaluation
 from sde_diffusion.evaluation.sample_log import EvaluatedBatch, SampleLog
 from sde_diffusion.evaluation.settings import EvaluationSettings
 from sde_diffusion.parallel.ranks import Ranks, share_of
+from sde_diffusion.priors import check_units
 from sde_diffusion.scores import ScoreLike
 from sde_diffusion.solver import Solver
 
@@ -34,6 +35,9 @@ def evaluate(
         settings: what is computed and how precisely; by default `EvaluationSettings()`.
         grid: rising times of the flow's solve; by default t_min and the horizon, if adaptive.
 
+    Errors: those of `log_prob`, `elbo` and `vlb`; ValueError for data that the prior does not
+    cover: `prior_mismatch`.
+
     >>> import torch
     >>> from sde_diffusion import DataSpec, Gaussian, VPSDE
     >>> from sde_diffusion.solvers import DormandPrince
@@ -44,7 +48,9 @@ def evaluate(
     >>> round(flow.nats, 3), abs(flow.bits_per_dim - elbo.bits_per_dim) < 3 * elbo.standard_error
     (-0.919, True)
     """
-    evaluator, _ = Evaluator(model, dataset, solver, settings, grid).decided()
+    evaluator = Evaluator(model, dataset, solver, settings, grid)
+    check_units("evaluate", "dataset", model.sde, evaluator.dataset)
+    evaluator, _ = evaluator.decided()
     return Evaluation.of(map(evaluator.batch, evaluator.batches()), evaluator)
 
 

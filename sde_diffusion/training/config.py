@@ -33,6 +33,26 @@ CHOICES: Final[dict[str, tuple[str, ...]]] = {
     "times": ("uniform", "likelihood", "log-normal", "logit-normal"),
 }
 WIDEST: Final = 12**-0.5  # σ_rel of the mean of all weights
+SCALES: Final = ("auto", "standardize", "none")  # or A:B
+
+
+def range_of(scale: str) -> tuple[float, float]:
+    """Return the numbers A and B of a scale "A:B".
+
+    Errors: ValueError unless both are finite and A < B.
+
+    >>> range_of("0:255")
+    (0.0, 255.0)
+    """
+    ends = str(scale).split(":")
+    try:
+        a, b = map(float, ends)
+    except ValueError:
+        a = b = math.nan
+    if not -math.inf < a < b < math.inf:
+        rule = f"be {', '.join(SCALES)}, or A:B with numbers A < B"
+        raise wrong_value("TrainingConfig", "scale", rule, repr(scale), "pass scale='0:255'")
+    return a, b
 
 
 @final
@@ -73,6 +93,11 @@ class TrainingConfig:
         snapshot_every: steps between two snapshots of the averages of ``ema_widths``; 0 for none.
         evaluate_every: steps between two evaluations by the monitors; 0 for none.
         patience: evaluations in a row without a better bound that end the run; 0 for no end.
+        scale: of real data: "none" as they are, "standardize" by their mean and standard
+            deviation, "A:B" for [A, B] to become [−1, 1], or "auto", which standardizes data that
+            the SDE's prior does not cover; all others refuse them. "none" is the default here, as
+            `sample` returns what the model sees: ``model.data.decode`` undoes a scaling. The
+            command line, whose samples are in the data's units, has "auto".
 
     Errors: TypeError or ValueError for a setting out of range, by name.
 
@@ -112,6 +137,7 @@ class TrainingConfig:
     snapshot_every: int = 0
     evaluate_every: int = 0
     patience: int = 0
+    scale: str = "none"
 
     def __post_init__(self) -> None:
         what = "TrainingConfig"
@@ -144,6 +170,8 @@ class TrainingConfig:
         for name, choices in CHOICES.items():
             if name != "times" or self.times is not None:  # None: the weighting's own
                 one_of(what, name, settings[name], choices)
+        if self.scale not in SCALES:
+            range_of(self.scale)
         for name in ("channels_last", "compile"):
             if not isinstance(settings[name], bool):
                 raise wrong_type(

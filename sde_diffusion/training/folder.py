@@ -34,6 +34,7 @@ _FREE: Final = (
     "training.accumulate",
     "training.channels_last",
     "training.compile",
+    "training.scale",  # what it makes of the data stands in data.scaling
 )
 
 

@@ -27,6 +27,7 @@ from sde_diffusion.training.monitors import (
     observe,
     out_of_patience,
 )
+from sde_diffusion.training.scale import data_for
 from sde_diffusion.training.trainer import Progress, Trainer
 
 
@@ -44,7 +45,8 @@ def train(
     """Return an iterator that takes one optimizer step for every item asked of it.
 
     The first step writes on the model how it is trained: its coupling, and the dataset's
-    specification where it has no ``data``. After the last step it holds the averaged weights.
+    specification, scaled as ``config.scale`` says, where it has no ``data``: a model that has any
+    sees the dataset in the scaling of its own. After the last step it holds the averaged weights.
 
     With ``out``, checkpoints are written before the first step, every ``checkpoint_every`` steps,
     at the end, and when the iterator is closed between two steps (``break``). `load(out)` returns
@@ -93,6 +95,7 @@ def train(
         )
     if resume and out is None:
         raise wrong_value("train", "out", "be given to resume", out, "pass out=the run's folder")
+    dataset = data_for(model, dataset, config.scale)
     run = Trainer(model, dataset, config, objective, processes)
     folder = RunFolder(out, resume=resume) if out is not None and run.leads else None
 

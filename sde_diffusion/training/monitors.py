@@ -17,6 +17,7 @@ from torch import Tensor
 from sde_diffusion._check import positive_integer, wrong_type, wrong_value
 from sde_diffusion._seeds import Purpose, mix
 from sde_diffusion._tensors import flat_sum
+from sde_diffusion.data.checks import scaled_for
 from sde_diffusion.data.dataset import Dataset
 from sde_diffusion.likelihood.continuous_bound import elbo
 from sde_diffusion.likelihood.decoders import Decoder, GaussianDecoder, LevelDecoder
@@ -46,7 +47,7 @@ class LossByLevel:
     """The mean of ‖eps − eps_θ‖²/D on held-out data in equal bins of λ = log(alpha/sigma).
 
     λ runs from that of the horizon to that of ``t_min``, within ±10. For every sample and bin
-    there is one draw of (t, eps).
+    there is one draw of (t, eps). The data are scaled as the model's own.
 
     Arguments:
         dataset: the held-out data.
@@ -82,9 +83,7 @@ class LossByLevel:
         self.batch_size = batch_size
         self.t_min = t_min
         self.seed = seed
-        generator = torch.Generator().manual_seed(mix(seed, Purpose.LOSS_BY_LEVEL_DATA))
-        index = torch.arange(min(rows, len(dataset)))
-        self._x = dataset.batch(index, generator)
+        self._dataset = _first(dataset, rows)
 
     @torch.no_grad()
     def __call__(self, model: ScoreModel, step: int, folder: Path | None) -> Mapping[str, Any]:  # noqa: ARG002
@@ -92,9 +91,12 @@ class LossByLevel:
         ends = torch.tensor([model.sde.horizon, self.t_min], dtype=torch.float64)
         far, near = model.sde.lambda_(ends).clamp(-_FARTHEST, _FARTHEST).tolist()
         width = (near - far) / self.bins
+        generator = torch.Generator().manual_seed(mix(self.seed, Purpose.LOSS_BY_LEVEL_DATA))
+        data = scaled_for(model.data, self._dataset)
+        x = data.batch(torch.arange(len(data)), generator)
         totals = torch.zeros(self.bins, dtype=torch.float64)
-        for first in range(0, len(self._x), self.batch_size):
-            x0 = _for(model, self._x[first : first + self.batch_size])
+        for first in range(0, len(x), self.batch_size):
+            x0 = _for(model, x[first : first + self.batch_size])
             noise = PerSampleNoise.numbered(mix(self.seed, Purpose.LOSS_BY_LEVEL), first, len(x0))
             for i in range(self.bins):
                 u = torch.special.ndtr(noise.normal(torch.empty(len(x0), 1).double()))[:, 0]
@@ -103,7 +105,7 @@ class LossByLevel:
                 error = eps - model.eps(model.sde.perturb(x0, t, eps), t)
                 totals[i] += flat_sum(error.double().square()).sum().cpu() / x0[0].numel()
         middles = [far + width * (i + 0.5) for i in range(self.bins)]
-        return {"loss_by_level": {"lambda": middles, "loss": (totals / len(self._x)).tolist()}}
+        return {"loss_by_level": {"lambda": middles, "loss": (totals / len(x)).tolist()}}
 
 
 @final
@@ -111,7 +113,8 @@ class HeldOutBound:
     """The bound of `elbo` on −log2 p of held-out data, in bits per dimension, with its error.
 
     For integer data it bounds the probability of the levels, at the centres of their bins; for
-    real data the density in their own units. The draws are the same in every evaluation.
+    real data the density in their own units. The draws are the same in every evaluation. The data
+    are scaled as the model's own.
 
     Arguments:
         dataset: the held-out data.
@@ -143,25 +146,23 @@ class HeldOutBound:
             positive_integer("HeldOutBound", name, value)
         check_draws("HeldOutBound", draws)
         _check_rows("HeldOutBound", dataset, 2)
-        self.spec = dataset.spec
         self.draws = draws
         self.batch_size = batch_size
         self.t_min = t_min
         self.seed = seed
-        self._values = dataset.values[: min(rows, len(dataset))]
+        self._dataset = _first(dataset, rows)
 
     def __call__(self, model: ScoreModel, step: int, folder: Path | None) -> Mapping[str, Any]:  # noqa: ARG002
         """Return the mean over samples, "bits_per_dim", and its "standard_error" over them."""
-        parts = [
-            self._bits(model, first) for first in range(0, len(self._values), self.batch_size)
-        ]
+        data = scaled_for(model.data, self._dataset)
+        parts = [self._bits(model, data, i) for i in range(0, len(data), self.batch_size)]
         bits = torch.cat(parts)
         error = bits.std() / math.sqrt(len(bits))
         return {BOUND: bits.mean().item(), "standard_error": error.item()}
 
-    def _bits(self, model: ScoreModel, first: int) -> Tensor:
-        spec = self.spec
-        k = self._values[first : first + self.batch_size]
+    def _bits(self, model: ScoreModel, data: Dataset, first: int) -> Tensor:
+        spec = data.spec
+        k = data.values[first : first + self.batch_size]
         x = spec.encode(k, 0.5)
         decoder: Decoder = GaussianDecoder()
         if spec.levels is not None:
@@ -201,7 +202,7 @@ class SamplePicture:
             return {}
         path = folder / SAMPLES / f"{step:08}.png"
         path.parent.mkdir(exist_ok=True)
-        sample_picture(self.draw(model), path)
+        sample_picture(self.draw(model), path, model.data)
         return {"picture": f"{path.parent.name}/{path.name}"}
 
 
@@ -267,6 +268,10 @@ def _check_rows(what: str, dataset: Dataset, least: int) -> None:
         raise wrong_value(
             what, "dataset", f"have at least {least} rows", len(dataset), "hold more data out"
         )
+
+
+def _first(dataset: Dataset, rows: int) -> Dataset:
+    return Dataset(dataset.spec, dataset.values[:rows], None)
 
 
 def _for(model: ScoreModel, x: Tensor) -> Tensor:
