@@ -134,6 +134,70 @@ def test_intervals_cover_the_truth_in_95_of_100_random_mixtures(sde) -> None:
     assert sum(widths) / number < 4 * error
 
 
+def narrow(number: int, samples: int, std: float) -> tuple[Mixtures, Tensor]:
+    """Random mixtures of three narrow modes in the plane, each in ``samples`` rows, and samples.
+
+    The modes' standard deviations are ``std``, twice and five times it.
+    """
+    g = torch.Generator().manual_seed(6)
+    weights = torch.rand(number, 3, generator=g, dtype=torch.float64) + 0.1
+    weights = weights / weights.sum(1, keepdim=True)
+    means = 0.7 * torch.randn(number, 3, 2, generator=g, dtype=torch.float64)
+    stds = std * torch.tensor([1.0, 2.0, 5.0], dtype=torch.float64).expand(number, 3)
+    parts = [part.repeat_interleave(samples, 0) for part in (weights, means, stds)]
+    kind = torch.multinomial(parts[0], 1, generator=g)[:, 0]
+    rows = torch.arange(number * samples)
+    z = torch.randn(number * samples, 2, generator=g, dtype=torch.float64)
+    x = parts[1][rows, kind] + parts[2][rows, kind][:, None] * z
+    return Mixtures(VPSDE(), *parts), x
+
+
+@pytest.mark.parametrize(
+    ("solver", "std"),
+    [*((DormandPrince(1e-3, 1e-3), std) for std in (1e-3, 1e-4, 1e-5, 1e-6)), (Heun(), 1e-5)],
+)
+def test_intervals_cover_the_truth_of_data_narrower_than_sigma_at_the_start(solver, std) -> None:
+    """sigma(t_ε) is 1e-3: there the modes look as wide as that, and log p is too low by far."""
+    number = 20
+    samples = 2
+    model, x = narrow(number, samples, std)
+    one = torch.ones((), dtype=torch.float64)
+    truth = model.log_prob(x, one, 0 * one)
+    found = audit(
+        x,
+        ProbabilityFlow(model.sde, model),
+        solver,
+        grid=None if solver.adaptive else angular(VPSDE(), 60, end=1e-5).flip(0),
+        divergence=Exact(),
+        end=MatchedGaussians(model),
+    )
+    covered = 0
+    for k in range(number):
+        part = slice(k * samples, (k + 1) * samples)
+        lines = [
+            dataclasses.replace(line, shift=line.shift[part], error=line.error[part])
+            for line in found.lines
+        ]
+        own = Ledger(found.nats[part], 2, tuple(lines), 0, 0)
+        covered += abs(own.corrected - float(truth[part].mean())) <= own.half_width()
+    assert covered >= 0.95 * number
+    # An interval that says nothing would cover everything.
+    assert found.half_width() < 0.3
+
+
+def test_a_shift_that_does_not_fall_is_as_large_an_error() -> None:
+    """Modes of no width have no density: every hundredth of t adds ln 100 nats, without end."""
+    model, x = narrow(2, 1, 1e-12)
+    found = audit(
+        x, ProbabilityFlow(model.sde, model), DormandPrince(1e-3, 1e-3), divergence=Exact()
+    )
+    line = found.line("truncation")
+    # sigma² falls by 100 each time: 2 · ½ ln 100 nats of two dimensions, five times over.
+    assert line.shift.tolist() == pytest.approx([5 * math.log(100)] * 2, rel=0.01)
+    assert line.error.tolist() == pytest.approx([math.log(100)] * 2, rel=0.01)
+    assert "has not begun to fall" in line.how
+
+
 def shifts(ledger: Ledger) -> dict[str, float]:
     return {line.name: float(line.shift.mean()) for line in ledger.lines}
 

@@ -1,8 +1,9 @@
 """The audit of a log-likelihood: what every source of error adds, each by itself.
 
 A source is measured by taking it away: the prior is replaced by a better distribution of x_1, t_ε
-by a hundredth of it, the solver by one of smaller error, float32 by float64, the score by a
-reference. The change is that line's ``shift``, the uncertainty of the change its ``error``.
+by a hundredth of it, and of that where the data are narrower than sigma there, the solver by one
+of smaller error, float32 by float64, the score by a reference. The change is that line's
+``shift``, the uncertainty of the change its ``error``.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import Tensor
 from sde_diffusion._check import wrong_value
 from sde_diffusion.dynamics import ProbabilityFlow
 from sde_diffusion.evaluation.ledger import LINES, Ledger, Line
+from sde_diffusion.evaluation.truncation import truncation
 from sde_diffusion.likelihood.continuous_bound import prior_kl
 from sde_diffusion.likelihood.dequantization import DiscreteLogLikelihood
 from sde_diffusion.likelihood.divergence import Divergence, Hutchinson
@@ -30,8 +32,6 @@ from sde_diffusion.solver import Solver
 
 # A tolerance smaller by so much leaves a hundredth of the error or less, though not in proportion.
 _TIGHTER: Final = 1000.0
-# sigma falls as √t or faster: at most a tenth of what t_ε costs is left at a hundredth of it.
-_NEARER: Final = 100.0
 
 
 def audit(
@@ -68,7 +68,8 @@ def audit(
         discrete: bounds of the same rows by several draws of their dequantization.
 
     NFE: of the solve itself, of that in float64 where x is not, of one with a thousandth of the
-    tolerance, or 1e-7 (or of two steps for each), from t_ε/100, and with the reference.
+    tolerance, or 1e-7 (or of two steps for each), from t_ε/100, from t_ε/10⁴ and on, down to
+    t_ε/10¹⁰, as long as a hundredth moves log p by more than a nat, and with the reference.
     Errors: those of `log_prob`; ValueError for a divergence without a standard error.
 
     >>> from sde_diffusion import Gaussian, VPSDE
@@ -115,11 +116,16 @@ def audit(
         lines.append(_difference("score", best, other, 0.0, "by the reference score"))
     start, last = _ends(flow, grid)
     lines.append(_prior_line(x, best, flow, prior, end, last))
+    nearest = best
     if float(start) > 0:
-        nearer = solve(at, score, finer, _from(start / _NEARER, finer_grid, last))
-        how = f"by a solve from t = {float(start) / _NEARER:g}"
-        lines.append(_difference("truncation", best, nearer, _NEARER**-0.5, how))
-    lines += [_probes(found, divergence), *_of_levels(x, levels, discrete)]
+
+        def solve_from(solver: Solver[Any], grid: Tensor) -> LogLikelihood:
+            return solve(at, score, solver, grid)
+
+        whole = torch.stack([start, last]) if finer_grid is None else finer_grid
+        line, nearest = truncation(best, solve_from, finer, whole)
+        lines.append(line)
+    lines += [_probes(nearest, divergence), *_of_levels(x, levels, discrete)]
     lines.sort(key=lambda line: LINES.index(line.name))
     return Ledger(
         found.nats.double(), x[0].numel(), tuple(lines), divergence.columns - 1, sum(spent)
@@ -221,11 +227,6 @@ def _finer(solver: Any, grid: Tensor | None) -> tuple[Any, Tensor | None, float]
 def _smaller(tolerance: float) -> float:
     """Return a thousandth of a tolerance, down to 1e-7, and from there on a tenth."""
     return max(tolerance / _TIGHTER, min(tolerance / 10, 1e-7), 1e-13)
-
-
-def _from(start: Tensor, grid: Tensor | None, last: Tensor) -> Tensor:
-    rest = last[None] if grid is None else grid
-    return torch.cat([start[None], rest])
 
 
 def _ends(flow: ProbabilityFlow, grid: Tensor | None) -> tuple[Tensor, Tensor]:
