@@ -468,25 +468,3 @@ def test_images_take_any_argument_of_the_unet(tmp_path: Path) -> None:
     )
     config = describe(tmp_path / "run")["network"]["config"]
     assert (config["multipliers"], config["blocks"], config["attention"]) == ([1, 1, 1], 1, [])
-
-
-def test_the_guide_prints_what_it_says_and_its_commands_are_commands(root, capsys) -> None:
-    page = (root / "docs" / "training.md").read_text(encoding="utf-8")
-    blocks = re.findall(
-        r"^```python\n(.*?)^```\n\n```text\n(.*?)^```", page, re.MULTILINE | re.DOTALL
-    )
-    assert len(blocks) == 4 == page.count("```python")
-    space: dict[str, Any] = {}
-    for code, promised in blocks:
-        exec(compile(code, "training.md", "exec"), space)
-        assert capsys.readouterr().out == promised
-    shell = "".join(re.findall(r"^```sh\n(.*?)^```", page, re.MULTILINE | re.DOTALL))
-    commands = shell.splitlines()
-    assert len(commands) == 4
-    for line in commands:
-        program, name, *words = line.split()
-        assert (program, name) == ("sde-diffusion", "train")
-        command.make_context(name, words)
-    (settings,) = re.findall(r"^```toml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
-    found = tomllib.loads(settings)
-    assert {name.replace("-", "_") for name in found} <= {str(p.name) for p in command.params}

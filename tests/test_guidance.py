@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import doctest
 import math
 from itertools import pairwise
 
@@ -553,11 +552,3 @@ def test_a_coupled_model_shows_in_its_guided_form() -> None:
     with pytest.raises(ValueError, match="coupling"):
         sample(guided(coupled, 0), EulerMaruyama(), (2, 1), steps=2)
     assert sample(guided(coupled, 0), Heun(), (2, 1), steps=2).nfe == 4
-
-
-def test_the_examples_of_the_guide_print_what_they_say(root) -> None:
-    done = doctest.testfile(
-        str(root / "docs/guidance.md"), module_relative=False, encoding="utf-8"
-    )
-    assert done.failed == 0
-    assert done.attempted > 15

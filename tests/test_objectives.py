@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -488,11 +487,7 @@ def test_settings_that_make_no_sense_together_are_refused_by_name(settings, mess
         objective_of(TrainingConfig(**settings))
 
 
-def test_the_example_of_the_guide_prints_five_steps(root, capsys) -> None:
+def test_every_name_stands_in_the_guide(root) -> None:
     guide = (root / "docs" / "objectives.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"^```python\n(.*?)^```", guide, re.MULTILINE | re.DOTALL)
-    exec(compile(code, "objectives.md", "exec"), {})
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert [line[0] for line in lines] == ["1", "2", "3", "4", "5"]
     for name in (*WEIGHTINGS, *SPACINGS, *TIMES, "optimal-transport", "learned"):
         assert f"`{name}`" in guide or f'"{name}"' in guide
