@@ -37,7 +37,7 @@ def _configuration(name: str) -> dict[str, Any]:
     if name in shipped() or Path(name).exists():
         described = describe(name)
         # A network of the user's own class cannot be built here, and need not be.
-        count = _parameters(name, described) if _known(described) else None
+        count = _parameters(name) if _known(described) else None
         return described | {"parameters": count}
     model = menu.model(name)
     if isinstance(model, ScoreModel):
@@ -56,11 +56,10 @@ def _known(configuration: dict[str, Any]) -> bool:
     return all("." not in part["class"] for part in parts)
 
 
-def _parameters(name: str, configuration: dict[str, Any]) -> int:
-    from sde_diffusion.checkpoints.checkpoint import load, load_direct
+def _parameters(name: str) -> int:
+    from sde_diffusion import load
 
-    read = load_direct if configuration.get("class") == "DirectScore" else load
-    return sum(parameter.numel() for parameter in read(name).parameters())
+    return sum(parameter.numel() for parameter in load(name).parameters())
 
 
 def _lines(name: str, configuration: dict[str, Any]) -> list[str]:

@@ -47,6 +47,8 @@ FOLDERS: Final = {
 def room_of(module: str) -> str:
     """Return the room of a module of the package, by its dotted name."""
     first = module.partition(".")[2].partition(".")[0]
+    if first == "__main__":
+        return "cli"  # Python wants the program of the package here
     if first.startswith("_") or not first:
         return "private files"  # and the face, which loads nothing until it is asked
     return first if first in FLOOR else "nouns"

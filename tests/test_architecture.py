@@ -20,6 +20,7 @@ ABOVE = {
     "solvers": ("sde_diffusion.cli",),
     "cli": (),
 }
+PROGRAM = "sde_diffusion/__main__.py"  # `python -m sde_diffusion`: of the command line
 UNPICKLING = ("pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve")
 CATCHABLE = ("pickle", "pickle.UnpicklingError")
 NETWORK = (
@@ -189,8 +190,17 @@ def findings(root: Path, rule: Rule) -> list[str]:
         for path in sorted((root / folder).rglob("*.py")):
             tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
             where = path.relative_to(root).as_posix()
-            found += [f"{where}:{line}: {message}" for line, message in rule(tree, folder)]
+            room = "cli" if where == PROGRAM else folder
+            found += [f"{where}:{line}: {message}" for line, message in rule(tree, room)]
     return found
+
+
+def test_nothing_imports_the_program(root: Path, rooms: ModuleType) -> None:
+    """It alone in its folder may import the command line, and so would whoever imports it."""
+    assert (root / PROGRAM).is_file()
+    graph = rooms.arrows(rooms.modules(root))
+    assert graph["sde_diffusion.__main__"] == {"sde_diffusion.cli.main"}
+    assert not [name for name, others in graph.items() if "sde_diffusion.__main__" in others]
 
 
 def rule_name(rule: object) -> str:

@@ -172,9 +172,10 @@ def test_version_is_the_packages() -> None:
     assert run("--version").stdout.split()[-1] == sde_diffusion.__version__
 
 
-def test_python_m_and_the_installed_program_answer_alike() -> None:
+@pytest.mark.parametrize("package", ["sde_diffusion", "sde_diffusion.cli"])
+def test_python_m_and_the_installed_program_answer_alike(package: str) -> None:
     module = subprocess.run(
-        [sys.executable, "-m", "sde_diffusion.cli", "--version"],
+        [sys.executable, "-m", package, "--version"],
         check=True,
         capture_output=True,
         text=True,

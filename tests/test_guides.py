@@ -55,6 +55,7 @@ SMALLER: Mapping[str, Mapping[str, str]] = {
         "--evaluate-every 1000 --patience 5 --steps 50000": "--evaluate-every 1 --patience 5 "
         "--steps 1 --batch-size 8 --width 8 --warmup 1",
         "--evaluate-every 500 --out runs/points": "--evaluate-every 5 --steps 5 --out runs/points",
+        "--sigma-data auto": "--sigma-data auto --steps 5",
         "--seed 3": "--seed 3 --steps 2 --batch-size 8 --width 8 --snapshot-every 1 --warmup 1",
     },
     "docs/distributed.md": {

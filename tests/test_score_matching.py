@@ -38,6 +38,8 @@ from sde_diffusion import (
     load,
     load_direct,
     polynomial,
+    sample,
+    save_model,
     train,
     uniform,
 )
@@ -53,7 +55,7 @@ from sde_diffusion.objectives.score_matching import (
     sliced_loss,
 )
 from sde_diffusion.objectives.spacings import Stratified
-from sde_diffusion.solvers import EulerMaruyama
+from sde_diffusion.solvers import DDIM, EulerMaruyama
 from sde_diffusion.time_distributions import UniformTimes
 from sde_diffusion.training.objective_by_name import objective_of
 
@@ -332,6 +334,25 @@ def test_a_direct_score_with_classes_resumes_bit_for_bit(tmp_path: Path, stop: i
 
 
 @pytest.mark.parametrize("sde", [VPSDE(LinearBeta(0.2, 9.0)), VESDE(0.01, 5.0)], ids=repr)
+def test_commands_take_a_direct_score_of_a_linear_sde(sde, tmp_path: Path) -> None:
+    """`sample --model FILE` gives the library's samples, for which Euler–Maruyama needs no eps."""
+    torch.manual_seed(0)
+    score = DirectScore(MLP(2, width=8), sde, data=DataSpec("points", (2,), None)).eval()
+    for parameter in score.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    save_model(tmp_path / "own.safetensors", score)
+    for name, solver in (("euler-maruyama", EulerMaruyama()), ("ddim", DDIM())):
+        options = f"--solver {name} --steps 4 --grid uniform -n 3 --device cpu".split()
+        options += ["--model", str(tmp_path / "own.safetensors"), "--out", str(tmp_path)]
+        done = CliRunner().invoke(main, ["sample", *options])
+        assert done.exit_code == 0, done.output
+        grid = uniform(4, sde.horizon, sde.cutoff)
+        expected = sample(score, solver, (3, 2), grid=grid).x
+        with np.load(tmp_path / "samples.npz") as file:
+            assert np.array_equal(file["x"], expected.numpy())
+
+
+@pytest.mark.parametrize("sde", [VPSDE(LinearBeta(0.2, 9.0)), VESDE(0.01, 5.0)], ids=repr)
 def test_a_loaded_direct_score_is_the_saved_one(tmp_path: Path, sde) -> None:
     """A linear SDE is rebuilt, and trained on without paths."""
     score = DirectScore(MLP(2, width=8), sde)
@@ -420,14 +441,18 @@ def test_paths_beyond_the_horizon_are_refused_for_every_model() -> None:
         SLICED.check(ScoreModel(MLP(2), sde))
 
 
-def test_each_kind_of_file_is_loaded_by_its_own_function(tmp_path: Path) -> None:
-    run = train(DirectScore(MLP(2), Pulled()), labelled(), CONFIG, out=tmp_path, objective=SLICED)
+def test_load_opens_every_kind_of_file_and_load_direct_one(tmp_path: Path) -> None:
+    score = DirectScore(MLP(2), Pulled())
+    run = train(score, labelled(), CONFIG, out=tmp_path, objective=SLICED)
     next(run)
     run.close()
+    found = load(tmp_path, sde=Pulled())
+    x = randn(3, 2).float()
+    assert isinstance(found, DirectScore)
+    assert isinstance(load("digits"), ScoreModel)
+    assert torch.equal(found(x, T), load_direct(tmp_path, sde=Pulled())(x, T))
     with pytest.raises(
-        ValueError,
-        match=r"^load: .* hold a ScoreModel, got a DirectScore; call "
-        r"load_direct\(path",
+        ValueError, match=r"^load: sde must be passed .*Pulled; call load\(path, sde="
     ):
         load(tmp_path)
     with pytest.raises(

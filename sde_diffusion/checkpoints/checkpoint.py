@@ -13,9 +13,9 @@ from __future__ import annotations
 import dataclasses
 import importlib.resources
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, Final, TypeAlias, cast, overload
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -31,9 +31,8 @@ from sde_diffusion.nets import MLP, UNet
 from sde_diffusion.schedules import CosineBeta, DiscreteBeta, LinearBeta
 from sde_diffusion.sde import EDMSDE, SDE, VESDE, VPSDE, LinearSDE, RectifiedFlow, SubVPSDE
 
-ModelT = TypeVar("ModelT", bound=LearnedScore)
 # (network, sde, data, configuration) -> model
-Build: TypeAlias = Callable[[nn.Module, Any, DataSpec | None, dict[str, Any]], ModelT]
+Build: TypeAlias = Callable[[nn.Module, Any, DataSpec | None, dict[str, Any]], LearnedScore]
 FORMAT: Final = 2
 KEY: Final = "sde_diffusion"
 _NETWORKS: Final = {c.__name__: c for c in (MLP, UNet)}
@@ -94,44 +93,49 @@ def save_model(
     write_atomically(path, lambda file: file.write_bytes(save(tensors, metadata)))
 
 
+@overload
 def load(
     name_or_path: str | Path,
     *,
     network: nn.Module | None = None,
     sde: LinearSDE | None = None,
     device: torch.device | str = "cpu",
-) -> ScoreModel:
-    """Return the model of a checkpoint, in evaluation mode.
+) -> ScoreModel: ...
+@overload
+def load(
+    name_or_path: str | Path,
+    *,
+    network: nn.Module | None = None,
+    sde: SDE,
+    device: torch.device | str = "cpu",
+) -> LearnedScore: ...
+def load(
+    name_or_path: str | Path,
+    *,
+    network: nn.Module | None = None,
+    sde: SDE | None = None,
+    device: torch.device | str = "cpu",
+) -> LearnedScore:
+    """Return the model of a checkpoint, in evaluation mode: a `ScoreModel` or a `DirectScore`.
+
+    Type checkers are told of a `ScoreModel` where no other SDE is passed; `load_direct` is for a
+    `DirectScore` alone.
 
     Arguments:
         name_or_path: a file, a run folder of `train`, or a shipped model, "digits" or "mnist".
         network: one of a class of your own, which is not rebuilt from the file.
-        sde: one of a class of your own, likewise.
+        sde: one of a class of your own, likewise; any SDE for a `DirectScore`.
         device: where the model is to compute.
 
     Errors: FileNotFoundError; ValueError for files that are damaged, foreign, newer than this
-    version, of another network or of a DirectScore.
+    version or of another network.
 
     >>> load("no-such-model")
     Traceback (most recent call last):
     FileNotFoundError: load: name_or_path must be a file, a run folder or the name of a shipped \
 model (digits, mnist), got 'no-such-model'; check the spelling
     """
-
-    def build(
-        network: nn.Module, sde: LinearSDE, data: DataSpec | None, found: dict[str, Any]
-    ) -> ScoreModel:
-        return ScoreModel(
-            network,
-            sde,
-            found["prediction"],
-            sigma_data=found["sigma_data"],
-            data=data,
-            variance=found.get("variance", "fixed"),
-            coupling=found.get("coupling", "independent"),
-        )
-
-    return _loaded("load", ScoreModel, build, name_or_path, network, sde).to(device)
+    return _loaded("load", tuple(_BUILDERS), name_or_path, network, sde).to(device)
 
 
 def load_direct(
@@ -141,7 +145,7 @@ def load_direct(
     sde: SDE | None = None,
     device: torch.device | str = "cpu",
 ) -> DirectScore:
-    """Return the `DirectScore` of a checkpoint, in evaluation mode: as `load`, of any SDE.
+    """Return the `DirectScore` of a checkpoint, in evaluation mode, and nothing else.
 
     An SDE without a closed-form kernel is of a class of your own, and so is passed in.
 
@@ -153,13 +157,38 @@ def load_direct(
 
     Errors: those of `load`; ValueError for the file of a ScoreModel.
     """
+    only = (DirectScore.__name__,)
+    found = cast("DirectScore", _loaded("load_direct", only, name_or_path, network, sde))
+    return found.to(device)
 
-    def build(
-        network: nn.Module, sde: SDE, data: DataSpec | None, _: dict[str, Any]
-    ) -> DirectScore:
-        return DirectScore(network, sde, data=data)
 
-    return _loaded("load_direct", DirectScore, build, name_or_path, network, sde).to(device)
+def _score_model(
+    network: nn.Module,
+    sde: Any,  # noqa: ANN401  (the model refuses what is not linear)
+    data: DataSpec | None,
+    found: dict[str, Any],
+) -> ScoreModel:
+    return ScoreModel(
+        network,
+        sde,
+        found["prediction"],
+        sigma_data=found["sigma_data"],
+        data=data,
+        variance=found.get("variance", "fixed"),
+        coupling=found.get("coupling", "independent"),
+    )
+
+
+def _direct_score(
+    network: nn.Module, sde: SDE, data: DataSpec | None, _: dict[str, Any]
+) -> DirectScore:
+    return DirectScore(network, sde, data=data)
+
+
+_BUILDERS: Final[Mapping[str, Build]] = {
+    ScoreModel.__name__: _score_model,
+    DirectScore.__name__: _direct_score,
+}
 
 
 def describe(name_or_path: str | Path) -> dict[str, Any]:
@@ -222,29 +251,28 @@ def _locate(name_or_path: str | Path) -> Path:
 
 def _loaded(
     what: str,
-    kind: type[ModelT],
-    build: Build[ModelT],
+    kinds: Sequence[str],
     name_or_path: str | Path,
     network: nn.Module | None,
     sde: SDE | None,
-) -> ModelT:
+) -> LearnedScore:
     path = _locate(name_or_path)
     configuration, tensors = read(path, weights=True)
     saved = configuration.get("class", ScoreModel.__name__)
-    if saved != kind.__name__:
-        other = "load_direct" if kind is ScoreModel else "load"
-        raise wrong_value(
-            what, str(path), f"hold a {kind.__name__}", f"a {saved}", f"call {other}(path)"
-        )
+    if saved not in kinds:
+        remedy = "call load(path)" if saved in _BUILDERS else "install a newer sde_diffusion"
+        rule = f"hold a {' or a '.join(kinds)}"
+        raise wrong_value(what, str(path), rule, f"a {saved}", remedy)
     try:
         sde = _decode(configuration["sde"]) if sde is None else sde
         network = _network(configuration["network"]) if network is None else network
         data = configuration["data"]
         spec = None if data is None else DataSpec.from_json(data)
-        model = build(network, sde, spec, configuration)
+        model = _BUILDERS[saved](network, sde, spec, configuration)
     except _OwnClassError as error:
         argument, name = error.args
-        remedy = f"call {what}(path, {argument}=...)"
+        call = f"{what}(path, {argument}=...)"
+        remedy = f"call {call}; a command takes --model FILE:NAME of a function that returns it"
         raise wrong_value(
             what, argument, "be passed for a class of your own", name, remedy
         ) from None

@@ -261,7 +261,7 @@ class DirectScore(LearnedScore):
 
     Without alpha and sigma there is no eps and no x0: it makes a `ReverseSDE` or a
     `ProbabilityFlow` for solvers that need neither. `ScoreModel` is for linear SDEs. `Implicit`
-    and `Sliced` train it, along `Paths`; `load_direct` reads it from a checkpoint.
+    and `Sliced` train it, along `Paths`; `load` reads it from a checkpoint.
 
     Shapes: x (B, *event), t () or (B,); result like x.
     Errors: TypeError for anything but a network and an SDE.

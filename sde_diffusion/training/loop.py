@@ -50,9 +50,9 @@ def train(
 
     With ``out``, checkpoints are written before the first step, every ``checkpoint_every`` steps,
     at the end, and when the iterator is closed between two steps (``break``). `load(out)` returns
-    the averaged model of the latest one, `load_direct(out)` that of a `DirectScore`. The values of
-    the monitors are lines of metrics.jsonl, and ``best.safetensors`` is the model of the best
-    bound among them; after ``patience`` evaluations without a better bound the run ends.
+    the averaged model of the latest one. The values of the monitors are lines of metrics.jsonl,
+    and ``best.safetensors`` is the model of the best bound among them; after ``patience``
+    evaluations without a better bound the run ends.
 
     Under torchrun all processes call this with their ``processes``; the first one alone evaluates
     and writes.
