@@ -99,7 +99,7 @@ def integrate(
         else:
             walk = solver.steps(dynamics, x, grid, noise)
         for found in islice(walk, len(grid)):  # one more than there are steps, to be refused
-            state, lost = found if isinstance(found, Reached) else (found, None)
+            state, lost = found if isinstance(found, Reached) else Reached(found, None)
             watch.see(state)
         watch.check_end()
         if denoise is not None:

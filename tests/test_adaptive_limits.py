@@ -106,7 +106,7 @@ def test_a_tolerance_below_the_rounding_of_the_states_is_refused_before_any_call
     score = Kinked()
     says = (
         rf"{type(solver).__name__}: rtol, atol must allow more than the rounding of x, "
-        r"1.19e-07 of it in torch.float32, got 1e-09, 1e-09; raise them, or pass x.double\(\)"
+        r"5.96e-08 of it in torch.float32, got 1e-09, 1e-09; raise them, or pass x.double\(\)"
     )
     with pytest.raises(ValueError, match=says):
         solve(solver, score)

@@ -423,6 +423,14 @@ MISTAKES = [
         "rtol must be above 0, got -1.0",
     ),
     Mistake(
+        "tolerance below the rounding of the states",
+        SAMPLE + "--solver dormand-prince --tolerance 1e-10",
+        ("rtol, atol must allow more than the rounding of x", "torch.float32, got 1e-10, 1e-10"),
+        lambda _: integrate(FLOW, DormandPrince(1e-10, 1e-10), X + 1, uniform(1)),
+        ValueError,
+        "the rounding of x, 5.96e-08 of it in torch.float32, got 1e-10, 1e-10; raise them",
+    ),
+    Mistake(
         "tolerance that is no number",
         SAMPLE + "--solver torchdiffeq:dopri5 --tolerance nan",
         ("rtol must be above 0, got nan",),

@@ -25,7 +25,7 @@ class Sized(Protocol):
 def check_tolerance(what: str, x: Tensor, rtol: float, atol: float) -> None:
     """Refuse tolerances that the rounding of the states themselves exceeds.
 
-    That is √(mean((ε x/(atol + rtol |x|))²)) > 1 of a sample, ε the precision of x's dtype.
+    That is √(mean((ε x/(atol + rtol |x|))²)) > 1 of a sample, ε the unit roundoff of x's dtype.
 
     Arguments:
         what: the solver that refuses.
@@ -33,12 +33,12 @@ def check_tolerance(what: str, x: Tensor, rtol: float, atol: float) -> None:
         rtol: the tolerance relative to the state.
         atol: the absolute tolerance.
     """
-    eps = torch.finfo(x.dtype).eps
-    if bool((rms(eps * x / (atol + rtol * x.abs())) > 1).any()):
+    roundoff = 0.5 * torch.finfo(x.dtype).eps
+    if bool((rms(roundoff * x / (atol + rtol * x.abs())) > 1).any()):
         raise wrong_value(
             what,
             "rtol, atol",
-            f"allow more than the rounding of x, {eps:.3g} of it in {x.dtype}",
+            f"allow more than the rounding of x, {roundoff:.3g} of it in {x.dtype}",
             f"{rtol:g}, {atol:g}",
             "raise them, or pass x.double() to a score that takes it",
         )
