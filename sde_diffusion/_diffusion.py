@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -10,11 +10,15 @@ from torch import Tensor
 from sde_diffusion._check import wrong_type, wrong_value
 from sde_diffusion._tensors import expand
 
-if TYPE_CHECKING:
-    from sde_diffusion.sde import SDE
+
+class Diffusing(Protocol):
+    """An SDE, as far as its diffusion g(x, t) goes."""
+
+    def diffusion(self, x: Tensor, t: Tensor) -> Tensor:
+        """Return g(x, t)."""
 
 
-def diffusion_of(sde: SDE, x: Tensor, t: Tensor) -> Tensor:
+def diffusion_of(sde: Diffusing, x: Tensor, t: Tensor) -> Tensor:
     """Return g(x, t): one number, one a sample or one for each element of x, in x's dtype.
 
     A (B,) tensor is one number a sample, also where x has B dimensions. There, and where a matrix
@@ -56,7 +60,7 @@ def _doubtful(g: Tensor, x: Tensor) -> bool:
     return g.shape == x.shape == torch.Size((len(x), len(x)))
 
 
-def _wrong_shape(sde: SDE, got: object, x: Tensor) -> ValueError:
+def _wrong_shape(sde: Diffusing, got: object, x: Tensor) -> ValueError:
     return wrong_value(
         type(sde).__name__,
         "diffusion(x, t)",

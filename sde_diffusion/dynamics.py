@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sde_diffusion._check import wrong_type, wrong_value
 from sde_diffusion._diffusion import diffusion_of
+from sde_diffusion._shown import as_call, shown
 from sde_diffusion.coefficients import Coefficients
 from sde_diffusion.counting import CountedScore
 from sde_diffusion.scores import Score, ScoreLike
@@ -25,6 +26,8 @@ class ODE(ABC):
     """An equation dx = velocity(x,t) dt."""
 
     horizon: float = 1.0  # the last time at which the velocity is finite
+
+    __repr__ = shown
 
     @abstractmethod
     def velocity(self, x: Tensor, t: Tensor) -> Tensor:
@@ -72,6 +75,10 @@ class ReverseSDE(SDE):
         self.horizon = sde.horizon
         self.coefficients = self.score.coefficients
 
+    def __repr__(self) -> str:
+        parts = {"sde": self.sde, "noise_scale": self.noise_scale, "nfe": self.nfe}
+        return as_call(type(self).__name__, parts)
+
     @property
     def nfe(self) -> int:
         """The number of score evaluations so far."""
@@ -114,6 +121,9 @@ class ProbabilityFlow(ODE):
         self.sde = sde
         self.horizon = sde.horizon
         self.coefficients = self.score.coefficients
+
+    def __repr__(self) -> str:
+        return as_call(type(self).__name__, {"sde": self.sde, "nfe": self.nfe})
 
     @property
     def nfe(self) -> int:

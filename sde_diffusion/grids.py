@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._check import positive_integer, positive_number, wrong_type, wrong_value
+from sde_diffusion._shown import shown
 from sde_diffusion.sde import LinearSDE
 from sde_diffusion.solver import Solver
 
@@ -309,6 +310,8 @@ class Denoised:
     """
 
     times: Tensor
+
+    __repr__ = shown
 
     def __post_init__(self) -> None:
         check_grid(self.times)

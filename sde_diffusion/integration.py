@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._check import wrong_type, wrong_value
+from sde_diffusion._shown import shown
 from sde_diffusion._tensors import check_state
 from sde_diffusion._watch import Callback, Watch
 from sde_diffusion.dynamics import ODE, ProbabilityFlow, ReverseSDE, linear
@@ -43,6 +44,8 @@ class Solution:
     steps: int
     seconds: float
     lost: Tensor | None = None
+
+    __repr__ = shown
 
 
 def integrate(

@@ -14,6 +14,7 @@ from typing import ClassVar, Generic, NamedTuple, TypeVar
 
 from torch import Tensor
 
+from sde_diffusion._shown import shown
 from sde_diffusion.coefficients import Level
 from sde_diffusion.dynamics import ProbabilityFlow, ReverseSDE, linear
 from sde_diffusion.forms import FORMS
@@ -33,6 +34,8 @@ class Step(NamedTuple):
     a: float
     b: Sequence[float]
     c: float = 0.0
+
+    __repr__ = shown
 
 
 class Multistep(Solver[LinearT], ABC, Generic[LinearT]):

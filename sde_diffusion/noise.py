@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sde_diffusion._check import wrong_type, wrong_value
 from sde_diffusion._seeds import check_seed, mix
+from sde_diffusion._shown import shown
 from sde_diffusion._tensors import expand
 
 _DRAWN: Final = (torch.float32, torch.float64)
@@ -41,6 +42,8 @@ def _generator(seed: int, device: torch.device) -> torch.Generator:
 
 class Noise(ABC):
     """The source of a solver's randomness."""
+
+    __repr__ = shown
 
     @abstractmethod
     def normal(self, x: Tensor) -> Tensor:

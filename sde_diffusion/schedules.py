@@ -15,10 +15,13 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._check import positive_integer, wrong_type, wrong_value
+from sde_diffusion._shown import shown
 
 
 class Beta(ABC):
     """A noise schedule β(t) > 0 on t in [0, 1]."""
+
+    __repr__ = shown
 
     @abstractmethod
     def beta(self, t: Tensor) -> Tensor:
@@ -154,6 +157,8 @@ class DiscreteBeta(Beta):
 
     betas: Tensor
     knots: Tensor = field(init=False, repr=False)  # B at the lattice times, (N + 1,)
+
+    __repr__ = shown
 
     def __post_init__(self) -> None:
         if not isinstance(self.betas, Tensor):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sde_diffusion._check import wrong_type, wrong_value
+from sde_diffusion._shown import shown
 from sde_diffusion._tensors import check_state, expand
 from sde_diffusion.coefficients import Level, Levels
 from sde_diffusion.forms import converted
@@ -44,6 +45,8 @@ class ScoreLike(ABC):
     """
 
     sde: SDE
+
+    __repr__ = shown
 
     if TYPE_CHECKING:
         # A subclass may give these in any way: on the class, as a property or by assignment.

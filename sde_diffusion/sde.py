@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from sde_diffusion._check import positive_number, wrong_type, wrong_value
 from sde_diffusion._diffusion import diffusion_of
+from sde_diffusion._shown import shown
 from sde_diffusion._tensors import check_state, expand, flat_sum
 from sde_diffusion.noise import Noise
 from sde_diffusion.schedules import Beta, LinearBeta
@@ -42,6 +43,8 @@ class SDE(ABC):
     """An equation dx = drift(x,t) dt + diffusion(x,t) dw with scalar or diagonal diffusion."""
 
     horizon: float = 1.0  # the last time at which the coefficients are finite
+
+    __repr__ = shown
 
     @abstractmethod
     def drift(self, x: Tensor, t: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from torch import Tensor
 
+from sde_diffusion._shown import shown
 from sde_diffusion.dynamics import ODE
 from sde_diffusion.noise import Noise
 from sde_diffusion.sde import SDE, LinearSDE
@@ -27,6 +28,8 @@ class Solver(ABC, Generic[ContraT]):
 
     # The instances whose orders are certified, as keyword arguments.
     certified: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)
+
+    __repr__ = shown
 
     @property
     @abstractmethod
@@ -119,6 +122,8 @@ class Reached(NamedTuple):
 
     x: Tensor
     lost: Tensor | None
+
+    __repr__ = shown
 
 
 class Adaptive(Solver[DynamicsT], ABC, Generic[DynamicsT]):

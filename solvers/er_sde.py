@@ -10,6 +10,7 @@ from typing import Any, ClassVar, TypeAlias, final
 import numpy as np
 
 from sde_diffusion._check import wrong_value
+from sde_diffusion._shown import shown
 from sde_diffusion.coefficients import Level
 from sde_diffusion.dynamics import ReverseSDE
 from sde_diffusion.multistep import Multistep, Step
@@ -72,6 +73,8 @@ class ERSDE(Multistep[ReverseSDE]):
     dynamics = ReverseSDE
     form: ClassVar[str] = "x0"
     certified: ClassVar[tuple[Mapping[str, Any], ...]] = tuple({"memory": n} for n in (1, 2, 3))
+
+    __repr__ = shown
 
     def __post_init__(self) -> None:
         if self.memory not in (1, 2, 3):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 from pathlib import Path
@@ -12,15 +13,15 @@ import torch
 from matplotlib.axis import Axis
 from torch import Tensor
 
-from sde_diffusion import Affine, DataSpec
+from sde_diffusion import Affine, DataSpec, pictures
 from sde_diffusion.diagnostics.comparison import Comparison, ComparisonRow
 from sde_diffusion.diagnostics.convergence import Convergence
 from sde_diffusion.diagnostics.metrics import Interval
 from sde_diffusion.pictures._panels import log_ticks, new_figure
-from sde_diffusion.pictures.comparisons import error_figure
-from sde_diffusion.pictures.orders import order_figure
-from sde_diffusion.pictures.runs import curves_figure
-from sde_diffusion.pictures.samples import draw_cell, sample_figure, sample_picture, tiles
+from sde_diffusion.pictures.comparisons import error_picture
+from sde_diffusion.pictures.orders import order_picture
+from sde_diffusion.pictures.runs import curves_picture
+from sde_diffusion.pictures.samples import draw_cell, sample_picture, tiles
 
 
 def images(*shape: int) -> Tensor:
@@ -54,7 +55,7 @@ def test_values_outside_are_clipped_and_the_channel_may_be_left_out() -> None:
 
 def test_channels_that_no_picture_has_stand_side_by_side_in_grey() -> None:
     x = images(5, 2, 4, 3)
-    (axes,) = sample_figure(x).axes
+    (axes,) = sample_picture(x).axes
     (shown,) = (numpy(image) for image in axes.images)
     assert shown.ndim == 2  # grey
     pairs = 2  # of each row: 5 samples of 2 channels, about a square
@@ -68,30 +69,30 @@ def test_channels_that_no_picture_has_stand_side_by_side_in_grey() -> None:
 
 def test_four_channels_are_rgba_unless_the_data_are_real() -> None:
     x = images(4, 4, 3, 3)
-    (axes,) = sample_figure(x).axes
+    (axes,) = sample_picture(x).axes
     assert torch.equal(numpy(axes.images[0]), tiles(x))
     assert tiles(x).shape == (7, 7, 4)
     levels = DataSpec("icons", (4, 3, 3), 256)
-    assert torch.equal(numpy(sample_figure(x, levels).axes[0].images[0]), tiles(x))
+    assert torch.equal(numpy(sample_picture(x, data=levels).axes[0].images[0]), tiles(x))
     real = DataSpec("latents", (4, 3, 3), None)
-    grey = numpy(sample_figure(x, real).axes[0].images[0])
+    grey = numpy(sample_picture(x, data=real).axes[0].images[0])
     assert torch.equal(grey, tiles(x.flatten(0, 1), 4))
 
 
 def test_real_images_with_a_scaling_are_stretched() -> None:
     x = 40 * images(3, 1, 4, 4) + 7
     scaled = DataSpec("counts", (1, 4, 4), None, Affine(-9, 3))
-    shown = numpy(sample_figure(x, scaled).axes[0].images[0])
+    shown = numpy(sample_picture(x, data=scaled).axes[0].images[0])
     stretched = (x - x.min()) / (x.max() - x.min())
     assert torch.allclose(shown[:4, :4], stretched[0, 0], atol=1e-6)
     flat = torch.full((2, 1, 2, 2), 5.0)
-    assert bool((numpy(sample_figure(flat, scaled).axes[0].images[0])[:2, :2] == 0.5).all())
+    assert bool((numpy(sample_picture(flat, data=scaled).axes[0].images[0])[:2, :2] == 0.5).all())
 
 
 def test_series_are_lines_in_the_units_of_the_data() -> None:
     x = images(5, 2, 30)
     spec = DataSpec("waves", (2, 30), None, Affine(-2, -1))  # y = x + 2
-    panels = sample_figure(x, spec).axes
+    panels = sample_picture(x, data=spec).axes
     assert [axes.get_ylabel() for axes in panels] == ["channel 0", "channel 1"]
     for channel, axes in enumerate(panels):
         assert len(axes.lines) == 5
@@ -102,7 +103,7 @@ def test_series_are_lines_in_the_units_of_the_data() -> None:
 def test_vectors_are_points_in_the_units_of_the_data() -> None:
     x = images(50, 4)
     spec = DataSpec("rows", (4,), None, Affine(-2, -1))
-    (axes,) = sample_figure(x, spec).axes
+    (axes,) = sample_picture(x, data=spec).axes
     shown = torch.from_numpy(axes.collections[0].get_offsets().data)
     assert torch.allclose(shown.float(), x[:, :2] + 2)
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("coordinate 0", "coordinate 1")
@@ -113,7 +114,7 @@ def test_vectors_are_points_in_the_units_of_the_data() -> None:
 )
 def test_points_of_unequal_scales_have_unequal_axes(factor: float, aspect: object) -> None:
     x = images(2000, 2) * torch.tensor([1.0, factor]) + torch.tensor([3.0, -100.0])
-    (axes,) = sample_figure(x).axes
+    (axes,) = sample_picture(x).axes
     assert axes.get_aspect() == aspect
     cell = new_figure(2, 2).subplots()
     draw_cell(cell, x[:50], x, "", "")
@@ -148,12 +149,13 @@ def test_all_kinds_of_samples_become_a_picture(tmp_path: Path, shape: tuple[int,
     from PIL import Image
 
     path = tmp_path / "samples.png"
-    sample_picture(images(*shape), path)
+    figure = sample_picture(images(*shape), path)
     with Image.open(path) as picture:
         picture.load()
         colours = picture.convert("RGB").getcolors(1 << 20)
     assert colours is not None
     assert len(colours) > 2  # something was drawn
+    assert all(axes.has_data() for axes in figure.axes)
     assert [p.name for p in tmp_path.iterdir()] == ["samples.png"]
 
 
@@ -239,15 +241,15 @@ def test_all_logarithmic_pictures_have_labels(factor: float) -> None:
     losses = {"lambda": list(range(9)), "loss": [0.013 * end for end in ends]}
     lines = [line(i, loss=end) for i, end in enumerate(ends)]
     lines.append({"step": 9, "evaluation": {"loss_by_level": losses}})
-    figures = [curves_figure(lines)]
+    figures = [curves_picture(lines)]
     errors = [Interval(3.3 * end, 0.1) for end in ends]
     rows = [
         ComparisonRow("heun", 5, 10 * (i + 1), 1.0, error, error) for i, error in enumerate(errors)
     ]
     for some in (rows, rows[:1]):
-        figures.append(error_figure([comparison(some)]))
+        figures.append(error_picture([comparison(some)]))
     found = Convergence((10, 20, 40), (7e-3 * factor, 7e-3 * factor**0.5, 7e-3))
-    figures.append(order_figure({("ODE", 1.0): {"heun": found}}, "vp"))
+    figures.append(order_picture({("ODE", 1.0): {"heun": found}}, "vp"))
     logarithmic = 0
     for figure in figures:
         for axes in figure.axes:
@@ -255,3 +257,31 @@ def test_all_logarithmic_pictures_have_labels(factor: float) -> None:
                 check_labels(axes.yaxis)
                 logarithmic += 1
     assert logarithmic >= 6
+
+
+def test_a_picture_is_returned_and_written_only_where_there_is_a_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a notebook shows is what the file holds."""
+    monkeypatch.chdir(tmp_path)
+    lines = [
+        {"step": 1, "loss": 2.0, "grad_norm": 1.0, "learning_rate": 0.1},
+        {"step": 2, "loss": 1.0, "grad_norm": 3.0, "learning_rate": 0.2},
+    ]
+    figure = curves_picture(lines)
+    assert list(tmp_path.iterdir()) == []
+    drawn = [axes.lines[0].get_ydata().tolist() for axes in figure.axes]
+    assert drawn == [[2.0, 1.0], [1.0, 3.0], [0.1, 0.2]]
+    curves_picture(lines, "curves.png")
+    with (tmp_path / "again.png").open("wb") as file:
+        figure.savefig(file, format="png", dpi=150)
+    assert (tmp_path / "again.png").read_bytes() == (tmp_path / "curves.png").read_bytes()
+
+
+def test_every_picture_of_the_package_gives_its_figure() -> None:
+    names = [name for name in pictures.__all__ if name.endswith("_picture")]
+    assert len(names) == 6
+    for name in names:
+        found = inspect.signature(getattr(pictures, name))
+        assert found.return_annotation == "Figure", name
+        assert found.parameters["path"].default is None, name

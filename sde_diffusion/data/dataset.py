@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._check import positive_integer, wrong_type, wrong_value
+from sde_diffusion._shown import shown
 from sde_diffusion.data.readers import SPLITS, Rows, checked, read_file, read_folder
 from sde_diffusion.data.spec import DataSpec, check_span, is_integer
 
@@ -46,6 +47,8 @@ class Dataset:
     spec: DataSpec
     values: Tensor
     labels: Tensor | None
+
+    __repr__ = shown
 
     def __post_init__(self) -> None:
         values = self.values

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sde_diffusion._check import wrong_type, wrong_value
+from sde_diffusion._shown import shown
 from sde_diffusion.data.scaling import Affine, Scaling, scaling_from_json
 
 _MOST_LEVELS: Final = 2**16
@@ -44,6 +45,8 @@ class DataSpec:
     shape: tuple[int, ...]
     levels: int | None
     scaling: Scaling
+
+    __repr__ = shown
 
     def __init__(
         self,

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._check import wrong_type, wrong_value
+from sde_diffusion._shown import shown
 from sde_diffusion._tensors import expand
 from sde_diffusion.grids import check_grid
 from sde_diffusion.lattices import lattice
@@ -54,6 +55,8 @@ class Chain:
     alpha: Tensor = field(init=False, repr=False)  # (N + 1,)
     sigma: Tensor = field(init=False, repr=False)  # (N + 1,)
     share: Tensor = field(init=False, repr=False)  # r_1 … r_N
+
+    __repr__ = shown
 
     def __post_init__(self) -> None:
         if not isinstance(self.sde, LinearSDE):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sde_diffusion._check import wrong_value
 from sde_diffusion._seeds import Purpose, mix
+from sde_diffusion._shown import shown
 from sde_diffusion._tensors import flat_sum
 from sde_diffusion.coefficients import Levels
 from sde_diffusion.counting import CountedScore
@@ -107,6 +108,8 @@ class DiscreteBound:
     terms: Mapping[str, Tensor]
     nfe: int
     per_step: StepTable
+
+    __repr__ = shown
 
 
 def step_bound(

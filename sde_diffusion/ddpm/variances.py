@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sde_diffusion._check import wrong_value
 from sde_diffusion._seeds import Purpose, mix
+from sde_diffusion._shown import shown
 from sde_diffusion.coefficients import Level, Levels
 from sde_diffusion.counting import CountedScore
 from sde_diffusion.ddpm.chain import Chain
@@ -86,6 +87,8 @@ class LearnedVariance(Variance):
 
     v: Callable[[Tensor, Tensor], Tensor]
 
+    __repr__ = shown
+
     def table(self, chain: Chain) -> Tensor:
         return PosteriorVariance().table(chain)
 
@@ -111,6 +114,8 @@ class AnalyticVariance(Variance):
     """
 
     power: Tensor
+
+    __repr__ = shown
 
     @classmethod
     def estimated(cls, model: ScoreLike, x0: Tensor, chain: Chain, *, seed: int = 0) -> Self:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._check import wrong_value
+from sde_diffusion._shown import shown
 from sde_diffusion.data.checks import scaled_for
 from sde_diffusion.data.dataset import Dataset
 from sde_diffusion.dynamics import ProbabilityFlow
@@ -73,6 +74,8 @@ class Evaluator:
     >>> [round(nats, 3) for nats in found.values["flow_nats"]]
     [-0.919, -0.919]
     """
+
+    __repr__ = shown
 
     def __init__(
         self,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._check import wrong_value
+from sde_diffusion._shown import shown
 
 LINES: Final = (
     "score",
@@ -74,6 +75,8 @@ class Ledger:
     lines: tuple[Line, ...]
     freedom: int
     nfe: int
+
+    __repr__ = shown
 
     def line(self, name: str) -> Line:
         """Return one of the lines.

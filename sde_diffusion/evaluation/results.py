@@ -10,6 +10,7 @@ from typing import Final, final
 import torch
 from torch import Tensor
 
+from sde_diffusion._shown import shown
 from sde_diffusion.ddpm.discrete_bound import StepTable
 from sde_diffusion.evaluation.evaluator import Evaluator
 from sde_diffusion.evaluation.sample_log import EvaluatedBatch
@@ -68,6 +69,8 @@ class Evaluation:
     sums: Mapping[str, Tensor]
     nfe: Mapping[str, int]
     seconds: float
+
+    __repr__ = shown
 
     @classmethod
     def of(cls, batches: Iterable[EvaluatedBatch], evaluator: Evaluator) -> Evaluation:

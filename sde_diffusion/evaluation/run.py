@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from sde_diffusion._progress import bar
 from sde_diffusion.data.dataset import Dataset
 from sde_diffusion.evaluation.evaluator import Evaluator
 from sde_diffusion.evaluation.results import Evaluation
@@ -25,6 +26,7 @@ def evaluate(
     settings: EvaluationSettings | None = None,
     *,
     grid: Tensor | None = None,
+    progress: bool = False,
 ) -> Evaluation:
     """Return log-likelihoods of all samples, by up to three bounds, as ``settings`` say.
 
@@ -34,6 +36,7 @@ def evaluate(
         solver: a solver of ODEs, for the flow.
         settings: what is computed and how precisely; by default `EvaluationSettings()`.
         grid: rising times of the flow's solve; by default t_min and the horizon, if adaptive.
+        progress: show a bar of the samples that are done.
 
     Errors: those of `log_prob`, `elbo` and `vlb`; ValueError for data that the prior does not
     cover: `prior_mismatch`.
@@ -51,7 +54,15 @@ def evaluate(
     evaluator = Evaluator(model, dataset, solver, settings, grid)
     check_units("evaluate", "dataset", model.sde, evaluator.dataset)
     evaluator, _ = evaluator.decided()
-    return Evaluation.of(map(evaluator.batch, evaluator.batches()), evaluator)
+
+    def batches() -> Iterator[EvaluatedBatch]:
+        with bar(len(dataset), "sample", shown=progress) as done:
+            for indices in evaluator.batches():
+                batch = evaluator.batch(indices)
+                done.update(batch.count)
+                yield batch
+
+    return Evaluation.of(batches(), evaluator)
 
 
 def logged(

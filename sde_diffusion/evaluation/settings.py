@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final, Self, final
 
 from sde_diffusion._check import positive_integer, positive_number, wrong_value
+from sde_diffusion._shown import shown
 
 BOUNDS: Final = ("flow", "elbo", "vlb")
 DIVERGENCES: Final = ("hutchinson", "hutch++", "exact")
@@ -57,6 +58,8 @@ class EvaluationSettings:
     steps: int | None = None
     batch_size: int = 64
     seed: int = 0
+
+    __repr__ = shown
 
     def __post_init__(self) -> None:
         what = "EvaluationSettings"

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._seeds import Purpose, mix
+from sde_diffusion._shown import shown
 from sde_diffusion._tensors import flat_sum
 from sde_diffusion.coefficients import Coefficients, Level
 from sde_diffusion.counting import Counter
@@ -74,6 +75,8 @@ class Bound:
     terms: Mapping[str, Tensor]
     nfe: int
     t_min: float
+
+    __repr__ = shown
 
 
 def elbo(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._check import positive_integer, wrong_value
+from sde_diffusion._shown import shown
 from sde_diffusion._tensors import flat_sum
 
 _TILE: Final = 16  # levels compared at once with every dimension of the data
@@ -20,6 +21,8 @@ class Decoder(ABC):
     """The distribution of the data given a mean and a variance for each of its dimensions."""
 
     control: ClassVar[float]  # the share of ½(x0 − mean)²/variance in −log p
+
+    __repr__ = shown
 
     def check(self, what: str, x0: Tensor) -> None:  # noqa: B027  (a density takes any data)
         """Refuse data outside the support of this distribution."""

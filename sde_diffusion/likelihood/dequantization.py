@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sde_diffusion._check import positive_integer, positive_number, wrong_type, wrong_value
 from sde_diffusion._seeds import Purpose, check_seed, mix
+from sde_diffusion._shown import shown
 from sde_diffusion._tensors import flat_sum
 from sde_diffusion.data.spec import DataSpec
 from sde_diffusion.noise import PerSampleNoise
@@ -34,6 +35,8 @@ class Dequantizer(ABC):
     """
 
     seed: int
+
+    __repr__ = shown
 
     @abstractmethod
     def transform(self, z: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
@@ -139,6 +142,8 @@ class DiscreteLogLikelihood:
     standard_error: Tensor
     gap: Tensor
     log_weights: Tensor
+
+    __repr__ = shown
 
 
 def discrete_log_prob(

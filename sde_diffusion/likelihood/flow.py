@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._check import positive_integer, wrong_type, wrong_value
+from sde_diffusion._shown import shown
 from sde_diffusion._tensors import check_state
 from sde_diffusion.data.checks import check_dequantized
 from sde_diffusion.data.spec import DataSpec
@@ -133,6 +134,8 @@ class LogLikelihood:
     terms: Mapping[str, Tensor]
     nfe: int
     latent: Tensor
+
+    __repr__ = shown
 
 
 def log_prob(

@@ -16,6 +16,7 @@ from typing import Any, Final, final
 from torch import Tensor
 
 from sde_diffusion._check import wrong_value
+from sde_diffusion._shown import shown
 from sde_diffusion._tensors import check_state
 from sde_diffusion.dynamics import ProbabilityFlow
 from sde_diffusion.grids import Grid, times_of
@@ -51,6 +52,8 @@ class SamplerDensity:
     remainder: Tensor
     terms: Mapping[str, Tensor]
     nfe: int
+
+    __repr__ = shown
 
 
 def sampler_log_prob(

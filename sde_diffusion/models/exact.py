@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._check import wrong_type, wrong_value
+from sde_diffusion._shown import shown
 from sde_diffusion._tensors import check_state, expand
 from sde_diffusion.coefficients import Level, Levels
 from sde_diffusion.forms import converted
@@ -57,6 +58,8 @@ class Oracle:
         variances: along the principal axes of each component; (K, D).
         bases: the axes, as columns; (K, D, D), or None where they are those of the event.
     """
+
+    __repr__ = shown
 
     def __init__(
         self, weights: Tensor, means: Tensor, variances: Tensor, bases: Tensor | None

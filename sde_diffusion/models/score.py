@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sde_diffusion._check import one_of, positive_number, wrong_type, wrong_value
+from sde_diffusion._shown import Size, as_call
 from sde_diffusion._tensors import check_state, expand, per_sample
 from sde_diffusion.coefficients import Level, Levels
 from sde_diffusion.forms import FORMS, converted, edm_form, joined
@@ -50,6 +51,11 @@ class LearnedScore(nn.Module, ScoreLike, ABC):
             )
         self.network = network
         self.data = data
+
+    def __repr__(self) -> str:
+        names = ("network", "sde", "prediction", "data")
+        values = (Size(self.network), self.sde, self.prediction, self.data)
+        return as_call(type(self).__name__, dict(zip(names, values, strict=True)))
 
     @property
     def device(self) -> torch.device:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sde_diffusion._check import positive_integer
+from sde_diffusion._shown import as_call
 from sde_diffusion.nets._layers import (
     check_condition,
     check_dropout,
@@ -106,6 +107,9 @@ class MLP(nn.Module):
             layers = (Layer(width, dropout, generator) for _ in range(depth))
             self.layers = nn.ModuleList(layers)
             self.head = linear(width, outputs, None)
+
+    def __repr__(self) -> str:
+        return as_call(type(self).__name__, self.config)
 
     def forward(self, x: Tensor, c: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return the network's output for the points x at the noise levels c."""

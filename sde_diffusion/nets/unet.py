@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sde_diffusion._check import one_of, positive_integer, wrong_type, wrong_value
+from sde_diffusion._shown import as_call
 from sde_diffusion.nets._layers import (
     check_condition,
     check_dropout,
@@ -196,6 +197,9 @@ class UNet(nn.Module):
         self.pyramid = nn.ModuleList(
             conv(a, b, generator, stride=stride) for a, b in pairwise(images)
         )
+
+    def __repr__(self) -> str:
+        return as_call(type(self).__name__, self.config)
 
     def forward(self, x: Tensor, c: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return the network's output for the states x at the noise levels c."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sde_diffusion._check import wrong_type, wrong_value
+from sde_diffusion._shown import shown
 from sde_diffusion.models.score import DirectScore, ScoreModel
 from sde_diffusion.noise import Noise
 from sde_diffusion.objectives.coupling import Coupling, IndependentCoupling
@@ -45,6 +46,8 @@ class Batch:
     eps: Tensor
     noise: Noise
 
+    __repr__ = shown
+
 
 class Objective(nn.Module, ABC):
     """The expectation of a loss over a distribution of times.
@@ -59,6 +62,8 @@ class Objective(nn.Module, ABC):
     """
 
     coupling: Coupling = IndependentCoupling()
+
+    __repr__ = shown
 
     def __init__(self, law: TimeDistribution, spacing: Spacing, t_min: float) -> None:
         super().__init__()

@@ -9,11 +9,15 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from sde_diffusion._shown import shown
+
 
 class Coupling(ABC):
     """A rule that pairs the rows of a batch with rows of noise; neither distribution changes."""
 
     name: str
+
+    __repr__ = shown
 
     @abstractmethod
     def pair(self, x0: Tensor, eps: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._check import wrong_type, wrong_value
+from sde_diffusion._shown import shown
 from sde_diffusion._tensors import flat_sum
 from sde_diffusion.grids import check_grid
 from sde_diffusion.integration import integrate
@@ -86,6 +87,8 @@ class Paths(TimeDistribution):
 
     solver: Solver[Any]
     grid: Tensor
+
+    __repr__ = shown
 
     def __post_init__(self) -> None:
         check_grid(self.grid)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sde_diffusion._check import positive_integer
+from sde_diffusion._shown import shown
 
 
 class Spaced(NamedTuple):
@@ -24,6 +25,8 @@ class Spaced(NamedTuple):
 
 class Spacing(nn.Module, ABC):
     """How the quantiles of a batch are drawn from [0, 1); what it learns is in its buffers."""
+
+    __repr__ = shown
 
     @abstractmethod
     def draw(self, n: int, generator: torch.Generator) -> Spaced:

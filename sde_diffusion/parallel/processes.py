@@ -22,6 +22,7 @@ from typing import Any, Final, Self, final
 import torch
 from torch import Tensor, distributed as dist
 
+from sde_diffusion._shown import shown
 from sde_diffusion.parallel.ranks import Ranks, place
 
 _LOOK: Final = 0.5  # seconds between two looks at the others
@@ -51,6 +52,8 @@ class Processes:
     ...     processes.world, processes.leads, processes.agree(3.0)
     (1, True, 3.0)
     """
+
+    __repr__ = shown
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)

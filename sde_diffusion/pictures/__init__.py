@@ -1,4 +1,7 @@
-"""Pictures of samples, runs, comparisons, orders and likelihoods, drawn without a display."""
+"""Pictures of samples, runs, comparisons, orders and likelihoods, drawn without a display.
+
+Every function returns its figure, for a notebook, and writes it as PNG where there is a path.
+"""
 
 from __future__ import annotations
 

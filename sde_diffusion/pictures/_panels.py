@@ -24,8 +24,11 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def save_figure(figure: Figure, path: str | Path) -> None:
-    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=150))
+def save_figure(figure: Figure, path: str | Path | None) -> Figure:
+    """Write the figure as PNG, if it is given a path; return it, for a notebook."""
+    if path is not None:
+        write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=150))
+    return figure
 
 
 def plain_ticks(axes: Axes, numbers: list[int]) -> None:

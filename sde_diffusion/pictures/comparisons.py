@@ -17,18 +17,13 @@ if TYPE_CHECKING:
     from sde_diffusion.diagnostics.metrics import Interval
 
 
-def error_picture(comparisons: Sequence[Comparison], path: str | Path) -> None:
-    """Write error against counted evaluations as PNG, one row of panels per comparison.
+def error_picture(comparisons: Sequence[Comparison], path: str | Path | None = None) -> Figure:
+    """Return error against counted evaluations, one row of panels per comparison.
 
     Left the distance of the deterministic solvers to the end points of the probability-flow ODE,
     with the reference's own error as a grey band; right the distance of all solvers to held-out
     data, with the noise floor as a band. Dashed lines are stochastic solvers.
     """
-    save_figure(error_figure(comparisons), path)
-
-
-def error_figure(comparisons: Sequence[Comparison]) -> Figure:
-    """Return the picture of `error_picture`, not yet written."""
     names = _names([row for c in comparisons for row in c.rows])
     height = max(3.4 * len(comparisons), 0.3 * len(names) + 1)
     figure = new_figure(11.0, height)
@@ -51,16 +46,11 @@ def error_figure(comparisons: Sequence[Comparison]) -> Figure:
     }
     order = [name for name in (*names, "noise floor") if name in handles]
     figure.legend([handles[name] for name in order], order, loc="outside right center")
-    return figure
+    return save_figure(figure, path)
 
 
-def solver_picture(comparison: Comparison, path: str | Path) -> None:
-    """Write samples as PNG: one column per solver, with more evaluations from row to row."""
-    save_figure(solver_figure(comparison), path)
-
-
-def solver_figure(comparison: Comparison) -> Figure:
-    """Return the picture of `solver_picture`, not yet written."""
+def solver_picture(comparison: Comparison, path: str | Path | None = None) -> Figure:
+    """Return samples: one column per solver, with more evaluations from row to row."""
     kept = [row for row in comparison.rows if row.samples is not None]
     columns = {name: [row for row in kept if row.solver == name] for name in _names(kept)}
     height = max([1, *map(len, columns.values())])
@@ -74,7 +64,7 @@ def solver_figure(comparison: Comparison) -> Figure:
         for axes, row in zip(panels[:, column], rows, strict=False):
             title = name if row is rows[0] else ""
             draw_cell(axes, row.samples, data, title, f"NFE {row.nfe}")
-    return figure
+    return save_figure(figure, path)
 
 
 def _names(rows: Sequence[ComparisonRow]) -> list[str]:

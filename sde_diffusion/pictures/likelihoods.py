@@ -17,17 +17,12 @@ if TYPE_CHECKING:
     from sde_diffusion.evaluation.results import Evaluation
 
 
-def likelihood_picture(found: Evaluation, title: str, path: str | Path) -> None:
-    """Write histograms of the bits per dimension of samples as PNG, one for every bound.
+def likelihood_picture(found: Evaluation, title: str, path: str | Path | None = None) -> Figure:
+    """Return histograms of the bits per dimension of samples, one for every bound.
 
     The terms of the discrete evidence lower bound are in a second panel: a point for each step
     that was drawn, and a line through the means over ranges of steps.
     """
-    save_figure(likelihood_figure(found, title), path)
-
-
-def likelihood_figure(found: Evaluation, title: str) -> Figure:
-    """Return the picture of `likelihood_picture`, not yet written."""
     table = found.per_step()
     figure = new_figure(6.5 if table is None else 12.0, 3.8)
     left, *rest = figure.subplots(1, 1 if table is None else 2, squeeze=False)[0]
@@ -39,7 +34,7 @@ def likelihood_figure(found: Evaluation, title: str) -> Figure:
         rest[0].set_title(
             "$L_T + \\Sigma L_k + L_0$ = {:.2g} + {:.4f} + ({:.4f})".format(*parts), fontsize=10
         )
-    return figure
+    return save_figure(figure, path)
 
 
 def _histograms(axes: Axes, found: Evaluation) -> None:

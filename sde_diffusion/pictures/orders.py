@@ -24,20 +24,15 @@ if TYPE_CHECKING:
 
 
 def order_picture(
-    curves: Mapping[tuple[str, float], Mapping[str, Convergence]], title: str, path: str | Path
-) -> None:
-    """Write error against steps as PNG: a panel for each kind and order, with a line of its slope.
+    curves: Mapping[tuple[str, float], Mapping[str, Convergence]],
+    title: str,
+    path: str | Path | None = None,
+) -> Figure:
+    """Return error against steps: a panel for each kind and order, with a line of its slope.
 
     ``curves`` are the measured errors by the name of the solver, by kind and declared order. A
     panel with more than 12 lines is continued in another.
     """
-    save_figure(order_figure(curves, title), path)
-
-
-def order_figure(
-    curves: Mapping[tuple[str, float], Mapping[str, Convergence]], title: str
-) -> Figure:
-    """Return the picture of `order_picture`, not yet written."""
     panels = [
         (kind, order, list(lines.items())[first : first + LINES])
         for (kind, order), lines in curves.items()
@@ -52,7 +47,7 @@ def order_figure(
     for axes, (kind, order, lines) in zip(cells, panels, strict=False):
         _slopes(axes, lines, order)
         axes.set_title(f"{kind} order {order:g}, {title}")
-    return figure
+    return save_figure(figure, path)
 
 
 def _slopes(axes: Axes, lines: Sequence[tuple[str, Convergence]], order: float) -> None:

@@ -13,17 +13,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def curves_picture(lines: Sequence[Mapping[str, Any]], path: str | Path) -> None:
-    """Write the learning curves of a run as PNG: loss, gradient norm, learning rate, evaluations.
+def curves_picture(lines: Sequence[Mapping[str, Any]], path: str | Path | None = None) -> Figure:
+    """Return the learning curves of a run: loss, gradient norm, learning rate, evaluations.
 
     ``lines`` are those of metrics.jsonl. The held-out bound has its standard error as bars and a
     ring around its best; the loss by level is that of the first and of the last evaluation.
     """
-    save_figure(curves_figure(lines), path)
-
-
-def curves_figure(lines: Sequence[Mapping[str, Any]]) -> Figure:
-    """Return the picture of `curves_picture`, not yet written."""
     steps = [line for line in lines if "loss" in line]
     found = [(line["step"], line["evaluation"]) for line in lines if "evaluation" in line]
     bounds = [(step, e) for step, e in found if "bits_per_dim" in e]
@@ -46,7 +41,7 @@ def curves_figure(lines: Sequence[Mapping[str, Any]]) -> Figure:
         _level_curves(next(free), levels)
     for axes in free:
         axes.axis("off")
-    return figure
+    return save_figure(figure, path)
 
 
 def _over_steps(axes: Axes, points: Sequence[tuple[int, float]], title: str) -> None:

@@ -24,8 +24,10 @@ _SERIES: Final = 16  # more lines hide one another
 _LONGEST: Final = 3.0  # the ratio of two ranges from which axes of one scale would hide the short
 
 
-def sample_picture(x: Tensor, path: str | Path, data: DataSpec | None = None) -> None:
-    """Write a picture of samples as PNG.
+def sample_picture(
+    x: Tensor, path: str | Path | None = None, data: DataSpec | None = None
+) -> Figure:
+    """Return a picture of samples.
 
     Images are tiles; of 2, 5 or more channels each is a grey tile, and so are 4 of real data,
     which otherwise are RGBA. They have values in [−1, 1], but real data with a scaling are
@@ -35,17 +37,12 @@ def sample_picture(x: Tensor, path: str | Path, data: DataSpec | None = None) ->
 
     Arguments:
         x: samples as the model gives them.
-        path: the file.
+        path: the file to write, as PNG; none if not given.
         data: what they are, where that is known.
 
     Shapes: x (B, C, H, W); (B, C, L); (B, D).
     Errors: ValueError for other shapes.
     """
-    save_figure(sample_figure(x, data), path)
-
-
-def sample_figure(x: Tensor, data: DataSpec | None = None) -> Figure:
-    """Return the picture of `sample_picture`, not yet written."""
     values = x.detach().cpu().float()
     _check(values)
     real = data is not None and data.levels is None
@@ -56,14 +53,14 @@ def sample_figure(x: Tensor, data: DataSpec | None = None) -> Figure:
         axes = figure.subplots()
         _draw_images(axes, values, rgba=not real)
         axes.axis("off")
-        return figure
+        return save_figure(figure, path)
     if data is not None and real:
         values = data.decode(values)
     if values.ndim == 3:
-        return _series_figure(values)
+        return save_figure(_series_figure(values), path)
     figure = new_figure(5.0, 5.0)
     _draw_vectors(figure.subplots(), values)
-    return figure
+    return save_figure(figure, path)
 
 
 def draw_cell(axes: Axes, x: Tensor | None, like: Tensor, title: str, below: str) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._check import wrong_value
+from sde_diffusion._shown import shown
 from sde_diffusion._tensors import check_state, rms
 from sde_diffusion.dynamics import ProbabilityFlow, check_flow
 from sde_diffusion.grids import Grid, check_grid, check_rising, times_of
@@ -85,6 +86,8 @@ class Reconstruction:
     x: Tensor
     error: Tensor
     nfe: int
+
+    __repr__ = shown
 
 
 def reconstruct(

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._check import positive_integer, wrong_type, wrong_value
+from sde_diffusion._progress import bar
 from sde_diffusion._watch import Callback
-from sde_diffusion.grids import Grid, check_grid, recommended, times_of
+from sde_diffusion.grids import Denoised, Grid, check_grid, recommended, times_of
 from sde_diffusion.integration import (
     Solution,
     check_evaluation,
@@ -37,6 +38,7 @@ def sample(
     first: int = 0,
     callback: Callback | None = None,
     dtype: torch.dtype = torch.float32,
+    progress: bool = False,
 ) -> Solution:
     """Return samples of ``model``: a draw of the prior, carried to the data by ``solver``.
 
@@ -53,6 +55,7 @@ def sample(
         first: the number of the first sample, so that batches of one run differ.
         callback: called after each step with its number from 1, its time and the state.
         dtype: of the states.
+        progress: show a bar of the steps that are done.
 
     Shapes: result's x (B, *event).
     Errors: those of `integrate`; ValueError for steps and grid together or a model in training.
@@ -73,10 +76,18 @@ def sample(
     check_grid(times_of(grid), sde.horizon)
     check_falling("sample", times_of(grid))
     noise = PerSampleNoise.numbered(seed, first, shape[0])
-    with torch.no_grad():
+    steps_in_all = len(times_of(grid)) - 1 + isinstance(grid, Denoised)
+    with torch.no_grad(), bar(steps_in_all, "step", shown=progress) as done:
+
+        def after(step: int, t: Tensor, x: Tensor) -> None:
+            done.update(step - done.n)
+            if callback is not None:
+                callback(step, t, x)
+
         x = sde.prior().sample(noise, shape, dtype=dtype, device=model.device)
         dynamics = dynamics_for(solver, sde, model)
-        return integrate(dynamics, solver, x, grid, noise=noise, callback=callback)
+        told = after if progress else callback
+        return integrate(dynamics, solver, x, grid, noise=noise, callback=told)
 
 
 def grid_for(

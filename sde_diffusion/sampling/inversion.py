@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._check import diverged, positive_integer, positive_number
+from sde_diffusion._shown import shown
 from sde_diffusion._tensors import check_state, rms
 from sde_diffusion.dynamics import ProbabilityFlow
 from sde_diffusion.grids import Grid, times_of
@@ -123,6 +124,8 @@ class Inverse:
     residual: Tensor
     iterations: Tensor
     nfe: int
+
+    __repr__ = shown
 
 
 def sampler_inverse(

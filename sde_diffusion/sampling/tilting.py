@@ -31,6 +31,7 @@ from torch import Tensor
 
 from sde_diffusion._check import diverged, positive_integer, wrong_type, wrong_value
 from sde_diffusion._seeds import Purpose, mix
+from sde_diffusion._shown import shown
 from sde_diffusion._tensors import expand, flat_sum
 from sde_diffusion.coefficients import Level, Levels
 from sde_diffusion.counting import CountedScore, Counter
@@ -71,6 +72,8 @@ class Tilted:
     log_mass: float
     nfe: int
     resamplings: int
+
+    __repr__ = shown
 
     @property
     def weights(self) -> Tensor:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final, final
 
 from sde_diffusion._check import one_of, positive_integer, positive_number, wrong_type, wrong_value
+from sde_diffusion._shown import shown
 
 CHOICES: Final[dict[str, tuple[str, ...]]] = {
     "schedule": ("constant", "cosine"),
@@ -138,6 +139,8 @@ class TrainingConfig:
     evaluate_every: int = 0
     patience: int = 0
     scale: str = "none"
+
+    __repr__ = shown
 
     def __post_init__(self) -> None:
         what = "TrainingConfig"

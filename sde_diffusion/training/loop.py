@@ -6,11 +6,13 @@ run that is stopped and resumed takes the same steps as one that is not.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, final
 
 from sde_diffusion._check import wrong_type, wrong_value
+from sde_diffusion._progress import bar
 from sde_diffusion.checkpoints.checkpoint import save_model
 from sde_diffusion.data.dataset import Dataset
 from sde_diffusion.models.score import LearnedScore
@@ -41,6 +43,7 @@ def train(
     objective: Objective | None = None,
     monitors: Sequence[Monitor] = (),
     processes: Processes | None = None,
+    progress: bool = False,
 ) -> Iterator[Progress]:
     """Return an iterator that takes one optimizer step for every item asked of it.
 
@@ -67,6 +70,7 @@ def train(
             one such as ``Sliced(Paths(…), Stratified(), 0.0)``.
         monitors: called with the averaged model every ``evaluate_every`` steps and at the end.
         processes: the processes of torchrun; this one alone if None.
+        progress: show a bar of the steps that are done, with the loss.
 
     Errors: at once TypeError, ValueError and OSError for what cannot be trained or written;
     FloatingPointError, naming the step, for a loss or gradient that is not finite.
@@ -104,10 +108,20 @@ def train(
 
     if resume:
         run.restore(run.processes.share(saved))
-    return _steps(_Loop(run, folder, monitors))
+    found = _steps(_Loop(run, folder, monitors))
+    return _shown(found, run) if progress and run.leads else found
 
 
-def _steps(loop: _Loop) -> Iterator[Progress]:
+def _shown(steps: Generator[Progress], run: Trainer) -> Iterator[Progress]:
+    """Yield the same steps, with a bar; the run is closed as its iterator is."""
+    with closing(steps), bar(run.config.steps, "step", shown=True) as done:
+        for step in steps:
+            done.set_postfix(loss=f"{step.loss:.4f}", refresh=False)
+            done.update(step.step - done.n)
+            yield step
+
+
+def _steps(loop: _Loop) -> Generator[Progress]:
     run = loop.run
     ended = loop.begin()
     while not ended:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sde_diffusion._check import positive_integer, wrong_type, wrong_value
 from sde_diffusion._seeds import Purpose, mix
+from sde_diffusion._shown import shown
 from sde_diffusion._tensors import flat_sum
 from sde_diffusion.data.checks import scaled_for
 from sde_diffusion.data.dataset import Dataset
@@ -65,6 +66,8 @@ class LossByLevel:
     >>> [round(x, 2) for x in found["lambda"]], found["loss"][0] < 0.2 < 0.8 < found["loss"][2]
     ([-3.04, 0.94, 4.92], True)
     """
+
+    __repr__ = shown
 
     def __init__(
         self,
@@ -132,6 +135,8 @@ class HeldOutBound:
     True
     """
 
+    __repr__ = shown
+
     def __init__(
         self,
         dataset: Dataset,
@@ -192,6 +197,8 @@ class SamplePicture:
     >>> SamplePicture(lambda model: model.sde)(model=None, step=10, folder=None)  # nowhere to draw
     {}
     """
+
+    __repr__ = shown
 
     def __init__(self, draw: Callable[[Any], Tensor]) -> None:
         self.draw = draw
