@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any, Final, final
 
@@ -96,13 +97,8 @@ def integrate(
     state = x
     lost: Tensor | None = None
     with _graph(x, keep_graph=keep_graph), _tabulated(dynamics, grid):
-        walk: Iterator[Tensor | Reached]
-        if isinstance(solver, Adaptive):
-            walk = solver.reached(dynamics, x, grid, noise)
-        else:
-            walk = solver.steps(dynamics, x, grid, noise)
-        for found in islice(walk, len(grid)):  # one more than there are steps, to be refused
-            state, lost = found if isinstance(found, Reached) else Reached(found, None)
+        walk = _reached(solver, dynamics, x, grid, noise)
+        for state, lost in islice(walk, len(grid)):  # noqa: B007  (one more step is refused)
             watch.see(state)
         watch.check_end()
         if denoise is not None:
@@ -111,6 +107,15 @@ def integrate(
     watch.look()
     nfe = _evaluations(dynamics) - before
     return Solution(state, nfe, watch.count, time.perf_counter() - begin, lost)
+
+
+def _reached(
+    solver: Solver[DynamicsT], dynamics: DynamicsT, x: Tensor, grid: Tensor, noise: Noise
+) -> Iterator[Reached]:
+    """Return the states along the grid, with their lost sums from a solver that tells them."""
+    if isinstance(solver, Adaptive):
+        return solver.reached(dynamics, x, grid, noise)
+    return map(partial(Reached, lost=None), solver.steps(dynamics, x, grid, noise))
 
 
 @contextmanager
