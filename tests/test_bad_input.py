@@ -777,7 +777,11 @@ MISTAKES = [
         FileNotFoundError,
         "hold a state.pt",
     ),
-    Mistake("resumed with other data", "train --resume --out {there}/run", ("dataset",)),
+    Mistake(
+        "resumed with other data",
+        "train --resume --out {there}/run",
+        ("have the model's shape (2,), got (1, 8, 8); name the data it was trained on",),
+    ),
     Mistake(
         "resumed with another setting",
         "train --data {there}/points.npy --resume --out {there}/run --seed 9",
