@@ -127,6 +127,7 @@ def model_option(function: FunctionT) -> FunctionT:
         "model_name",
         default="digits",
         show_default=True,
+        shell_complete=menu.completing(menu.MODEL_NAMES, files=True),
         help="digits, mnist, ring, ring:SDE, a checkpoint or run folder, or package.module:attr.",
     )(function)
 
@@ -154,12 +155,15 @@ def data_options(function: FunctionT) -> FunctionT:
 def solver_option(
     default: str, names: Sequence[str] = menu.SOLVER_NAMES
 ) -> Callable[[FunctionT], FunctionT]:
-    """Return --solver."""
+    """Return --solver, of all solvers or of those of any ODE."""
+    which = "A name" if names == menu.SOLVER_NAMES else "A name that solves any ODE,"
     return click.option(
         "--solver",
         default=default,
         show_default=True,
-        help=f"{', '.join(names)}, or package.module:attr; with arguments as in unipc:p=3.",
+        shell_complete=menu.completing(names),
+        help=f"{which} of `sde-diffusion solvers`, or package.module:attr; with arguments as in "
+        "unipc:p=3.",
     )
 
 
@@ -279,12 +283,38 @@ def _plain(value: object) -> object:
     return value if isinstance(value, (int, float, str, type(None))) else str(value)
 
 
-def progress(total: int, unit: str, *, leads: bool = True) -> Any:  # noqa: ANN401  (no types)
-    """Return a progress bar on standard error, silent where that is not a terminal.
+class _Lines:
+    """Standard error for a bar that is no bar: every state of it becomes a line."""
 
-    Of several processes only the one that leads shows it.
+    def write(self, text: str) -> None:
+        line = text.strip()
+        if line:
+            click.echo(line, err=True)
+
+    def flush(self) -> None:
+        """Nothing is kept back."""
+
+
+def progress(total: int, unit: str, *, leads: bool = True, every: float = 60.0) -> Any:  # noqa: ANN401  (no types)
+    """Return a progress bar on standard error; where that is no terminal, a line every minute.
+
+    Arguments:
+        total: how many units there are.
+        unit: what is counted.
+        leads: whether this process is the one of several that shows it.
+        every: seconds between two lines.
     """
     from tqdm import tqdm
 
-    hidden = None if leads else True  # None: as tqdm sees fit
-    return tqdm(total=total, unit=unit, file=sys.stderr, disable=hidden, dynamic_ncols=True)
+    if sys.stderr.isatty():
+        return tqdm(total=total, unit=unit, file=sys.stderr, disable=not leads, dynamic_ncols=True)
+    return tqdm(
+        total=total,
+        disable=not leads,
+        file=_Lines(),
+        leave=False,
+        delay=every,
+        mininterval=every,
+        miniters=1,
+        bar_format=f"{{desc}}{{n_fmt}} of {{total_fmt}} {unit}s, {{elapsed}} so far{{postfix}}",
+    )

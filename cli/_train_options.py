@@ -82,6 +82,11 @@ _OTHERS: Final[Mapping[str, Sequence[str]]] = {
     "Evaluation": ("held_out",),
     "Run": ("out", "resume", "config", "device", "as_json"),
 }
+# What most runs set, under the first heading; the rest is advanced.
+_BASIC: Final = (
+    *("data", "out", "steps", "batch_size", "learning_rate", "sde", "prediction", "width"),
+    *("conditional", "evaluate_every", "resume", "config", "seed", "device", "as_json"),
+)
 _HEADINGS: Final = (
     "Data",
     "Model",
@@ -128,17 +133,19 @@ def _assignment(ctx: click.Context, param: click.Parameter, words: str) -> tuple
 
 
 class TrainCommand(click.Command):
-    """A command with its options under headings."""
+    """A command with its options under headings, those of most runs first."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options of each heading as a section."""
-        left = {p.name: p.get_help_record(ctx) for p in self.get_params(ctx)}
+        """Write the basic options, then the advanced ones of each heading, as sections."""
+        left = {str(p.name): p.get_help_record(ctx) for p in self.get_params(ctx)}
+        sections = {"Basic options": [left.pop(name) for name in _BASIC]}
         for heading in _HEADINGS:
-            names = [*_OTHERS.get(heading, ()), *_SETTINGS.get(heading, ())]
-            records = [left.pop(name) for name in names]
-            if heading == _HEADINGS[-1]:
-                records += left.values()  # --help
-            with formatter.section(heading):
+            names = (*_OTHERS.get(heading, ()), *_SETTINGS.get(heading, ()))
+            kept = [left.pop(name) for name in names if name in left]
+            sections[f"Advanced: {heading.lower()}"] = kept
+        sections["Basic options"] += left.values()  # --help
+        for title, records in sections.items():
+            with formatter.section(title):
                 formatter.write_dl([record for record in records if record is not None])
 
 
@@ -199,6 +206,7 @@ def _other_options() -> list[Callable[[Any], Any]]:
             "--sde",
             default="vp",
             show_default=True,
+            shell_complete=menu.completing(menu.SDE_NAMES),
             help=f"{', '.join(menu.SDE_NAMES)}, or package.module:attr.",
         ),
         click.option(

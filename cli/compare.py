@@ -71,6 +71,7 @@ class _Task:
     multiple=True,
     default=_MODELS,
     show_default=True,
+    shell_complete=menu.completing(menu.MODEL_NAMES, files=True),
     help="digits, mnist, ring, ring:SDE, a checkpoint, or package.module:attr; repeatable.",
 )
 @click.option(
@@ -84,7 +85,8 @@ class _Task:
     "solvers",
     multiple=True,
     default=_SOLVERS,
-    help=f"{', '.join(menu.SOLVER_NAMES)}, or package.module:attr; repeatable. "
+    shell_complete=menu.completing(menu.SOLVER_NAMES),
+    help="A name of `sde-diffusion solvers`, or package.module:attr; repeatable. "
     f"{', '.join(_SOLVERS)} if not given.",
 )
 @click.option(

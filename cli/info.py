@@ -17,7 +17,9 @@ Examples:
 
 
 @click.command(epilog=EXAMPLES)
-@click.argument("model", default="digits")
+@click.argument(
+    "model", default="digits", shell_complete=menu.completing(menu.MODEL_NAMES, files=True)
+)
 @_common.json_option
 def command(model: str, as_json: bool) -> None:
     """Show what is in a checkpoint.

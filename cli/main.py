@@ -25,6 +25,7 @@ _COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
         "sde_diffusion.cli.verify",
         "Measure the order of solvers against closed forms.",
     ),
+    "solvers": ("sde_diffusion.cli.solvers", "List the solvers, their orders and evaluations."),
     "info": ("sde_diffusion.cli.info", "Show what is in a checkpoint."),
 }
 
@@ -62,7 +63,10 @@ class LazyGroup(click.Group):
 @click.group(
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Try `sde-diffusion sample`, then `sde-diffusion sample --help` for its options.",
+    epilog="Try `sde-diffusion sample`, then `sde-diffusion sample --help` for its options. A "
+    "shell completes the names of commands, options, solvers, SDEs and models after "
+    'eval "$(_SDE_DIFFUSION_COMPLETE=bash_source sde-diffusion)" in bash, zsh_source in zsh, or '
+    "_SDE_DIFFUSION_COMPLETE=fish_source sde-diffusion | source in fish.",
 )
 @click.version_option(sde_diffusion.__version__, prog_name="sde-diffusion")
 @click.option(

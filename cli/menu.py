@@ -8,12 +8,15 @@ function without arguments is called.
 from __future__ import annotations
 
 import importlib
+import importlib.resources
 import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+
+from click.shell_completion import CompletionItem
 
 from sde_diffusion._check import wrong_value
 from sde_diffusion.cli._objects import imported, own
@@ -47,10 +50,32 @@ _GRIDS: Final[Mapping[str, Callable[[Any, LinearSDE, int, float, float], Tensor]
 _AUTO: Final = "auto"  # the solver's own
 _RING: Final = "ring"  # ring or ring:SDE, eight Gaussians whose score is known in closed form
 
+
+def _shipped() -> list[str]:
+    """Return the names of the shipped models, without loading torch."""
+    folder = Path(str(importlib.resources.files("sde_diffusion.pretrained")))
+    return sorted(path.stem for path in folder.glob("*.safetensors"))
+
+
 SOLVER_NAMES: Final = tuple(exported())
 ODE_SOLVER_NAMES: Final = tuple(sorted(of_any_ode().intersection(SOLVER_NAMES)))
 SDE_NAMES: Final = tuple(_SDES)
 GRID_NAMES: Final = (_AUTO, *_GRIDS)
+
+
+MODEL_NAMES: Final = (*_shipped(), _RING, *(f"{_RING}:{name}" for name in _SDES))
+
+
+def completing(
+    names: Sequence[str], *, files: bool = False
+) -> Callable[[Any, Any, str], list[CompletionItem]]:
+    """Return how a shell completes an option: by these names, and by files where they fit too."""
+
+    def complete(_context: Any, _option: Any, begun: str) -> list[CompletionItem]:  # noqa: ANN401
+        found = [CompletionItem(name) for name in names if name.startswith(begun)]
+        return [*found, CompletionItem(begun, type="file")] if files else found
+
+    return complete
 
 
 def solver(name: str, tolerance: float | None = None) -> Any:  # noqa: ANN401  (any Solver)

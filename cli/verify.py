@@ -44,6 +44,12 @@ _SOLVES: Final = {
 }
 
 
+def solved(solver: Any) -> str:  # noqa: ANN401  (any Solver)
+    """Return the kind of equation that a solver solves, in words."""
+    name = solver.dynamics.__name__
+    return _SOLVES.get(name, name)
+
+
 class Uncertified(click.ClickException):
     """An order that is not the declared one."""
 
@@ -88,7 +94,8 @@ class OrderRow:
     "--solver",
     "solvers",
     multiple=True,
-    help=f"{', '.join(menu.SOLVER_NAMES)}, or package.module:attr; repeatable. A name "
+    shell_complete=menu.completing(menu.SOLVER_NAMES),
+    help="A name of `sde-diffusion solvers`, or package.module:attr; repeatable. A name "
     "without arguments stands for all variants. All solvers if not given.",
 )
 @click.option(
@@ -195,7 +202,7 @@ def _cells(row: OrderRow) -> list[str]:
     strong = f"{paths[0].declared:g}: {span([m.observed for m in paths])}" if paths else "–"
     return [
         f"`{row.name}`",
-        _SOLVES.get(row.solver.dynamics.__name__, row.solver.dynamics.__name__),
+        solved(row.solver),
         f"{states[0].declared:g}" if states else "–",
         span([m.observed for m in states]),
         strong,

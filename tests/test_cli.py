@@ -69,7 +69,7 @@ from sde_diffusion.solvers import (
     TorchDiffEq,
 )
 
-COMMANDS = ("train", "sample", "likelihood", "compare", "verify", "info")
+COMMANDS = ("train", "sample", "likelihood", "compare", "verify", "solvers", "info")
 TINY = ["--width", "8", "--batch-size", "16", "--warmup", "2", "--device", "cpu"]
 
 
