@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final, TypeVar
@@ -133,23 +133,57 @@ def model_option(function: FunctionT) -> FunctionT:
 
 
 def data_options(function: FunctionT) -> FunctionT:
-    """Add --data, --levels and --limit."""
+    """Add --data, --levels, --limit and those of `reading_options`."""
     options = [
         click.option(
             "--data",
             default="digits",
             show_default=True,
-            help="digits, or a path: IDX, .npy, .npz, CIFAR-10 or a folder of images.",
+            help="digits, or a path: IDX, .npy, .npz, CIFAR-10, a folder of pictures or of a "
+            "folder for each class.",
         ),
         count_option(
             "--levels",
             default=None,
             least=2,
-            help="Grey levels of integer data; 17 for digits, 256 for files.",
+            help="Grey levels of integer data, or of floats that are whole numbers; 17 for "
+            "digits, 65536 for pictures of 16 bits, 256 for other files.",
         ),
         count_option("--limit", default=None, help="Use only the first N samples."),
     ]
+    return _with(options, reading_options(function))
+
+
+def reading_options(function: FunctionT) -> FunctionT:
+    """Add --size, --frames and --layout, which say how files are read."""
+    options = [
+        count_option("--size", default=None, help="Resize pictures to N × N and crop the rest."),
+        click.option(
+            "--frames",
+            type=click.Choice(["first", "all"]),
+            default="first",
+            show_default=True,
+            help="Frames that are read of a GIF or another picture of several.",
+        ),
+        click.option(
+            "--layout",
+            type=click.Choice(["hw", "chw", "hwc", "cl", "lc", "cdhw", "dhwc"]),
+            default=None,
+            help="Axes of a sample of an array, c the channels; recognised if not given.",
+        ),
+    ]
     return _with(options, function)
+
+
+def mode_of(shape: Sequence[int]) -> str | None:
+    """Return the mode of pictures of a shape (C, H, W), None for another shape."""
+    return {1: "grey", 3: "rgb", 4: "rgba"}.get(shape[0]) if len(shape) == 3 else None
+
+
+def tell(notes: Iterable[str]) -> None:
+    """Print what was made of the data, a line each, on standard error."""
+    for note in notes:
+        click.echo(f"note: {note}", err=True)
 
 
 def solver_option(

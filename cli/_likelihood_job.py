@@ -80,6 +80,9 @@ def prepared(
     _check_folder(out, log, resume=resume)
     if resume:
         manifest = _saved(out, log)
+        if "--data" in given:  # its content decides, not where it lies
+            moved = {"--data": options["--data"]}
+            manifest = {**manifest, "options": {**manifest["options"], **moved}}
         evaluator = _resumed({flag: options[flag] for flag in given}, manifest, where)
     else:
         evaluator, why = evaluator_of(options, where).decided()
@@ -139,7 +142,9 @@ def _resumed(given: Mapping[str, Any], saved: Mapping[str, Any], where: torch.de
     check_same("--resume", known, given, lambda _: elsewhere)
     evaluator = evaluator_of(saved["options"], where, saved["settings"])
     content = _content(evaluator, saved["options"])
-    before = {part: saved[part] for part in content}
+    before = {part: dict(saved[part]) for part in content}
+    for record in (before, content):
+        record["data"].pop("name")
     check_same("--resume", before, content, _same_part)
     return evaluator
 
@@ -260,13 +265,25 @@ def _dataset(options: Mapping[str, Any], model: Any) -> Dataset:  # noqa: ANN401
     """
     from sde_diffusion import load_data
     from sde_diffusion.data.checks import scaled_for
+    from sde_diffusion.data.dataset import held_out_split
+    from sde_diffusion.parallel.ranks import place
     from sde_diffusion.priors import check_units
 
     path = options["--data"]
-    split = options["--split"]
-    split = split or ("all" if Path(path).is_file() else "test")
-    dataset = load_data(path, split, options["--limit"], levels=options["--levels"])
     shape = menu.event_shape(model)
+    dataset = load_data(
+        path,
+        options["--split"] or held_out_split(path),
+        options["--limit"],
+        levels=options["--levels"],
+        mode=_common.mode_of(shape),
+        # Runs of version 0.1 know none of these.
+        size=options.get("--size"),
+        frames=options.get("--frames", "first"),
+        layout=options.get("--layout"),
+    )
+    if place()[0] == 0:
+        _common.tell(dataset.notes)
     if dataset.spec.shape != shape:
         raise wrong_value(
             "--data",

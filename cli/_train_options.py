@@ -77,7 +77,7 @@ MODEL_OPTIONS: Final = (
     "conditional",
 )
 _OTHERS: Final[Mapping[str, Sequence[str]]] = {
-    "Data": ("data", "levels", "limit"),
+    "Data": ("data", "levels", "limit", "mode", "size", "frames", "layout"),
     "Model": MODEL_OPTIONS,
     "Evaluation": ("held_out",),
     "Run": ("out", "resume", "config", "device", "as_json"),
@@ -202,6 +202,12 @@ def _option(field: Field[Any], text: str) -> Callable[[Any], Any]:
 
 def _other_options() -> list[Callable[[Any], Any]]:
     return [
+        click.option(
+            "--mode",
+            type=click.Choice(["grey", "rgb", "rgba"]),
+            default=None,
+            help="Mode of pictures; that of most of them if not given.",
+        ),
         click.option(
             "--sde",
             default="vp",

@@ -81,6 +81,13 @@ class _Task:
     "distances are to samples of its probability-flow ODE from other noise.",
 )
 @click.option(
+    "--split",
+    type=click.Choice(["train", "test", "all"]),
+    default=None,
+    help="Part of the data; if not given test, or all where there is no such part.",
+)
+@_common.reading_options
+@click.option(
     "--solver",
     "solvers",
     multiple=True,
@@ -137,6 +144,10 @@ class _Task:
 def command(
     models: tuple[str, ...],
     data: str | None,
+    split: str | None,
+    size: int | None,
+    frames: str,
+    layout: str | None,
     solvers: tuple[str, ...],
     budgets: tuple[int, ...],
     samples: int | None,
@@ -171,8 +182,10 @@ def command(
             raise wrong_value(option, "name", "be given once", got, "drop the repeats")
     made = {name: _solver(name, tolerance) for name in solvers}
     where = _common.resolve_device(device)
+    reading = {"split": split, "size": size, "frames": frames, "layout": layout}
     tasks = [
-        _task(name, data, samples, grid, denoise, reference_steps, seed, where) for name in models
+        _task(name, data, reading, samples, grid, denoise, reference_steps, seed, where)
+        for name in models
     ]
     folder = _common.output_folder(out)
     found = [_compare(task, made, budgets, replicates, seed) for task in tasks]
@@ -203,6 +216,7 @@ def _solver(name: str, tolerance: float) -> Any:  # noqa: ANN401
 def _task(
     name: str,
     data: str | None,
+    reading: Mapping[str, Any],
     samples: int | None,
     grid: str,
     denoise: bool,
@@ -234,7 +248,7 @@ def _task(
     if oracle is not None and data is None:
         held_out = oracle.sample(_HELD_OUT * count, generator)
     else:
-        held_out = _held_out(model, data, generator)
+        held_out = _held_out(model, data, reading, generator)
     problem = Problem(
         name,
         model,
@@ -250,6 +264,7 @@ def _task(
 def _held_out(
     model: Any,  # noqa: ANN401
     data: str | None,
+    reading: Mapping[str, Any],
     generator: torch.Generator,
 ) -> Tensor:
     """Return the test data, of the model's own set if no other is named; none if there is none.
@@ -259,7 +274,7 @@ def _held_out(
     import torch
 
     from sde_diffusion.data.checks import scaled_for
-    from sde_diffusion.data.dataset import load_data
+    from sde_diffusion.data.dataset import held_out_split, load_data
     from sde_diffusion.priors import check_units
 
     event = menu.event_shape(model)
@@ -267,8 +282,9 @@ def _held_out(
     name = own if data is None else data
     if name is None or (data is None and name != "digits" and not Path(name).exists()):
         return torch.empty(0, *event)
-    split = "all" if Path(name).is_file() else "test"  # a file has no parts
-    dataset = load_data(name, split)
+    how = {**reading, "split": reading["split"] or held_out_split(name)}
+    dataset = load_data(name, mode=_common.mode_of(event), **how)
+    _common.tell(dataset.notes)
     if dataset.spec.shape != event:
         raise wrong_value(
             "--data",

@@ -28,7 +28,7 @@ Examples:
     "--split",
     type=click.Choice(["train", "test", "all"]),
     default=None,
-    help="Part of the data; test if not given, all of a file.",
+    help="Part of the data; if not given test, or all where there is no such part.",
 )
 @click.option(
     "--bound",

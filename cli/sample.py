@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -78,8 +78,8 @@ class SamplingJob:
     "classes",
     default=None,
     metavar="N",
-    help="Class of the samples, for a model trained with --conditional: 7, or 0-9 or "
-    "1,4,7 to take turns.",
+    help="Class of the samples, for a model trained with --conditional: 7 or cat, or 0-9 or "
+    "1,4,7 or cat,dog to take turns.",
 )
 @click.option(
     "--guidance",
@@ -253,34 +253,59 @@ def _labels(
             guidance,
             "train with --label-dropout .1",
         )
-    turns = torch.tensor(_numbers(classes, known))
+    turns = torch.tensor(_numbers(classes, known, _names(name)))
     return turns[torch.arange(number) % len(turns)]
 
 
-def _numbers(classes: str, known: int) -> list[int]:
-    """Return the classes of a text like 7, 0-9 or 1,4,7-9."""
+def _numbers(classes: str, known: int, names: Sequence[str]) -> list[int]:
+    """Return the classes of a text like 7, 0-9, cat or 1,4,7-9; names count before numbers."""
+    if classes in names:
+        return [names.index(classes)]
     found = list[int]()
     for part in classes.split(","):
-        ends = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
-        low, high = (int(ends[1]), int(ends[2] or ends[1])) if ends else (0, -1)
-        if not low <= high < known:
+        word = part.strip()
+        low, _, high = (word, "", word) if word in names else word.partition("-")
+        first = _number(low, names)
+        last = _number(high or low, names)
+        if not 0 <= first <= last < known:
+            some = [*names[:6], *(["…"] if len(names) > 6 else [])]
+            named = f"{', '.join(some)}, or " if some else ""
             raise wrong_value(
                 "--class",
                 "class",
-                f"be of 0 … {known - 1}, such as 7 or 0-2 or 1,2",
+                f"be of {named}0 … {known - 1}, such as 7 or 0-2 or 1,2",
                 classes,
                 "choose of these",
             )
-        found += range(low, high + 1)
+        found += range(first, last + 1)
     return found
+
+
+def _number(word: str, names: Sequence[str]) -> int:
+    """Return the number of a class, -1 for no class."""
+    if word in names:
+        return names.index(word)
+    return int(word) if re.fullmatch(r"[0-9]{1,9}", word) else -1
 
 
 def _dropout(name: str) -> float | None:
     """Return the label dropout that a checkpoint was trained with, None if it does not say."""
+    dropout: float | None = _record(name, "training").get("label_dropout")
+    return dropout
+
+
+def _names(name: str) -> list[str]:
+    """Return the names of a checkpoint's classes, by number; none if it does not say."""
+    names: list[str] = _record(name, "dataset").get("classes", [])
+    return names
+
+
+def _record(name: str, part: str) -> dict[str, Any]:
+    """Return a part of what a checkpoint says of its training."""
     from sde_diffusion.checkpoints.checkpoint import describe, shipped
 
-    training = describe(name).get("training") if name in shipped() or Path(name).exists() else None
-    return training.get("label_dropout") if isinstance(training, dict) else None
+    found = describe(name).get(part) if name in shipped() or Path(name).exists() else None
+    return found if isinstance(found, dict) else {}
 
 
 def _write(folder: Path, job: SamplingJob, x: Tensor) -> tuple[list[Path], str | None]:

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Generator
 from contextlib import closing
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -98,6 +98,8 @@ def _run(
         model = _model(options, dataset)
         if processes.leads:
             _tell_scale(dataset, model)
+    if processes.leads:
+        _common.tell([*dataset.notes, *_unused(dataset, model)])
     monitors = [] if held_out is None else _monitors(held_out, config)
     run = train(
         model.to(where),
@@ -129,12 +131,13 @@ def _write_settings(folder: Path, options: dict[str, Any]) -> None:
 
 def _data(options: dict[str, Any], config: TrainingConfig) -> tuple[Dataset, Dataset | None]:
     """Return what is trained on, and what is held out where there are evaluations."""
-    from sde_diffusion import Dataset, load_data
+    from sde_diffusion import load_data
+    from sde_diffusion.data.dataset import held_out_split
 
     data = options["data"]
-    levels = options["levels"]
     number = options["held_out"]
-    dataset = load_data(data, "train", options["limit"], levels=levels)
+    how = {name: options[name] for name in ("levels", "mode", "size", "frames", "layout")}
+    dataset = load_data(data, "train", options["limit"], **how)
     if number is not None:
         if number >= len(dataset):
             raise wrong_value(
@@ -146,26 +149,26 @@ def _data(options: dict[str, Any], config: TrainingConfig) -> tuple[Dataset, Dat
             )
         parts = (slice(-number), slice(-number, None))
         kept, held_out = (
-            Dataset(
-                dataset.spec,
-                dataset.values[part],
-                None if dataset.labels is None else dataset.labels[part],
+            replace(
+                dataset,
+                values=dataset.values[part],
+                labels=None if dataset.labels is None else dataset.labels[part],
             )
             for part in parts
         )
         return kept, held_out if config.evaluate_every else None
     if not config.evaluate_every:
         return dataset, None
-    try:
-        return dataset, load_data(data, "test", _HELD_OUT, levels=levels)
-    except (ValueError, FileNotFoundError) as error:
+    if held_out_split(data) != "test":
         raise wrong_value(
             "--evaluate-every",
             "data",
             "have a test part",
             f"none in {data}",
             f"pass --held-out {max(2, len(dataset) // 10)}",
-        ) from error
+        )
+    how["mode"] = how["mode"] or _common.mode_of(dataset.spec.shape)
+    return dataset, load_data(data, "test", _HELD_OUT, **how)
 
 
 def _monitors(held_out: Dataset, config: TrainingConfig) -> list[Monitor]:
@@ -277,8 +280,9 @@ def _network(
         raise wrong_value(
             "train",
             "--data",
-            "hold images (C, H, W) or rows of numbers",
-            shape,
+            "hold images (C, H, W) or rows of numbers, as there is no network of series or "
+            "volumes yet",
+            f"samples of shape {shape}",
             "train a network of your own in Python",
         )
     kind = MLP if len(shape) == 1 else UNet
@@ -320,7 +324,16 @@ def _classes(options: dict[str, Any], dataset: Dataset) -> int | None:
             f"none in {dataset.spec.name}",
             "leave out --conditional",
         )
-    return int(dataset.labels.max()) + 1
+    return len(dataset.classes) if dataset.classes else int(dataset.labels.max()) + 1
+
+
+def _unused(dataset: Dataset, model: ScoreModel) -> list[str]:
+    """Return a line that says so where the folders of classes are not learned."""
+    if model.classes or dataset.classes is None:
+        return []
+    name = dataset.spec.name
+    count = len(dataset.classes)
+    return [f"{name}: its {count} classes are not learned; --conditional learns them"]
 
 
 def _follow(

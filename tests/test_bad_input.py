@@ -606,7 +606,7 @@ MISTAKES = [
         ("nan.npy must hold finite",),
         lambda there: load_data(there / "nan.npy"),
         ValueError,
-        "finite numbers, got nan",
+        "of 8 that are not, the first nan at",
     ),
     Mistake(
         "text data",
@@ -619,10 +619,10 @@ MISTAKES = [
     Mistake(
         "pickled data",
         LIKELIHOOD + "--data {there}/objects.npy",
-        ("objects.npy must be a whole .npy or .npz file of numbers",),
+        ("objects.npy must hold integers or floats, got dtype object",),
         lambda there: load_data(there / "objects.npy"),
         ValueError,
-        "file of numbers",
+        "integers or floats",
     ),
     Mistake(
         "one row of numbers",

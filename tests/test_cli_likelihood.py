@@ -413,6 +413,16 @@ def test_a_run_goes_on_with_its_own_options_model_and_data_only(
     assert not (here / "nowhere").exists()
 
 
+def test_data_that_were_moved_are_the_same_data(here: Path, watched: ModuleType) -> None:
+    options = ["--model", "watched:model", *FAST]
+    run(*options, "--data", "points.npy", "--out", "whole")
+    interrupted(watched, *options, "--data", "points.npy", "--out", "parts")
+    (here / "points.npy").rename(here / "moved.npy")
+    run("--resume", "--data", "moved.npy", "--out", "parts")
+    assert same_results(here / "whole", here / "parts")
+    assert manifest_of(here / "parts")["options"]["--data"] == "moved.npy"
+
+
 def test_what_was_measured_is_not_measured_again(
     watched: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -337,6 +337,26 @@ def test_a_run_that_was_left_before_its_first_line_is_complete_in_words(
     assert "is complete at step 3; pass a larger --steps" in again
 
 
+def test_data_that_were_renamed_are_the_same_data(points: Path, tmp_path: Path) -> None:
+    """Their content decides: of other content of the same name nothing is resumed."""
+    labels = np.arange(40) % 2
+    first = tmp_path / "first.npz"
+    np.savez(first, x=np.load(points), y=labels)
+    common = ["--conditional", *TINY]
+    run("--data", first, "--steps", 4, *common, "--out", tmp_path / "whole")
+    run("--data", first, "--steps", 2, *common, "--out", tmp_path / "run")
+    resume = ["--resume", "--steps", 4, "--out", tmp_path / "run"]
+    moved = tmp_path / "moved.npz"
+    np.savez(moved, x=np.load(points), y=1 - labels)
+    assert "dataset.labels_crc32 must be" in refused("--data", moved, *resume)
+    np.savez(moved, x=np.load(points) + 1, y=labels)
+    assert "dataset.crc32 must be" in refused("--data", moved, *resume)
+    first.replace(moved)
+    # Another width is refused; the same one makes a fresh model, which knows the data's new name.
+    run("--data", moved, "--width", 8, *resume)
+    assert same(tmp_path / "whole", tmp_path / "run")
+
+
 def test_rows_held_out_are_the_last_ones_and_not_trained_on(points: Path, tmp_path: Path) -> None:
     run("--data", points, "--held-out", 15, "--steps", 1, *TINY, "--out", tmp_path / "run")
     fewer = tmp_path / "fewer.npy"

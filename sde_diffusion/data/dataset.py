@@ -10,15 +10,17 @@ from __future__ import annotations
 import importlib.resources
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, final
+from typing import Any, Final, final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sde_diffusion._check import positive_integer, wrong_type, wrong_value
 from sde_diffusion._shown import shown
-from sde_diffusion.data.readers import SPLITS, Rows, checked, read_file, read_folder
+from sde_diffusion.data.readers import checked, part_held_out, read_file, read_folder
+from sde_diffusion.data.rows import SPLITS, Reading, Rows, refusal
 from sde_diffusion.data.spec import DataSpec, check_span, is_integer
 
 _DIGITS_TRAIN: Final = 1437
@@ -26,7 +28,7 @@ _CHUNK: Final = 4096  # rows
 _NUMPY: Final = {torch.uint8: np.uint8, torch.int32: np.int32, torch.float32: np.float32}
 _ACCEPTED: Final = (
     "be 'digits', an IDX image file (.gz or not), a .npy or .npz file, a CIFAR-10 .bin file, or a "
-    "folder of MNIST files, CIFAR-10 batches or images"
+    "folder of MNIST files, CIFAR-10 batches, pictures or classes of pictures"
 )
 
 
@@ -35,8 +37,13 @@ _ACCEPTED: Final = (
 class Dataset:
     """Samples in memory, with their labels where they have any.
 
-    Shapes: values (N, *spec.shape), integers for ``spec.levels``, else float32; labels (N,),
-    integers from 0.
+    Arguments:
+        spec: what a sample is.
+        values: (N, *spec.shape), integers for ``spec.levels``, else float32.
+        labels: (N,), integers from 0; None where there are none.
+        classes: the names of the classes, by number; None where they have none.
+        notes: a line for everything that was converted in reading.
+
     Errors: ValueError where shape, dtype or values do not fit the specification.
 
     >>> data = Dataset(DataSpec("pixels", (1,), 2), torch.tensor([[0], [1], [1]]), None)
@@ -47,6 +54,8 @@ class Dataset:
     spec: DataSpec
     values: Tensor
     labels: Tensor | None
+    classes: tuple[str, ...] | None = None
+    notes: tuple[str, ...] = ()
 
     __repr__ = shown
 
@@ -89,6 +98,15 @@ class Dataset:
                 "be 0 or more",
                 int(labels.min()),
                 "number the classes from 0",
+            )
+        names = self.classes
+        if names is not None and labels is not None and int(labels.max()) >= len(names):
+            raise wrong_value(
+                "Dataset",
+                f"labels of {name!r}",
+                f"be below the {len(names)} names of classes",
+                int(labels.max()),
+                "name all classes",
             )
 
     def __len__(self) -> int:
@@ -151,23 +169,34 @@ def load_data(
     limit: int | None = None,
     *,
     levels: int | None = None,
+    mode: str | None = None,
+    size: int | None = None,
+    frames: str = "first",
+    layout: str | None = None,
 ) -> Dataset:
     """Return the data set of a name or path.
 
     The source is "digits" (1797 images of 8×8, 17 levels) or the path of an IDX image file (.gz
     or not), a .npy or .npz file, a CIFAR-10 .bin file, or a folder of MNIST files, of CIFAR-10
-    batches or of images. A file, or a folder of images without the subfolders train and test, has
-    no test part.
+    batches, of pictures or of a folder of pictures for each class. A .npz file without x_test, any
+    other file, or a folder of pictures without the subfolders train and test, has no test part.
 
-    Arrays are (N, D), (N, H, W), (N, C, H, W), or, for uint8, (N, H, W, C) with 1, 3 or 4 channels
-    where axis 1 cannot be the channels. Samples are channels-first; (N, H, W) becomes
-    (N, 1, H, W). Floats stay as they are; `train` scales them where it is told to.
+    Arrays are (N, D), (N, H, W), (N, C, H, W), (N, H, W, C), series (N, C, L) or volumes
+    (N, C, D, H, W). Samples are channels-first; (N, H, W) becomes (N, 1, H, W). Floats stay as
+    they are; `train` scales them where it is told to. What was converted stands in the ``notes``
+    of the result.
 
     Arguments:
         source: the name or path.
         split: "train", "test" or "all".
         limit: the number of rows that are kept, the first ones; all if None.
-        levels: the number of grey levels of integers; 256 if None, 17 for "digits".
+        levels: the number of grey levels of integers, or of floats that are whole numbers; if
+            None 17 for "digits", 65536 for pictures of 16 bits and 256 for others.
+        mode: of pictures: "grey", "rgb" or "rgba"; that of most of them if None.
+        size: the height and width to which pictures are resized, and cropped at the centre.
+        frames: of a GIF or another picture of several: "first" or "all".
+        layout: the axes of a sample of an array: "hw", "chw", "hwc", "cl", "lc", "cdhw" or "dhwc";
+            recognised by its shape if None.
 
     Errors: FileNotFoundError; ValueError that names the file and what is wrong with it.
 
@@ -181,18 +210,27 @@ def load_data(
         )
     if limit is not None:
         positive_integer("load_data", "limit", limit)
+    reading = Reading(mode, size, frames, layout)
     if source == "digits":
-        return _dataset(Path(source), _digits(split), limit, 17 if levels is None else levels)
+        return _dataset(Path(source), _digits(split), limit, levels, layout)
     path = Path(source)
     if path.is_dir():
-        return _dataset(path, read_folder(path, split, limit), limit, levels)
+        return _dataset(path, read_folder(path, split, limit, reading), limit, levels, layout)
     error = wrong_value("load_data", "source", _ACCEPTED, repr(str(source)), "check the spelling")
     if not path.exists():
         raise FileNotFoundError(str(error))
     rows = read_file(path, split)
     if rows is None:
         raise error
-    return _dataset(path, rows, limit, levels)
+    return _dataset(path, rows, limit, levels, layout)
+
+
+def held_out_split(source: str | Path) -> str:
+    """Return the split to evaluate on: "test" where the source has one, else all that it has.
+
+    Errors: ValueError for a damaged .npz file.
+    """
+    return "test" if source == "digits" else part_held_out(Path(source))
 
 
 def _digits(split: str) -> Rows:
@@ -201,29 +239,44 @@ def _digits(split: str) -> Rows:
         part = {"train": slice(_DIGITS_TRAIN), "test": slice(_DIGITS_TRAIN, None)}.get(
             split, slice(None)
         )
-        return arrays["images"][part], arrays["labels"][part]
+        return Rows(arrays["images"][part], arrays["labels"][part], layout="hw", levels=17)
 
 
-def _dataset(path: Path, rows: Rows, limit: int | None, levels: int | None) -> Dataset:
+def _dataset(
+    path: Path, rows: Rows, limit: int | None, levels: int | None, layout: str | None
+) -> Dataset:
     """Return the rows as a data set, in the layout and the dtype of its specification.
 
     Errors: ValueError that names the file for what no data set may hold.
     """
-    values, classes = checked(path, rows)
-    values = values[:limit]
+    rows = checked(path, rows, limit, layout)
+    values = rows.values
     if values.dtype.kind == "f":
-        if levels is not None:
-            raise wrong_value(
-                "load_data", "levels", "be left out for floats", levels, f"save {path} as integers"
-            )
-        with np.errstate(over="ignore"):  # what float32 cannot hold is refused as infinite
-            values = values.astype(np.float32)
-    else:
-        levels = 256 if levels is None else levels
+        values = values.astype(np.float32) if levels is None else _whole(path, values, levels)
+    elif levels is None:
+        levels = 256 if rows.levels is None else rows.levels
     name = path.absolute().name
     spec = DataSpec(name.split(".")[0] or name, values.shape[1:], levels)
-    check_span("load_data", str(path), values, levels)
+    if levels is not None:
+        check_span("load_data", str(path), values, levels)
     # A copy: the bytes of a file are read-only, and a limit must not keep the other rows alive.
     copy = torch.from_numpy(values.astype(_NUMPY[spec.storage], order="C"))
-    labels = None if classes is None else torch.from_numpy(classes[:limit].astype(np.int64))
-    return Dataset(spec, copy, labels)
+    labels = None if rows.labels is None else torch.from_numpy(rows.labels.astype("i8"))
+    return Dataset(spec, copy, labels, rows.classes, rows.notes)
+
+
+def _whole(path: Path, values: NDArray[Any], levels: int) -> NDArray[Any]:
+    """Return floats that are whole numbers as integers.
+
+    Errors: ValueError that names the first that is not whole.
+    """
+    whole: NDArray[Any] = np.rint(values)
+    if not np.array_equal(whole, values):
+        raise refusal(
+            path,
+            f"hold whole numbers for {levels} levels",
+            f"{values[whole != values][0]}",
+            "leave out levels (--levels) for real numbers",
+        )
+    check_span("load_data", str(path), whole, levels)
+    return whole.astype(np.int64)

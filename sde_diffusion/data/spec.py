@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Final, Self, final
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -15,6 +16,7 @@ from sde_diffusion._shown import shown
 from sde_diffusion.data.scaling import Affine, Scaling, scaling_from_json
 
 _MOST_LEVELS: Final = 2**16
+_LARGEST: Final = np.finfo(np.float32).max
 _BLUR: Final = 1 / 8  # the largest rounding error in float32, as a share of the thinnest bin
 
 
@@ -232,12 +234,11 @@ def check_span(
     """
     if 0 in values.shape:
         return
+    if levels is None:
+        _check_finite(what, argument, values)
+        return
     low, high = values.min().item(), values.max().item()
-    if levels is None and not (math.isfinite(low) and math.isfinite(high)):
-        raise wrong_value(
-            what, argument, "hold finite numbers", _span(values), "remove the rows that are not"
-        )
-    if levels is not None and not (low >= 0 and high < levels):
+    if not (low >= 0 and high < levels):
         raise wrong_value(
             what,
             argument,
@@ -245,6 +246,24 @@ def check_span(
             _span(values),
             f"pass levels={max(high, 1) + 1}" if low >= 0 else "shift them to 0",
         )
+
+
+def _check_finite(what: str, argument: str, values: Tensor | NDArray[Any]) -> None:
+    array = values.numpy(force=True) if isinstance(values, Tensor) else values
+    # Not isfinite: what float32 cannot hold is infinite there.
+    wrong = ~(np.abs(array) <= _LARGEST)
+    if not wrong.any():
+        return
+    place = [int(axis[0]) for axis in wrong.nonzero()]
+    first = array[tuple(place)].item()
+    remove = "remove their rows: array[np.isfinite(array).reshape(len(array), -1).all(1)]"
+    raise wrong_value(
+        what,
+        argument,
+        "hold finite numbers, in float32's range",
+        f"{wrong.sum()} of {wrong.size} that are not, the first {first} at {place}",
+        "divide all by a constant" if math.isfinite(first) else remove,
+    )
 
 
 def _span(values: Tensor | NDArray[Any]) -> str:

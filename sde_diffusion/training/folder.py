@@ -26,6 +26,8 @@ _ELSEWHERE: Final = "start a new run in another folder"
 _FREE: Final = (
     "format",
     "versions",
+    "data.name",  # the content decides, not what its file is called
+    "dataset.name",
     "training.checkpoint_every",
     "training.log_every",
     "training.snapshot_every",
@@ -187,7 +189,15 @@ def _completed(saved: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     usual = json.loads(json.dumps(asdict(TrainingConfig())))
     plain = {"class": "ScoreModel", "variance": "fixed", "coupling": "independent"}
     first = {} if "class" in saved else plain
-    return first | saved | {"network": network, "training": usual | saved["training"]}
+    return (
+        first
+        | saved
+        | {
+            "network": network,
+            "training": usual | saved["training"],
+            "dataset": now["dataset"] | saved["dataset"],
+        }
+    )
 
 
 def _check_same(

@@ -98,7 +98,8 @@ class Trainer:
     ) -> None:
         self.model = model
         self.config = config
-        self.dataset = dataset if model.classes else replace(dataset, labels=None)
+        unlabelled = replace(dataset, labels=None, classes=None)
+        self.dataset = dataset if model.classes else unlabelled
         self.processes = Processes(".") if processes is None else processes
         self._check_processes()
         self.objective = objective_of(config) if objective is None else objective
@@ -366,9 +367,18 @@ def _restrided(stride: Sequence[int], gradient: Tensor) -> Tensor:
 
 
 def _fingerprint(dataset: Dataset) -> dict[str, Any]:
-    values = dataset.values.cpu().contiguous()
-    return {
+    """Return what tells the data from others, with the names of classes that are learned."""
+    found: dict[str, Any] = {
         "name": dataset.spec.name,
         "rows": len(dataset),
-        "crc32": zlib.crc32(values.numpy().data),
+        "crc32": _crc32(dataset.values),
     }
+    if dataset.labels is not None:
+        found["labels_crc32"] = _crc32(dataset.labels.long())
+    if dataset.classes is not None:
+        found["classes"] = list(dataset.classes)
+    return found
+
+
+def _crc32(values: Tensor) -> int:
+    return zlib.crc32(values.cpu().contiguous().numpy().data)

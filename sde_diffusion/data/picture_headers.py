@@ -1,0 +1,204 @@
+"""The headers of pictures, by which they are refused before their pixels take any memory."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, TypeVar, final
+
+from sde_diffusion.data.rows import (
+    MODES,
+    Reading,
+    RefusedFileError,
+    check_expansion,
+    most_bytes,
+    refusal,
+    why,
+)
+
+if TYPE_CHECKING:
+    from PIL.ImageFile import ImageFile
+
+ReadT = TypeVar("ReadT")
+CHANNELS: Final = {"grey": 1, "rgb": 3, "rgba": 4}
+DEEP_GREY: Final = ("I;16", "I;16B", "I;16L")  # Pillow's modes of 16 bits
+_DEEP: Final = {"LA;16": "grey", "RGB;16": "rgb", "RGBA;16": "rgba"}  # of which it drops 8 bits
+_KINDS: Final = {
+    **dict.fromkeys(("1", "L", "LA", *DEEP_GREY), "grey"),
+    **dict.fromkeys(("P", "RGB", "RGBX", "CMYK", "YCbCr"), "rgb"),
+    "RGBA": "rgba",
+    **_DEEP,
+}
+_FORMATS: Final = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "GIF")
+_SEVERAL: Final = ("PNG", "WEBP", "TIFF", "GIF")  # formats whose frames are pictures of equal rank
+_MOST_PIXELS: Final = 2**26  # of one picture: 8192 × 8192
+_MOST_DEEP: Final = 2**24  # where our own reader takes ten times their memory
+
+
+@final
+@dataclass(frozen=True)
+class Header:
+    """What the header of a file says of its picture.
+
+    Arguments:
+        file: where it is.
+        stored: the mode by Pillow's name, with ";16" where 8 of 16 bits would be dropped.
+        kind: one of `MODES`, that of its own colours.
+        size: width and height as they are stored.
+        frames: the number of frames; of several the least is 2 where only the first is read.
+        used: the number of those that are read.
+        deep: whether a channel has 16 bits.
+    """
+
+    file: Path
+    stored: str
+    kind: str
+    size: tuple[int, int]
+    frames: int
+    used: int
+    deep: bool
+
+
+def opened(file: Path, read: Callable[[ImageFile], ReadT]) -> ReadT:
+    """Return what ``read`` finds in a picture; all that a damaged one may raise is a refusal."""
+    # Imported where it is needed: arrays and IDX files must not wait for it.
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(file, formats=_FORMATS) as image:
+                return read(image)
+    except RefusedFileError:
+        raise
+    # Pillow raises about ten kinds, SyntaxError among them.
+    except Exception as error:
+        raise refusal(file, "be a whole image", why(error), "save it again as .png") from error
+
+
+def header_of(file: Path, reading: Reading) -> Header:
+    """Return what the header of a file says.
+
+    Errors: those of `check_frame`; ValueError for a damaged file.
+    """
+
+    def read(image: ImageFile) -> Header:
+        stored = check_frame(file, image)
+        cut = stored in _DEEP
+        most = 1
+        if image.format in _SEVERAL and not cut:
+            most = most_bytes(file.stat().st_size) // (image.width * image.height) + 1
+        frames = _frames(image, most if reading.frames == "all" else min(most, 2))
+        used = frames if reading.frames == "all" else 1
+        deep = cut or stored in DEEP_GREY
+        return Header(file, stored, _KINDS[stored], image.size, frames, used, deep)
+
+    return opened(file, read)
+
+
+def check_frame(file: Path, image: ImageFile, deep: bool | None = None) -> str:
+    """Return the mode in which a frame is stored, by Pillow's name and ";16" where it drops bits.
+
+    Arguments:
+        file: the picture.
+        image: at the frame, which need not be loaded.
+        deep: whether a channel must have 16 bits; either if None.
+
+    Errors: ValueError for too many pixels, or a depth or mode that is not read.
+    """
+    stored = _stored_mode(image)
+    most = _MOST_DEEP if stored in _DEEP else _MOST_PIXELS
+    if image.width * image.height > most:
+        raise refusal(
+            file,
+            f"have at most {most} pixels",
+            f"{image.width} × {image.height}",
+            "save a smaller copy of it",
+        )
+    if stored in _DEEP and image.format != "PNG":
+        raise refusal(
+            file,
+            "have 8 bits a channel, or 16 in a .png or of grey",
+            f"16 bits of {stored.removesuffix(';16')} in a {image.format}",
+            "save it as .png, all of whose 16 bits are read",
+        )
+    if stored in _DEEP and image.info.get("interlace"):
+        raise refusal(
+            file,
+            "not be interlaced, having 16 bits a channel",
+            "an interlaced .png",
+            "save it again without interlacing",
+        )
+    if stored not in _KINDS:
+        raise refusal(
+            file,
+            "have 8 or 16 bits a channel, grey or of colours",
+            f"mode {stored}",
+            "save all pictures as one array with numpy.save",
+        )
+    if deep is not None and deep != (stored in _DEEP or stored in DEEP_GREY):
+        raise refusal(
+            file, "have frames of one depth", "8 and 16 bits", "save each as a picture of its own"
+        )
+    return stored
+
+
+def _stored_mode(image: ImageFile) -> str:
+    raw = " ".join(str(tile[3]) for tile in image.tile[:1])
+    if image.format not in ("PNG", "TIFF") or ";16" not in raw or image.mode in DEEP_GREY:
+        return image.mode
+    return "LA;16" if "LA;16" in raw else f"{image.mode};16"
+
+
+def _frames(image: ImageFile, most: int) -> int:
+    """Return the number of frames, counted up to ``most``."""
+    count = 1
+    try:
+        while count < most:
+            image.seek(count)
+            count += 1
+    except EOFError:
+        pass
+    return count
+
+
+def mode_of_most(headers: Iterable[Header]) -> str:
+    """Return the mode that most pictures have; of equally many the one that holds more."""
+    counts = Counter(header.kind for header in headers)
+    return max(MODES, key=lambda mode: (counts[mode], MODES.index(mode)))
+
+
+def check_depth(headers: Sequence[Header]) -> None:
+    """Refuse pictures of 8 bits beside those of 16."""
+    for header in headers:
+        if header.deep != headers[0].deep:
+            depths = [16 if one.deep else 8 for one in (headers[0], header)]
+            raise refusal(
+                header.file,
+                f"have the {depths[0]} bits a channel of {headers[0].file.name}",
+                f"{depths[1]}",
+                "put pictures of each depth into a folder of their own",
+            )
+
+
+def check_memory(path: Path, headers: Sequence[Header], mode: str, reading: Reading) -> None:
+    """Refuse a folder of pictures that are much larger than their files.
+
+    Arguments:
+        path: the folder.
+        headers: of the pictures that are read.
+        mode: in which they are read.
+        reading: for their size.
+
+    Errors: ValueError.
+    """
+    size = reading.size
+    pixels = sum(
+        header.used * (header.size[0] * header.size[1] if size is None else size**2)
+        for header in headers
+    )
+    packed = sum(header.file.stat().st_size for header in headers)
+    check_expansion(path, pixels * CHANNELS[mode] * (2 if headers[0].deep else 1), packed)
