@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,8 +21,16 @@ if TYPE_CHECKING:
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
-# What a user can put right. Anything else is a bug of ours and keeps its traceback.
+# What a user can put right. Anything else is a bug: one of ours keeps its traceback.
 _USER_ERRORS: Final = (ValueError, TypeError, OSError, FloatingPointError)
+# How torch's allocators say, in a RuntimeError, that there is not so much memory.
+_NO_MEMORY: Final = (
+    "can't allocate memory",
+    "not enough memory",
+    "Storage size calculation overflowed",
+    "numel: integer multiplication overflow",
+)
+_HOW: Final = "all of it with --traceback"
 
 
 class Failure(click.ClickException):
@@ -48,15 +57,45 @@ def errors_as_lines(*, show_traceback: bool = False) -> Iterator[None]:
         raise
     except KeyboardInterrupt as interrupt:
         raise Interrupted(str(interrupt) or "Interrupted.") from interrupt
-    except _USER_ERRORS as error:
-        if show_traceback:
+    except click.ClickException:
+        raise
+    except Exception as error:
+        message = None if show_traceback else _message(error)
+        if message is None:
             raise
-        raise Failure(one_line(error)) from error
-    except RuntimeError as error:
-        if show_traceback or type(error).__name__ != "OutOfMemoryError":
-            raise
-        message = f"the device is out of memory; pass a smaller --batch-size ({one_line(error)})"
         raise Failure(message) from error
+
+
+def _message(error: Exception) -> str | None:
+    """Return an error as one line, None for a bug of ours."""
+    place = _own_place(error)
+    at = f" (at {place}; {_HOW})" if place else ""
+    if isinstance(error, _USER_ERRORS):
+        return f"{one_line(error)}{at}"
+    if _is_out_of_memory(error):
+        remedy = "pass a smaller --batch-size, width or number of steps"
+        return f"out of memory; {remedy} ({one_line(error)[:200]}){at}"
+    return f"{type(error).__name__}: {one_line(error)}{at}" if place else None
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(part in str(error) for part in _NO_MEMORY)
+
+
+def _own_place(error: BaseException | None) -> str:
+    """Return where an error was last in code that is the user's own; else ""."""
+    place = ""
+    while error is not None and not place:
+        for frame, line in traceback.walk_tb(error.__traceback__):
+            module = str(frame.f_globals.get("__name__")).partition(".")[0]
+            file = frame.f_code.co_filename
+            ours = module == __name__.partition(".")[0] or module in sys.stdlib_module_names
+            if not ours and "site-packages" not in file and not file.startswith("<"):
+                place = f"{file}:{line}"
+        error = error.__cause__
+    return place
 
 
 def one_line(error: BaseException) -> str:
@@ -277,11 +316,7 @@ def output_folder(path: Path) -> Path:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        text = wrong_value(
-            "--out", "out", "be a folder that can be written", str(path), "pass another folder"
-        )
-        message = f"{text} ({error.strerror})"
-        raise OSError(message) from error
+        raise unwritable(path, error) from error
     return path
 
 
@@ -296,6 +331,26 @@ def no_picture(draw: Callable[[Path], None], path: Path) -> str | None:
         path.unlink(missing_ok=True)
         return f"no picture {path}: {one_line(error)}"
     return None
+
+
+def unwritable(path: Path, error: OSError) -> OSError:
+    """Return the error of a folder for results that cannot be made or written."""
+    text = wrong_value(
+        "--out", "out", "be a folder that can be written", str(path), "pass another folder"
+    )
+    return OSError(f"{text} ({error.strerror})")
+
+
+@contextmanager
+def shown_if_unwritten(
+    result: Mapping[str, object], lines: list[str], *, as_json: bool
+) -> Iterator[None]:
+    """Print the result where its files cannot be written, so that no work is lost."""
+    try:
+        yield
+    except OSError:
+        show(result, lines, as_json=as_json)
+        raise
 
 
 def show(result: Mapping[str, object], lines: list[str], *, as_json: bool) -> None:

@@ -14,7 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from sde_diffusion._check import wrong_value
+from sde_diffusion._check import Reason, shown, wrong_value
+from sde_diffusion._files import writing
 from sde_diffusion.cli import _common, menu
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from sde_diffusion.parallel.ranks import Ranks
 
 _ALL: Final = "all"
+# What a manifest holds in order to go on.
+_PARTS: Final = {"options": dict, "settings": dict, "model": dict, "data": dict, "sessions": list}
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,9 @@ def prepared(
         return LikelihoodJob(manifest["options"], evaluator, manifest, [])
     session = _session(evaluator, sum(batch.count for batch in done.values()))
     manifest = {**manifest, "sessions": [*manifest["sessions"], session]}
-    log.write(manifest)
+    kept = f"{sum(batch.count for batch in done.values())} samples are saved"
+    with writing("likelihood", out, kept, "go on with --resume" if resume else "start again"):
+        log.write(manifest)
     return LikelihoodJob(manifest["options"], evaluator, manifest, pending)
 
 
@@ -140,7 +145,16 @@ def _resumed(given: Mapping[str, Any], saved: Mapping[str, Any], where: torch.de
     known = {flag: saved["options"].get(flag) for flag in given}
     elsewhere = "leave it out, or start a new run in another --out"
     check_same("--resume", known, given, lambda _: elsewhere)
-    evaluator = evaluator_of(saved["options"], where, saved["settings"])
+    try:
+        evaluator = evaluator_of(saved["options"], where, saved["settings"])
+    except (KeyError, AttributeError, ArithmeticError) as error:
+        raise wrong_value(
+            "--resume",
+            "manifest.json",
+            "hold the options of a run",
+            Reason(f"{type(error).__name__}: {error}"),
+            "start a new run in another --out",
+        ) from error
     content = _content(evaluator, saved["options"])
     before = {part: dict(saved[part]) for part in content}
     for record in (before, content):
@@ -213,15 +227,17 @@ def _check_folder(out: Path, log: SampleLog, *, resume: bool) -> None:
 def _saved(out: Path, log: SampleLog) -> dict[str, Any]:
     from sde_diffusion.evaluation.sample_log import read_manifest
 
-    saved = log.read() if log.exists() else read_manifest(out / "manifest.json")
-    if not {"options", "settings", "model", "data", "sessions"} <= saved.keys():
-        raise wrong_value(
-            "--resume",
-            "manifest.json",
-            "be that of a run of this command",
-            sorted(saved),
-            "leave out --resume to start one",
-        )
+    path = log.manifest if log.exists() else out / "manifest.json"
+    saved = read_manifest(path)
+    for part, kind in _PARTS.items():
+        if not isinstance(saved.get(part), kind):
+            raise wrong_value(
+                "--resume",
+                str(path),
+                "be the manifest of a run of this command",
+                f"{part}: {shown(saved.get(part))}",
+                f"delete {path.parent}, and start again",
+            )
     return saved
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sde_diffusion._files import writing
 from sde_diffusion.cli import _common
 from sde_diffusion.cli._likelihood_job import log_of
 from sde_diffusion.cli._together import TerminatedError, terminations
@@ -75,7 +76,9 @@ def finished(job: LikelihoodJob, out: Path) -> Mapping[str, Any]:
         return job.manifest
     log = log_of(out)
     found = Evaluation.of(log.batches().values(), job.evaluator)
-    manifest = write_results(out, job, found)
+    kept = f"all {len(found.index)} samples are saved in {log.folder}"
+    with writing("likelihood", out, kept, "go on with --resume"):
+        manifest = write_results(out, job, found)
     log.remove()
     return manifest
 

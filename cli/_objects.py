@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
-from sde_diffusion._check import wrong_type, wrong_value
+from sde_diffusion._check import Reason, wrong_type, wrong_value
 
 _OWN: Final = "package.module:attr"
 
@@ -50,7 +50,11 @@ def _called(option: str, name: str, function: Callable[[], Any]) -> Any:  # noqa
         inspect.signature(function).bind()
     except TypeError as error:
         raise wrong_type(
-            option, name, "need no arguments", str(error), "give them defaults, or name an object"
+            option,
+            name,
+            "need no arguments",
+            Reason(error),
+            "give them defaults, or name an object",
         ) from error
     return function()
 
@@ -101,7 +105,7 @@ def _module(option: str, path: str, names: Iterable[str]) -> ModuleType:
 
 
 def _broken(option: str, path: str, error: Exception) -> ValueError:
-    got = f"{type(error).__name__}: {error}"
+    got = Reason(f"{type(error).__name__}: {error}")
     return wrong_value(
         option, path, "import without an error", got, "see where with SDE_DIFFUSION_TRACEBACK=1"
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from sde_diffusion import solvers
-from sde_diffusion._check import wrong_type, wrong_value
+from sde_diffusion._check import Reason, wrong_type, wrong_value
 
 _PARTS: Final = ("Corrector", "Langevin", "AnnealedLangevin", "SongLangevin")  # no solvers
 # Words that the capitals of a class name do not tell apart, and shorter ones.
@@ -75,7 +75,7 @@ def solver_with(name: str, arguments: str) -> Any:  # noqa: ANN401  (any Solver)
             "--solver",
             arguments,
             f"be arguments of {name} ({known})",
-            str(error),
+            Reason(error),
             f"write {name}:NAME=VALUE,…",
         ) from error
 

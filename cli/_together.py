@@ -6,13 +6,34 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sde_diffusion.cli import _common
 
 if TYPE_CHECKING:
     import torch
+
+
+@contextmanager
+def alone_in(what: str, out: Path) -> Iterator[None]:
+    """Have a folder for this run alone, made before any time is spent on what goes into it.
+
+    Errors: FileExistsError that names the process of another run there; OSError where it cannot be
+    made or written.
+    """
+    from sde_diffusion.parallel.lock import RunLock
+
+    lock = RunLock(what, out)
+    try:
+        lock.__enter__()
+    except OSError as error:
+        if error.errno is None:  # it names the other run
+            raise
+        raise _common.unwritable(out, error) from error
+    with closing(lock):
+        yield
 
 
 class TerminatedError(KeyboardInterrupt):

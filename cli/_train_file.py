@@ -12,7 +12,7 @@ from typing import Any, Final
 import click
 from click.core import ParameterSource
 
-from sde_diffusion._check import wrong_value
+from sde_diffusion._check import Reason, wrong_value
 
 FILE: Final = "config.toml"
 _NOT_SETTINGS: Final = ("config", "resume", "as_json", "help")
@@ -31,7 +31,7 @@ def read(path: Path, command: click.Command) -> dict[str, Any]:
         found = tomllib.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # not TOML, or not text
         raise wrong_value(
-            "--config", str(path), "be a TOML file", str(error), "write lines like steps = 2000"
+            "--config", str(path), "be a TOML file", Reason(error), "write lines like steps = 2000"
         ) from error
     known = {str(p.name) for p in command.params} - {*_NOT_SETTINGS}
     settings = {name.replace("-", "_"): value for name, value in found.items()}
@@ -40,6 +40,19 @@ def read(path: Path, command: click.Command) -> dict[str, Any]:
         raise wrong_value(
             "--config", str(path), "hold names of options", f"{name} = …", f"did you mean {close}?"
         )
+    ctx = click.Context(command)
+    for param in command.params:
+        try:
+            if param.name in settings:
+                _value(ctx, param, settings[param.name])
+        except click.UsageError as error:
+            raise wrong_value(
+                "--config",
+                str(path),
+                f"hold a value that --{str(param.name).replace('_', '-')} takes",
+                Reason(error.format_message()),
+                "write another one there",
+            ) from error
     return settings
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from sde_diffusion._check import wrong_value
+from sde_diffusion._files import writing
 from sde_diffusion.cli import _common, menu, report
 
 if TYPE_CHECKING:
@@ -190,7 +191,6 @@ def command(
     folder = _common.output_folder(out)
     found = [_compare(task, made, budgets, replicates, seed) for task in tasks]
     text = "\n\n".join(map(report.comparison_text, found))
-    files, missing = _write(folder, found, text)
     result = {
         "grid": grid,
         "denoise": denoise,
@@ -198,12 +198,16 @@ def command(
         "device": str(where),
         "solvers": {name: repr(solver) for name, solver in made.items()},
         "comparisons": [c.to_json() for c in found],
-        "files": [str(file) for file in files],
-        "no_pictures": missing,
     }
-    report.write_json(folder / "results.json", result)
+    with (
+        _common.shown_if_unwritten(result, [text], as_json=as_json),
+        writing("compare", folder, "what is printed above is all that is kept", "run it again"),
+    ):
+        files, missing = _write(folder, found, text)
+        written = {**result, "files": [str(file) for file in files], "no_pictures": missing}
+        report.write_json(folder / "results.json", written)
     lines = [text, "", *(f"wrote {file}" for file in files), *missing]
-    _common.show(result, lines, as_json=as_json)
+    _common.show(written, lines, as_json=as_json)
 
 
 def _solver(name: str, tolerance: float) -> Any:  # noqa: ANN401

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import click
 
+from sde_diffusion._check import printable
 from sde_diffusion.cli import _common, menu
 
 EXAMPLES: Final = """\b
@@ -75,10 +76,10 @@ def _lines(name: str, configuration: dict[str, Any]) -> list[str]:
     lines.append(f"  sde         {_settings(configuration['sde'])}")
     lines.append(f"  prediction  {configuration.get('prediction', 'exact score')}")
     lines.append(f"  data        {_settings(configuration.get('data'))}")
-    for key in ("training", "dataset", "step", "versions"):
-        if key in configuration:
+    for key in ("objective", "training", "dataset", "step", "versions"):
+        if configuration.get(key) is not None:
             lines.append(f"  {key:<11} {_settings(configuration[key])}")
-    return [line.rstrip() for line in lines]
+    return [printable(line).rstrip() for line in lines]
 
 
 def _settings(value: object) -> str:

@@ -128,7 +128,7 @@ def command(
     from sde_diffusion.cli._likelihood_job import agreed, log_of, prepared
     from sde_diffusion.cli._likelihood_results import lines_of
     from sde_diffusion.cli._likelihood_run import computed, finished
-    from sde_diffusion.cli._together import device_of
+    from sde_diffusion.cli._together import alone_in, device_of
     from sde_diffusion.parallel.ranks import Ranks, place
 
     rank, world = place()
@@ -139,7 +139,7 @@ def command(
         for name in options
         if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
     }
-    with Ranks(out / ".ranks", rank, world) as ranks:
+    with alone_in("likelihood", out), Ranks(out / ".ranks", rank, world) as ranks:
         job = agreed(ranks, lambda: prepared(asked, given, out, where, resume=resume), where)
         computed(job, log_of(out, rank), ranks)
         if rank:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from sde_diffusion._check import wrong_value
+from sde_diffusion._files import writing
 from sde_diffusion.cli import _common, menu
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def command(
     alone, not on --batch-size nor on the number of processes; torchrun shares the batches among
     several.
     """
-    from sde_diffusion.cli._together import device_of
+    from sde_diffusion.cli._together import alone_in, device_of
     from sde_diffusion.grids import Denoised, times_of
     from sde_diffusion.parallel.ranks import Ranks, place
 
@@ -131,7 +132,7 @@ def command(
         job.given(0, number)  # refuses a weight that is no number
         return job
 
-    with Ranks(out / ".ranks", rank, world) as ranks:
+    with alone_in("sample", out), Ranks(out / ".ranks", rank, world) as ranks:
         job = _agreed(ranks, prepared, out)
         draws = _shared(job, ranks)
         if rank or draws is None:
@@ -327,6 +328,7 @@ def _write(folder: Path, job: SamplingJob, x: Tensor) -> tuple[list[Path], str |
         arrays["guidance"] = job.guidance
     npz = folder / "samples.npz"
     png = folder / "samples.png"
-    write_arrays(npz, arrays)
+    with writing("sample", folder, f"the {len(x)} samples are lost", "draw them again"):
+        write_arrays(npz, arrays)
     failure = _common.no_picture(lambda path: sample_picture(x, path, spec), png)
     return ([png, npz] if failure is None else [npz]), failure

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import math
 import time
 from collections.abc import Generator
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import click
 
 from sde_diffusion._check import one_of, wrong_value
+from sde_diffusion._files import write_atomically, writing
 from sde_diffusion.cli import _common, _train_file, menu
 from sde_diffusion.cli._train_options import MODEL_OPTIONS, TrainCommand, train_options
 
@@ -123,10 +123,10 @@ def _run(
 
 
 def _write_settings(folder: Path, options: dict[str, Any]) -> None:
-    from sde_diffusion._files import write_atomically
-
     text = _train_file.text(options, command)
-    write_atomically(folder / _train_file.FILE, lambda f: f.write_text(text, encoding="utf-8"))
+    then = "pass --resume" if options["resume"] else "start again"
+    with writing("train", folder, "no step was taken", then):
+        write_atomically(folder / _train_file.FILE, lambda f: f.write_text(text, encoding="utf-8"))
 
 
 def _data(options: dict[str, Any], config: TrainingConfig) -> tuple[Dataset, Dataset | None]:
@@ -204,7 +204,14 @@ def _default_folder(data: str, sde: str) -> Path:
 
 
 def _check_folder(folder: Path, *, resume: bool) -> None:
-    """Refuse, in the words of the command line, a folder that does not go with --resume."""
+    """Refuse, in the words of the command line, a folder that does not go with --resume.
+
+    Errors: FileExistsError for a folder in which another run is, or an earlier one without
+    --resume; FileNotFoundError for --resume in one without.
+    """
+    from sde_diffusion.parallel.lock import RunLock
+
+    RunLock("train", folder).check()
     exists = (folder / "state.pt").exists()
     if resume and not exists:
         error = wrong_value(
@@ -376,12 +383,12 @@ def _follow(
 def _draw_curves(folder: Path) -> list[dict[str, Any]]:
     """Draw the metrics of the run, and return them."""
     from sde_diffusion.pictures.runs import curves_picture
+    from sde_diffusion.training.folder import read_metrics
 
-    path = folder / "metrics.jsonl"
-    text = path.read_text(encoding="utf-8") if path.exists() else ""  # none before the first line
-    lines = [json.loads(line) for line in text.splitlines()]
+    lines = read_metrics(folder / "metrics.jsonl")
     if lines:
-        curves_picture(lines, folder / "curves.png")
+        with writing("train", folder, "the last checkpoint is whole", "pass --resume"):
+            curves_picture(lines, folder / "curves.png")
     return lines
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from sde_diffusion._check import wrong_value
+from sde_diffusion._files import writing
 from sde_diffusion.cli import _common, menu, report
 from sde_diffusion.cli._solvers import solver_class
 
@@ -141,9 +142,13 @@ def command(
                 _measure(row, name, sde, partial(menu.grid, grid, sde))
                 bar.update()
     lines = [markdown(rows), *(_notes(rows) if solvers else [*_unmeasured(), *_notes(rows)])]
-    files = _write(folder, rows, next(iter(chosen)), "\n".join(lines))
     result = {"grid": grid, "sdes": list(chosen), "solvers": [to_json(row) for row in rows]}
-    report.write_json(folder / "verify.json", result)
+    with (
+        _common.shown_if_unwritten(result, lines, as_json=as_json),
+        writing("verify", folder, "what is printed above is all that is kept", "run it again"),
+    ):
+        files = _write(folder, rows, next(iter(chosen)), "\n".join(lines))
+        report.write_json(folder / "verify.json", result)
     lines += ["", *(f"wrote {file}" for file in files)]
     _common.show({**result, "files": [str(file) for file in files]}, lines, as_json=as_json)
     wrong = [

@@ -4,11 +4,53 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from numbers import Integral
+from typing import Final
+
+_MOST: Final = 80  # characters of a value that a message shows
+_REASON: Final = 400  # characters of another error's message, which shows values in its turn
+
+
+class Reason(str):
+    """Words that are no value, such as another error's message, of which more is shown."""
+
+
+def shown(value: object) -> str:
+    r"""Return a value as messages show it: a text as it is, anything else as its repr.
+
+    At most 80 characters, the first and the last of them, all printable; 400 of a `Reason`, on
+    one line.
+
+    >>> shown("a\x1b[31m" + 100 * "b")
+    'a\\x1b[31mbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb … bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb'
+    """
+    if isinstance(value, Reason):
+        return _cut(printable(" ".join(value.split())), _REASON)
+    return _cut(printable(value if isinstance(value, str) else _repr(value)), _MOST)
+
+
+def printable(text: str) -> str:
+    """Return the text with escapes for characters that move a terminal's cursor or colours."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _repr(value: object) -> str:
+    try:
+        return repr(value)
+    except (RecursionError, ValueError):  # nested too deeply, or an integer of too many digits
+        return f"a {type(value).__name__} too large to show"
+
+
+def _cut(text: str, most: int) -> str:
+    if len(text) <= most:
+        return text
+    tail = (most - 3) // 2
+    return f"{text[: most - 3 - tail]} … {text[-tail:]}"
 
 
 def _text(what: str, argument: str, rule: str, got: object, remedy: str) -> str:
-    shown = got if isinstance(got, str) else repr(got)
-    return f"{what}: {argument} must {rule}, got {shown}; {remedy}"
+    return printable(f"{what}: {argument} must {rule}, got {shown(got)}; {remedy}")
 
 
 def wrong_value(what: str, argument: str, rule: str, got: object, remedy: str) -> ValueError:
@@ -18,7 +60,8 @@ def wrong_value(what: str, argument: str, rule: str, got: object, remedy: str) -
         what: the function or class that refuses.
         argument: the name of the argument, or of several.
         rule: what it must do or be, in the words that follow "must".
-        got: the value; a text stands as it is, anything else as its repr.
+        got: the value; a text stands as it is, anything else as its repr; at most 80
+            characters are shown, more of a `Reason`.
         remedy: what to do or to write instead.
     """
     return ValueError(_text(what, argument, rule, got, remedy))

@@ -8,7 +8,7 @@ from typing import Final, final
 import torch
 from torch import Tensor
 
-from sde_diffusion._check import diverged, wrong_type, wrong_value
+from sde_diffusion._check import Reason, diverged, wrong_type, wrong_value
 
 Callback = Callable[[int, Tensor, Tensor], object]  # (step from 1, its time, its state)
 
@@ -58,7 +58,7 @@ class Watch:
             t = float(self.grid[min(step, len(self.grid) - 1)])
             ill = ~torch.isfinite(self.last).flatten(1).all(1)
             where = f" in {samples(ill)}" if bool(ill.any()) else ""
-            got = f"NaN or infinity at step {step} (t = {t:.6g}){where}"
+            got = Reason(f"NaN or infinity at step {step} (t = {t:.6g}){where}")
             raise diverged(
                 "integrate",
                 "x",

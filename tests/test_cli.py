@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,9 @@ from sde_diffusion import (
     uniform,
 )
 from sde_diffusion.cli import menu
+from sde_diffusion.cli._common import _message
 from sde_diffusion.cli.main import main
+from sde_diffusion.cli.report import comparison_text
 from sde_diffusion.likelihood.dequantization import Uniform
 from sde_diffusion.solvers import (
     DDIM,
@@ -713,18 +716,44 @@ def test_ctrl_c_saves_the_step_and_says_how_to_go_on(points: Path, tmp_path: Pat
 # --- errors ---
 
 
-def test_a_bug_keeps_its_traceback_and_a_mistake_shows_it_when_asked(
+def test_a_bug_of_ones_own_is_a_line_with_its_place_and_shows_its_traceback_when_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "my_objects_b.py").write_text("def bug():\n    return {}['no such key']\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", sys.path.copy())
     bug = CliRunner().invoke(main, ["sample", "--model", "my_objects_b:bug"])
-    assert isinstance(bug.exception, KeyError)
+    place = tmp_path / "my_objects_b.py"
+    line = f"Error: KeyError: 'no such key' (at {place}:2; all of it with --traceback)\n"
+    assert (bug.exit_code, bug.output) == (2, line)
     mistake = ["info", "nowhere.safetensors"]
     assert CliRunner().invoke(main, mistake).exit_code == 2
     for shown in (
         CliRunner().invoke(main, ["--traceback", *mistake]),
+        CliRunner().invoke(main, [*mistake, "--traceback"]),
         CliRunner(env={"SDE_DIFFUSION_TRACEBACK": "1"}).invoke(main, mistake),
     ):
         assert isinstance(shown.exception, FileNotFoundError)
+
+
+def test_a_bug_of_ours_keeps_its_traceback() -> None:
+    with pytest.raises(AttributeError) as caught:
+        comparison_text(None)  # type: ignore[arg-type]
+    assert caught.value.__traceback__ is not None
+    # As the command line sees it: without the lines of this test.
+    error = caught.value.with_traceback(caught.value.__traceback__.tb_next)
+    assert _message(error) is None
+
+
+@pytest.mark.parametrize(
+    "allocate",
+    [lambda: torch.empty(2**55), lambda: torch.empty(2**60, 2**60), lambda: bytearray(2**60)],
+    ids=["bytes", "numbers", "python"],
+)
+def test_more_memory_than_there_is_is_one_line(allocate: Callable[[], object]) -> None:
+    with pytest.raises((RuntimeError, MemoryError)) as caught:
+        allocate()
+    found = _message(caught.value)
+    assert found is not None
+    assert found.startswith("out of memory; pass a smaller --batch-size, width or number of steps")
+    assert "\n" not in found

@@ -468,3 +468,8 @@ def test_the_place_is_torchruns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="RANK must be one of 0 … WORLD_SIZE − 1, got RANK=2"):
         place()
+    monkeypatch.delenv("RANK")
+    with pytest.raises(ValueError, match="got WORLD_SIZE=2 alone; unset WORLD_SIZE, or use torch"):
+        place()
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert place() == (0, 1)

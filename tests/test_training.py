@@ -9,13 +9,14 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -26,15 +27,23 @@ from sde_diffusion import (
     Dataset,
     DataSpec,
     Gaussian,
+    LinearSDE,
     ScoreModel,
     TrainingConfig,
     load,
     train,
 )
 from sde_diffusion._seeds import mix
+from sde_diffusion.cli.main import main
 from sde_diffusion.data.shuffling import batch_rows
 from sde_diffusion.noise import PerSampleNoise
-from sde_diffusion.objectives.base import Batch
+from sde_diffusion.objectives.base import Batch, Objective
+from sde_diffusion.objectives.denoising import Denoising
+from sde_diffusion.objectives.score_matching import Sliced
+from sde_diffusion.objectives.spacings import Stratified
+from sde_diffusion.objectives.uncertainty import Uncertainty
+from sde_diffusion.objectives.weighting import EDM
+from sde_diffusion.time_distributions import UniformTimes
 from sde_diffusion.training.averages import ema_decay, update_average
 from sde_diffusion.training.batch import GlobalBatch
 from sde_diffusion.training.monitors import HeldOutBound
@@ -83,7 +92,7 @@ def assert_same(a: object, b: object) -> None:
     """Assert equality bit for bit, but for the time a run took."""
     if isinstance(a, dict) and isinstance(b, dict):
         assert a.keys() == b.keys()
-        for key in a.keys() - {"seconds"}:
+        for key in a.keys() - {"seconds", "checksum"}:
             assert_same(a[key], b[key])
     elif isinstance(a, Tensor) and isinstance(b, Tensor):
         assert torch.equal(a, b)
@@ -184,6 +193,8 @@ print(*steps)
 def check_files(out: Path) -> None:
     """Every file of the run's folder, unless its name says it is temporary, is whole."""
     for path in out.rglob("*"):
+        if path.name.startswith(".lock~"):
+            continue
         if path.suffix == ".safetensors":
             assert load(path).data == points().spec
         elif path.suffix == ".pt":
@@ -559,11 +570,11 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_says_so(tmp_path: Path, room
     run = train(fresh(), points(), config, out=out, monitors=MONITORS)
     for _ in range(5):
         next(run)
-    before = {path: path.read_bytes() for path in out.rglob("*.*")}
+    before = {path: path.read_bytes() for path in out.rglob("*.*") if path.name[0] != "."}
     assert 10_000 < len(before[out / "model.safetensors"]) < 20_000 < len(before[out / "state.pt"])
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, soft_and_hard[1]))
     try:
-        with pytest.raises(OSError, match=r"out must take the files .* resume") as caught:
+        with pytest.raises(OSError, match=r"out must take the files, .* resume") as caught:
             list(run)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, soft_and_hard)
@@ -580,10 +591,11 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_says_so(tmp_path: Path, room
 
 
 def change(out: Path, edit: Callable[[dict[str, Any], dict[str, Any]], None]) -> None:
-    """Rewrite a state and the configuration inside it."""
+    """Rewrite a state and the configuration inside it, as earlier versions wrote them."""
     saved = torch.load(out / "state.pt", weights_only=True)
     configuration = json.loads(saved["configuration"])
     edit(saved, configuration)
+    saved.pop("checksum", None)  # which they did not write
     torch.save(saved | {"configuration": json.dumps(configuration)}, out / "state.pt")
 
 
@@ -664,3 +676,78 @@ def test_a_run_with_a_constant_rate_can_be_made_longer(tmp_path: Path):
     for _ in train(fresh(0.1), points(), longer, out=tmp_path / "grown", resume=True):
         pass
     assert_same_run(tmp_path / "long", tmp_path / "grown")
+
+
+class Cooling(LinearSDE):
+    """An SDE of one's own, with a parameter."""
+
+    def __init__(self, speed: float) -> None:
+        self.speed = speed
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.exp(-self.speed * t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return (-torch.expm1(-2 * self.speed * t)).sqrt()
+
+
+def own_objective(t_min: float = 1e-3) -> Denoising:
+    weighting = EDM(0.5)
+    return Denoising(UniformTimes(), Stratified(), t_min, weighting, uncertainty=Uncertainty())
+
+
+@pytest.mark.parametrize(
+    ("started", "resumed", "message"),
+    [
+        (own_objective(), own_objective(1e-2), r"objective\.t_min must be 0\.001 as in the run"),
+        (
+            own_objective(),
+            Sliced(UniformTimes(), Stratified(), 1e-3),
+            r"objective\.class must be 'sde_diffusion\..*Denoising' as in the run",
+        ),
+        (own_objective(), None, r"objective\.class must be .*, got None; pass the objective that"),
+        (None, own_objective(), r"objective\.class must be left out as in the run that is resum"),
+    ],
+)
+def test_an_objective_of_ones_own_is_recorded_and_another_one_refused(
+    tmp_path: Path, started: Denoising | None, resumed: Objective | None, message: str
+) -> None:
+    for _ in train(fresh(), points(), CONFIG, out=tmp_path, objective=started):
+        pass
+    record = json.loads((tmp_path / "manifest.json").read_text())
+    if started is None:
+        assert record["objective"] is None
+        assert record["training"]["weighting"] == "likelihood"
+    else:
+        assert record["objective"]["class"].endswith("Denoising")
+        assert record["objective"]["weighting"]["sigma_data"] == 0.5
+        assert not {"objective", "weighting", "times", "t_min"} & record["training"].keys()
+        shown = CliRunner().invoke(main, ["info", str(tmp_path)]).output
+        assert "objective   sde_diffusion." in shown
+        assert "weighting=perceptual" not in shown
+    with pytest.raises(ValueError, match=message):
+        train(fresh(), points(), CONFIG, out=tmp_path, resume=True, objective=resumed)
+    # The same object, which has learned since, and one made alike go on.
+    for again in (started, None if started is None else own_objective()):
+        run = train(fresh(), points(), CONFIG, out=tmp_path, resume=True, objective=again)
+        assert list(run) == []
+
+
+def without_what_is_ones_own(saved: dict[str, Any], configuration: dict[str, Any]) -> None:  # noqa: ARG001
+    del configuration["sde"]["speed"], configuration["objective"]
+
+
+def test_another_parameter_of_an_sde_of_ones_own_is_refused(tmp_path: Path) -> None:
+    def begun(speed: float, *, resume: bool) -> Iterator[object]:
+        model = ScoreModel(MLP(2, width=16), Cooling(speed))
+        config = replace(CONFIG, weighting="perceptual")
+        return train(model, points(), config, out=tmp_path, resume=resume)
+
+    assert len(list(begun(2.0, resume=False))) == 9
+    assert json.loads((tmp_path / "manifest.json").read_text())["sde"]["speed"] == 2.0
+    with pytest.raises(ValueError, match=r"sde\.speed must be 2\.0 as in the run .*, got 3\.0"):
+        begun(3.0, resume=True)
+    assert list(begun(2.0, resume=True)) == []
+    # Version 0.1 kept its class alone, and none of the objective.
+    change(tmp_path, without_what_is_ones_own)
+    assert list(begun(3.0, resume=True)) == []

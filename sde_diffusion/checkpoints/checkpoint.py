@@ -10,7 +10,6 @@ can run code.
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.resources
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -18,41 +17,28 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias, cast, overload
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from sde_diffusion._check import wrong_type, wrong_value
+from sde_diffusion._check import Reason, shown, wrong_type, wrong_value
 from sde_diffusion._files import write_atomically
 from sde_diffusion._version import __version__
+from sde_diffusion.checkpoints.configuration import (
+    NETWORKS,
+    UNBUILT,
+    OwnClassError,
+    check,
+    encode,
+    network_of,
+    sde_of,
+)
+from sde_diffusion.checkpoints.reading import FORMAT, KEY, fill, read
 from sde_diffusion.data.spec import DataSpec
 from sde_diffusion.models.score import DirectScore, LearnedScore, ScoreModel
-from sde_diffusion.nets import MLP, UNet
-from sde_diffusion.schedules import CosineBeta, DiscreteBeta, LinearBeta
-from sde_diffusion.sde import EDMSDE, SDE, VESDE, VPSDE, LinearSDE, RectifiedFlow, SubVPSDE
+from sde_diffusion.sde import SDE, LinearSDE
 
 # (network, sde, data, configuration) -> model
 Build: TypeAlias = Callable[[nn.Module, Any, DataSpec | None, dict[str, Any]], LearnedScore]
-FORMAT: Final = 2
-KEY: Final = "sde_diffusion"
-_NETWORKS: Final = {c.__name__: c for c in (MLP, UNet)}
-_SETTINGS: Final = {
-    c.__name__: c
-    for c in (
-        VPSDE,
-        SubVPSDE,
-        VESDE,
-        EDMSDE,
-        RectifiedFlow,
-        LinearBeta,
-        CosineBeta,
-        DiscreteBeta,
-    )
-}
-
-
-class _OwnClassError(ValueError):
-    """A class that is not in the tables: the caller must pass the object, by argument and name."""
 
 
 def save_model(
@@ -81,7 +67,7 @@ def save_model(
             "save_model",
             "extra",
             "hold JSON values only",
-            str(error),
+            Reason(error),
             "pass numbers, strings, lists and dicts",
         ) from error
     # Clones, because the format refuses tensors that share memory (tied weights).
@@ -196,7 +182,7 @@ def describe(name_or_path: str | Path) -> dict[str, Any]:
 
     Errors: those of `load`.
     """
-    return read(_locate(name_or_path), weights=False)[0]
+    return _described(_locate(name_or_path))[0]
 
 
 def shipped() -> list[str]:
@@ -210,7 +196,7 @@ def configuration_of(model: LearnedScore) -> dict[str, Any]:
     """Return the configuration from which `load` rebuilds the model, without the weights."""
     kind = type(model.network)
     network: dict[str, Any] = {"class": kind.__name__}
-    if _NETWORKS.get(kind.__name__) is kind:
+    if NETWORKS.get(kind.__name__) is kind:
         network["config"] = model.network.config
     else:
         network["class"] = f"{kind.__module__}.{kind.__qualname__}"
@@ -225,7 +211,7 @@ def configuration_of(model: LearnedScore) -> dict[str, Any]:
         "format": FORMAT,
         "class": type(model).__name__,
         "network": network,
-        "sde": _encode(model.sde),
+        "sde": encode(model.sde),
         "prediction": model.prediction,
         **own,
         "data": None if model.data is None else model.data.to_json(),
@@ -257,116 +243,42 @@ def _loaded(
     sde: SDE | None,
 ) -> LearnedScore:
     path = _locate(name_or_path)
-    configuration, tensors = read(path, weights=True)
+    configuration, tensors = _described(path)
     saved = configuration.get("class", ScoreModel.__name__)
     if saved not in kinds:
         remedy = "call load(path)" if saved in _BUILDERS else "install a newer sde_diffusion"
         rule = f"hold a {' or a '.join(kinds)}"
-        raise wrong_value(what, str(path), rule, f"a {saved}", remedy)
+        raise wrong_value(what, str(path), rule, f"a {shown(saved)}", remedy)
     try:
-        sde = _decode(configuration["sde"]) if sde is None else sde
-        network = _network(configuration["network"]) if network is None else network
+        sde = sde_of(configuration["sde"]) if sde is None else sde
+        network = network_of(configuration["network"]) if network is None else network
         data = configuration["data"]
         spec = None if data is None else DataSpec.from_json(data)
         model = _BUILDERS[saved](network, sde, spec, configuration)
-    except _OwnClassError as error:
+    except OwnClassError as error:
         argument, name = error.args
         call = f"{what}(path, {argument}=...)"
         remedy = f"call {call}; a command takes --model FILE:NAME of a function that returns it"
         raise wrong_value(
             what, argument, "be passed for a class of your own", name, remedy
         ) from None
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        got = f"{type(error).__name__}: {error}"
-        rule = "hold a configuration that builds a model"
-        raise wrong_value(what, str(path), rule, got, "save it again") from error
+    except UNBUILT as error:
+        raise _unbuilt(what, path, error) from error
     fill(network, tensors, path)
     return model.eval()
 
 
-def read(path: Path, *, weights: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return the configuration of a file and its weights, or no weights unless asked for.
-
-    Errors: ValueError for a file that is damaged, foreign or newer than this version.
-    """
+def _described(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the configuration, of which a model can be built, and the tensors without values."""
+    configuration, tensors = read(path)
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {k: file.get_tensor(k) for k in file.keys()} if weights else {}  # noqa: SIM118
-    except SafetensorError as error:
-        raise wrong_value(
-            "load",
-            str(path),
-            "be a whole .safetensors file",
-            str(error),
-            "copy or download it again",
-        ) from error
-    try:
-        configuration = json.loads(metadata[KEY])
-        version = configuration["format"]
-        newer = version > FORMAT
-    except (KeyError, TypeError, ValueError) as error:
-        rule = "carry the configuration that save_model writes"
-        got = "none that can be read"
-        raise wrong_value("load", str(path), rule, got, "save it with save_model") from error
-    if newer:
-        raise wrong_value(
-            "load",
-            str(path),
-            f"have a format of at most {FORMAT}",
-            version,
-            "install a newer sde_diffusion",
-        )
+        check(configuration, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    except UNBUILT as error:
+        raise _unbuilt("load", path, error) from error
     return configuration, tensors
 
 
-def _encode(value: object) -> object:
-    """Return an SDE or schedule as JSON: its class and constructor arguments."""
-    kind = type(value)
-    if isinstance(value, Tensor):
-        return value.tolist()
-    if _SETTINGS.get(kind.__name__) is kind and dataclasses.is_dataclass(value):
-        arguments = {f.name: vars(value)[f.name] for f in dataclasses.fields(value) if f.init}
-        return {"class": kind.__name__} | {k: _encode(v) for k, v in arguments.items()}
-    if isinstance(value, (int, float, str)):
-        return value
-    return {"class": f"{kind.__module__}.{kind.__qualname__}"}
-
-
-def _decode(value: Any) -> Any:  # noqa: ANN401  (JSON in, a class of the tables out)
-    """Return what `_encode` was given."""
-    if isinstance(value, list):
-        return torch.tensor(value, dtype=torch.float64)
-    if not isinstance(value, dict):
-        return value
-    name = value["class"]
-    if name not in _SETTINGS:
-        raise _OwnClassError("sde", name)
-    return _SETTINGS[name](**{k: _decode(v) for k, v in value.items() if k != "class"})
-
-
-def _network(description: dict[str, Any]) -> nn.Module:
-    name = description["class"]
-    if name not in _NETWORKS:
-        raise _OwnClassError("network", name)
-    return _NETWORKS[name](**description["config"])
-
-
-def fill(network: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
-    """Copy the weights into the network, in the precision in which they were saved."""
-    own = network.state_dict()
-    for name in sorted(own.keys() | tensors.keys()):
-        have = tuple(own[name].shape) if name in own else "no such weight"
-        got = tuple(tensors[name].shape) if name in tensors else "no such weight"
-        if have != got:
-            raise wrong_value(
-                "load",
-                f"{name} of {path}",
-                f"match the network's {have}",
-                got,
-                "pass the network that was saved",
-            )
-    for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
-        if name in tensors:
-            tensor.data = tensor.data.to(tensors[name].dtype)
-    network.load_state_dict(tensors)
+def _unbuilt(what: str, path: Path, error: Exception) -> ValueError:
+    got = Reason(f"{type(error).__name__}: {error}")
+    rule = "hold a configuration that builds a model"
+    return wrong_value(what, str(path), rule, got, "save it again")

@@ -1,11 +1,15 @@
-"""Hashes of the content of models and data, by which two runs tell whether theirs are equal."""
+"""What objects of any class hold, by which two runs tell whether theirs are equal."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import math
 from collections.abc import Iterator, Mapping
+from functools import cached_property, partial
 from typing import Any, Final
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -41,6 +45,58 @@ def fingerprint(value: object) -> str:
     for part in _parts(value, ()):
         digest.update(len(part).to_bytes(8, "big") + part)
     return digest.hexdigest()[:16]
+
+
+def description(value: object, above: tuple[int, ...] = ()) -> Any:  # noqa: ANN401  (JSON)
+    """Return the class of an object and its settings, and so on down, as JSON.
+
+    Of tensors it is their shape and a hash, of functions their name. What a module learns or notes
+    in training, its parameters and buffers, is no setting.
+
+    Arguments:
+        value: the object.
+        above: the ids of those that it is in; of an object inside itself the class alone is left.
+
+    >>> from sde_diffusion import LinearBeta
+    >>> description(LinearBeta(0.1, 20.0))
+    {'class': 'sde_diffusion.schedules.LinearBeta', 'low': 0.1, 'high': 20.0}
+    """
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else repr(value)  # JSON has no infinity
+    if isinstance(value, Tensor):
+        return {"shape": list(value.shape), "content": fingerprint(value)}
+    if isinstance(value, np.ndarray):
+        return {"shape": list(value.shape), "content": fingerprint(value.tobytes())}
+    if _qualified_name(value):
+        return f"{value.__module__}.{_qualified_name(value)}"
+    named = {"class": _stable_name(type(value))}
+    if id(value) in above:
+        return named
+    inside = (*above, id(value))
+    if isinstance(value, (list, tuple)):
+        return [description(item, inside) for item in value]
+    return named | {name: description(part, inside) for name, part in _settings(value)}
+
+
+def _settings(value: object) -> Iterator[tuple[str, object]]:
+    """Yield what was chosen of an object, by name; what follows from it is left out."""
+    if isinstance(value, Mapping):
+        yield from ((str(name), part) for name, part in value.items())
+        return
+    if isinstance(value, partial):
+        yield from (("func", value.func), ("args", value.args), ("keywords", value.keywords))
+    derived = set[str]()
+    if isinstance(value, nn.Module):
+        derived |= nn.Module().__dict__.keys()
+        yield from value.named_children()
+    if dataclasses.is_dataclass(value):
+        derived |= {field.name for field in dataclasses.fields(value) if not field.init}
+    for kind in type(value).__mro__:
+        derived |= {name for name, part in vars(kind).items() if isinstance(part, cached_property)}
+    kept = _attributes(value) or {}
+    yield from ((name, kept[name]) for name in sorted(kept.keys() - derived))
 
 
 def _stable_name(kind: type) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from sde_diffusion._files import writing
 from sde_diffusion._progress import bar
 from sde_diffusion.data.dataset import Dataset
 from sde_diffusion.evaluation.evaluator import Evaluator
@@ -76,14 +77,19 @@ def logged(
         pending: the first indices of the batches that are not in the log.
         ranks: this process among those of the run.
 
-    Errors: ChildProcessError, in process 0, where another process has ended early.
+    Errors: ChildProcessError, in process 0, where another process has ended early; OSError that
+    says how many samples are saved where a batch cannot be.
     """
     share = share_of(pending, ranks.rank, ranks.world)
     done = 0
+    before = sum(batch.count for batch in log.batches().values())
     for indices in evaluator.batches():
         if indices.start in share:
             batch = evaluator.batch(indices)
-            log.append(batch)
+            kept = before + done
+            then = "go on with --resume" if kept else "start again"
+            with writing("likelihood", log.folder, f"{kept} samples are saved", then):
+                log.append(batch)
             done += batch.count
             ranks.tell(done=done)
             yield batch

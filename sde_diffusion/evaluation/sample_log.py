@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, final
 
-from sde_diffusion._check import wrong_value
-from sde_diffusion._files import write_atomically
+from sde_diffusion._check import Reason, wrong_value
+from sde_diffusion._files import json_object, write_atomically
 
 
 @final
@@ -112,26 +112,27 @@ def read_manifest(path: Path) -> dict[str, Any]:
     Errors: ValueError for a file that is no JSON object.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        return json_object(path.read_bytes())
     except ValueError as error:
-        raise _no_manifest(path) from error
-    if not isinstance(found, dict):
-        raise _no_manifest(path)
-    return found
+        raise wrong_value(
+            "SampleLog",
+            str(path),
+            "be the manifest of a run",
+            Reason(error),
+            "start again in another folder",
+        ) from error
 
 
 def _batch(line: bytes) -> EvaluatedBatch | None:
+    """Return the batch of a line, None for a line that is cut short or damaged."""
     try:
-        return EvaluatedBatch(**json.loads(line))
-    except (ValueError, TypeError):
+        batch = EvaluatedBatch(**json.loads(line))
+        counted = batch.first >= 0 and all(len(v) == batch.count for v in batch.values.values())
+        rows = [*batch.values.values(), *batch.sums.values(), batch.nfe.values(), [batch.seconds]]
+        return batch if counted and all(map(_numbers, rows)) else None
+    except (ValueError, TypeError, AttributeError, RecursionError):
         return None
 
 
-def _no_manifest(path: Path) -> ValueError:
-    return wrong_value(
-        "SampleLog",
-        str(path),
-        "be the manifest of a run",
-        "another file",
-        "start again in another folder",
-    )
+def _numbers(row: Iterable[object]) -> bool:
+    return all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in row)

@@ -15,22 +15,24 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from sde_diffusion._check import diverged, positive_integer, positive_number, wrong_value
+from sde_diffusion._check import Reason, diverged, positive_integer, positive_number, wrong_value
 from sde_diffusion._files import write_atomically
 from sde_diffusion._seeds import Purpose, check_seed, mix
 from sde_diffusion._tensors import flat_sum
 from sde_diffusion._version import __version__
-from sde_diffusion.checkpoints.checkpoint import FORMAT, KEY, fill, read
+from sde_diffusion.checkpoints.configuration import UNBUILT, check_data, check_integer
+from sde_diffusion.checkpoints.reading import FORMAT, KEY, check_weights, fill, read
 from sde_diffusion.data.checks import check_fits
 from sde_diffusion.data.dataset import Dataset
 from sde_diffusion.data.shuffling import batch_rows
 from sde_diffusion.data.spec import DataSpec
 from sde_diffusion.integration import check_evaluation
 from sde_diffusion.likelihood.dequantization import Dequantizer, in_bin
-from sde_diffusion.nets._layers import conv, linear
+from sde_diffusion.nets._layers import conv, linear, shapes_alone
 from sde_diffusion.scores import ScoreLike
 
 _STEEPEST: Final = 3.0  # log-scales stay below, so that no step of training can overflow
+_MOST_ELEMENTS: Final = 2**22  # of all layers, for what a file may ask
 _EARLIEST: Final = 1e-5  # the first time at which models are trained
 
 
@@ -146,12 +148,19 @@ class Variational(Dequantizer):
 
         Errors: FileNotFoundError; ValueError for files that are damaged or of something else.
         """
-        configuration, tensors = read(Path(path), weights=True)
+        configuration, tensors = read(Path(path))
         try:
+            settings = configuration["dequantizer"]
+            most = sum(tensor.numel() for tensor in tensors.values())
+            check_integer("width", settings["width"], most)
+            check_integer("couplings", settings["couplings"], len(tensors))
+            check_data(configuration["data"], _MOST_ELEMENTS // (settings["couplings"] + 1))
             spec = DataSpec.from_json(configuration["data"])
-            made = cls(spec, **configuration["dequantizer"])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            got = f"{type(error).__name__}: {error}"
+            with shapes_alone():
+                check_weights(cls(spec, **settings).layers, tensors, Path(path))
+            made = cls(spec, **settings)
+        except UNBUILT as error:
+            got = Reason(f"{type(error).__name__}: {error}")
             raise wrong_value(
                 "Variational.load",
                 str(path),

@@ -5,8 +5,11 @@ PyTorch's own constructors draw from the global generator; ``skip_init`` keeps t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from math import prod
-from typing import final
+from typing import Final, final
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +17,24 @@ from torch.nn.utils import skip_init
 
 from sde_diffusion._check import positive_integer, wrong_type, wrong_value
 from sde_diffusion.nets._norm import normalised
+
+# Where new weights lie: on the CPU, where the generator is, whatever the default device.
+_HOME: Final = ContextVar("home", default="cpu")
+
+
+@contextmanager
+def shapes_alone() -> Iterator[None]:
+    """Build networks without memory: on the meta device, where weights have no values."""
+    token = _HOME.set("meta")
+    try:
+        yield
+    finally:
+        _HOME.reset(token)
+
+
+def home() -> torch.device:
+    """Return the device on which new weights lie: the CPU, or "meta" in `shapes_alone`."""
+    return torch.device(_HOME.get())
 
 
 def keep_freed_memory() -> None:
@@ -44,7 +65,13 @@ def conv(
         stride: pixels of the input between two of the output.
     """
     layer: nn.Conv2d = skip_init(  # type: ignore[no-untyped-call]
-        nn.Conv2d, inputs, outputs, kernel, stride=stride, padding=kernel // 2
+        nn.Conv2d,
+        inputs,
+        outputs,
+        kernel,
+        stride=stride,
+        padding=kernel // 2,
+        device=home(),
     )
     _fill(layer.weight, layer.bias, generator)
     return layer
@@ -52,16 +79,19 @@ def conv(
 
 def linear(inputs: int, outputs: int, generator: torch.Generator | None) -> nn.Linear:
     """Return a linear map; a ``generator`` of None makes weights and bias 0."""
-    layer: nn.Linear = skip_init(nn.Linear, inputs, outputs)  # type: ignore[no-untyped-call]
+    layer: nn.Linear = skip_init(nn.Linear, inputs, outputs, device=home())  # type: ignore[no-untyped-call]
     _fill(layer.weight, layer.bias, generator)
     return layer
 
 
 def vectors(rows: int, width: int, generator: torch.Generator) -> nn.Embedding:
     """Return a table of standard normal vectors."""
-    table: nn.Embedding = skip_init(nn.Embedding, rows, width)  # type: ignore[no-untyped-call]
-    nn.init.normal_(table.weight, generator=generator)
-    return table
+    weight = torch.empty(rows, width, device=home())
+    if not weight.is_meta:
+        nn.init.normal_(weight, generator=generator)
+    # Its own constructor would draw, and on "meta" import the compiler for it: seconds.
+    made: nn.Embedding = nn.Embedding.from_pretrained(weight, freeze=False)  # type: ignore[no-untyped-call]
+    return made
 
 
 @final
@@ -95,6 +125,8 @@ def group_norm(channels: int, *, affine: bool) -> GroupNorm:
 
 def _fill(weight: Tensor, bias: Tensor | None, generator: torch.Generator | None) -> None:
     """Draw weights of variance 1/inputs, which keep the variance of what passes through."""
+    if weight.is_meta:
+        return
     bound = (3 / prod(weight.shape[1:])) ** 0.5
     if generator is None:
         nn.init.zeros_(weight)

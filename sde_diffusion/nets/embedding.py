@@ -62,7 +62,7 @@ class GaussianFourier(nn.Module):
 
     def __init__(self, pairs: int, scale: float, generator: torch.Generator) -> None:
         super().__init__()
-        drawn = scale * torch.randn(pairs, generator=generator)
+        drawn = scale * torch.randn(pairs, generator=generator, device=generator.device)
         # Rounded here, so that a later .bfloat16() of the network leaves them as they are.
         self.register_buffer("frequencies", drawn.bfloat16().float())
 

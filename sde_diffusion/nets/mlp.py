@@ -15,6 +15,7 @@ from sde_diffusion.nets._layers import (
     check_dropout,
     check_input,
     check_seed,
+    home,
     linear,
 )
 from sde_diffusion.nets.embedding import Conditioning, resolve
@@ -101,7 +102,7 @@ class MLP(nn.Module):
             "outputs": outputs,
         }
         generator = torch.Generator().manual_seed(seed)
-        with torch.device("cpu"):  # where the generator is, whatever the default device
+        with home():
             self.condition = Conditioning(width, width, embedding, scale, classes, generator)
             self.stem = linear(dimension, width, generator)
             layers = (Layer(width, dropout, generator) for _ in range(depth))

@@ -19,6 +19,7 @@ from sde_diffusion.nets._layers import (
     check_seed,
     conv,
     group_norm,
+    home,
     keep_freed_memory,
 )
 from sde_diffusion.nets._norm import channels_last, memory_bound
@@ -158,7 +159,7 @@ class UNet(nn.Module):
         }
         self.factor = FACTORS[rescaling]
         generator = torch.Generator().manual_seed(seed)
-        with torch.device("cpu"):  # where the generator is, whatever the default device
+        with home():
             self._build([width * m for m in multipliers], generator)
 
     def _build(self, widths: list[int], generator: torch.Generator) -> None:

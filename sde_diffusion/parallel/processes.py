@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, distributed as dist
 
 from sde_diffusion._shown import shown
+from sde_diffusion.parallel.lock import RunLock
 from sde_diffusion.parallel.ranks import Ranks, place
 
 _LOOK: Final = 0.5  # seconds between two looks at the others
@@ -58,6 +59,7 @@ class Processes:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.rank, self.world = place()
+        self._lock = RunLock("train", self.folder)
         self._ranks = Ranks(self.folder / ".ranks", self.rank, self.world)
         self._saved = 0
         self._asked = False
@@ -67,11 +69,13 @@ class Processes:
 
     def __enter__(self) -> Self:
         if self.world > 1:
+            self._lock.__enter__()
             self._ranks.__enter__()
             try:
                 self._meet()
             except BaseException:
                 self._ranks.__exit__(*sys.exc_info())
+                self._lock.close()
                 raise
             threading.Thread(target=self._watch, daemon=True).start()
         if threading.current_thread() is threading.main_thread():  # other threads get no signals
@@ -89,6 +93,7 @@ class Processes:
         if self.world > 1:
             # A process that ends because of another says "stopped": it is not the cause.
             self._ranks.__exit__(KeyboardInterrupt if cause else kind, error, trace)
+            self._lock.close()
         if self.world > 1 and error is None:  # else it could wait for a process that has ended
             dist.destroy_process_group()
         if cause is not None:  # the signals that torchrun sends now must not hide it
@@ -105,6 +110,10 @@ class Processes:
     def interrupted(self) -> bool:
         """Whether a signal has asked to stop; the same in all processes after a step."""
         return self._asked if self.world == 1 else self._agreed
+
+    def lock(self, folder: Path) -> RunLock:
+        """Return the lock of a run's folder: held already where the processes meet there."""
+        return self._lock if folder == self.folder else RunLock("train", folder)
 
     def note(self, step: int) -> None:
         """Let the others know that ``step`` is saved."""

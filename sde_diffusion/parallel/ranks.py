@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, final
 
-from sde_diffusion._check import wrong_value
+from sde_diffusion._check import Reason, wrong_value
 
 _BEAT: Final = 1.0  # seconds between two signs of life
 _SILENCE: Final = 30.0  # seconds without one after which a process counts as gone
@@ -32,8 +32,13 @@ _ENVIRONMENT: Final = {"RANK": "0", "WORLD_SIZE": "1"}
 def place() -> tuple[int, int]:
     """Return this process's rank and the number of processes, as torchrun sets them.
 
-    Errors: ValueError unless RANK is one of 0 … WORLD_SIZE − 1.
+    Errors: ValueError unless RANK is one of 0 … WORLD_SIZE − 1; for a WORLD_SIZE that an earlier
+    program has left in the environment, for the others would be waited for in vain.
     """
+    if os.environ.get("WORLD_SIZE", "1") != "1" and "RANK" not in os.environ:
+        got = f"WORLD_SIZE={os.environ['WORLD_SIZE']} alone"
+        rule = "stand beside RANK, as torchrun sets both"
+        raise wrong_value("ranks", "WORLD_SIZE", rule, got, "unset WORLD_SIZE, or use torchrun")
     rank, world = (os.environ.get(name, usual) for name, usual in _ENVIRONMENT.items())
     if not (rank.isdecimal() and world.isdecimal() and int(rank) < int(world)):
         got = f"RANK={rank}, WORLD_SIZE={world}"
@@ -176,7 +181,7 @@ class Ranks:
 
     def _check(self, rank: int, silence: float | None = None) -> None:
         body = self._read(rank)
-        if body is not None and _is_dead(body):
+        if body is not None and is_dead(body):
             time.sleep(_LOOK)  # it may have said how it ended since
             body = self._read(rank)
             if body is not None and body["state"] not in ("done", "failed", "stopped"):
@@ -237,7 +242,7 @@ class Ranks:
             temporary.replace(file)
 
 
-def _is_dead(body: Mapping[str, Any]) -> bool:
+def is_dead(body: Mapping[str, Any]) -> bool:
     """Return whether the process was on this machine and is no more."""
     if body["host"] != platform.node() or os.name == "nt":
         return False
@@ -251,7 +256,9 @@ def _is_dead(body: Mapping[str, Any]) -> bool:
 
 
 def _gone(rank: int, got: str) -> ChildProcessError:
-    text = wrong_value("ranks", f"rank {rank}", "finish its share", got, "what is done is kept")
+    text = wrong_value(
+        "ranks", f"rank {rank}", "finish its share", Reason(got), "what is done is kept"
+    )
     return ChildProcessError(str(text))
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._check import positive_integer
-from sde_diffusion._files import write_arrays
+from sde_diffusion._files import write_arrays, writing
 from sde_diffusion.grids import Grid
 from sde_diffusion.parallel.ranks import Ranks, share_of
 from sde_diffusion.sampling.generate import sample
@@ -113,7 +113,9 @@ def draw(
 def _leave(draws: Draws, ranks: Ranks) -> None:
     """Write a share where process 0 finds it, in the folder that it removes at the end."""
     cost = {"nfe": draws.nfe, "seconds": draws.seconds}
-    write_arrays(_part(ranks, ranks.rank), {"x": draws.x.numpy()} | cost)
+    lost = f"the {len(draws.x)} samples of process {ranks.rank} are lost"
+    with writing("draw", ranks.folder, lost, "start again"):
+        write_arrays(_part(ranks, ranks.rank), {"x": draws.x.numpy()} | cost)
 
 
 def _left(ranks: Ranks, rank: int) -> Draws:

@@ -33,6 +33,17 @@ CHOICES: Final[dict[str, tuple[str, ...]]] = {
     "precision": ("float32", "bfloat16", "float16"),
     "times": ("uniform", "likelihood", "log-normal", "logit-normal"),
 }
+# The settings that name what is minimised; an objective of one's own stands in their place.
+OF_OBJECTIVE: Final = (
+    "objective",
+    "weighting",
+    "times",
+    "spacing",
+    "coupling",
+    "uncertainty",
+    "chain_steps",
+    "t_min",
+)
 WIDEST: Final = 12**-0.5  # σ_rel of the mean of all weights
 SCALES: Final = ("auto", "standardize", "none")  # or A:B
 

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import io
 import json
-import pickle
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import zipfile
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 
-from sde_diffusion._check import wrong_value
-from sde_diffusion._files import write_atomically
+from sde_diffusion._check import Reason, positive_integer, shown, wrong_type, wrong_value
+from sde_diffusion._files import json_object, write_atomically, writing
 from sde_diffusion.checkpoints.checkpoint import save_model
+from sde_diffusion.checkpoints.fingerprint import fingerprint
 from sde_diffusion.models.score import LearnedScore
+from sde_diffusion.parallel.lock import RunLock
 from sde_diffusion.training.averages import SNAPSHOTS
-from sde_diffusion.training.config import TrainingConfig
+from sde_diffusion.training.config import OF_OBJECTIVE, TrainingConfig
 
 SAMPLES: Final = "samples"
 _ELSEWHERE: Final = "start a new run in another folder"
+_FROM_MODEL: Final = "load its model, and train that in another folder"
 # Settings that may differ between a run and its resumption: they do not change what is computed.
 _FREE: Final = (
     "format",
@@ -41,7 +44,7 @@ _FREE: Final = (
 
 
 class RunFolder:
-    """The files of one run.
+    """The files of one run, which has the folder to itself until it is closed.
 
     A checkpoint is ``model.safetensors`` and ``state.pt``. ``metrics.jsonl`` has a line for every
     ``log_every`` steps and for every evaluation. ``manifest.json``, ``best.safetensors``, the
@@ -49,21 +52,30 @@ class RunFolder:
     atomically. Lines of metrics are appended; those after the state's step are dropped on
     resumption, as their steps are taken again.
 
-    Errors: OSError where the folder cannot be written; FileExistsError for a fresh run in the
-    folder of an earlier one, FileNotFoundError for resuming where there is none.
+    Arguments:
+        path: the folder.
+        resume: go on with the run there.
+        lock: that of the folder, where the run has it already.
+
+    Errors: OSError where the folder cannot be written; FileExistsError for the folder of a run
+    that is at work, and for a fresh run in that of an earlier one; FileNotFoundError for resuming
+    where there is none.
 
     >>> import tempfile
     >>> RunFolder(tempfile.mkdtemp(), resume=False).state.name
     'state.pt'
     """
 
-    def __init__(self, path: str | Path, *, resume: bool) -> None:
+    def __init__(self, path: str | Path, *, resume: bool, lock: RunLock | None = None) -> None:
         self.path = Path(path)
         self.model = self.path / "model.safetensors"
         self.state = self.path / "state.pt"
         self.metrics = self.path / "metrics.jsonl"
         self.manifest = self.path / "manifest.json"
         self.best = self.path / "best.safetensors"
+        self.lock = RunLock("train", self.path) if lock is None else lock
+        self.lock.check()
+        self.kept: int | None = None  # the step of the checkpoint that is there
         if resume and not self.state.is_file():
             error = wrong_value(
                 "train",
@@ -86,7 +98,8 @@ class RunFolder:
 
     def _prepare(self) -> None:
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            if not self.lock.held:
+                self.lock.__enter__()
             for folder in ("", SNAPSHOTS, SAMPLES):
                 for stale in (self.path / folder).glob(".*.*.tmp"):  # left by a killed process
                     stale.unlink()
@@ -94,6 +107,9 @@ class RunFolder:
             probe.touch()
             probe.unlink()
         except OSError as error:
+            self.lock.close()
+            if error.errno is None:  # the lock's, which says it all
+                raise
             text = wrong_value(
                 "train",
                 "out",
@@ -104,23 +120,19 @@ class RunFolder:
             message = f"{text} ({error.strerror})"
             raise OSError(message) from error
 
-    @contextmanager
-    def writing(self) -> Iterator[None]:
-        """Turn an error of writing, as on a full disk, into one that says how to go on.
+    def writing(self) -> AbstractContextManager[None]:
+        """Return a context that turns an error of writing into one that says how to go on.
 
         Errors: OSError.
         """
-        try:
-            yield
-        except OSError as error:
-            text = wrong_value(
-                "train",
-                "out",
-                "take the files of the run",
-                f"{error.strerror or error} in {self.path}",
-                "the last checkpoint is whole: make room and resume",
-            )
-            raise OSError(str(text)) from error
+        if self.kept is None:
+            return writing("train", self.path, "there is no checkpoint yet", "start again")
+        kept = f"the checkpoint of step {self.kept} is whole"
+        return writing("train", self.path, kept, "resume")
+
+    def close(self) -> None:
+        """Leave the folder to other runs."""
+        self.lock.close()
 
     def save(self, state: dict[str, Any], model: LearnedScore, extra: dict[str, Any]) -> None:
         """Write the averaged model, then the state, each atomically."""
@@ -128,23 +140,17 @@ class RunFolder:
             save_model(self.model, model, extra)
             # To memory first: torch.save reports a full disk as a RuntimeError of its own.
             buffer = io.BytesIO()
-            torch.save(state, buffer)
+            torch.save(state | {"checksum": fingerprint(state)}, buffer)
             write_atomically(self.state, lambda file: file.write_bytes(buffer.getbuffer()))
+        self.kept = state["step"]
 
     def load(self, configuration: dict[str, Any], steps: int) -> dict[str, Any]:
-        """Return the saved state and drop the metrics after it.
+        """Return the saved state.
 
-        Errors: ValueError, by name, where the run was made with another configuration, or by a
-        version that kept less of its state.
+        Errors: ValueError, by name, where it or the metrics are damaged, or where the run was made
+        with another configuration, or by a version that kept less of its state.
         """
-        try:
-            state: dict[str, Any] = torch.load(self.state, map_location="cpu", weights_only=True)
-            saved = json.loads(state["configuration"])
-        except (RuntimeError, KeyError, EOFError, ValueError, pickle.UnpicklingError) as error:
-            rule = "be the state of a run"
-            got = type(error).__name__
-            remedy = "start again in another folder"
-            raise wrong_value("train", str(self.state), rule, got, remedy) from error
+        state, saved = _read_state(self.state)
         missing = {"averages", "objective", "notes", "scaler"} - state.keys()
         if missing:
             raise wrong_value(
@@ -152,10 +158,11 @@ class RunFolder:
                 str(self.state),
                 "be the state of a run of this version",
                 f"one without {', '.join(sorted(missing))}",
-                "load its model, and train that in another folder",
+                _FROM_MODEL,
             )
         _check_same(_completed(saved, configuration), configuration, state["step"], steps)
-        self.truncate(state["step"])
+        read_metrics(self.metrics)
+        self.kept = state["step"]
         return state
 
     def append(self, line: dict[str, Any]) -> None:
@@ -166,10 +173,76 @@ class RunFolder:
     def truncate(self, step: int) -> None:
         """Drop the lines of metrics after ``step``, a half-written last one included."""
         if self.metrics.is_file():
-            lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-            whole = [line for line in lines if line.endswith("\n")]
-            kept = "".join(line for line in whole if json.loads(line)["step"] <= step)
-            write_atomically(self.metrics, lambda file: file.write_text(kept, encoding="utf-8"))
+            lines = read_metrics(self.metrics) if step else []
+            kept = [line for line in lines if line["step"] <= step]
+            text = "".join(json.dumps(line) + "\n" for line in kept)
+            with self.writing():
+                write_atomically(
+                    self.metrics, lambda file: file.write_text(text, encoding="utf-8")
+                )
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of metrics.jsonl, but for a half-written last one; none without a file.
+
+    Errors: ValueError that names the line that is damaged.
+    """
+    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+    found = list[dict[str, Any]]()
+    for number, line in enumerate(lines, 1):
+        if not line.endswith(b"\n"):
+            continue
+        try:
+            values = json_object(line)
+            positive_integer("metrics", "step", values["step"], least=0)
+        except (KeyError, TypeError, ValueError) as error:
+            raise wrong_value(
+                "train",
+                f"line {number} of {path}",
+                "be a JSON object with a step",
+                line.decode(errors="backslashreplace"),
+                "delete the line, or the file, and resume",
+            ) from error
+        found.append(values)
+    return found
+
+
+def _read_state(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what a state holds, and the configuration in it, once its checksums are right.
+
+    That of the whole content is missing from files of version 0.1; those of the parts are not.
+    """
+    with path.open("rb"):  # an error of reading is none of its content
+        pass
+    try:
+        with zipfile.ZipFile(path) as file:
+            _check_sum(file.testzip() is None)
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        checksum = state.pop("checksum", None)
+        _check_sum(checksum in (None, fingerprint(state)))
+        configuration = json_object(state["configuration"])
+        _check_progress(state)
+    # A damaged file makes torch and zipfile raise about ten kinds, IndexError among them.
+    except Exception as error:
+        got = Reason(f"{type(error).__name__}: {error}")
+        rule = "be the state of a run"
+        raise wrong_value("train", str(path), rule, got, _FROM_MODEL) from error
+    return state, configuration
+
+
+def _check_sum(right: bool) -> None:
+    if not right:
+        message = "its checksum is another"
+        raise ValueError(message)
+
+
+def _check_progress(state: Mapping[str, Any]) -> None:
+    """Refuse other kinds of values than a run writes, which later steps would stumble over."""
+    positive_integer("state", "step", state["step"], least=0)
+    best = state.get("notes", {}).get("best", {})
+    for number in (state["seconds"], *state["losses"], *best.values()):
+        if isinstance(number, bool) or not isinstance(number, (int, float)):
+            raise wrong_type("state", "seconds, losses and best", "be numbers", number, "resume")
 
 
 def flattened(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -182,11 +255,21 @@ def flattened(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _completed(saved: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
-    """Return an earlier version's record with the settings that it did not know yet."""
+    """Return an earlier version's record with the settings that it did not know yet.
+
+    One without "objective" is of version 0.1, which kept neither an objective of one's own nor the
+    attributes of an SDE of one's own: those of now are taken for it.
+    """
+    if "objective" not in saved:
+        unknown = {"objective": now["objective"], "sde": _filled(saved["sde"], now["sde"])}
+        training = {k: v for k, v in saved["training"].items() if k in now["training"]}
+        saved = saved | unknown | {"training": training}
     network = now["network"] | saved["network"]
     if "config" in saved["network"] and "config" in now["network"]:
         network["config"] = now["network"]["config"] | saved["network"]["config"]
     usual = json.loads(json.dumps(asdict(TrainingConfig())))
+    if saved["objective"] is not None:
+        usual = {k: v for k, v in usual.items() if k not in OF_OBJECTIVE}
     plain = {"class": "ScoreModel", "variance": "fixed", "coupling": "independent"}
     first = {} if "class" in saved else plain
     return (
@@ -198,6 +281,15 @@ def _completed(saved: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
             "dataset": now["dataset"] | saved["dataset"],
         }
     )
+
+
+def _filled(saved: Any, now: Any) -> Any:  # noqa: ANN401  (JSON)
+    """Return a description with the entries that only another one of the same class has."""
+    if not (isinstance(saved, dict) and isinstance(now, dict)):
+        return saved
+    if saved.get("class") != now.get("class"):
+        return saved
+    return now | {key: _filled(value, now.get(key)) for key, value in saved.items()}
 
 
 def _check_same(
@@ -212,6 +304,8 @@ def _check_same(
         return {k: v for k, v in flat.items() if not k.startswith(tuple(free))}
 
     def remedy(name: str) -> str:
+        if name.startswith("objective"):
+            return "pass the objective that the run was started with"
         same = name.startswith("dataset.")
         return "pass the same data, limit and levels" if same else _ELSEWHERE
 
@@ -235,5 +329,6 @@ def check_same(
     got = flattened(dict(now))
     for name in sorted(have.keys() | got.keys()):
         if have.get(name) != got.get(name):
-            rule = f"be {have.get(name)!r} as in the run that is resumed"
-            raise wrong_value(what, name, rule, got.get(name), remedy(name))
+            rule = f"be {shown(repr(have[name]))}" if name in have else "be left out"
+            rule = f"{rule} as in the run that is resumed"
+            raise wrong_value(what, shown(name), rule, got.get(name), remedy(name))

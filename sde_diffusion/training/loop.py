@@ -7,7 +7,7 @@ run that is stopped and resumed takes the same steps as one that is not.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any, final
 
@@ -101,14 +101,16 @@ def train(
         raise wrong_value("train", "out", "be given to resume", out, "pass out=the run's folder")
     dataset = data_for(model, dataset, config.scale)
     run = Trainer(model, dataset, config, objective, processes)
-    folder = RunFolder(out, resume=resume) if out is not None and run.leads else None
-
-    def saved() -> dict[str, Any]:  # the first process reads it for all
-        return {} if folder is None else folder.load(run.configuration, config.steps)
-
-    if resume:
-        run.restore(run.processes.share(saved))
-    found = _steps(_Loop(run, folder, monitors))
+    folder = None
+    if out is not None and run.leads:
+        folder = RunFolder(out, resume=resume, lock=run.processes.lock(Path(out)))
+    try:
+        loop = _Loop(run, folder, monitors, resume=resume)
+    except BaseException:
+        if folder is not None:
+            folder.close()
+        raise
+    found = _steps(loop)
     return _shown(found, run) if progress and run.leads else found
 
 
@@ -123,15 +125,16 @@ def _shown(steps: Generator[Progress], run: Trainer) -> Iterator[Progress]:
 
 def _steps(loop: _Loop) -> Generator[Progress]:
     run = loop.run
-    ended = loop.begin()
-    while not ended:
-        progress = run.advance()
-        ended = loop.after(progress)
-        try:
-            yield progress
-        except GeneratorExit:
-            loop.save()
-            raise
+    with closing(loop):
+        ended = loop.begin()
+        while not ended:
+            progress = run.advance()
+            ended = loop.after(progress)
+            try:
+                yield progress
+            except GeneratorExit:
+                loop.save()
+                raise
 
 
 @final
@@ -139,16 +142,34 @@ class _Loop:
     """What is done between the steps of a run: evaluations, files, and the decision to end."""
 
     def __init__(
-        self, run: Trainer, folder: RunFolder | None, monitors: Sequence[Monitor]
+        self,
+        run: Trainer,
+        folder: RunFolder | None,
+        monitors: Sequence[Monitor],
+        *,
+        resume: bool,
     ) -> None:
         self.run = run
         self.folder = folder
         self.monitors = monitors
+        if resume:
+            run.restore(run.processes.share(self._saved_state))
         self.saved = run.step or None  # a fresh run has no checkpoint yet
         if folder is not None:
             self.manifest = Manifest(
                 folder.manifest, run.configuration, run.model.device, run.processes.world
             )
+
+    def _saved_state(self) -> dict[str, Any]:
+        """Return the state that the first process reads for all."""
+        if self.folder is None:
+            return {}
+        return self.folder.load(self.run.configuration, self.run.config.steps)
+
+    def close(self) -> None:
+        """Leave the folder to other runs."""
+        if self.folder is not None:
+            self.folder.close()
 
     def begin(self) -> bool:
         """Write the files of the start; return whether the run is complete already."""
@@ -156,8 +177,8 @@ class _Loop:
         if self.folder is not None:
             with self.folder.writing():
                 self.manifest.write(run.step)
+            self.folder.truncate(run.step)
             if run.step == 0:
-                self.folder.truncate(0)
                 self.save()
         ended = run.step >= run.config.steps or out_of_patience(run.notes, run.config.patience)
         if ended:
@@ -197,7 +218,8 @@ class _Loop:
         if not run.leads:
             return False
         path = None if folder is None else folder.path
-        found = observe(self.monitors, run.averages.main, run.step, path, config.seed)
+        with nullcontext() if folder is None else folder.writing():
+            found = observe(self.monitors, run.averages.main, run.step, path, config.seed)
         if config.patience and BOUND not in found:
             raise wrong_value(
                 "train",

@@ -13,7 +13,8 @@ from typing import Any, final
 import numpy as np
 import torch
 
-from sde_diffusion._files import write_atomically
+from sde_diffusion._check import Reason, wrong_value
+from sde_diffusion._files import json_object, write_atomically
 from sde_diffusion._version import __version__
 
 
@@ -28,6 +29,8 @@ class Manifest:
         configuration: that of the run.
         device: where the model computes.
         processes: the number of processes that share the run.
+
+    Errors: ValueError for a file of that name that is no manifest.
     """
 
     def __init__(
@@ -67,5 +70,14 @@ def _program() -> list[str]:
 def _earlier(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
-    sessions: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["sessions"]
-    return sessions
+    try:
+        sessions = json_object(path.read_bytes())["sessions"]
+        return [dict(session) for session in sessions]
+    except (KeyError, TypeError, ValueError) as error:
+        raise wrong_value(
+            "train",
+            str(path),
+            "be the manifest of a run",
+            Reason(f"{type(error).__name__}: {error}"),
+            "delete it, and resume without the record of the starts before",
+        ) from error

@@ -14,11 +14,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
-from sde_diffusion._check import wrong_value
+from sde_diffusion._check import positive_integer, positive_number, wrong_value
 from sde_diffusion.checkpoints.checkpoint import describe, load
+from sde_diffusion.checkpoints.reading import check_weights, read, values
 from sde_diffusion.models.score import ScoreModel
 from sde_diffusion.sde import LinearSDE
 from sde_diffusion.training.averages import SNAPSHOTS, gamma_of
@@ -104,8 +104,7 @@ def reconstruct_average(
             "train with ema_widths and snapshot_every",
         )
         raise FileNotFoundError(str(error))
-    records = [describe(path) for path in paths]
-    kept = [Profile(record["step"], record["width"]) for record in records]
+    kept = [_profile(path) for path in paths]
     found = fit(kept, Profile(max(kept).step, width))
     if found.error > _FAR:
         widths = ", ".join(f"{w:g}" for w in sorted({p.width for p in kept}))
@@ -123,9 +122,20 @@ def reconstruct_average(
         for name, value in model.network.named_parameters()
     }
     for path, c in zip(paths, found.coefficients, strict=True):
-        weights: dict[str, Tensor] = load_file(path)
+        check_weights(model.network, read(path)[1], path)
+        weights = values(path)
         for name, value in total.items():
             value.add_(weights[name].double(), alpha=float(c))
     for name, parameter in model.network.named_parameters():
         parameter.copy_(total[name])
     return model
+
+
+def _profile(path: Path) -> Profile:
+    """Return what a snapshot is the average of, as its file says."""
+    record = describe(path)
+    step = record.get("step")
+    width = record.get("width")
+    positive_integer("reconstruct_average", f"step of {path}", step)
+    positive_number("reconstruct_average", f"width of {path}", width)
+    return Profile(int(step), float(width))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 import torch
 from torch import Tensor, nn
 
-from sde_diffusion._check import wrong_value
+from sde_diffusion._check import Reason, wrong_value
 from sde_diffusion.models.score import LearnedScore
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def _check_compiler(device: torch.device) -> None:
             "train",
             "compile",
             f"be False without {needed}",
-            f"True ({reason})",
+            Reason(f"True ({reason})"),
             f"install {needed}, or pass compile=False",
         ) from error
 

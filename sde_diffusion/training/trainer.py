@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
@@ -18,8 +19,9 @@ import torch
 from torch import Tensor, distributed as dist, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from sde_diffusion._check import diverged, wrong_value
+from sde_diffusion._check import Reason, diverged, wrong_value
 from sde_diffusion.checkpoints.checkpoint import configuration_of
+from sde_diffusion.checkpoints.fingerprint import description
 from sde_diffusion.data.dataset import Dataset
 from sde_diffusion.data.shuffling import batch_rows
 from sde_diffusion.data.spec import DataSpec
@@ -28,6 +30,7 @@ from sde_diffusion.objectives.base import Objective
 from sde_diffusion.parallel.processes import Processes
 from sde_diffusion.training.averages import Averages
 from sde_diffusion.training.batch import GlobalBatch, Together
+from sde_diffusion.training.config import OF_OBJECTIVE
 from sde_diffusion.training.folder import RunFolder
 from sde_diffusion.training.objective_by_name import objective_of
 from sde_diffusion.training.precision import adamw, autocast, prepare, release, scaler_of
@@ -103,6 +106,7 @@ class Trainer:
         self.processes = Processes(".") if processes is None else processes
         self._check_processes()
         self.objective = objective_of(config) if objective is None else objective
+        self.named = objective is None  # by the settings, which then say it all
         self._check_objective()
         self.objective.to(model.device).spacing.to("cpu")  # where the times are drawn
         prepare(model, config)
@@ -128,12 +132,25 @@ class Trainer:
         described |= {"data": self._data().to_json()}
         if isinstance(self.model, ScoreModel):
             described |= {"coupling": self.objective.coupling.name}
+        training = dataclasses.asdict(self.config)
+        own = None
+        if not self.named:
+            training = {k: v for k, v in training.items() if k not in OF_OBJECTIVE}
+            own = description(self._adopted_objective())
         described |= {
-            "training": dataclasses.asdict(self.config),
+            "objective": own,
+            "training": training,
             "dataset": _fingerprint(self.dataset),
         }
         found: dict[str, Any] = json.loads(json.dumps(described))
         return found
+
+    def _adopted_objective(self) -> Objective:
+        """Return a copy of the objective as the first step makes it, whoever used it before."""
+        objective = copy.copy(self.objective)
+        if isinstance(self.model, ScoreModel):
+            objective.adopt(copy.copy(self.model))
+        return objective
 
     def _data(self) -> DataSpec:
         return self.dataset.spec if self.model.data is None else self.model.data
@@ -331,11 +348,14 @@ class Trainer:
             self.objective.load_state_dict(state["objective"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.scaler.load_state_dict(state["scaler"])
-        except (RuntimeError, ValueError) as error:
-            got = str(error).replace("\n", " ")
+        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
             remedy = "start a new run in another folder"
             raise wrong_value(
-                "train", "model", "fit the weights of the run that is resumed", got, remedy
+                "train",
+                "model",
+                "fit the weights of the run that is resumed",
+                Reason(error),
+                remedy,
             ) from error
         self.step = state["step"]
         self.seconds = state["seconds"]

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sde_diffusion._check import diverged, wrong_value
+from sde_diffusion._check import Reason, diverged, wrong_value
 from sde_diffusion._tensors import rms
 from sde_diffusion._watch import samples
 
@@ -62,8 +62,10 @@ def too_many(
         what,
         "steps",
         f"number at most max_steps={max_steps} between two times of the grid",
-        f"more, of up to {evaluations:g} evaluations each, by {samples(left)} at "
-        f"t = {float(p.t[first]):.6g} with a next step of {float(p.h[first]):.3g}",
+        Reason(
+            f"more, of up to {evaluations:g} evaluations each, by {samples(left)} at "
+            f"t = {float(p.t[first]):.6g} with a next step of {float(p.h[first]):.3g}"
+        ),
         "raise rtol and atol, or max_steps where the score is smooth, or use fixed steps",
     )
 

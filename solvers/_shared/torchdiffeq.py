@@ -9,7 +9,7 @@ from typing import Any, Final, final
 
 from torch import Tensor, nn
 
-from sde_diffusion._check import diverged, wrong_value
+from sde_diffusion._check import Reason, diverged, wrong_value
 from sde_diffusion.dynamics import ODE
 from sde_diffusion.solvers._shared.step_limits import check_tolerance
 
@@ -132,5 +132,5 @@ def states(
             raise ode.stopped(rule) from error
         remedy = "use more steps, move the ends of the grid, or raise rtol and atol"
         rule = "be finite and smooth"
-        got = f"{error} at t = {ode.last[1]:.6g} after {ode.calls} evaluations"
+        got = Reason(f"{error} at t = {ode.last[1]:.6g} after {ode.calls} evaluations")
         raise diverged("TorchDiffEq", "velocity", rule, got, remedy) from error

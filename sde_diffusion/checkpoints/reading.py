@@ -1,0 +1,135 @@
+"""Reading a checkpoint: its configuration, the shapes of its tensors, and then the tensors.
+
+Nothing is unpickled, and nothing is made for a tensor before its shape is that of the network's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from sde_diffusion._check import Reason, shown, wrong_value
+from sde_diffusion._files import json_object
+
+FORMAT: Final = 2
+KEY: Final = "sde_diffusion"
+_AGAIN: Final = "save it again with save_model"
+_DTYPES: Final = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the configuration of a file, and its tensors without their values, on "meta".
+
+    Errors: ValueError for a file that is damaged, foreign or newer than this version.
+    """
+    with _opened(path) as file:
+        metadata = file.metadata() or {}
+        parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        kinds = {name: part.get_dtype() for name, part in parts.items()}
+        shapes = {name: part.get_shape() for name, part in parts.items()}
+    try:
+        configuration = json_object(metadata[KEY])
+        version = configuration["format"]
+        newer = version > FORMAT
+    except (KeyError, TypeError, ValueError) as error:
+        rule = "carry the configuration that save_model writes"
+        got = "none that can be read"
+        raise wrong_value("load", str(path), rule, got, "save it with save_model") from error
+    if newer:
+        raise wrong_value(
+            "load",
+            str(path),
+            f"have a format of at most {FORMAT}",
+            version,
+            "install a newer sde_diffusion",
+        )
+    for name, kind in kinds.items():
+        if kind not in _DTYPES:
+            rule = f"be one of {', '.join(_DTYPES)}"
+            raise wrong_value("load", f"the dtype of {_of(name, path)}", rule, kind, _AGAIN)
+    tensors = {
+        name: torch.empty(shape, dtype=_DTYPES[kinds[name]], device="meta")
+        for name, shape in shapes.items()
+    }
+    return configuration, tensors
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except SafetensorError as error:
+        rule = "be a whole .safetensors file"
+        remedy = "copy or download it again"
+        raise wrong_value("load", str(path), rule, Reason(error), remedy) from error
+
+
+def fill(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Read the weights of a file into the network, in the precision in which they were saved.
+
+    Arguments:
+        network: on a device, or on "meta", from where it comes to the CPU.
+        tensors: what `read` returned.
+        path: the file.
+
+    Errors: ValueError for weights of other names, shapes or kinds of numbers; then nothing is
+    read, and the network stays as it is.
+    """
+    check_weights(network, tensors, path)
+    if any(tensor.is_meta for tensor in network.state_dict().values()):
+        network.to_empty(device="cpu")
+    for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
+        if name in tensors:
+            tensor.data = tensor.data.to(tensors[name].dtype)
+    network.load_state_dict(values(path))
+
+
+def check_weights(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse weights of other names, shapes or kinds of numbers than the network's.
+
+    Errors: ValueError that names the first one.
+    """
+    own = network.state_dict()
+    for name in sorted(own.keys() | tensors.keys()):
+        have = _kind(own.get(name))
+        got = _kind(tensors.get(name))
+        if have != got:
+            rule = f"match the network's {have}"
+            remedy = "pass the network that was saved"
+            raise wrong_value("load", _of(name, path), rule, got, remedy)
+
+
+def values(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a file that `read` has seen, with their values."""
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def _of(name: str, path: Path) -> str:
+    return f"{shown(name)} of {path}"
+
+
+def _kind(tensor: Tensor | None) -> str:
+    """Return the shape, and of numbers that are no floating-point ones their dtype."""
+    if tensor is None:
+        return "no such weight"
+    shape = str(tuple(tensor.shape))
+    return shape if tensor.is_floating_point() else f"{shape} of {tensor.dtype}"

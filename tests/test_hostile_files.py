@@ -1,0 +1,286 @@
+"""Damaged and hostile files are refused by name, with what to do, before anything is made."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sde_diffusion import (
+    MLP,
+    VPSDE,
+    Dataset,
+    DataSpec,
+    ScoreModel,
+    TrainingConfig,
+    describe,
+    load,
+    save_model,
+    train,
+)
+from sde_diffusion._check import Reason, wrong_value
+from sde_diffusion._files import json_object
+from sde_diffusion.training.folder import _read_state
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="memory has no limit to set there")
+
+
+@pytest.fixture(scope="module")
+def fuzz(root: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("fuzz", root / "tests" / "fuzz.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_hostile_files_are_read_or_refused(
+    fuzz: ModuleType, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = fuzz.tried(60, 1, root / "tests" / "files_of_0_1", tmp_path)
+    assert sum(found.values()) == 60
+    assert [how for how in found if fuzz.WRONG in how] == []
+
+
+@pytest.mark.slow
+def test_more_hostile_files_are_read_or_refused(root: Path) -> None:
+    """As many as SDE_DIFFUSION_FUZZ says, for example 100000."""
+    number = os.environ.get("SDE_DIFFUSION_FUZZ", "300")
+    program = [sys.executable, str(root / "tests" / "fuzz.py"), number, "2"]
+    done = subprocess.run(program, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert sum(json.loads(done.stdout).values()) == int(number)
+
+
+# --- checkpoints ---
+
+
+def checkpoint(folder: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    """Return a checkpoint with another configuration."""
+    path = folder / "m.safetensors"
+    data = DataSpec("points", (2,), 17)
+    save_model(path, ScoreModel(MLP(2, width=8), VPSDE(), data=data))
+    configuration = describe(path)
+    change(configuration)
+    save_file(load_file(path), path, metadata={"sde_diffusion": json.dumps(configuration)})
+    return path
+
+
+def config(**values: object) -> Callable[[dict[str, Any]], object]:
+    return lambda found: found["network"]["config"].update(values)
+
+
+def beta(**values: object) -> Callable[[dict[str, Any]], object]:
+    return lambda found: found["sde"]["beta"].update(values)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (config(width=2**31), r"network\.config\.width must lie in 0 … 838, got 2147483648"),
+        (config(depth=200), r"network\.config must have no more layers than 27 tensors can make"),
+        (config(width=0), "width must be at least 1, got 0"),
+        (config(width=True), r"network\.config\.width must be an integer, got True"),
+        (
+            config(width=16),
+            r"condition\.inner\.bias of .* match the network's \(16,\), got \(8,\)",
+        ),
+        (config(seed=2**70), r"network\.config\.seed must lie in 0 … 9223372036854775807"),
+        (config(time_scale=[1.0]), r"network\.config\.time_scale must be a number"),
+        (config(command="true"), r"an argument of network\.config must be one of dimension"),
+        (beta(low=[0.1, 0.2]), r"sde\.beta\.low must be a number"),
+        (beta(high=1e300), r"sde\.beta\.high must be within ±1e\+30"),
+        (lambda c: c.update(sigma_data=float("nan")), "sigma_data must be within"),
+        (
+            lambda c: c["data"].update(shape=[2**31, 2**31]),
+            r"data\.shape must lie in 0 … 16777216",
+        ),
+        (
+            lambda c: c["data"].update(shape=[4096, 8192]),
+            r"data\.shape must have at most 16777216",
+        ),
+        (
+            lambda c: c["data"].update(scaling={"class": "Affine", "low": 0, "high": 10**400}),
+            r"data\.scaling\.high must be within",
+        ),
+        (lambda c: c.pop("data"), "data must be there, got nothing"),
+    ],
+)
+def test_a_configuration_is_checked_before_anything_is_built(
+    fuzz: ModuleType, tmp_path: Path, change: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    path = checkpoint(tmp_path, change)
+    for read in (load,) if re.search("the network|at least", message) else (load, describe):
+        with (
+            fuzz.a_gigabyte_more(),
+            pytest.raises(ValueError, match=message) as caught,
+        ):
+            read(path)
+        assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("depth", [70, 990, 100_000])
+def test_json_that_is_nested_deeply_is_no_configuration(tmp_path: Path, depth: int) -> None:
+    path = checkpoint(tmp_path, lambda _: None)
+    nested = "[" * depth + "]" * depth
+    text = json.dumps(describe(path) | {"x": 1}).replace('"x": 1', f'"x": {nested}')
+    save_file(load_file(path), path, metadata={"sde_diffusion": text})
+    with pytest.raises(ValueError, match="must carry the configuration that save_model writes"):
+        describe(path)
+    with pytest.raises(ValueError, match="nested too deeply"):
+        json_object(text)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool])
+def test_weights_that_are_no_real_numbers_are_refused(tmp_path: Path, dtype: torch.dtype) -> None:
+    path = checkpoint(tmp_path, lambda _: None)
+    text = {"sde_diffusion": json.dumps(describe(path))}
+    save_file({k: v.to(dtype) for k, v in load_file(path).items()}, path, metadata=text)
+    with pytest.raises(ValueError, match=rf"match the network's \(8,\), got \(8,\) of {dtype}"):
+        load(path)
+
+
+def test_a_message_shows_eighty_printable_characters_of_a_value() -> None:
+    for got in ("x" * 5000, ["y"] * 5000, 10**5000):
+        text = str(wrong_value("f", "a", "be short", got, "cut it"))
+        shown = text.removeprefix("f: a must be short, got ").removesuffix("; cut it")
+        assert len(shown) <= 80
+    nested: list[Any] = []
+    for _ in range(100_000):
+        nested = [nested]
+    assert "got a list too large to show;" in str(wrong_value("f", "a", "be flat", nested, "cut"))
+    text = str(wrong_value("f", "a\x1b[2J", "be plain\n", "\u202e\ud800b\x07", "do"))
+    assert text == r"f: a\x1b[2J must be plain\n, got \u202e\ud800b\x07; do"
+    # The message of another error is no value, and its lines become one.
+    reason = Reason("first\nsecond " + "w" * 100)
+    assert "got first second " + "w" * 100 in str(wrong_value("f", "a", "be", reason, "do"))
+
+
+# --- the files of a run ---
+
+
+def points() -> Dataset:
+    values = torch.linspace(-1, 1, 16).reshape(8, 2)
+    return Dataset(DataSpec("points", (2,), None), values, None)
+
+
+CONFIG = TrainingConfig(steps=3, batch_size=4, log_every=1)
+
+
+def run(out: Path, *, resume: bool) -> None:
+    for _ in train(ScoreModel(MLP(2, width=8), VPSDE()), points(), CONFIG, out=out, resume=resume):
+        pass
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("whole")
+    run(out, resume=False)
+    return out
+
+
+def same(a: object, b: object) -> bool:
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    return a == b
+
+
+@pytest.mark.parametrize("version", ["0.1", "now"])
+def test_no_damage_of_a_state_goes_unnoticed(
+    fuzz: ModuleType, root: Path, whole: Path, tmp_path: Path, version: str
+) -> None:
+    """Whatever is read in spite of a damage is what was written."""
+    source = whole if version == "now" else root / "tests" / "files_of_0_1" / "run"
+    content = (source / "state.pt").read_bytes()
+    good = _read_state(source / "state.pt")
+    path = tmp_path / "state.pt"
+    chance = random.Random(0)
+    refused = 0
+    for _ in range(250):
+        path.write_bytes(fuzz.damaged(content, chance))
+        try:
+            found = _read_state(path)
+        except ValueError as error:
+            refused += 1
+            message = str(error)
+            assert message.startswith(f"train: {path} must be the state of a run, got ")
+            assert message.endswith("; load its model, and train that in another folder")
+        else:
+            assert same(found, good)
+    assert refused > 200
+
+
+def test_a_state_with_another_number_than_its_checksum_has_is_refused(
+    whole: Path, tmp_path: Path
+) -> None:
+    state = torch.load(whole / "state.pt", weights_only=True)
+    state["step"] = 2
+    torch.save(state, tmp_path / "state.pt")
+    with pytest.raises(ValueError, match="its checksum is another"):
+        _read_state(tmp_path / "state.pt")
+    del state["checksum"]  # as version 0.1 wrote it
+    torch.save(state, tmp_path / "state.pt")
+    assert _read_state(tmp_path / "state.pt")[0]["step"] == 2
+
+
+def delete_line(path: Path, message: str) -> None:
+    number = re.search(r"line (\d+) of", message)
+    assert number is not None
+    lines = path.read_bytes().splitlines(keepends=True)
+    del lines[int(number[1]) - 1]
+    path.write_bytes(b"".join(lines))
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "message", "mend"),
+    [
+        ("metrics.jsonl", b'"step": 2', b'"step": ?', "delete the line, or the file", delete_line),
+        ("metrics.jsonl", b'"step": 2', b'"stop": 2', "delete the line, or the file", delete_line),
+        ("metrics.jsonl", b'"step": 2', b"\xff\xfe\x00", "delete the line", delete_line),
+        ("manifest.json", b'"sessions"', b'"sess\x00ons"', "delete it, and resume", None),
+        ("manifest.json", b"[", b"{", "delete it, and resume", None),
+    ],
+)
+def test_a_damaged_record_is_named_and_the_remedy_works(
+    whole: Path,
+    tmp_path: Path,
+    name: str,
+    old: bytes,
+    new: bytes,
+    message: str,
+    mend: Callable[[Path, str], None] | None,
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    path = out / name
+    path.write_bytes(path.read_bytes().replace(old, new, 1))
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=re.escape(str(path))) as caught:
+        run(out, resume=True)
+    assert message in str(caught.value)
+    assert path.read_bytes() == before
+    if mend is None:
+        path.unlink()
+    else:
+        mend(path, str(caught.value))
+    run(out, resume=True)
