@@ -320,7 +320,7 @@ def output_folder(path: Path) -> Path:
     return path
 
 
-def no_picture(draw: Callable[[Path], None], path: Path) -> str | None:
+def no_picture(draw: Callable[[Path], object], path: Path) -> str | None:
     """Draw a picture; return why there is none, None where there is: results never wait for one.
 
     The file of an earlier picture does not stay.
