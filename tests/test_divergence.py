@@ -11,13 +11,14 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from sde_diffusion._seeds import mix
 from sde_diffusion.dynamics import ProbabilityFlow
 from sde_diffusion.likelihood.divergence import Exact, Hutchinson, HutchPlusPlus
 from sde_diffusion.likelihood.fastest_mode import fastest
+from sde_diffusion.likelihood.jacobian import Graph
 from sde_diffusion.models.exact import Gaussian, GaussianMixture, fit_gaussian
 from sde_diffusion.nets import MLP, UNet
 from sde_diffusion.noise import PerSampleNoise
@@ -142,6 +143,95 @@ def test_networks_agree_with_central_differences(mode, network, event):
 
 
 # Laws ----------------------------------------------------------------------------------------
+
+
+class Squares(torch.autograd.Function):
+    """x² in the way of old programs, which torch cannot transform."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 2 * ctx.saved_tensors[0] * grad
+
+
+def attention(q: nn.Conv2d):
+    """Attention over all pixels by einsum, as foreign networks write it."""
+
+    def velocity(x: Tensor) -> Tensor:
+        a, b, c = q(x).chunk(3, 1)
+        w = torch.einsum("bchw,bcij->bhwij", a, b).flatten(3).softmax(-1)
+        return torch.einsum("bhwij,bcij->bchw", w.unflatten(3, x.shape[2:]), c)
+
+    return velocity
+
+
+def channels_last(x: Tensor) -> Tensor:
+    return x.to(memory_format=torch.channels_last)
+
+
+def foreign(name: str):
+    torch.manual_seed(0)
+    norm = nn.GroupNorm(2, 4).double()
+    conv = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.Conv2d(8, 4, 1))
+    one_pixel = attention(nn.Conv2d(4, 12, 1).double())
+    last = conv.double().to(memory_format=torch.channels_last)
+    return {
+        "group norm": lambda x: norm(channels_last(x)),
+        "convolutions": lambda x: last(x),
+        "attention": attention(nn.Conv2d(4, 12, 1).double()),
+        "attention on one pixel": lambda x: one_pixel(channels_last(x[:, :, :1, :1])).expand_as(x),
+        "autograd.Function": Squares.apply,
+    }[name]
+
+
+FOREIGN = [
+    "group norm",
+    "convolutions",
+    "attention",
+    "attention on one pixel",
+    "autograd.Function",
+]
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_several_products_are_those_of_one_at_a_time(name):
+    """Of networks for which torch cannot form several products at once, too."""
+    velocity = foreign(name)
+    x = normal(2, 4, 4, 4)
+    vectors = normal(3, 2, 4, 4, 4, seed=1)
+    for last in (False, True):
+        found = Graph("Hutchinson", velocity, x, create_graph=False).products(vectors, last=last)
+        for u, product in zip(vectors, found, strict=True):
+            leaf = x.clone().requires_grad_()
+            (alone,) = torch.autograd.grad(velocity(leaf), leaf, u)
+            assert torch.allclose(product, alone, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["attention", "attention on one pixel"])
+@pytest.mark.parametrize("probes", [1, 3])
+def test_forward_mode_of_a_foreign_network_is_reverse_modes_number(name, probes):
+    velocity = foreign(name)
+    x = normal(2, 4, 4, 4)
+    z = Hutchinson(probes).draw(x)
+    forward = Hutchinson(probes, mode="forward").evaluate(velocity, x, z)[1]
+    reverse = Hutchinson(probes).evaluate(velocity, x, z)[1]
+    assert torch.allclose(forward, reverse, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["group norm", "convolutions", "autograd.Function"])
+@pytest.mark.parametrize("probes", [1, 3])
+def test_a_network_without_forward_mode_is_told_of_reverse_mode(name, probes):
+    velocity = foreign(name)
+    x = normal(2, 4, 4, 4)
+    forward = Hutchinson(probes, mode="forward")
+    says = r"velocity must have derivatives in forward mode, got .*; pass mode='reverse'"
+    with pytest.raises(TypeError, match=says):
+        forward.evaluate(velocity, x, forward.draw(x))
+    assert fastest(forward, velocity, x)[0].mode == "reverse"
 
 
 def test_rademacher_mean_and_variance_over_all_sign_vectors():

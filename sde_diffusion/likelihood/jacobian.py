@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Final, final
 
@@ -16,6 +16,10 @@ from torch.autograd.graph import saved_tensors_hooks
 from sde_diffusion._check import wrong_type
 
 _CHANGED: Final = "a tensor that the derivative needs was changed in place"
+
+# What torch says where an operator, a user's autograd.Function or, on channels_last tensors, a
+# group norm has no forward mode.
+_NO_FORWARD_MODE: Final = ("forward AD", "functorch transforms", "view size is not compatible")
 
 Velocity = Callable[[Tensor], Tensor]
 
@@ -42,21 +46,34 @@ class Graph:
             raise _no_derivative(what)
 
     def products(self, vectors: Tensor, *, last: bool = False) -> Tensor:
-        """Return uᵀJ for every u: (K, B, *event) → (K, B, *event)."""
-        batched = len(vectors) > 1
+        """Return uᵀJ for every u: (K, B, *event) → (K, B, *event).
+
+        They are formed together where torch can. Some of its rules cannot, such as that of a
+        group norm on channels_last tensors; then one after another, which takes as long.
+        """
+        if len(vectors) > 1:
+            with suppress(RuntimeError):  # another one comes again below
+                return self._gradient(vectors, batched=True, retain=True)
+        one_by_one = [
+            self._gradient(u, batched=False, retain=i + 1 < len(vectors) or not last)
+            for i, u in enumerate(vectors)
+        ]
+        return torch.stack(one_by_one)
+
+    def _gradient(self, u: Tensor, *, batched: bool, retain: bool) -> Tensor:
         with _tracking():
             found = torch.autograd.grad(
                 self.v,
                 self.x,
-                vectors if batched else vectors[0],
+                u,
                 is_grads_batched=batched,
-                retain_graph=self.create_graph or not last,
+                retain_graph=self.create_graph or retain,
                 create_graph=self.create_graph,
                 allow_unused=True,
             )[0]
         if found is None:
             raise _no_derivative(self.what)
-        return found if batched else found[None]
+        return found
 
 
 def forward_mode(
@@ -83,14 +100,31 @@ def forward_mode(
     with _tracking() if create_graph else torch.no_grad():
 
         def product(u: Tensor) -> tuple[Tensor, Tensor]:
-            found = torch.func.jvp(checked, (leaf,), (u,))
+            try:
+                found = torch.func.jvp(checked, (leaf,), (u,))
+            except RuntimeError as error:
+                if any(words in str(error) for words in _NO_FORWARD_MODE):
+                    raise _no_forward_mode(what, error) from error
+                raise
             return found[0], found[1]
 
-        if len(vectors) == 1:
-            v, found = product(vectors[0])
-            return v, found[None]
-        v, found = torch.vmap(product, out_dims=(None, 0))(vectors)  # type: ignore[arg-type]
-        return v, found
+        if len(vectors) > 1:
+            with suppress(RuntimeError):
+                together = torch.vmap(product, out_dims=(None, 0))
+                v, found = together(vectors)  # type: ignore[arg-type]
+                return v, found
+        pairs = [product(u) for u in vectors]
+        return pairs[0][0], torch.stack([found for _, found in pairs])
+
+
+def _no_forward_mode(what: str, error: Exception) -> TypeError:
+    return wrong_type(
+        what,
+        "velocity",
+        "have derivatives in forward mode",
+        str(error).splitlines()[0],
+        "pass mode='reverse', or --mode reverse on the command line",
+    )
 
 
 @cache
