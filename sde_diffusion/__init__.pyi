@@ -5,6 +5,11 @@ from sde_diffusion.checkpoints.checkpoint import (
     load_direct as load_direct,
     save_model as save_model,
 )
+from sde_diffusion.checkpoints.foreign_weights import (
+    ForeignWeights as ForeignWeights,
+    convert_weights as convert_weights,
+    read_weights as read_weights,
+)
 from sde_diffusion.data.dataset import Dataset as Dataset, load_data as load_data
 from sde_diffusion.data.scaling import Affine as Affine, Logit as Logit
 from sde_diffusion.data.spec import DataSpec as DataSpec
@@ -87,6 +92,10 @@ from sde_diffusion.likelihood.sampler_density import (
     first_fold as first_fold,
     sampler_log_prob as sampler_log_prob,
 )
+from sde_diffusion.models.conventions import (
+    ConventionCheck as ConventionCheck,
+    check_convention as check_convention,
+)
 from sde_diffusion.models.exact import (
     Gaussian as Gaussian,
     GaussianMixture as GaussianMixture,
@@ -102,6 +111,7 @@ from sde_diffusion.models.thresholding import (
     DynamicThreshold as DynamicThreshold,
     StaticThreshold as StaticThreshold,
 )
+from sde_diffusion.models.wrapped import ClassLabels as ClassLabels
 from sde_diffusion.multistep import Multistep as Multistep, Step as Step
 from sde_diffusion.nets.mlp import MLP as MLP
 from sde_diffusion.nets.unet import UNet as UNet

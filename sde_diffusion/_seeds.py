@@ -29,6 +29,7 @@ class Purpose(IntEnum):
     MONITOR = 19  # what a monitor draws from the global generator
     DEQUANTIZER_WEIGHTS = 20
     DEQUANTIZER_FIT = 21
+    CONVENTION = 25  # noise on data, to see whether a network's convention fits
     FLOW_SAMPLES = 0x07E6  # a comparison's samples of the model itself
     SPLIT = 0x5EED  # of a comparison's samples, for an interval
     RESAMPLING = 0x5A3B1E

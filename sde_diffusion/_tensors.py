@@ -40,17 +40,20 @@ def plus(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
 
 
 def per_sample(t: Tensor, x: Tensor) -> Tensor:
-    """Return ``t`` as one number per sample in the dtype and on the device of ``x``.
+    """Return ``t`` as one number per sample on the device of ``x``, in float32 at least.
+
+    In bfloat16 the 1000 times k/1000 are 506 numbers, and a network sees its time alone.
 
     A 0-d CPU time is written by a fill, which does not wait for the GPU.
 
     Shapes: t () or (B,); result (B,).
     """
+    dtype = torch.promote_types(x.dtype, torch.float32)
     if t.ndim == 0 and t.device == x.device:
-        return t.to(x.dtype).expand(x.shape[0])
+        return t.to(dtype).expand(x.shape[0])
     if t.ndim == 0:
-        return torch.full((x.shape[0],), float(t), dtype=x.dtype, device=x.device)
-    return t.to(device=x.device, dtype=x.dtype)
+        return torch.full((x.shape[0],), float(t), dtype=dtype, device=x.device)
+    return t.to(device=x.device, dtype=dtype)
 
 
 def check_state(what: str, x: Tensor) -> None:

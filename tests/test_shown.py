@@ -45,6 +45,7 @@ from sde_diffusion import (
     uniform,
 )
 from sde_diffusion._shown import brief
+from sde_diffusion.models.conventions import Reading
 from sde_diffusion.objectives.spacings import LossAware, Stratified
 from sde_diffusion.objectives.weighting import min_snr
 from sde_diffusion.solvers import ERSDE, Ancestral, DormandPrince, EulerMaruyama, Heun, catalogue
@@ -111,6 +112,9 @@ PARTS: dict[str, Any] = {
     "channels": 3,
     "weight": 2.0,
     "b": [0.123456789] * 20,
+    "count": 1000,
+    "tensors": {f"layer {i}": MANY for i in range(99)},
+    "readings": (Reading("as given", torch.ones(2, 300)),) * 9,
     "lines": (("probes", MANY, MANY),) * 9,
     "bounds": ("flow", "elbo", "vlb"),
     "per_step": MANY,

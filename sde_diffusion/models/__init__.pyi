@@ -1,3 +1,7 @@
+from sde_diffusion.models.conventions import (
+    ConventionCheck as ConventionCheck,
+    check_convention as check_convention,
+)
 from sde_diffusion.models.exact import (
     Gaussian as Gaussian,
     GaussianMixture as GaussianMixture,
@@ -13,3 +17,4 @@ from sde_diffusion.models.thresholding import (
     DynamicThreshold as DynamicThreshold,
     StaticThreshold as StaticThreshold,
 )
+from sde_diffusion.models.wrapped import ClassLabels as ClassLabels

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Self, final
 
 import torch
@@ -19,8 +20,10 @@ from sde_diffusion._tensors import check_state, expand, per_sample
 from sde_diffusion.coefficients import Level, Levels
 from sde_diffusion.forms import FORMS, converted, edm_form, joined
 from sde_diffusion.models.conditioned import Labelled
+from sde_diffusion.models.wrapped import AtNoise, AtTime, AtTimesteps, ClassLabels
+from sde_diffusion.schedules import DiscreteBeta
 from sde_diffusion.scores import ScoreLike, check_floating, check_result, tensor_in
-from sde_diffusion.sde import SDE, LinearSDE
+from sde_diffusion.sde import EDMSDE, SDE, VPSDE, LinearSDE, RectifiedFlow
 
 if TYPE_CHECKING:
     from sde_diffusion.data.spec import DataSpec
@@ -188,6 +191,109 @@ class ScoreModel(LearnedScore):
         self.sigma_data = sigma_data
         self.variance = variance
         self.coupling = coupling
+
+    @classmethod
+    def from_timesteps(
+        cls,
+        network: nn.Module,
+        betas: Tensor,
+        prediction: str = "eps",
+        *,
+        variance: str = "fixed",
+        labels: ClassLabels | None = None,
+        data: DataSpec | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> ScoreModel:
+        """Return the model of a DDPM's network(x, k), k = 0 … N − 1 for the betas β_1 … β_N.
+
+        It is exact at the times t = (k + 1)/N of the chain and continuous between them.
+
+        Arguments:
+            network: called as network(x, k) or with labels; in eval mode as it is handed in.
+            betas: β_1 … β_N of the chain it was trained on, before any respacing; (N,).
+            prediction: what the output means: "eps", "x0", "v", "score" or "flow".
+            variance: "learned" where the second half of its channels is 2v − 1.
+            labels: how it takes class labels; None for a network that takes none.
+            data: what the samples are, where that is known.
+            dtype: of k; torch.long for a network with a table of them.
+        """
+        wrapped = AtTimesteps(network, len(betas), labels, dtype=dtype)
+        sde = VPSDE(DiscreteBeta(betas))
+        model = cls(wrapped, sde, prediction, variance=variance, data=data)
+        return model.train(network.training)
+
+    @classmethod
+    def from_denoiser(
+        cls,
+        network: nn.Module,
+        sde: LinearSDE | None = None,
+        *,
+        labels: ClassLabels | None = None,
+        data: DataSpec | None = None,
+    ) -> ScoreModel:
+        """Return the model of a denoiser network(y, s) = E[x0 | x0 + s eps = y].
+
+        Arguments:
+            network: called as network(y, s) with s the standard deviation of the noise, (B,).
+            sde: the noise of the model; `EDMSDE()` if not given, whose x is y.
+            labels: how it takes class labels; None for a network that takes none.
+            data: what the samples are, where that is known.
+        """
+        sde = EDMSDE() if sde is None else sde
+        model = cls(AtNoise(network, sde, labels), sde, "x0", data=data)
+        return model.train(network.training)
+
+    @classmethod
+    def from_velocity(
+        cls,
+        network: nn.Module,
+        *,
+        noise_at: int = 1,
+        scale: float = 1.0,
+        labels: ClassLabels | None = None,
+        data: DataSpec | None = None,
+    ) -> ScoreModel:
+        """Return the model of a flow matching network(x, scale τ) = E[dx/dτ | x_τ].
+
+        x_τ = (1 − τ) x0 + τ eps and dx/dτ = eps − x0 where noise stands at τ = 1, as here and in
+        Stable Diffusion 3; x_τ = τ x0 + (1 − τ) eps and dx/dτ = x0 − eps where it stands at 0.
+
+        Arguments:
+            network: called as network(x, scale τ), (B, *event) and (B,) to (B, *event).
+            noise_at: the τ of pure noise, 1 or 0 (SiT, Lipman et al.).
+            scale: what the network calls τ = 1, such as 1000.
+            labels: how it takes class labels; None for a network that takes none.
+            data: what the samples are, where that is known.
+        """
+        one_of("from_velocity", "noise_at", str(noise_at), ("0", "1"))
+        positive_number("from_velocity", "scale", scale)
+        if noise_at == 1:
+            wrapped = AtTime(network, lambda t: scale * t, labels)
+        else:
+            wrapped = AtTime(network, lambda t: scale * (1 - t), labels, sign=-1)
+        return cls(wrapped, RectifiedFlow(), "flow", data=data).train(network.training)
+
+    @classmethod
+    def from_score(
+        cls,
+        network: nn.Module,
+        sde: LinearSDE,
+        time: Callable[[Tensor], Tensor] = lambda t: t,
+        *,
+        labels: ClassLabels | None = None,
+        data: DataSpec | None = None,
+    ) -> ScoreModel:
+        """Return the model of network(x, time(t)) = ∇ log p_t(x) of the SDE's marginals.
+
+        Arguments:
+            network: called as network(x, c), (B, *event) and (B,) to (B, *event).
+            sde: the SDE it was trained for.
+            time: c of t, such as ``lambda t: 999 * t`` or ``sde.sigma``; (B,) to (B,).
+            labels: how it takes class labels; None for a network that takes none.
+            data: what the samples are, where that is known.
+        """
+        model = cls(AtTime(network, time, labels), sde, "score", data=data)
+        return model.train(network.training)
 
     def _around(self, network: nn.Module) -> ScoreModel:
         model = ScoreModel(

@@ -1,0 +1,258 @@
+"""Does a network's convention fit? Its denoising error on data, beside those of likely mistakes.
+
+At x_t = alpha x0 + sigma eps the mean square error of the predicted eps is at best the posterior
+variance. The best linear prediction from the mean and the variance v of the data, which knows
+nothing else of them, has the error alpha² v/(alpha² v + sigma²). In units of that a trained
+network is below 1, or little above where the data are close to Gaussian. One that is read wrongly
+is far above.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final, final
+
+import torch
+from torch import Tensor, nn
+
+from sde_diffusion._check import wrong_type, wrong_value
+from sde_diffusion._seeds import Purpose, mix
+from sde_diffusion._shown import shown
+from sde_diffusion._tensors import check_state
+from sde_diffusion.forms import FORMS
+from sde_diffusion.models.conditioned import Labelled
+from sde_diffusion.models.score import ScoreModel
+from sde_diffusion.models.wrapped import AtTimesteps
+from sde_diffusion.noise import WhiteNoise
+from sde_diffusion.scores import tensor_in
+
+_SLACK: Final = 1.25  # the error that a network may have, in units of the linear prediction's
+_CLEAR: Final = 4.0  # standard errors by which another convention must be better
+
+
+@final
+@dataclass(frozen=True)
+class Reading:
+    """The errors of one reading of a network, |eps − predicted eps|²/D of each time and sample.
+
+    Shapes: errors (L, B).
+    Units: the error of the best linear prediction, so that it has 1.
+    """
+
+    __repr__ = shown
+
+    name: str
+    errors: Tensor
+
+    @property
+    def mean(self) -> list[float]:
+        """The mean error at each time."""
+        found: list[float] = self.errors.mean(1).tolist()
+        return found
+
+    def excess(self, other: Reading) -> Tensor:
+        """Return by how much each sample's error is above another's, in its means: (B,)."""
+        scale = other.errors.mean(1, keepdim=True).clamp(min=1e-30)
+        return ((self.errors - other.errors) / scale).mean(0)
+
+
+@final
+@dataclass(frozen=True)
+class ConventionCheck:
+    """What `check_convention` found: the model's own reading first, then the others.
+
+    >>> error = torch.full((1, 4), 0.1)
+    >>> ConventionCheck((0.5,), (Reading("as given", error),)).fits
+    True
+    """
+
+    __repr__ = shown
+
+    times: tuple[float, ...]
+    readings: tuple[Reading, ...]
+
+    @property
+    def best(self) -> Reading:
+        """The reading of the least error that is clearly better than the one given, or that."""
+        given = self.readings[0]
+        chosen = given
+        for other in self.readings[1:]:
+            gain = given.excess(other)
+            clear = gain.mean() > _CLEAR * gain.std() / math.sqrt(len(gain))
+            if clear and chosen.excess(other).mean() > 0:
+                chosen = other
+        return chosen
+
+    @property
+    def fits(self) -> bool:
+        """Whether no other reading is clearly better and the errors are those of a denoiser."""
+        small = all(error <= _SLACK for error in self.readings[0].mean)
+        return small and self.best is self.readings[0]
+
+    def __str__(self) -> str:
+        head = "reading".ljust(34) + "".join(f"  t = {t:<8.4g}" for t in self.times)
+        rows = [head, "linear prediction".ljust(34) + _columns([1.0] * len(self.times))]
+        rows += [reading.name.ljust(34) + _columns(reading.mean) for reading in self.readings]
+        if self.fits:
+            rows.append("The convention fits.")
+        elif self.best is self.readings[0]:
+            rows.append(
+                "The errors are too large for a denoiser, and no other reading explains it."
+            )
+        else:
+            rows.append(f"The convention does not fit; this one does better: {self.best.name}.")
+        return "\n".join(rows)
+
+
+def _columns(values: list[float]) -> str:
+    return "".join(f"  {value:<12.4g}" for value in values)
+
+
+@torch.no_grad()
+def check_convention(
+    model: ScoreModel, data: Tensor, *, times: tuple[float, ...] | None = None, seed: int = 0
+) -> ConventionCheck:
+    """Return how well the model predicts the noise in data, and what mistake would explain it.
+
+    The others are: the output taken for another prediction or with the other sign, the time one
+    step of the chain earlier or later, t for the index and the index for t, time that runs the
+    other way, data in [0, 1] for [−1, 1] and the other way round. All readings see the same noise.
+
+    Arguments:
+        model: the score model of the network in question, with its labels where it needs them.
+        data: samples x0 in the units of the model's states, two or more; (B, *event).
+        times: at which noise is added; if not given those of σ²/(σ² + α² v) = .01 and .5, with v
+            the data's variance. For a chain the first is its second step: an index that is off by
+            one shows where the data are thinner than the noise of the first steps.
+        seed: of the noise.
+
+    Errors: TypeError for what is no ScoreModel; ValueError for data that do not vary.
+
+    >>> from sde_diffusion import VPSDE
+    >>> class Noise(nn.Module):  # predicts eps where the data are N(0, 1): sigma x
+    ...     def forward(self, x, t):
+    ...         return VPSDE().sigma(t)[:, None] * x
+    >>> x0 = torch.randn(500, 2, generator=torch.Generator().manual_seed(0))
+    >>> check_convention(ScoreModel(Noise(), VPSDE(), "eps"), x0).fits
+    True
+    >>> check_convention(ScoreModel(Noise(), VPSDE(), "v"), x0).best.name
+    'prediction "eps"'
+    """
+    if not isinstance(model, ScoreModel):
+        got = type(model).__name__
+        raise wrong_type(
+            "check_convention", "model", "be a ScoreModel", got, "pass ScoreModel(network, sde)"
+        )
+    check_state("check_convention", data)
+    variance = float(data.double().var(0).mean()) if len(data) > 1 else math.nan
+    if not 0 < variance < math.inf:
+        rule = "be two samples or more that vary"
+        raise wrong_value(
+            "check_convention", "data", rule, tuple(data.shape), "pass a batch of real data"
+        )
+    chosen = _times(model, variance) if times is None else times
+    device = model.device
+    x0 = data.to(device)
+    noise = WhiteNoise(mix(seed, Purpose.CONVENTION))
+    eps = [noise.normal(x0) for _ in chosen]
+
+    def errors(reading: ScoreModel, scale: float, shift: float) -> Tensor:
+        clean = scale * x0 + shift
+        rows = []
+        for t, e in zip(chosen, eps, strict=True):
+            time = torch.tensor(t, dtype=torch.float64)
+            found = reading.eps(model.sde.perturb(clean, time, e), time)
+            square = (found.double() - e.double()).square().flatten(1).mean(1)
+            rows.append(square / _linear(model, time, scale**2 * variance))
+        return torch.stack(rows).cpu()
+
+    readings = [Reading("as given", errors(model, 1, 0))]
+    readings += [Reading(name, errors(other, 1, 0)) for name, other in _others(model)]
+    readings += [Reading(name, errors(model, *change)) for name, change in _SCALES.items()]
+    return ConventionCheck(tuple(chosen), tuple(readings))
+
+
+# What the data would have to be: scale · x0 + shift.
+_SCALES: Final = {
+    "data in [0, 1], not [-1, 1]": (0.5, 0.5),
+    "data in [-1, 1], not [0, 1]": (2.0, -1.0),
+}
+
+
+def _times(model: ScoreModel, variance: float) -> tuple[float, ...]:
+    """Return the times at which the noise is .01 and .5 of the state's variance."""
+    found = []
+    for share in (0.01, 0.5):
+        lambda_ = 0.5 * math.log((1 - share) / (share * variance))
+        found.append(float(model.sde.time(torch.tensor(lambda_, dtype=torch.float64))))
+    network = model.network
+    inner = network.network if isinstance(network, Labelled) else network
+    if isinstance(inner, AtTimesteps):
+        n = inner.steps
+        found = [2 / n, max(round(found[1] * n), 3) / n]
+    return tuple(found)
+
+
+def _linear(model: ScoreModel, t: Tensor, variance: float) -> float:
+    """Return the mean square error of the best linear prediction of eps."""
+    signal = float(model.sde.alpha(t)) ** 2 * variance
+    return signal / (signal + float(model.sde.sigma(t)) ** 2)
+
+
+class _Misread(nn.Module):
+    """A network called at another time, or with its output's sign turned."""
+
+    def __init__(
+        self, network: nn.Module, time: Callable[[Tensor], Tensor], sign: int = 1
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.time = time
+        self.sign = sign
+
+    def forward(self, x: Tensor, t: Tensor) -> object:
+        output = tensor_in(self.network(x, self.time(t)))
+        return self.sign * output if isinstance(output, Tensor) else output
+
+
+def _others(model: ScoreModel) -> Iterator[tuple[str, ScoreModel]]:
+    """Yield what else the network could mean, each with its name."""
+
+    def read(network: nn.Module, prediction: str) -> ScoreModel:
+        other = ScoreModel(
+            network,
+            model.sde,
+            prediction,
+            sigma_data=model.sigma_data,
+            variance=model.variance,
+        )
+        return other.train(model.training)
+
+    network = model.network
+    prediction = model.prediction
+    if prediction in FORMS:
+        for name in FORMS:
+            if name != prediction:
+                yield f'prediction "{name}"', read(network, name)
+    for name, network in _misread(model):
+        yield name, read(network, prediction)
+
+
+def _misread(model: ScoreModel) -> Iterator[tuple[str, nn.Module]]:
+    network = model.network
+    yield "the other sign", _Misread(network, lambda t: t, -1)
+    if model.prediction == "edm":  # called with its own number, not with t
+        return
+    yield "time from noise to data", _Misread(network, lambda t: 1 - t)
+    inner = network.network if isinstance(network, Labelled) else network
+    if isinstance(inner, AtTimesteps):
+        n = inner.steps
+        yield "index k + 1 for k", _Misread(network, lambda t: t + 1 / n)
+        yield "index k - 1 for k", _Misread(network, lambda t: t - 1 / n)
+        yield "t for the index", _Misread(network, lambda t: (t + 1) / n)
+        return
+    yield "the index 1000 t - 1 for t", _Misread(network, lambda t: 1000 * t - 1)
+    yield "999 t for t", _Misread(network, lambda t: 999 * t)
+    yield "sigma for t", _Misread(network, lambda t: model.sde.sigma(t.double()).to(t.dtype))

@@ -1,0 +1,231 @@
+"""Networks that were made for another program, called as ours: network(x, t), labels −1 for none.
+
+Each convention of time is a class: the index k of a DDPM, the noise sigma/alpha of a denoiser, or
+any function of t. What the output means is the `ScoreModel`'s ``prediction``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, final
+
+import torch
+from torch import Tensor, nn
+
+from sde_diffusion._check import positive_integer, wrong_type, wrong_value
+from sde_diffusion._tensors import expand
+from sde_diffusion.scores import tensor_in
+from sde_diffusion.sde import LinearSDE
+
+_NEAR: Final = 1e-3  # of an index: float32 has t = k/N to 6e-8, which is 6e-5 of 1000
+
+
+@final
+@dataclass(frozen=True)
+class ClassLabels:
+    """How a network takes class labels.
+
+    Arguments:
+        count: the number of classes, without the null class.
+        null: the label that means none to the network; None if it knows no such label.
+        keyword: the argument's name in the network's ``forward``; None if it is the third.
+
+    Errors: TypeError or ValueError for numbers that are none of a class.
+
+    >>> ClassLabels(1000, null=1000, keyword="y").null
+    1000
+    """
+
+    count: int
+    null: int | None = None
+    keyword: str | None = None
+
+    def __post_init__(self) -> None:
+        positive_integer("ClassLabels", "count", self.count)
+        if self.null is not None:
+            positive_integer("ClassLabels", "null", self.null, least=0)
+
+    def call(self, network: nn.Module, x: Tensor, c: Tensor, labels: Tensor | None) -> object:
+        """Return network(x, c, labels), with the network's own label for none.
+
+        Arguments:
+            network: the network itself.
+            x: what it takes for the state, (B, *event).
+            c: what it takes for the time, (B,).
+            labels: one a sample, −1 for none; (B,), or None for none at all.
+        """
+        if labels is None:
+            labels = torch.full((len(x),), -1, device=x.device)
+        if self.null is not None:
+            labels = torch.where(labels < 0, self.null, labels)
+        elif bool((labels < 0).any()):
+            raise wrong_value(
+                "ClassLabels",
+                "labels",
+                f"be classes 0 … {self.count - 1}, of a network without a null class",
+                "the label -1, for none",
+                "call model.given(labels), or pass null= the label that means none to it",
+            )
+        if self.keyword is None:
+            return network(x, c, labels)
+        return network(x, c, **{self.keyword: labels})
+
+
+class Wrapped(nn.Module, ABC):
+    """A network of another convention, called as ours.
+
+    Arguments:
+        network: the other network, called as network(x, c) or with labels.
+        labels: how it takes class labels; None for one that takes none.
+    """
+
+    def __init__(self, network: nn.Module, labels: ClassLabels | None = None) -> None:
+        super().__init__()
+        what = type(self).__name__
+        if not isinstance(network, nn.Module):
+            raise wrong_type(
+                what,
+                "network",
+                "be a torch.nn.Module",
+                type(network).__name__,
+                "wrap your function in a Module",
+            )
+        if labels is not None and not isinstance(labels, ClassLabels):
+            raise wrong_type(
+                what, "labels", "be ClassLabels or None", labels, "pass ClassLabels(1000)"
+            )
+        self.network = network
+        self.labels = labels
+
+    @property
+    def config(self) -> dict[str, int | None]:
+        """The number of classes, where a `ScoreModel` looks for it."""
+        return {"classes": None if self.labels is None else self.labels.count}
+
+    @abstractmethod
+    def inputs(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what the network takes for the state x and for the time t."""
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> object:
+        """Return the network's output at the state x and the time t of the SDE.
+
+        Shapes: x (B, *event), t (B,), labels (B,) or None.
+        """
+        y, c = self.inputs(x, t)
+        if self.labels is None:
+            return self.outputs(self.network(y, c))
+        return self.outputs(self.labels.call(self.network, y, c, labels))
+
+    def outputs(self, output: object) -> object:
+        """Return the output in the sign that the prediction has here."""
+        return output
+
+
+@final
+class AtTimesteps(Wrapped):
+    """A network of the DDPM's index: network(x, k), k = tN − 1 in [0, N − 1] for t in [1/N, 1].
+
+    The chain of betas β_1 … β_N has its state x_i at t = i/N, and programs count its steps from
+    0: k = i − 1. Between the times of the lattice k is a fraction, as sinusoidal embeddings take
+    it; below t = 1/N, where nothing was trained, it stays 0.
+
+    Arguments:
+        network: called as network(x, k).
+        steps: N, the number of betas.
+        labels: how it takes class labels; None for one that takes none.
+        dtype: of k at least; torch.long rounds it to the nearest index, for a network with a
+            table of them.
+
+    Shapes: x (B, *event), t (B,); k (B,).
+    Source: Ho et al. 2020; Song et al. 2021, appendix B, for i = tN.
+
+    >>> class Index(nn.Module):
+    ...     def forward(self, x, k):
+    ...         return k
+    >>> AtTimesteps(Index(), 1000)(torch.zeros(3, 1), torch.tensor([0.001, 0.5, 1.0])).tolist()
+    [0.0, 499.0, 999.0]
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        steps: int,
+        labels: ClassLabels | None = None,
+        *,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__(network, labels)
+        positive_integer("AtTimesteps", "steps", steps)
+        self.steps = steps
+        self.dtype = dtype
+
+    def inputs(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        k = t.double() * self.steps - 1
+        near = k.round()
+        # t = i/N in float32 is not exactly an index times 1/N.
+        k = torch.where((k - near).abs() < _NEAR, near, k).clamp(min=0)
+        if self.dtype.is_floating_point:
+            return x, k.to(torch.promote_types(self.dtype, t.dtype))
+        return x, k.round().to(self.dtype)
+
+
+@final
+class AtNoise(Wrapped):
+    """A denoiser E[x0 | y] = network(y, s) of y = x/alpha = x0 + s eps, s = sigma/alpha.
+
+    Shapes: x (B, *event), t (B,); s (B,).
+    Source: Karras et al. 2022, equation 1 and section 5.
+
+    >>> class Level(nn.Module):
+    ...     def forward(self, y, s):
+    ...         return s
+    >>> from sde_diffusion import EDMSDE
+    >>> AtNoise(Level(), EDMSDE(80.0))(torch.zeros(1, 1), torch.tensor([0.5])).tolist()
+    [40.0]
+    """
+
+    def __init__(
+        self, network: nn.Module, sde: LinearSDE, labels: ClassLabels | None = None
+    ) -> None:
+        super().__init__(network, labels)
+        self.sde = sde
+
+    def inputs(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        alpha = self.sde.alpha(t.double())
+        sigma = self.sde.sigma(t.double())
+        return x / expand(alpha, x), (sigma / alpha).to(t.dtype)
+
+
+@final
+class AtTime(Wrapped):
+    """A network of its own time: network(x, time(t)), such as 999t or the noise sigma(t).
+
+    Arguments:
+        network: called as network(x, c).
+        time: c of the SDE's t, elementwise in float64; (B,) to (B,).
+        labels: how it takes class labels; None for one that takes none.
+        sign: −1 for a velocity that points from noise to data, else 1.
+
+    Shapes: x (B, *event), t (B,).
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        time: Callable[[Tensor], Tensor],
+        labels: ClassLabels | None = None,
+        *,
+        sign: int = 1,
+    ) -> None:
+        super().__init__(network, labels)
+        self.time = time
+        self.sign = sign
+
+    def inputs(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        return x, self.time(t.double()).to(t.dtype)
+
+    def outputs(self, output: object) -> object:
+        found = tensor_in(output)
+        return self.sign * found if isinstance(found, Tensor) else found

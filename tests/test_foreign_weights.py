@@ -1,0 +1,347 @@
+"""Weights of other programs: torch's files and EDM's pickles give tensors, and run nothing."""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import pickletools
+import random
+import resource
+import struct
+import sys
+import time
+import types
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from sde_diffusion import convert_weights, read_weights
+from sde_diffusion.checkpoints.pickle_reader import read_pickle
+from sde_diffusion.cli.main import main
+
+
+def network(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    inner = nn.ModuleDict({"a": nn.Linear(4, 4), "b": nn.Linear(4, 4, bias=False).bfloat16()})
+    net = nn.Sequential(nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last), inner)
+    net.append(nn.BatchNorm1d(4))  # with a buffer of integers
+    net[1].a.weight = net[1].b.weight if seed == 7 else net[1].a.weight  # shared
+    net.register_buffer("passing", torch.ones(2), persistent=False)
+    return net
+
+
+def same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
+    return list(found) == list(expected) and all(
+        found[name].dtype == tensor.dtype and torch.equal(found[name], tensor)
+        for name, tensor in expected.items()
+    )
+
+
+@pytest.mark.parametrize("new", [True, False], ids=["archive", "old format"])
+@pytest.mark.parametrize("seed", [0, 7])
+def test_files_of_torch_give_the_tensors_that_were_saved(tmp_path, new, seed) -> None:
+    net = network(seed)
+    path = tmp_path / "net.pt"
+    expected = net.state_dict()
+    parts = {
+        "model": expected,
+        "ema": {"decay": 0.9, "shadow_params": list(expected.values())},
+        "optimizer": {"step": 3},
+    }
+    torch.save(parts, path, _use_new_zipfile_serialization=new)
+    assert same(read_weights(path, "model").tensors, expected)
+    rows = read_weights(path, "ema.shadow_params").tensors
+    assert same(rows, {str(i): tensor for i, tensor in enumerate(expected.values())})
+    torch.save(expected, path, _use_new_zipfile_serialization=new)
+    assert same(read_weights(path).tensors, expected)
+    torch.save(net, path, _use_new_zipfile_serialization=new)  # the whole module
+    assert same(read_weights(path).tensors, expected)
+
+
+def test_safetensors_give_the_tensors_that_were_saved(tmp_path) -> None:
+    save_file({"a": torch.arange(3.0)}, tmp_path / "a.safetensors")
+    assert same(read_weights(tmp_path / "a.safetensors").tensors, {"a": torch.arange(3.0)})
+
+
+# --- EDM's pickles ---
+
+SOURCE = "raise RuntimeError('the source of a pickle was run')"
+
+
+@pytest.fixture
+def persistent() -> Iterator[Callable[[type[nn.Module]], type[nn.Module]]]:
+    """A stand-in of EDM's `torch_utils.persistence`: classes that pickle with their source."""
+    parents = {name: types.ModuleType(name) for name in ("torch_utils", "dnnlib")}
+    persistence = types.ModuleType("torch_utils.persistence")
+    util = types.ModuleType("dnnlib.util")
+
+    def rebuild(meta: Any) -> Any:
+        raise AssertionError(meta)
+
+    rebuild.__module__ = "torch_utils.persistence"
+    rebuild.__name__ = rebuild.__qualname__ = "_reconstruct_persistent_obj"
+    persistence._reconstruct_persistent_obj = rebuild  # type: ignore[attr-defined]
+    easy = type("EasyDict", (dict,), {"__module__": "dnnlib.util"})
+    util.EasyDict = easy  # type: ignore[attr-defined]
+    modules = {**parents, "torch_utils.persistence": persistence, "dnnlib.util": util}
+
+    def decorate(cls: type[nn.Module]) -> type[nn.Module]:
+        class Decorated(cls):  # type: ignore[misc,valid-type]
+            def __init__(self, *args: Any, **kwargs: Any) -> None:
+                super().__init__(*args, **kwargs)
+                self._init_args = args
+                self._init_kwargs = easy(kwargs)
+
+            def __reduce__(self) -> Any:
+                state = super().__reduce__()[2]
+                meta = {
+                    "type": "class",
+                    "version": 6,
+                    "module_src": SOURCE,
+                    "class_name": cls.__name__,
+                    "state": state,
+                }
+                return rebuild, (easy(meta),), None
+
+        return Decorated
+
+    sys.modules.update(modules)
+    yield decorate
+    for name in modules:
+        del sys.modules[name]
+
+
+class Denoiser(nn.Module):
+    """A network as EDM's: parts with persistent classes inside plain containers."""
+
+    def __init__(self, width: int, sigma_data: float = 0.5, part: type[nn.Module] = nn.Linear):
+        super().__init__()
+        self.sigma_data = sigma_data
+        self.enc = nn.ModuleDict({"8x8": part(2, width), "act": nn.SiLU()})
+        self.out = nn.ModuleList([nn.Linear(width, 2)])
+        self.register_buffer("freqs", torch.arange(4.0), persistent=False)
+        self.register_buffer("resample", torch.tensor([1.0, 3.0, 3.0, 1.0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out[0](self.enc["act"](self.enc["8x8"](x))) * self.resample[1]
+
+
+class Part(nn.Linear):
+    pass
+
+
+def edm_pickle(persistent, protocol: int) -> tuple[bytes, nn.Module]:
+    torch.manual_seed(1)
+    net = persistent(Denoiser)(5, sigma_data=0.25, part=persistent(Part))
+    net.eval().requires_grad_(False)
+    del net._init_kwargs["part"]
+    data = {"ema": net, "loss_fn": None, "augment_pipe": None, "dataset_kwargs": {"path": "x"}}
+    return pickle.dumps(data, protocol=protocol), net
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_an_edm_pickle_gives_the_outputs_of_its_network(tmp_path, persistent, protocol) -> None:
+    data, net = edm_pickle(persistent, protocol)
+    (tmp_path / "net.pkl").write_bytes(data)
+    found = read_weights(tmp_path / "net.pkl")
+    assert found.class_name == "Denoiser"
+    assert found.arguments == {"sigma_data": 0.25}
+    ours = Denoiser(5, **found.arguments)
+    assert ours.load_state_dict(found.tensors)
+    x = torch.randn(7, 2, generator=torch.Generator().manual_seed(2))
+    assert torch.equal(ours(x), net(x))
+
+
+def test_convert_writes_the_tensors_and_what_they_are_of(tmp_path, persistent) -> None:
+    data, net = edm_pickle(persistent, 4)
+    (tmp_path / "net.pkl").write_bytes(data)
+    target = tmp_path / "net.safetensors"
+    done = CliRunner().invoke(main, ["convert", str(tmp_path / "net.pkl"), str(target)])
+    assert done.exit_code == 0, done.output
+    assert same(
+        dict(sorted(read_weights(target).tensors.items())), dict(sorted(net.state_dict().items()))
+    )
+    with safe_open(target, "pt") as file:
+        about = json.loads(file.metadata()["network"])
+    assert about == {"class": "Denoiser", "arguments": {"sigma_data": 0.25}}
+    assert "Denoiser" in done.output
+    with pytest.raises(ValueError, match=r"target must end in \.safetensors"):
+        convert_weights(tmp_path / "net.pkl", tmp_path / "net.pt")
+
+
+# --- what must not be done ---
+
+
+class Runs:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+def hostile(touched: Path) -> dict[str, bytes]:
+    """Pickles that run code, ask for memory, never end, or reach outside of what they hold."""
+    put = struct.pack
+    nested = b")" + b"2\x86" * 60  # 60 times a tuple of the last tuple, twice
+    deep: Any = []
+    for _ in range(400):
+        deep = [deep]
+    ring: dict[str, Any] = {}
+    ring["a"] = ring
+    storage = io.BytesIO()
+    torch.save(torch.arange(3.0).untyped_storage(), storage)
+    weights = {"w": torch.ones(3)}
+    old = io.BytesIO()
+    torch.save(weights, old, _use_new_zipfile_serialization=False)
+    archive = io.BytesIO()
+    torch.save(weights, archive)
+    bomb = io.BytesIO()
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("a/data.pkl", bytes(3_000_000))
+    twice = archive.getvalue().replace(b"FloatStorage", b"LongStorage\n")
+    return {
+        "code": pickle.dumps(Runs(touched)),
+        "code, protocol 0": pickle.dumps(Runs(touched), protocol=0),
+        "code in a state dict": pickle.dumps({"w": Runs(touched)}),
+        "system": b"cos\nsystem\n(S'touch " + str(touched).encode() + b"'\ntR.",
+        "system by the stack": b"\x80\x04\x8c\x05posix\x8c\x06system\x93\x8c\x02ls\x85R.",
+        "instance": b"\x80\x02(i__main__\nRuns\n.",
+        "memory of 34 GB": b"\x80\x02Nr\xff\xff\xff\x7f.",
+        "bytes of 10 GB": b"\x80\x04\x8e" + put("<Q", 10**10) + b"abc.",
+        "text of 2 GB": b"\x80\x04X" + put("<I", 2**31 - 1) + b"abc.",
+        "number of a million digits": b"\x80\x02L" + b"9" * 10**6 + b"L\n.",
+        "number of 100 kB": b"\x80\x02\x8b" + put("<i", 10**5) + b"\x01" * 10**5 + b".",
+        "key that hashes for ever": b"\x80\x02}" + nested + b"K\x01s.",
+        "set that hashes for ever": b"\x80\x04\x8f(" + nested + b"\x90.",
+        "lists in lists": pickle.dumps(deep),
+        "a dictionary in itself": pickle.dumps(ring),
+        "a million lists": b"\x80\x02(" + b"]" * 10**6 + b"l.",
+        "no stop": b"\x80\x02N",
+        "no mark": b"\x80\x02Nt.",
+        "an empty stack": b"\x80\x020.",
+        "unknown memory": b"\x80\x02h\x05.",
+        "an extension": b"\x80\x02\x82\x01.",
+        "a storage cut short": old.getvalue()[:-3],
+        "a storage of another kind": old.getvalue().replace(b"FloatStorage", b"CuteStorages"),
+        "a tensor outside of its storage": old.getvalue().replace(b"K\x03\x85", b"K\x7f\x85"),
+        "an archive that expands": bomb.getvalue(),
+        "an archive of another kind of number": twice,
+        "an archive cut short": archive.getvalue()[:-30],
+        "nothing": b"",
+        "a text": b"hello",
+    }
+
+
+NAMES = list(hostile(Path("nowhere")))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_hostile_file_ends_in_one_sentence_and_runs_nothing(tmp_path, name) -> None:
+    touched = tmp_path / "touched"
+    path = tmp_path / "net.pkl"
+    path.write_bytes(hostile(touched)[name])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match="read_weights: ") as caught:
+        read_weights(path)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+    assert not touched.exists()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # KiB
+
+
+def test_a_network_inside_itself_is_refused(tmp_path) -> None:
+    loop = nn.Sequential(nn.Linear(1, 1))
+    loop._modules["1"] = loop
+    (tmp_path / "net.pkl").write_bytes(pickle.dumps(loop))
+    with pytest.raises(ValueError, match="modules more than 100 deep"):
+        read_weights(tmp_path / "net.pkl")
+
+
+def test_shared_modules_do_not_multiply(tmp_path) -> None:
+    """2⁵⁰ paths through 50 modules: the count of modules is bounded."""
+    inner: nn.Module = nn.Identity()
+    for _ in range(50):
+        outer = nn.Module()
+        outer._modules.update(a=inner, b=inner)
+        inner = outer
+    (tmp_path / "net.pkl").write_bytes(pickle.dumps(inner))
+    with pytest.raises(ValueError, match="more than 100000 modules"):
+        read_weights(tmp_path / "net.pkl")
+
+
+@pytest.mark.parametrize("count", [300, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_mutated_files_end_in_a_result_or_a_sentence(tmp_path, persistent, count) -> None:
+    draw = random.Random(count)
+    files = [edm_pickle(persistent, 2)[0], edm_pickle(persistent, 4)[0]]
+    for new in (True, False):
+        stream = io.BytesIO()
+        torch.save(OrderedDict(network().state_dict()), stream, _use_new_zipfile_serialization=new)
+        files.append(stream.getvalue())
+    path = tmp_path / "net.pkl"
+    refused = 0
+    slowest = 0.0
+    for i in range(count):
+        data = bytearray(files[i % len(files)])
+        for _ in range(draw.choice([1, 1, 2, 8])):
+            data[draw.randrange(len(data))] = draw.randrange(256)
+        if draw.random() < 0.1:
+            del data[draw.randrange(len(data)) :]
+        path.write_bytes(data)
+        begin = time.process_time()
+        said = refusal(path)
+        assert "\n" not in said
+        refused += bool(said)
+        slowest = max(slowest, time.process_time() - begin)
+    assert refused > count / 10  # many a byte is a weight's, and any weight is a weight
+    assert slowest < 2
+
+
+def refusal(path: Path) -> str:
+    """Return what `read_weights` says of the file, nothing if it reads it."""
+    try:
+        read_weights(path)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def test_all_that_pickle_writes_is_read_back_as_it_was() -> None:
+    value = {
+        "text": "ä" * 300,
+        "bytes": b"\x00" * 300,
+        "whole": [0, -1, 255, 65535, 2**40, -(2**70)],
+        "real": (1.5, float("inf")),
+        "flags": [True, False, None],
+        "tuples": ((), (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4)),
+        3: {"x": []},
+    }
+    for protocol in (3, 4, 5):
+        data = b"\x00\x00" + pickle.dumps(value, protocol=protocol)
+        assert read_pickle(data + b"rest", 2) == (value, len(data))
+    assert pickletools.genops  # the list of instructions is the standard library's
+
+
+# --- what a user gets wrong ---
+
+
+def test_wrong_parts_are_told_with_the_right_ones(tmp_path) -> None:
+    path = tmp_path / "net.pt"
+    torch.save({"model": {"w": torch.ones(1)}, "step": 1}, path)
+    with pytest.raises(ValueError, match="part must be one of model, step, got ema; pass one"):
+        read_weights(path, "ema")
+    with pytest.raises(ValueError, match=r"got the entries model, step; pass part= .*'model'"):
+        read_weights(path)
+    assert read_weights(path, "model").tensors["w"].item() == 1
+    with pytest.raises(FileNotFoundError):
+        read_weights(tmp_path / "none.pt")
