@@ -225,7 +225,9 @@ def _check_folder(out: Path, log: SampleLog, *, resume: bool) -> None:
 
 
 def _saved(out: Path, log: SampleLog) -> dict[str, Any]:
+    """Return the manifest of the run in a folder, of this version or an earlier one."""
     from sde_diffusion.evaluation.sample_log import read_manifest
+    from sde_diffusion.evaluation.settings import BEFORE
 
     path = log.manifest if log.exists() else out / "manifest.json"
     saved = read_manifest(path)
@@ -238,7 +240,8 @@ def _saved(out: Path, log: SampleLog) -> dict[str, Any]:
                 f"{part}: {shown(saved.get(part))}",
                 f"delete {path.parent}, and start again",
             )
-    return saved
+    before = {f"--{name}": value for name, value in BEFORE.items()}
+    return saved | {"options": before | saved["options"], "settings": BEFORE | saved["settings"]}
 
 
 def _settings(options: Mapping[str, Any]) -> EvaluationSettings:
@@ -257,6 +260,9 @@ def _settings(options: Mapping[str, Any]) -> EvaluationSettings:
         draws=options["--draws"],
         times=options["--times"],
         steps=options["--vlb-steps"],
+        chain=options["--chain"],
+        variance=options["--variance"],
+        decoder=options["--decoder"],
         batch_size=options["--batch-size"],
         seed=options["--seed"],
     )
@@ -266,8 +272,8 @@ def _ode_solver(name: str, tolerance: float | None) -> Any:  # noqa: ANN401
     from sde_diffusion import ODE
 
     made = menu.solver(name, tolerance)
-    if not issubclass(made.dynamics, ODE):
-        rule = "be a solver of ODEs, for the probability flow"
+    if not issubclass(ODE, made.dynamics):
+        rule = "be a solver of any ODE, for the flow and its divergence together"
         remedy = f"choose one of {', '.join(menu.ODE_SOLVER_NAMES)}"
         raise wrong_value("likelihood", "--solver", rule, name, remedy)
     return made

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sde_diffusion.ddpm.discrete_bound import StepTable
     from sde_diffusion.evaluation.results import Evaluation
 
+_SHOWN: Final = 10  # indices of samples
 _TABLE: Final = ("term", "step", "t", "number", "nats", "bits_per_dim", "standard_error")
 
 
@@ -68,8 +69,23 @@ def lines_of(manifest: Mapping[str, Any]) -> list[str]:
         f"{result['data']} under {result['model']}: {kind}, {result['seconds']:.1f} s",
         *(_explained(name, manifest) for name in result["bounds"]),
         *_ledger_lines(manifest),
+        *_failure_lines(result),
         f"wrote {', '.join(Path(file).name for file in result['files'])} "
         f"to {Path(result['files'][0]).parent}",
+    ]
+
+
+def _failure_lines(result: Mapping[str, Any]) -> list[str]:
+    """Return how many samples have no finite likelihood, which, and why."""
+    failures = result.get("failures")  # an earlier version wrote none
+    if not failures:
+        return []
+    shown = ", ".join([*failures][:_SHOWN]) + (" …" if len(failures) > _SHOWN else "")
+    index, why = next(iter(failures.items()))
+    number = _count(len(failures), "sample")
+    return [
+        f"{number} without a finite likelihood, left out of the means: {shown}",
+        f"sample {index} has none: {why}",
     ]
 
 
@@ -131,6 +147,7 @@ def _result(job: LikelihoodJob, found: Evaluation) -> dict[str, Any]:
         "device": str(job.evaluator.model.device),
         "nfe": first["nfe"],
         "seconds": found.seconds,
+        "failures": {str(index): why for index, why in found.failures.items()},
     }
 
 
@@ -159,9 +176,18 @@ def _explained(bound: str, manifest: Mapping[str, Any]) -> str:
     elif bound == "elbo":
         how = f"the evidence lower bound in continuous time from t = {settings['t_min']:g}"
     else:
-        steps = _count(manifest["result"]["steps"], "step")
-        how = f"the discrete evidence lower bound of a DDPM of {steps}"
+        how = f"the discrete evidence lower bound of a DDPM of {_chain(manifest)}"
     return f"{bound}: {how}, {nfe} network evaluations each"
+
+
+def _chain(manifest: Mapping[str, Any]) -> str:
+    settings = manifest["settings"]
+    kind = "of its lattice" if settings["chain"] == "lattice" else "equal in log-SNR"
+    steps = f"{_count(manifest['result']['steps'], 'step')} {kind}"
+    known = f"{steps}, {settings['variance']} variance"
+    if manifest["data"]["levels"] is None or settings["dequantization"] != "none":
+        return known
+    return f"{known}, decoder of {settings['decoder']}"
 
 
 def _count(number: int, noun: str) -> str:

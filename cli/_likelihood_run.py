@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+from sde_diffusion._check import diverged
 from sde_diffusion._files import writing
 from sde_diffusion.cli import _common
 from sde_diffusion.cli._likelihood_job import log_of
@@ -38,7 +39,8 @@ def computed(job: LikelihoodJob, log: SampleLog, ranks: Ranks) -> None:
         message = f"Interrupted; {saved} are saved, go on with --resume."
         raise KeyboardInterrupt(message) from error
     except Exception:
-        if ranks.world == 1 and not log.batches():
+        kept = log.batches().values()
+        if ranks.world == 1 and all(len(batch.failures) == batch.count for batch in kept):
             log.remove()  # a mistake that shows at once leaves nothing behind
         raise
 
@@ -60,6 +62,7 @@ def _compute(job: LikelihoodJob, log: SampleLog, ranks: Ranks) -> None:
 
         for batch in logged(job.evaluator, log, job.pending, ranks):
             mean.see(batch)
+            mean.refuse_if_none(batch)
             own += batch.count
             shown.set_postfix_str(str(mean), refresh=False)
             tick()
@@ -83,27 +86,50 @@ def finished(job: LikelihoodJob, out: Path) -> Mapping[str, Any]:
     return manifest
 
 
+_MANY: Final = 64  # samples without a likelihood, after which it is not these samples' fault
+
+
 class _Mean:
     """The running means of the bounds with their standard errors, as text."""
 
     def __init__(self, evaluator: Evaluator, batches: Iterable[EvaluatedBatch]) -> None:
+        self.total = len(evaluator.dataset)
+        self.failed = 0
         self.scale = evaluator.dimension * math.log(2)
         self.sums = {bound: [0.0, 0.0] for bound in evaluator.settings.bounds}
-        self.count = 0
+        self.counts = dict.fromkeys(self.sums, 0)
         for batch in batches:
             self.see(batch)
 
     def see(self, batch: EvaluatedBatch) -> None:
-        self.count += batch.count
         for bound, sums in self.sums.items():
-            bits = [-nats / self.scale for nats in batch.values[f"{bound}_nats"]]
+            nats = [value for value in batch.values[f"{bound}_nats"] if math.isfinite(value)]
+            bits = [-value / self.scale for value in nats]
             sums[0] += math.fsum(bits)
             sums[1] += math.fsum(b * b for b in bits)
+            self.counts[bound] += len(bits)
+
+    def refuse_if_none(self, batch: EvaluatedBatch) -> None:
+        """Refuse to go on where none of the first samples has a likelihood.
+
+        Errors: FloatingPointError that says why the last of them has none.
+        """
+        self.failed += len(batch.failures)
+        if self.failed >= min(_MANY, self.total) and not any(self.counts.values()):
+            why = [*batch.failures.values()][-1]
+            raise diverged(
+                "likelihood",
+                "log p",
+                "be finite for some sample",
+                f"none of the first {self.failed}",
+                f"look at the model and the scale of the data; the last said: {why}",
+            )
 
     def __str__(self) -> str:
         texts = []
         for bound, (first, second) in self.sums.items():
-            mean = first / self.count
-            spread = max(second / self.count - mean**2, 0) / max(self.count - 1, 1)
+            count = max(self.counts[bound], 1)
+            mean = first / count
+            spread = max(second / count - mean**2, 0) / max(count - 1, 1)
             texts.append(f"{bound} {mean:.4f} ± {math.sqrt(spread):.4f}")
         return ", ".join(texts) + " bits/dim"

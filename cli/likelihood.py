@@ -15,6 +15,7 @@ Examples:
   sde-diffusion likelihood --limit 100
   sde-diffusion likelihood --model ring --data points.npy --divergence exact
   sde-diffusion likelihood --bound all --times 64 --out bits
+  sde-diffusion likelihood --bound vlb --dequantization none
   sde-diffusion likelihood --limit 100 --error 0.01
   sde-diffusion likelihood --out bits --resume
   torchrun --nproc-per-node 4 -m sde_diffusion.cli likelihood --out bits
@@ -93,6 +94,30 @@ Examples:
     default=None,
     help="Steps of the DDPM of vlb; those of its SDE, or 1000, if not given.",
 )
+@click.option(
+    "--chain",
+    type=click.Choice(["auto", "lattice", "log-snr"]),
+    default="auto",
+    show_default=True,
+    help="Times of that DDPM: its own lattice or equal steps of t, or equal steps of the log-SNR; "
+    "auto is log-snr for levels, unless the model has discrete betas.",
+)
+@click.option(
+    "--variance",
+    type=click.Choice(["auto", "learned", "forward", "posterior"]),
+    default="auto",
+    show_default=True,
+    help="Variance of its steps: what the model has learned or else forward, beta_k, or "
+    "posterior, beta_k given x0; auto is the learned one, else posterior for levels and forward "
+    "for real numbers.",
+)
+@click.option(
+    "--decoder",
+    type=click.Choice(["levels", "bins"]),
+    default="levels",
+    show_default=True,
+    help="Its last step with --dequantization none: a normal over the levels, or over their bins.",
+)
 @_common.count_option(
     "--ledger",
     default=None,
@@ -123,7 +148,8 @@ def command(
     them, a picture, and manifest.json, which says how they came about. Every finished batch is
     kept, so an interrupted run goes on with --resume. A new run replaces the results in --out when
     it is done. Sample i depends on --seed and i alone, not on --batch-size nor on the number of
-    processes; torchrun shares the batches among several.
+    processes; torchrun shares the batches among several. Samples without a finite likelihood are
+    named and left out of the means, and the exit status is then 1.
     """
     from sde_diffusion.cli._likelihood_job import agreed, log_of, prepared
     from sde_diffusion.cli._likelihood_results import lines_of
@@ -146,6 +172,8 @@ def command(
             return
         manifest = finished(job, out)
     _common.show(manifest["result"], lines_of(manifest), as_json=as_json)
+    if manifest["result"].get("failures"):
+        ctx.exit(1)
 
 
 def _flag(name: str) -> str:

@@ -99,12 +99,20 @@ def positive_integer(what: str, argument: str, got: object, *, least: int = 1) -
         raise wrong_value(what, argument, f"be at least {least}", got, remedy)
 
 
-def positive_number(what: str, argument: str, got: object) -> None:
-    """Refuse anything that is not a finite number above zero."""
+def positive_number(what: str, argument: str, got: object, remedy: str | None = None) -> None:
+    """Refuse anything that is not a finite number above zero.
+
+    Arguments:
+        what: the function or class that refuses.
+        argument: the name of the argument.
+        got: its value.
+        remedy: what to pass instead; 1.0 if not given.
+    """
+    remedy = f"pass {argument}=1.0" if remedy is None else remedy
     if isinstance(got, bool) or not isinstance(got, (int, float)):
-        raise wrong_type(what, argument, "be a number", got, f"pass {argument}=1.0")
+        raise wrong_type(what, argument, "be a number", got, remedy)
     if not 0 < got < float("inf"):
-        raise wrong_value(what, argument, "be finite and above 0", got, f"pass {argument}=1.0")
+        raise wrong_value(what, argument, "be finite and above 0", got, remedy)
 
 
 def one_of(what: str, argument: str, got: object, names: Iterable[str]) -> None:

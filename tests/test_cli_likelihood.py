@@ -67,6 +67,20 @@ class Narrow(Watched):
 
 
 narrow = Narrow()
+
+
+class Torn(Watched):
+    def __call__(self, x, t):
+        outside = x.abs().amax(1, keepdim=True) > 50
+        return super().__call__(x, t).masked_fill(outside, float("nan"))
+
+
+class Void(Watched):
+    def __call__(self, x, t):
+        return super().__call__(x, t) * float("nan")
+
+
+torn, void = Torn(), Void()
 """
 FAST = ("--tolerance", "1e-3", "--batch-size", "4", "--mode", "reverse")
 
@@ -205,7 +219,9 @@ def test_the_table_of_the_terms_adds_up_to_the_vlb(here: Path, noise: str) -> No
     terms = table(here / "out" / "vlb_terms.csv")
     assert [row["term"] for row in terms] == ["L_0", "L_1", "L_2", "L_3", "L_T"]
     assert [row["step"] for row in terms] == ["1", "2", "3", "4", "4"]
-    assert [float(row["t"]) for row in terms] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    times = [float(row["t"]) for row in terms]
+    assert times[:-1] == sorted(set(times[:-1]))
+    assert times[-2:] == [1.0, 1.0]
     assert {float(row["number"]) for row in terms} == {6.0}
     total = sum(float(row["bits_per_dim"]) for row in terms)
     assert total == pytest.approx(found["bits_per_dim"], abs=1e-5)
@@ -256,6 +272,41 @@ def test_the_lines_say_what_the_numbers_are() -> None:
     ).stdout
     assert "one sample has no standard error" in one
     assert "(unknown with one probe)" in one
+
+
+@pytest.mark.usefixtures("here")
+def test_chain_variance_and_decoder_are_those_asked_for() -> None:
+    values = np.random.default_rng(0).integers(0, 5, (6, 2), np.uint8)
+    np.save("levels.npy", values)
+    options = ["--model", "ring", "--data", "levels.npy", "--levels", 5, "--bound", "vlb"]
+    options += ["--times", 8, "--vlb-steps", 4, "--dequantization", "none", "--out", "out"]
+    data = Dataset(DataSpec("levels", (2,), 5), torch.from_numpy(values), None)
+    model = GaussianMixture.ring(8).diffused(VPSDE())
+    found = set[float]()
+    for chain, variance, decoder in (
+        ("log-snr", "posterior", "levels"),
+        ("lattice", "posterior", "levels"),
+        ("log-snr", "forward", "levels"),
+        ("log-snr", "posterior", "bins"),
+    ):
+        chosen = ["--chain", chain, "--variance", variance, "--decoder", decoder]
+        bits = run(*options, *chosen)["bits_per_dim"]
+        settings = EvaluationSettings(
+            ("vlb",),
+            dequantization="none",
+            times=8,
+            steps=4,
+            chain=chain,
+            variance=variance,
+            decoder=decoder,
+        )
+        expected = evaluate(model, data, DormandPrince(), settings).summary("vlb")
+        assert bits == pytest.approx(expected.bits_per_dim, abs=1e-9)
+        found.add(bits)
+    assert len(found) == 4
+    assert "--chain" in refused("--resume", "--out", "out", "--chain", "lattice")
+    text = invoke("--resume", "--out", "out").stdout
+    assert "a DDPM of 4 steps equal in log-SNR, posterior variance, decoder of bins" in text
 
 
 def test_the_picture_has_a_panel_for_the_terms(here: Path) -> None:
@@ -460,16 +511,53 @@ def test_a_mistake_that_shows_at_the_first_batch_leaves_nothing(here: Path) -> N
     assert list((here / "out").iterdir()) == []
 
 
+@pytest.mark.parametrize("bound", ["flow", "elbo", "vlb"])
+def test_samples_without_a_likelihood_are_named_and_the_others_kept(
+    here: Path, bound: str
+) -> None:
+    x = np.load("points.npy")[:9]
+    x[[3, 7]] = 100
+    np.save("some.npy", x)
+    options = ["--data", "some.npy", "--bound", bound, "--times", 8, *FAST]
+    whole = invoke("--model", "watched:model", *options, "--out", "whole")
+    assert whole.exit_code == 0
+    found = invoke("--model", "watched:torn", *options, "--out", "out")
+    assert found.exit_code == 1
+    assert "2 samples without a finite likelihood, left out of the means: 3, 7" in found.stdout
+    assert f"sample 3 has none: {bound}: " in found.stdout
+    rows, expected = (table(here / name / "likelihood.csv") for name in ("out", "whole"))
+    good = [i for i in range(9) if i not in (3, 7)]
+    assert [rows[i] for i in good] == [expected[i] for i in good]
+    assert {rows[i]["nats"] for i in (3, 7)} == {"nan"}
+    result = manifest_of(here / "out")["result"]
+    bits = [float(expected[i]["bits_per_dim"]) for i in good]
+    assert result["bits_per_dim"] == pytest.approx(sum(bits) / 7, abs=1e-12)
+    assert (result["samples"], sorted(result["failures"])) == (7, ["3", "7"])
+    again = invoke("--resume", "--out", "out")
+    assert (again.exit_code, again.stdout) == (1, found.stdout)
+
+
+def test_a_model_without_any_likelihood_is_refused_and_leaves_nothing(here: Path) -> None:
+    options = ["--model", "watched:void", "--data", "points.npy", "--out", "out", *FAST]
+    message = refused(*options)
+    assert f"log p must be finite for some sample, got none of the first {N};" in message
+    assert list((here / "out").iterdir()) == []
+
+
 # --- refusals ---
 
 
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--times", 3], "times must be even: they are drawn in pairs, got 3; pass times=4"),
+        (["--times", 3], "times must be even: they are drawn in pairs, got 3; pass 4"),
         (["--dequantization", "none"], "be some for the flow, a density, got none"),
-        (["--t-min", 0], "t_min must be finite and above 0"),
-        (["--t-min", 2], "be two different times in [0, 1], got 1.0, 2.0"),
+        (["--t-min", 0], "t_min must be finite and above 0, got 0.0; pass 1e-5"),
+        (["--t-min", 2], "t_min must be below 1, where the data have become noise, got 2.0;"),
+        (["--tolerance", 0], "tolerance must be finite and above 0, got 0.0; pass 1e-5"),
+        (["--seed", 2**70], f"seed must be below 2**64, got {2**70}; pass a smaller one"),
+        (["--solver", "ddim"], "likelihood: --solver must be a solver of any ODE"),
+        (["--solver", "ancestral"], "choose one of adams-bashforth, adaptive-adams, dormand-pr"),
         (["--bound", "iwae"], "'iwae' is not one of 'flow', 'elbo', 'vlb', 'all'"),
         (["--divergence", "trace"], "'trace' is not one of 'hutchinson', 'hutch++', 'exact'"),
         (["--draws", 0], "0 is not in the range"),
@@ -482,6 +570,32 @@ def test_wrong_options_are_refused_and_nothing_is_written(
     message = refused("--model", "ring", "--data", "points.npy", "--out", "out", *options)
     assert says in message
     assert not (here / "out").exists()
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        (["--times", 3], ["--times", 4]),
+        (["--dequantization", "none"], ["--dequantization", "uniform"]),
+        (["--dequantization", "none"], ["--dequantization", "none", "--bound", "elbo"]),
+        (["--t-min", 0], ["--t-min", "1e-5"]),
+        (["--t-min", 2], ["--t-min", "1e-5"]),
+        (["--tolerance", 0], ["--tolerance", "1e-5"]),
+        (["--seed", 2**70], ["--seed", 2**64 - 1]),
+        (["--solver", "heun", "--tolerance", "1e-3"], ["--solver", "heun", "--steps", 9]),
+        (["--error", 0.5, "--probes", 3], ["--probes", 3]),
+        (["--error", 0.5, "--probes", 3], ["--error", 0.5]),
+        *(
+            (["--solver", "ddim"], ["--solver", name, *(["--steps", 9] if steps else [])])
+            for name, steps in (("adaptive-adams", False), ("adams-bashforth", True))
+        ),
+    ],
+)
+def test_what_an_error_says_to_do_works(wrong: list[object], right: list[object]) -> None:
+    options = ["--model", "ring", "--data", "points.npy", "--limit", 3, "--mode", "reverse"]
+    refused(*options, "--out", "out", *wrong)
+    assert run(*options, "--out", "out", *right)["samples"] == 3
 
 
 def test_data_of_other_levels_or_shape_than_the_models_are_refused(here: Path) -> None:

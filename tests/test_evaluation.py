@@ -24,6 +24,7 @@ import torch
 from hypothesis import given, strategies as st
 
 from sde_diffusion import (
+    EDMSDE,
     MLP,
     VESDE,
     VPSDE,
@@ -33,11 +34,14 @@ from sde_diffusion import (
     Gaussian,
     GaussianMixture,
     Hutchinson,
+    PosteriorVariance,
     ProbabilityFlow,
+    RectifiedFlow,
     ScoreModel,
     lattice,
     linear_betas,
     log_prob,
+    log_snr,
 )
 from sde_diffusion.checkpoints.fingerprint import fingerprint
 from sde_diffusion.data.scaling import Affine, Logit
@@ -149,12 +153,25 @@ def test_without_noise_elbo_and_vlb_are_of_the_levels_themselves() -> None:
     settings = EvaluationSettings(("elbo", "vlb"), dequantization="none", times=6, t_min=1e-2)
     found = evaluate(RING, data, SOLVER, settings)
     x = data.centred()
-    centres = bin_centres(LEVELS)
-    expected = elbo(x, RING, decoder=LevelDecoder(centres), draws=6, t_min=1e-2)
+    levels = LevelDecoder(bin_centres(LEVELS))
+    bins = BinDecoder(bin_centres(LEVELS))
+    expected = elbo(x, RING, decoder=levels, draws=6, t_min=1e-2)
     close(found.nats("elbo"), expected.nats)
-    close(
-        found.nats("vlb"), vlb(x, RING, lattice(1000), decoder=BinDecoder(centres), draws=6).nats
+    # sigma/alpha = .4 · 2/LEVELS at t_1
+    first = float(VPSDE().time(torch.tensor(-math.log(0.8 / LEVELS), dtype=torch.float64)))
+    chain = torch.cat([log_snr(VPSDE(), 999, end=first), torch.zeros(1, dtype=torch.float64)])
+    best = vlb(x, RING, chain, variance=PosteriorVariance(), decoder=levels, draws=6)
+    close(found.nats("vlb"), best.nats)
+    old = EvaluationSettings(
+        ("vlb",),
+        dequantization="none",
+        times=6,
+        chain="lattice",
+        variance="learned",
+        decoder="bins",
     )
+    found = evaluate(RING, data, SOLVER, old)
+    close(found.nats("vlb"), vlb(x, RING, lattice(1000), decoder=bins, draws=6).nats)
     with pytest.raises(ValueError, match="dequantization must be some for the flow"):
         replace(settings, bounds=("flow", "vlb"))
 
@@ -169,10 +186,69 @@ def test_the_vlb_has_the_steps_of_its_own_ddpm_and_a_table_of_them() -> None:
     total = table.nats.sum() + found.values["vlb_prior"].mean()
     assert float(total) == pytest.approx(-found.summary("vlb").nats, abs=1e-6)
     assert found.nfe == {"vlb": 60}
-    ve = Evaluator(GaussianMixture.ring(8).diffused(VESDE()), points(), SOLVER, settings)
+    ring = GaussianMixture.ring(8).diffused(VESDE())
+    ve = Evaluator(ring, points(), SOLVER, replace(settings, chain="lattice"))
     assert torch.equal(ve.chain(), lattice(1000))
     flow = replace(settings, bounds=("flow",))
     assert evaluate(RING, points(2), SOLVER, flow).per_step() is None
+
+
+@pytest.mark.parametrize("sde", [VPSDE(), VESDE(), EDMSDE(), RectifiedFlow()])
+def test_the_log_snr_chain_has_equal_steps_of_lambda_to_where_the_levels_part(sde: Any) -> None:
+    model = GaussianMixture.ring(8).diffused(sde)
+    for dequantization, share in (("none", 0.4), ("uniform", 0.1)):
+        settings = EvaluationSettings(("vlb",), dequantization=dequantization, steps=50)
+        chain = Evaluator(model, grey(), SOLVER, settings).chain()
+        *times, last = chain.tolist()
+        assert (len(chain), last) == (51, 0)
+        lambda_ = sde.lambda_(torch.tensor(times, dtype=torch.float64))
+        torch.testing.assert_close(lambda_.diff(), lambda_.diff().mean().expand(49))
+        assert float(torch.exp(-lambda_[-1])) == pytest.approx(share * 2 / LEVELS)
+    real = Evaluator(
+        model, points(), SOLVER, EvaluationSettings(("vlb",), chain="log-snr")
+    ).chain()
+    assert (float(real[0]), float(real[-2])) == (sde.horizon, sde.cutoff)
+
+
+def test_what_auto_stands_for_is_decided_by_model_and_data() -> None:
+    own = Gaussian(torch.zeros(2), torch.eye(2)).diffused(VPSDE(DiscreteBeta(linear_betas(30))))
+    learned = ScoreModel(MLP(2, width=8, outputs=2), VPSDE(), variance="learned")
+    bare = EvaluationSettings(("vlb",), dequantization="none")
+    for model, data, settings, chain, variance in (
+        (RING, points(), EvaluationSettings(), "lattice", "forward"),
+        (RING, grey(), EvaluationSettings(), "log-snr", "posterior"),
+        (RING, grey(), bare, "log-snr", "posterior"),
+        (RING, points(), bare, "lattice", "forward"),
+        (own, grey(), bare, "lattice", "posterior"),
+        (learned, grey(), bare, "log-snr", "learned"),
+        (own, grey(), replace(bare, chain="log-snr"), "log-snr", "posterior"),
+        (learned, grey(), replace(bare, variance="forward"), "log-snr", "forward"),
+    ):
+        found = Evaluator(model, data, SOLVER, settings).settings
+        assert (found.chain, found.variance) == (chain, variance)
+
+
+def test_the_default_bound_of_levels_is_nearer_to_the_truth_than_the_old_one() -> None:
+    """Modes on the levels, so that log P(k) is the logarithm of a weight."""
+    weights = torch.tensor([1.0, 2.0, 3.0, 2.0, 8.0], dtype=torch.float64) / 16
+    oracle = GaussianMixture(weights, bin_centres(LEVELS)[:, None], stds=[1e-4] * LEVELS)
+    k = torch.multinomial(
+        weights, 300, replacement=True, generator=torch.Generator().manual_seed(0)
+    )
+    data = Dataset(DataSpec("modes", (1,), LEVELS), k[:, None].to(torch.uint8), None)
+    truth = float(weights[k].log().mean())
+    settings = EvaluationSettings(
+        ("vlb",), dequantization="none", steps=100, times=200, batch_size=300
+    )
+    old = replace(settings, chain="lattice", variance="learned", decoder="bins")
+    gaps, errors = [], []
+    for chosen in (settings, old):
+        found = evaluate(oracle.diffused(VPSDE()), data, SOLVER, chosen).summary("vlb")
+        gaps.append(truth - found.nats)
+        errors.append(found.estimator_error * math.log(2))
+    assert gaps[0] > -4 * errors[0]
+    assert gaps[0] < 0.1
+    assert gaps[0] + 4 * math.hypot(*errors) < gaps[1]
 
 
 def test_samples_do_not_depend_on_the_batch_size() -> None:
@@ -229,11 +305,19 @@ def test_the_mode_is_measured_once_and_not_where_memory_has_no_bound(
 def test_settings_survive_json_and_wrong_ones_are_refused() -> None:
     settings = EvaluationSettings(("elbo", "vlb"), tolerance=1e-3, steps=10, dequantization="none")
     assert EvaluationSettings.from_json(json.loads(json.dumps(settings.to_json()))) == settings
+    old = settings.to_json()
+    for name in ("chain", "variance", "decoder"):
+        del old[name]
+    expected = replace(settings, chain="lattice", variance="learned", decoder="bins")
+    assert EvaluationSettings.from_json(old) == expected
     for wrong, says in (
         ({"bounds": ()}, "be of flow, elbo, vlb"),
         ({"bounds": ("iwae",)}, "be of flow"),
         ({"mode": "both"}, "be one of auto"),
         ({"variable": "sigma"}, "be one of angle"),
+        ({"chain": "karras"}, "be one of auto, lattice, log-snr"),
+        ({"variance": "beta"}, "be one of auto, learned, forward, posterior"),
+        ({"decoder": "normal"}, "be one of levels, bins"),
         ({"times": 3}, "be even"),
         ({"draws": 0}, "at least 1"),
         ({"t_min": 0.0}, "above 0"),

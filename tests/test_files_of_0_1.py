@@ -90,7 +90,9 @@ def test_an_evaluation_gone_on_with_is_the_one_made_at_once(files: Path) -> None
         (files / "evaluation/unfinished/manifest.json").read_text(encoding="utf-8")
     )
     words = command["sessions"][0]["command"].split()[1:]
-    run(*words[: words.index("--out")], "--out", "at-once")
+    # What 0.1 always did, and its files do not say.
+    words = [*words[: words.index("--out")], "--chain", "lattice", "--variance", "learned"]
+    run(*words, "--decoder", "bins", "--out", "at-once")
     run("likelihood", "--resume", "--out", "evaluation")
 
     def last(folder: str) -> list[str]:

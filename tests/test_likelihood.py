@@ -24,7 +24,14 @@ from sde_diffusion import (
     log_prob,
     uniform,
 )
-from sde_diffusion.solvers import DormandPrince, Euler, EulerMaruyama, RungeKutta4, TorchDiffEq
+from sde_diffusion.solvers import (
+    DDIM,
+    DormandPrince,
+    Euler,
+    EulerMaruyama,
+    RungeKutta4,
+    TorchDiffEq,
+)
 
 FAMILY = [VPSDE(), SubVPSDE(), VESDE(0.01, 5.0), EDMSDE(5.0), RectifiedFlow()]
 every_sde = pytest.mark.parametrize("sde", FAMILY, ids=lambda sde: type(sde).__name__)
@@ -305,7 +312,12 @@ X = torch.zeros(1, 2, dtype=torch.float64)
         (
             lambda: log_prob(X, FLOW, EulerMaruyama()),
             TypeError,
-            "solver must solve ODEs, got EulerMaruyama; pass for example DormandPrince",
+            "solver must be one of any ODE, got EulerMaruyama, one of SDE; pass for example Dor",
+        ),
+        (
+            lambda: log_prob(X, FLOW, DDIM()),
+            TypeError,
+            "solver must be one of any ODE, got DDIM, one of ProbabilityFlow; pass for example Dor",
         ),
         (
             lambda: log_prob(X, FLOW, RungeKutta4()),

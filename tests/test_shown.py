@@ -113,6 +113,7 @@ PARTS: dict[str, Any] = {
     "weight": 2.0,
     "b": [0.123456789] * 20,
     "count": 1000,
+    "failures": {i: "log_prob: x must stay finite" for i in range(99)},
     "tensors": {f"layer {i}": MANY for i in range(99)},
     "readings": (Reading("as given", torch.ones(2, 300)),) * 9,
     "lines": (("probes", MANY, MANY),) * 9,

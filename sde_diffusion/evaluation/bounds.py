@@ -9,12 +9,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, final
+from typing import Any, final
 
 from torch import Tensor
 
 from sde_diffusion.ddpm.discrete_bound import vlb
 from sde_diffusion.dynamics import ProbabilityFlow
+from sde_diffusion.evaluation.chains import variance_of
 from sde_diffusion.evaluation.settings import EvaluationSettings
 from sde_diffusion.likelihood.continuous_bound import elbo
 from sde_diffusion.likelihood.decoders import BinDecoder, Decoder, LevelDecoder
@@ -58,9 +59,6 @@ class BatchBound:
 class BoundEvaluation(ABC):
     """An evaluation of one bound of log p for any batch."""
 
-    # The decoder that bounds the probability of integers without dequantization.
-    level_decoder: ClassVar[type[LevelDecoder] | type[BinDecoder]] = BinDecoder
-
     @abstractmethod
     def of(self, x: Tensor, first: int, decoder: Decoder) -> BatchBound:
         """Return the bound of the samples first, first + 1, … of the data set.
@@ -70,6 +68,10 @@ class BoundEvaluation(ABC):
             first: the index of the first sample: sample i draws by first + i.
             decoder: the distribution of the data given the state at the smallest time.
         """
+
+    def level_decoder(self, centres: Tensor) -> Decoder:
+        """Return the decoder of integers without dequantization, from the centres of levels."""
+        return LevelDecoder(centres)
 
 
 @final
@@ -111,7 +113,6 @@ class ContinuousEvaluation(BoundEvaluation):
 
     model: ScoreLike
     settings: EvaluationSettings
-    level_decoder = LevelDecoder
 
     def of(self, x: Tensor, first: int, decoder: Decoder) -> BatchBound:
         found = elbo(
@@ -141,6 +142,7 @@ class DiscreteEvaluation(BoundEvaluation):
             x,
             self.model,
             self.grid,
+            variance=variance_of(self.settings),
             decoder=decoder,
             draws=None if every else self.settings.times,
             seed=self.settings.seed,
@@ -149,3 +151,6 @@ class DiscreteEvaluation(BoundEvaluation):
         table = found.per_step
         sums = {"number": table.number, "total": table.total, "squares": table.squares}
         return BatchBound(found.nats, found.standard_error, dict(found.terms), found.nfe, sums)
+
+    def level_decoder(self, centres: Tensor) -> Decoder:
+        return BinDecoder(centres) if self.settings.decoder == "bins" else LevelDecoder(centres)

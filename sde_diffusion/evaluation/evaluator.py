@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass, replace
+from functools import partial
 from typing import Any, Final, final
 
 import torch
@@ -23,9 +24,10 @@ from sde_diffusion.evaluation.bounds import (
     DiscreteEvaluation,
     FlowEvaluation,
 )
+from sde_diffusion.evaluation.chains import chain_times, decided_chain
+from sde_diffusion.evaluation.failures import separated
 from sde_diffusion.evaluation.sample_log import EvaluatedBatch
 from sde_diffusion.evaluation.settings import EvaluationSettings
-from sde_diffusion.lattices import lattice
 from sde_diffusion.likelihood.decoders import GaussianDecoder
 from sde_diffusion.likelihood.dequantization import (
     Dequantizer,
@@ -37,9 +39,7 @@ from sde_diffusion.likelihood.divergence import Divergence, Exact, Hutchinson, H
 from sde_diffusion.likelihood.fastest_mode import fastest
 from sde_diffusion.likelihood.flow import frozen
 from sde_diffusion.likelihood.flow_variables import Angle, LogSNR, Time
-from sde_diffusion.schedules import DiscreteBeta
 from sde_diffusion.scores import ScoreLike
-from sde_diffusion.sde import VPSDE
 from sde_diffusion.solver import Solver
 
 _FEW: Final = 16  # dimensions or samples that cost little
@@ -91,7 +91,7 @@ class Evaluator:
         self.model = model
         self.dataset = scaled_for(model.data, dataset)
         self.solver = solver
-        self.settings = settings
+        self.settings = decided_chain(settings, model, dataset.spec)
         self.dimension = math.prod(dataset.spec.shape)
         ends = torch.tensor([settings.t_min, model.sde.horizon], dtype=torch.float64)
         self.grid = ends if grid is None and solver.adaptive else grid
@@ -121,19 +121,24 @@ class Evaluator:
         return [range(first, min(first + size, n)) for first in range(0, n, size)]
 
     def batch(self, indices: range) -> EvaluatedBatch:
-        """Return what is found of a batch: of each bound its nats, their error, and its terms."""
+        """Return what is found of a batch: of each bound its nats, their error, and its terms.
+
+        A sample without a finite likelihood is NaN, and `EvaluatedBatch.failures` says why.
+        """
         began = time.perf_counter()
         values = dict[str, list[float]]()
         sums = dict[str, list[float]]()
         nfe = dict[str, int]()
+        failures = dict[str, str]()
         for name in self.settings.bounds:
-            found = self._found(name, indices)
+            found, wrong = separated(partial(self._found, name), indices)
+            failures |= {str(i): f"{name}: {why}" for i, why in wrong.items()}
             columns = {"nats": found.nats, "standard_error": found.error, **found.terms}
             values |= {f"{name}_{key}": _numbers(column) for key, column in columns.items()}
             sums |= {f"{name}_{key}": _numbers(row) for key, row in found.sums.items()}
             nfe[name] = found.nfe
         seconds = time.perf_counter() - began
-        return EvaluatedBatch(indices.start, len(indices), values, sums, nfe, seconds)
+        return EvaluatedBatch(indices.start, len(indices), values, sums, nfe, seconds, failures)
 
     def decided(self) -> tuple[Evaluator, str]:
         """Return the evaluator with the faster mode in place of "auto", and why it is that.
@@ -166,12 +171,8 @@ class Evaluator:
         return self.to_model(spec.encode(rows, u))
 
     def chain(self) -> Tensor:
-        """Return the times of the vlb: the DDPM's own lattice, or equal steps to the horizon."""
-        sde = self.model.sde
-        steps = self.settings.steps
-        if isinstance(sde, VPSDE) and isinstance(sde.beta, DiscreteBeta):
-            return lattice(len(sde.beta.betas), steps)
-        return lattice(1000 if steps is None else steps) * sde.horizon
+        """Return the times of the vlb, see `chain_times`."""
+        return chain_times(self.settings, self.model.linear_sde(), self.dataset.spec)
 
     def _evaluation(self, bound: str) -> BoundEvaluation:
         """Return the evaluation of "flow", "elbo" or "vlb"."""

@@ -10,6 +10,7 @@ from typing import Final, final
 import torch
 from torch import Tensor
 
+from sde_diffusion._check import diverged
 from sde_diffusion._shown import shown
 from sde_diffusion.ddpm.discrete_bound import StepTable
 from sde_diffusion.evaluation.evaluator import Evaluator
@@ -24,11 +25,13 @@ _LN2: Final = math.log(2)
 class Summary:
     """The mean over samples of one bound, in bits per dimension and in nats, with its errors.
 
+    Samples without a finite likelihood are left out, see `Evaluation.failures`.
+
     ``estimator_error`` is the part of ``standard_error`` that more probes, draws or times would
     remove.
 
     Arguments:
-        samples: the number N of samples.
+        samples: the number N of samples in the mean.
         bits_per_dim: the mean of −log2 p/D.
         standard_error: s/√N over the samples, NaN for one; bits per dimension.
         estimator_error: √(Σ e_i²)/N by each sample's own error e_i, if known; bits per dimension.
@@ -60,6 +63,7 @@ class Evaluation:
         sums: quantities summed over the samples by name, as the vlb's terms of every step.
         nfe: by bound, the most evaluations that a sample took.
         seconds: the time of all batches together; seconds.
+        failures: by the index of a sample without a finite likelihood, why it has none.
     """
 
     dimension: int
@@ -69,6 +73,7 @@ class Evaluation:
     sums: Mapping[str, Tensor]
     nfe: Mapping[str, int]
     seconds: float
+    failures: Mapping[int, str]
 
     __repr__ = shown
 
@@ -77,18 +82,18 @@ class Evaluation:
         """Return the batches as one, whatever their order."""
         parts = sorted(batches, key=lambda batch: batch.first)
         index = torch.tensor([i for part in parts for i in part.indices])
-        values = {
-            name: torch.tensor([v for part in parts for v in part.values[name]], dtype=_DOUBLE)
-            for name in parts[0].values
-        }
+        values = {name: _joined(parts, name) for name in _names(part.values for part in parts)}
         sums = {
-            name: torch.tensor([part.sums[name] for part in parts], dtype=_DOUBLE).sum(0)
-            for name in parts[0].sums
+            name: torch.tensor(
+                [part.sums[name] for part in parts if name in part.sums], dtype=_DOUBLE
+            ).sum(0)
+            for name in _names(part.sums for part in parts)
         }
         bounds = evaluator.settings.bounds
         nfe = {bound: max(part.nfe[bound] for part in parts) for bound in bounds}
+        failures = {int(i): why for part in parts for i, why in part.failures.items()}
         seconds = math.fsum(part.seconds for part in parts)
-        return cls(evaluator.dimension, bounds, index, values, sums, nfe, seconds)
+        return cls(evaluator.dimension, bounds, index, values, sums, nfe, seconds, failures)
 
     def nats(self, bound: str) -> Tensor:
         """Return the (bound of the) log-likelihood of every sample."""
@@ -103,12 +108,25 @@ class Evaluation:
         return self.values[f"{bound}_standard_error"]
 
     def summary(self, bound: str) -> Summary:
-        """Return the mean of a bound with its errors."""
-        bits = self.bits_per_dim(bound).tolist()
-        nats = self.nats(bound).tolist()
+        """Return the mean of a bound with its errors, over the samples where it is finite.
+
+        Errors: FloatingPointError where it is finite for none.
+        """
+        finite = self.nats(bound).isfinite()
+        if not bool(finite.any()):
+            raise diverged(
+                "Evaluation",
+                bound,
+                "be finite for some sample",
+                f"none of {len(finite)}",
+                f"look at the first: {next(iter(self.failures.values()), 'log p is not finite')}",
+            )
+        bits = self.bits_per_dim(bound)[finite].tolist()
+        nats = self.nats(bound)[finite].tolist()
         n = len(bits)
         scale = self.dimension * _LN2
-        own = math.sqrt(math.fsum(e * e for e in self.standard_error(bound).tolist())) / n
+        errors = self.standard_error(bound)[finite].tolist()
+        own = math.sqrt(math.fsum(e * e for e in errors)) / n
         error = _error(bits)
         return Summary(
             n, math.fsum(bits) / n, error, own / scale, math.fsum(nats) / n, error * scale
@@ -116,7 +134,8 @@ class Evaluation:
 
     def term(self, name: str) -> tuple[int, float, float, float]:
         """Return a term's samples, mean in nats and in bits per dimension, and error in nats."""
-        values = self.values[name].tolist()
+        column = self.values[name]
+        values = column[column.isfinite()].tolist()
         mean = math.fsum(values) / len(values)
         return len(values), mean, mean / (self.dimension * _LN2), _error(values)
 
@@ -130,6 +149,17 @@ class Evaluation:
             self.sums["vlb_squares"],
             self.dimension,
         )
+
+
+def _names(parts: Iterable[Mapping[str, object]]) -> list[str]:
+    """Return the names that any of them has, in order."""
+    return list(dict.fromkeys(name for part in parts for name in part))
+
+
+def _joined(parts: Sequence[EvaluatedBatch], name: str) -> Tensor:
+    """Return a column of all samples, NaN for batches in which it was not found."""
+    numbers = [part.values.get(name, [math.nan] * part.count) for part in parts]
+    return torch.tensor([v for column in numbers for v in column], dtype=_DOUBLE)
 
 
 def _error(values: Sequence[float]) -> float:

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, final
 
@@ -31,6 +31,7 @@ class EvaluatedBatch:
         sums: quantities summed over the samples by name.
         nfe: evaluations of the model by bound.
         seconds: the time that the batch took; seconds.
+        failures: by the index of a sample without a finite likelihood, why it has none.
 
     >>> EvaluatedBatch(6, 2, {"nats": [0.1, 0.2]}, {}, {"flow": 8}, 0.5).indices
     range(6, 8)
@@ -42,6 +43,7 @@ class EvaluatedBatch:
     sums: Mapping[str, list[float]]
     nfe: Mapping[str, int]
     seconds: float
+    failures: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def indices(self) -> range:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final, Self, final
 
 from sde_diffusion._check import positive_integer, positive_number, wrong_value
+from sde_diffusion._seeds import check_seed
 from sde_diffusion._shown import shown
 
 BOUNDS: Final = ("flow", "elbo", "vlb")
@@ -14,6 +15,11 @@ DIVERGENCES: Final = ("hutchinson", "hutch++", "exact")
 DEQUANTIZATIONS: Final = ("uniform", "truncated-normal", "none")
 VARIABLES: Final = ("angle", "time", "log-snr")
 MODES: Final = ("auto", "reverse", "forward")
+CHAINS: Final = ("auto", "lattice", "log-snr")
+VARIANCES: Final = ("auto", "learned", "forward", "posterior")
+DECODERS: Final = ("levels", "bins")
+# What version 0.1 always did, and its files do not say.
+BEFORE: Final = {"chain": "lattice", "variance": "learned", "decoder": "bins"}
 
 
 @final
@@ -36,6 +42,9 @@ class EvaluationSettings:
         draws: draws of that noise for each sample.
         times: draws of (t, eps) for the elbo and of (k, eps) for the vlb; even.
         steps: steps of the vlb's chain; None for the DDPM's own, or 1000.
+        chain: the times of that chain, "lattice", "log-snr" or "auto" (see `chain_times`).
+        variance: of its steps, "learned" or else β_k, "forward" β_k, "posterior" β̃_k or "auto".
+        decoder: of the vlb of levels without noise, "levels" (`LevelDecoder`) or "bins".
         batch_size: samples of a batch; it changes results by rounding only.
         seed: the seed of noise, probes and times.
 
@@ -56,6 +65,9 @@ class EvaluationSettings:
     draws: int = 1
     times: int = 32
     steps: int | None = None
+    chain: str = "auto"
+    variance: str = "auto"
+    decoder: str = "levels"
     batch_size: int = 64
     seed: int = 0
 
@@ -75,6 +87,9 @@ class EvaluationSettings:
         _check_choice("dequantization", self.dequantization, DEQUANTIZATIONS)
         _check_choice("variable", self.variable, VARIABLES)
         _check_choice("mode", self.mode, MODES)
+        _check_choice("chain", self.chain, CHAINS)
+        _check_choice("variance", self.variance, VARIANCES)
+        _check_choice("decoder", self.decoder, DECODERS)
         positive_integer(what, "probes", self.probes)
         positive_integer(what, "draws", self.draws)
         positive_integer(what, "batch_size", self.batch_size)
@@ -85,7 +100,7 @@ class EvaluationSettings:
                 "times",
                 "be even: they are drawn in pairs",
                 self.times,
-                f"pass times={self.times + 1}",
+                f"pass {self.times + 1}",
             )
         if self.dequantization == "none" and "flow" in self.bounds:
             raise wrong_value(
@@ -95,10 +110,13 @@ class EvaluationSettings:
                 "none",
                 "pass uniform, or leave out the flow",
             )
-        positive_integer(what, "seed", self.seed, least=0)
-        positive_number(what, "t_min", self.t_min)
+        check_seed(what, self.seed)
+        positive_number(what, "t_min", self.t_min, "pass 1e-5, the default")
+        if not self.t_min < 1:
+            rule = "be below 1, where the data have become noise"
+            raise wrong_value(what, "t_min", rule, self.t_min, "pass 1e-5, the default")
         if self.tolerance is not None:
-            positive_number(what, "tolerance", self.tolerance)
+            positive_number(what, "tolerance", self.tolerance, "pass 1e-5, the default")
         if self.steps is not None:
             positive_integer(what, "steps", self.steps)
 
@@ -108,8 +126,8 @@ class EvaluationSettings:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """Return the settings that `to_json` wrote."""
-        return cls(**dict(values) | {"bounds": tuple(values["bounds"])})
+        """Return the settings that `to_json` wrote, in this version or an earlier one."""
+        return cls(**BEFORE | dict(values) | {"bounds": tuple(values["bounds"])})
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

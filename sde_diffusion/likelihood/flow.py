@@ -284,12 +284,12 @@ def frozen(score: ScoreLike) -> Iterator[None]:
 def _check_parts(flow: ProbabilityFlow, solver: Solver[Any]) -> None:
     check_flow("log_prob", flow)
     check_solver("log_prob", solver)
-    if not issubclass(solver.dynamics, ODE):
+    if not issubclass(ODE, solver.dynamics):  # the flow and its divergence together are any ODE
         raise wrong_type(
             "log_prob",
             "solver",
-            "solve ODEs",
-            type(solver).__name__,
+            "be one of any ODE",
+            f"{type(solver).__name__}, one of {solver.dynamics.__name__}",
             "pass for example DormandPrince()",
         )
     check_evaluation("log_prob", flow.score)

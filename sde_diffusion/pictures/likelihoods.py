@@ -41,7 +41,8 @@ def _histograms(axes: Axes, found: Evaluation) -> None:
     """Draw a histogram for every bound, and a line at its mean."""
     from matplotlib import colormaps
 
-    columns = {bound: found.bits_per_dim(bound).tolist() for bound in found.bounds}
+    known = {bound: found.bits_per_dim(bound) for bound in found.bounds}
+    columns = {bound: bits[bits.isfinite()].tolist() for bound, bits in known.items()}
     low, high = min(map(min, columns.values())), max(map(max, columns.values()))
     bins = max(10, min(50, len(found.index) // 8))
     for i, (bound, bits) in enumerate(columns.items()):

@@ -1,0 +1,97 @@
+"""The chain of the discrete bound: its times and its variances, by the model and the data.
+
+What is best depends on where the data stop. Levels are found at once from a little less noise than
+parts them, and there nothing is gained below it; a density of real numbers has no such end. Where
+x0 is as good as known, the posterior's variance is the best, on a smooth density the forward one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from sde_diffusion.data.spec import DataSpec
+from sde_diffusion.ddpm.variances import ForwardVariance, PosteriorVariance, Variance
+from sde_diffusion.evaluation.settings import EvaluationSettings
+from sde_diffusion.grids import log_snr
+from sde_diffusion.lattices import lattice
+from sde_diffusion.schedules import DiscreteBeta
+from sde_diffusion.scores import ScoreLike
+from sde_diffusion.sde import VPSDE, LinearSDE
+
+# sigma/alpha at t_1 over the distance of levels: of the levels themselves, and in their bins.
+# Measured on digits and MNIST, where these are best to within .01 bits/dim (docs/likelihood.md).
+_OF_LEVELS: Final = 0.4
+_IN_BINS: Final = 0.1
+_STEPS: Final = 1000
+_VARIANCES: Final[Mapping[str, Variance | None]] = {
+    "learned": None,  # what `vlb` takes by itself: the model's own, or else β_k
+    "forward": ForwardVariance(),
+    "posterior": PosteriorVariance(),
+}
+
+
+def decided_chain(
+    settings: EvaluationSettings, model: ScoreLike, spec: DataSpec
+) -> EvaluationSettings:
+    """Return the settings with what "auto" stands for in the chain and its variance.
+
+    The chain of levels is "log-snr", but for a model with a `DiscreteBeta` its own lattice, on
+    whose times alone it may have been trained; that of real numbers is "lattice". The variance is
+    the learned one if there is any, else "posterior" for levels and "forward" for real numbers.
+    """
+    chain = settings.chain
+    if chain == "auto":
+        lattice_is_better = spec.levels is None or _own_betas(model.sde)
+        chain = "lattice" if lattice_is_better else "log-snr"
+    variance = settings.variance
+    if variance == "auto":
+        fixed = "forward" if spec.levels is None else "posterior"
+        variance = "learned" if model.variance == "learned" else fixed
+    return replace(settings, chain=chain, variance=variance)
+
+
+def variance_of(settings: EvaluationSettings) -> Variance | None:
+    """Return the variance of the steps, None for what the model has learned, or else β_k."""
+    return _VARIANCES[settings.variance]
+
+
+def chain_times(settings: EvaluationSettings, sde: LinearSDE, spec: DataSpec) -> Tensor:
+    """Return the falling times of the chain, the last one 0.
+
+    "lattice" is that of the SDE's betas, or else equal steps of t. "log-snr" is equal steps of
+    λ = log(alpha/sigma) from the horizon to t_1, and a last one to 0; at t_1 sigma/alpha is a
+    share of the least distance between levels; for real data t_1 is the SDE's cutoff.
+
+    Shapes: result (steps + 1,), float64.
+    """
+    steps = settings.steps
+    betas = _own_betas(sde)
+    if settings.chain == "lattice" and betas:
+        return lattice(betas, steps)
+    steps = steps or betas or _STEPS
+    if settings.chain == "lattice" or steps == 1:
+        return lattice(steps) * sde.horizon
+    rest = log_snr(sde, steps - 1, end=_first_time(settings, sde, spec))
+    return torch.cat([rest, torch.zeros(1, dtype=torch.float64)])
+
+
+def _first_time(settings: EvaluationSettings, sde: LinearSDE, spec: DataSpec) -> float:
+    if spec.levels is None:
+        return sde.cutoff
+    centres = spec.encode(torch.arange(spec.levels), torch.tensor(0.5, dtype=torch.float64))
+    share = _OF_LEVELS if settings.dequantization == "none" else _IN_BINS
+    noise = share * float(centres.diff().min())
+    return float(sde.time(torch.tensor(-math.log(noise), dtype=torch.float64)))
+
+
+def _own_betas(sde: LinearSDE) -> int:
+    """Return the number of betas of a DDPM's SDE, 0 for another."""
+    if isinstance(sde, VPSDE) and isinstance(sde.beta, DiscreteBeta):
+        return len(sde.beta.betas)
+    return 0
