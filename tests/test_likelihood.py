@@ -317,7 +317,7 @@ X = torch.zeros(1, 2, dtype=torch.float64)
         (
             lambda: log_prob(X, FLOW, DDIM()),
             TypeError,
-            "solver must be one of any ODE, got DDIM, one of ProbabilityFlow; pass for example Dor",
+            "solver must be one of any ODE, got DDIM, one of ProbabilityFlow; pass for example",
         ),
         (
             lambda: log_prob(X, FLOW, RungeKutta4()),

@@ -352,7 +352,7 @@ def test_commands_take_a_direct_score_of_a_linear_sde(sde, tmp_path: Path) -> No
             assert np.array_equal(file["x"], expected.numpy())
 
 
-@pytest.mark.parametrize("sde", [VPSDE(LinearBeta(0.2, 9.0)), VESDE(0.01, 5.0)], ids=repr)
+@pytest.mark.parametrize("sde", [VPSDE(LinearBeta(0.2, 9.0)), VESDE(0.01, 12.0)], ids=repr)
 def test_a_loaded_direct_score_is_the_saved_one(tmp_path: Path, sde) -> None:
     """A linear SDE is rebuilt, and trained on without paths."""
     score = DirectScore(MLP(2, width=8), sde)
