@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from sde_diffusion.data.dataset import Dataset
     from sde_diffusion.diagnostics.comparison import Comparison, Problem
 
 EXAMPLES: Final = """\b
@@ -278,7 +279,6 @@ def _held_out(
     import torch
 
     from sde_diffusion.data.checks import scaled_for
-    from sde_diffusion.data.dataset import held_out_split, load_data
     from sde_diffusion.priors import check_units
 
     event = menu.event_shape(model)
@@ -286,6 +286,20 @@ def _held_out(
     name = own if data is None else data
     if name is None or (data is None and name != "digits" and not Path(name).exists()):
         return torch.empty(0, *event)
+    found = scaled_for(model.data, _read(name, model, event, reading))
+    check_units("--data", "data", model.sde, found)
+    return found.dequantized(generator)
+
+
+def _read(
+    name: str,
+    model: Any,  # noqa: ANN401
+    event: tuple[int, ...],
+    reading: Mapping[str, Any],
+) -> Dataset:
+    """Return the test part of the data, with the model's number of levels."""
+    from sde_diffusion.data.dataset import held_out_split, load_data
+
     how = {**reading, "split": reading["split"] or held_out_split(name)}
     dataset = load_data(name, mode=_common.mode_of(event), **how)
     _common.tell(dataset.notes)
@@ -298,12 +312,10 @@ def _held_out(
             "pass the data it was trained on",
         )
     known = model.data
-    if known is not None and known.levels and dataset.spec.levels and name != "digits":
-        # The levels that a file was read with are a guess.
-        dataset = replace(dataset, spec=replace(dataset.spec, levels=known.levels))
-    found = scaled_for(model.data, dataset)
-    check_units("--data", "data", model.sde, found)
-    return found.dequantized(generator)
+    if known is None or not known.levels or not dataset.spec.levels or name == "digits":
+        return dataset
+    # The levels that a file was read with are a guess.
+    return replace(dataset, spec=replace(dataset.spec, levels=known.levels))
 
 
 def _compare(
