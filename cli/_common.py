@@ -84,7 +84,7 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and any(part in str(error) for part in _NO_MEMORY)
 
 
-def _own_place(error: BaseException | None) -> str:
+def _own_place(error: Exception | None) -> str:
     """Return where an error was last in code that is the user's own; else ""."""
     place = ""
     while error is not None and not place:
@@ -94,7 +94,8 @@ def _own_place(error: BaseException | None) -> str:
             ours = module == __name__.partition(".")[0] or module in sys.stdlib_module_names
             if not ours and "site-packages" not in file and not file.startswith("<"):
                 place = f"{file}:{line}"
-        error = error.__cause__
+        # Not an interrupt, which comes wherever the program just is.
+        error = error.__cause__ if isinstance(error.__cause__, Exception) else None
     return place
 
 

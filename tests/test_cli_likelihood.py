@@ -508,7 +508,7 @@ def test_a_mistake_that_shows_at_the_first_batch_leaves_nothing(here: Path) -> N
         "--model", "watched:narrow", "--data", "points.npy", "--bound", "vlb", "--out", "out"
     )
     assert "Narrow: result must have the shape (22, 2) of x, got (22, 1)" in message
-    assert list((here / "out").iterdir()) == []
+    assert not (here / "out").exists()
 
 
 @pytest.mark.parametrize("bound", ["flow", "elbo", "vlb"])

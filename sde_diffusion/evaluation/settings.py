@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Final, Self, final
 
-from sde_diffusion._check import positive_integer, positive_number, wrong_value
+from sde_diffusion._check import one_of, positive_integer, positive_number, wrong_value
 from sde_diffusion._seeds import check_seed
 from sde_diffusion._shown import shown
 
@@ -126,7 +126,13 @@ class EvaluationSettings:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """Return the settings that `to_json` wrote, in this version or an earlier one."""
+        """Return the settings that `to_json` wrote, in this version or an earlier one.
+
+        Errors: ValueError for a name that is none of theirs.
+        """
+        known = [field.name for field in fields(cls)]
+        for name in values:
+            one_of("EvaluationSettings", "a setting", name, known)
         return cls(**BEFORE | dict(values) | {"bounds": tuple(values["bounds"])})
 
 

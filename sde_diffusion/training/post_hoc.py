@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -134,8 +134,8 @@ def reconstruct_average(
 def _profile(path: Path) -> Profile:
     """Return what a snapshot is the average of, as its file says."""
     record = describe(path)
-    step = record.get("step")
-    width = record.get("width")
+    step: Any = record.get("step")
+    width: Any = record.get("width")
     positive_integer("reconstruct_average", f"step of {path}", step)
     positive_number("reconstruct_average", f"width of {path}", width)
-    return Profile(int(step), float(width))
+    return Profile(step, width)
