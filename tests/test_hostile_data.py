@@ -90,9 +90,16 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
     "negative.npy": (lambda: npy((-2, -8)) + bytes(16), "got 144 bytes, 144 by its header"),
     "claimed.npz": (lambda: npz(npy((HUGE, 1)), HUGE + 128), "must expand to at most"),
     "inside.npz": (lambda: npz(npy((HUGE, 1)), 128), f"got 128 bytes, {HUGE + 128} by its"),
-    "wide.png": (lambda: png(9000, 9000, 8, 2, b""), "must have at most 67108864 pixels"),
+    "wide.png": (lambda: png(9000, 9000, 8, 2, bytes(10**5)), "must have at most 67108864 pixels"),
     "wider.png": (lambda: png(2**30, 2**30, 8, 2, b""), "must be a whole image, got Decompress"),
-    "deep.png": (lambda: png(2**12 + 1, 2**12, 16, 2, b""), "must have at most 16777216 pixels"),
+    "deep.png": (
+        lambda: png(2**12 + 1, 2**12, 16, 2, bytes(10**5)),
+        "must have at most 16777216 pix",
+    ),
+    "empty.png": (
+        lambda: png(3000, 3000, 8, 2, b""),
+        "must have at most 4194304 pixels, being 57 bytes long, got 3000 × 3000; save a smaller",
+    ),
     "packed.png": (
         lambda: png(64, 64, 16, 2, zlib.compress(bytes(2**28)) * 12),
         "must be a whole image",

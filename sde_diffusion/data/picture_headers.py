@@ -35,6 +35,8 @@ _KINDS: Final = {
 _FORMATS: Final = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "GIF")
 _SEVERAL: Final = ("PNG", "WEBP", "TIFF", "GIF")  # formats whose frames are pictures of equal rank
 _MOST_PIXELS: Final = 2**26  # of one picture: 8192 × 8192
+_FEW: Final = 2**22  # pixels that any file may have
+_DENSEST: Final = 1000  # pixels for each byte of a larger one
 _MOST_DEEP: Final = 2**24  # where our own reader takes ten times their memory
 
 
@@ -110,13 +112,14 @@ def check_frame(file: Path, image: ImageFile, deep: bool | None = None) -> str:
     Errors: ValueError for too many pixels, or a depth or mode that is not read.
     """
     stored = _stored_mode(image)
-    most = _MOST_DEEP if stored in _DEEP else _MOST_PIXELS
+    packed = file.stat().st_size
+    most = min(_MOST_DEEP if stored in _DEEP else _MOST_PIXELS, max(_FEW, _DENSEST * packed))
     if image.width * image.height > most:
         raise refusal(
             file,
-            f"have at most {most} pixels",
+            f"have at most {most} pixels, being {packed} bytes long",
             f"{image.width} × {image.height}",
-            "save a smaller copy of it",
+            "save a smaller copy of it, as an uncompressed .bmp if it is almost empty",
         )
     if stored in _DEEP and image.format != "PNG":
         raise refusal(
