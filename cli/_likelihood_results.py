@@ -104,7 +104,7 @@ def _ledger_lines(manifest: Mapping[str, Any]) -> list[str]:
     ]
     lines.append(
         f"flow by the ledger: {flow + ledger['shift']:.4f} ± {ledger['error']:.4f} "
-        "bits/dim for these samples"
+        "bits/dim for these samples" + _left_out(ledger)
     )
     if "tuning" in manifest:
         probes = _count(settings["probes"], "probe")
@@ -112,6 +112,16 @@ def _ledger_lines(manifest: Mapping[str, Any]) -> list[str]:
         by = "more steps" if tolerance is None else f"tolerance {tolerance:g}"
         lines.append(f"--error chose {by}, {probes}, t-min {settings['t_min']:g}")
     return lines
+
+
+def _left_out(ledger: Mapping[str, Any]) -> str:
+    """Return what lines of the ledger are not in its sum, for they are no errors of the number."""
+    names = [name for name in ("dequantization", "offset") if _has(ledger, name)]
+    return f", without {' and '.join(names)}, which are part of what it is" if names else ""
+
+
+def _has(ledger: Mapping[str, Any], name: str) -> bool:
+    return any(line["name"] == name for line in ledger["lines"])
 
 
 def _signed(value: float) -> str:

@@ -598,6 +598,25 @@ def test_what_an_error_says_to_do_works(wrong: list[object], right: list[object]
     assert run(*options, "--out", "out", *right)["samples"] == 3
 
 
+def test_what_an_error_says_to_do_about_data_works(here: Path) -> None:
+    """16-bit data have 65536 levels, even if none of the file is so high; floats have none."""
+    spec = DataSpec("grey", (2,), 17)
+    save_model(here / "grey.safetensors", ScoreModel(MLP(2, width=8), VPSDE(), data=spec))
+    values = np.random.default_rng(0).integers(0, 17, (4, 2))
+    np.save("wide.npy", 200 * values.astype(np.uint16))
+    np.save("floats.npy", values.astype(np.float32))
+    np.save("bytes.npy", values.astype(np.uint8))
+    vlb = ["--bound", "vlb", "--times", 4]
+    wide = ["--model", "ring", "--data", "wide.npy", "--out", "out", *vlb]
+    assert "pass levels=65536, on the command line --levels 65536" in refused(*wide)
+    assert run(*wide, "--levels", 65536)["samples"] == 4
+    grey = ["--model", "grey.safetensors", "--out", "out", *vlb]
+    message = refused(*grey, "--data", "floats.npy")
+    assert "save integers from 0 to 16, and pass --levels 17" in message
+    assert "pass --levels 17" in refused(*grey, "--data", "bytes.npy")
+    assert run(*grey, "--data", "bytes.npy", "--levels", 17)["samples"] == 4
+
+
 def test_data_of_other_levels_or_shape_than_the_models_are_refused(here: Path) -> None:
     for name, spec in (("grey", DataSpec("grey", (2,), 17)), ("real", DataSpec("r", (2,), None))):
         save_model(here / f"{name}.safetensors", ScoreModel(MLP(2, width=8), VPSDE(), data=spec))

@@ -83,6 +83,8 @@ def check_fits(model_spec: DataSpec | None, spec: DataSpec) -> None:
     if spec.levels != model_spec.levels:
         known = model_spec.levels
         remedy = f"pass --levels {known}" if known else "use data of real numbers"
+        if spec.levels is None:
+            remedy = f"save integers from 0 to {(known or 1) - 1}, and pass --levels {known}"
         raise wrong_value(
             "data",
             "samples",

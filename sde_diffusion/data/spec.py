@@ -244,7 +244,7 @@ def check_span(
             argument,
             f"hold integers from 0 to {levels - 1}",
             _span(values),
-            f"pass levels={max(high, 1) + 1}" if low >= 0 else "shift them to 0",
+            _enough(values, high) if low >= 0 else "shift them to 0",
         )
 
 
@@ -264,6 +264,12 @@ def _check_finite(what: str, argument: str, values: Tensor | NDArray[Any]) -> No
         f"{wrong.sum()} of {wrong.size} that are not, the first {first} at {place}",
         "divide all by a constant" if math.isfinite(first) else remove,
     )
+
+
+def _enough(values: Tensor | NDArray[Any], high: int) -> str:
+    """Return what to do about levels above the last: uint16 tells 65536, whatever a file holds."""
+    levels = _MOST_LEVELS if str(values.dtype).endswith("uint16") else max(high, 1) + 1
+    return f"pass levels={levels}, on the command line --levels {levels}"
 
 
 def _span(values: Tensor | NDArray[Any]) -> str:

@@ -110,7 +110,7 @@ def audit(
     finer, finer_grid, left = _finer(solver, grid)
     loose = best
     best = solve(at, score, finer, finer_grid)
-    lines.append(_tolerance(loose, best, left))
+    lines.append(_tolerance(loose, best, left, x[0].numel()))
     if reference is not None:
         other = solve(at, score_of("audit", reference, flow.sde).in_double(), finer, finer_grid)
         lines.append(_difference("score", best, other, 0.0, "by the reference score"))
@@ -139,12 +139,13 @@ def _difference(
     return Line(name, shift, left * shift.abs(), how)
 
 
-def _tolerance(found: LogLikelihood, tight: LogLikelihood, left: float) -> Line:
+def _tolerance(found: LogLikelihood, tight: LogLikelihood, left: float, dimension: int) -> Line:
     shift = tight.nats.double() - found.nats.double()
     embedded = float(found.tolerance_error.mean())
     how = "by a solve of smaller error"
     if not math.isnan(embedded):
-        how += f"; the embedded errors of the integral add up to {embedded:.1e} nats"
+        bits = embedded / (dimension * math.log(2))
+        how += f"; the embedded errors of the integral add up to {bits:.1e} bits/dim"
     # What a smaller tolerance leaves is of either sign, and no less than rounding.
     floor = 1e-9 * (1 + found.nats.double().abs())
     return Line("tolerance", shift, left * shift.abs() + floor, how)
@@ -202,7 +203,8 @@ def _of_levels(
                 "dequantization",
                 discrete.gap.double(),
                 discrete.standard_error.double() + 0.5 * discrete.gap.double(),
-                f"by the spread of {len(discrete.log_weights)} draws",
+                "from the bound of the draws to log P(k), as far as the spread of "
+                f"{len(discrete.log_weights)} draws tells",
             )
         )
     if levels is not None:
