@@ -49,8 +49,13 @@ class Interrupted(click.ClickException):
 
 
 @contextmanager
-def errors_as_lines(*, show_traceback: bool = False) -> Iterator[None]:
-    """Turn the library's errors into one line and exit code 2."""
+def errors_as_lines(
+    *, show_traceback: bool = False, typed: Callable[[str], str] = str
+) -> Iterator[None]:
+    """Turn the library's errors into one line and exit code 2.
+
+    ``typed`` writes a remedy as the command line takes it.
+    """
     try:
         yield
     except BrokenPipeError:  # `… | head`: click ends quietly
@@ -60,18 +65,18 @@ def errors_as_lines(*, show_traceback: bool = False) -> Iterator[None]:
     except click.ClickException:
         raise
     except Exception as error:
-        message = None if show_traceback else _message(error)
+        message = None if show_traceback else _message(error, typed)
         if message is None:
             raise
         raise Failure(message) from error
 
 
-def _message(error: Exception) -> str | None:
-    """Return an error as one line, None for a bug of ours."""
+def _message(error: Exception, typed: Callable[[str], str]) -> str | None:
+    """Return an error as one line, its remedy as it is typed; None for a bug of ours."""
     place = _own_place(error)
     at = f" (at {place}; {_HOW})" if place else ""
     if isinstance(error, _USER_ERRORS):
-        return f"{one_line(error)}{at}"
+        return f"{typed(one_line(error))}{at}"
     if _is_out_of_memory(error):
         remedy = "pass a smaller --batch-size, width or number of steps"
         return f"out of memory; {remedy} ({one_line(error)[:200]}){at}"

@@ -113,10 +113,10 @@ def _broken(option: str, path: str, error: Exception) -> ValueError:
 
 def _unknown(option: str, name: str, names: Iterable[str]) -> ValueError:
     names = list(names)
-    rule = f"be one of {', '.join(names)}, or {_OWN}"
-    return wrong_value(
-        option, "name", rule, repr(name), _near(name, names) or "choose one of these"
-    )
+    every = "a name of `sde-diffusion solvers`" if option == "--solver" else None
+    rule = f"be {every or 'one of ' + ', '.join(names)}, or {_OWN}"
+    near = _near(name, names) or f"pass for example {option} {names[0]}"
+    return wrong_value(option, "name", rule, repr(name), near)
 
 
 def _near(name: str, names: Iterable[str]) -> str:

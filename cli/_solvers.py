@@ -76,8 +76,16 @@ def solver_with(name: str, arguments: str) -> Any:  # noqa: ANN401  (any Solver)
             arguments,
             f"be arguments of {name} ({known})",
             Reason(error),
-            f"write {name}:NAME=VALUE,…",
+            f"write --solver {_example(name)}",
         ) from error
+
+
+def _example(name: str) -> str:
+    """Return the solver with its first number or word, or alone where it has none."""
+    for parameter in inspect.signature(solver_class(name)).parameters.values():
+        if isinstance(parameter.default, (int, float, str)):
+            return f"{name}:{parameter.name}={parameter.default}"
+    return name
 
 
 def _values(name: str, arguments: str) -> tuple[list[object], dict[str, object]]:
@@ -91,7 +99,7 @@ def _values(name: str, arguments: str) -> tuple[list[object], dict[str, object]]
             arguments,
             "hold numbers, words or literals",
             "others",
-            f"write {name}:NAME=VALUE,…",
+            f"write --solver {_example(name)}",
         ) from error
 
 

@@ -119,7 +119,7 @@ def assignments(
 
 
 def _assignment(ctx: click.Context, param: click.Parameter, words: str) -> tuple[str, Any]:
-    """Return the name and the value, which is written as in TOML, or as plain text."""
+    """Return the name and the value: as in TOML, numbers with commas, or plain text."""
     import tomllib
 
     name, _, text = (part.strip() for part in words.partition("="))
@@ -128,6 +128,10 @@ def _assignment(ctx: click.Context, param: click.Parameter, words: str) -> tuple
         raise click.BadParameter(message, ctx=ctx, param=param)
     try:
         return name, tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        pass
+    try:
+        return name, tomllib.loads(f"value = [{text.strip('()')}]")["value"]
     except tomllib.TOMLDecodeError:
         return name, text
 

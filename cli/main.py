@@ -62,7 +62,13 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
 
     def invoke(self, ctx: click.Context) -> object:
-        with errors_as_lines(show_traceback=bool(ctx.params.get("traceback"))):
+        def typed(message: str) -> str:
+            from sde_diffusion.cli._remedies import as_typed
+
+            name = ctx.invoked_subcommand
+            return as_typed(message, None if name is None else self.get_command(ctx, name))
+
+        with errors_as_lines(show_traceback=bool(ctx.params.get("traceback")), typed=typed):
             return super().invoke(ctx)
 
 

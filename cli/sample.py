@@ -276,7 +276,7 @@ def _numbers(classes: str, known: int, names: Sequence[str]) -> list[int]:
                 "class",
                 f"be of {named}0 … {known - 1}, such as 7 or 0-2 or 1,2",
                 classes,
-                "choose of these",
+                f"pass for example --class {known - 1}",
             )
         found += range(first, last + 1)
     return found

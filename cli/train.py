@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import click
 
-from sde_diffusion._check import one_of, wrong_value
+from sde_diffusion._check import wrong_value
 from sde_diffusion._files import write_atomically, writing
 from sde_diffusion.cli import _common, _train_file, menu
 from sde_diffusion.cli._train_options import MODEL_OPTIONS, TrainCommand, train_options
@@ -145,7 +145,7 @@ def _data(options: dict[str, Any], config: TrainingConfig) -> tuple[Dataset, Dat
                 "held_out",
                 f"be below the {len(dataset)} samples",
                 number,
-                "hold fewer out",
+                f"pass --held-out {max(2, len(dataset) // 10)}",
             )
         parts = (slice(-number), slice(-number, None))
         kept, held_out = (
@@ -252,6 +252,10 @@ def _model(options: dict[str, Any], dataset: Dataset) -> ScoreModel:
         settings["width"] = options["width"]
     if variance == "learned":
         settings["outputs"] = 2 * shape[0]
+    elif options["objective"] == "hybrid":
+        raise wrong_value(
+            "--variance", "variance", "be learned for hybrid", variance, "drop --variance"
+        )
     network = _network(shape, settings, dict(options["network"]))
     return ScoreModel(
         network,
@@ -317,7 +321,11 @@ def _check_arguments(
     first, *known = (name for name in inspect.signature(kind).parameters)
     free = [name for name in known if name not in {*settings, "width", "outputs", first}]
     for name in others:
-        one_of("--network", "network", name, free)
+        if name not in free:
+            rule = f"be one of {', '.join(free)}"
+            example = "blocks=2" if "blocks" in free else "depth=3"
+            remedy = f"pass for example --network {example}"
+            raise wrong_value("--network", "network", rule, name, remedy)
 
 
 def _classes(options: dict[str, Any], dataset: Dataset) -> int | None:

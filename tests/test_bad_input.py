@@ -158,7 +158,7 @@ MISTAKES = [
     Mistake(
         "unknown solver",
         SAMPLE + "--solver huen",
-        ("one of adams-bashforth, ", "'huen'", "did you mean heun?"),
+        ("a name of `sde-diffusion solvers`, ", "'huen'", "did you mean heun?"),
         lambda _: TorchDiffEq("huen"),
         ValueError,
         "method must be one of euler, .* got huen",
@@ -688,7 +688,7 @@ MISTAKES = [
     Mistake(
         "levels below the data",
         LIKELIHOOD + "--data {there}/bytes.npy --levels 2",
-        ("integers from 0 to 1, got 3 … 3; pass levels=4",),
+        ("integers from 0 to 1, got 3 … 3; pass --levels 4",),
         lambda there: load_data(there / "bytes.npy", levels=2),
         ValueError,
         "pass levels=4",
@@ -899,4 +899,6 @@ def test_the_program_itself_ends_with_code_2_and_one_line(there: Path) -> None:
     assert ended.returncode == 2
     assert ended.stdout == ""
     assert ended.stderr.count("\n") == 1
-    assert ended.stderr.startswith("Error: --solver: name must be one of adams-bashforth")
+    assert ended.stderr.startswith(
+        "Error: --solver: name must be a name of `sde-diffusion solvers`"
+    )

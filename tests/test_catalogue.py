@@ -96,7 +96,7 @@ def test_arguments_stand_behind_a_colon(name, made) -> None:
             "adams-bashforth:ordr=3",
             TypeError,
             r"be arguments of adams-bashforth \(order\), got .*"
-            "'ordr'; write adams-bashforth:NAME=VALUE",
+            "'ordr'; write --solver adams-bashforth:order=2",
         ),
         ("heun:3", TypeError, r"be arguments of heun \(none\)"),
         ("adams-bashforth:order=9", ValueError, "order must be 1, 2, 3 or 4, got 9"),
