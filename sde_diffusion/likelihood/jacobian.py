@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
-from typing import Final, final
+from typing import Any, Final, final
 
 import torch
 from torch import Tensor, nn
@@ -110,8 +110,8 @@ def forward_mode(
 
         if len(vectors) > 1:
             with suppress(RuntimeError):
-                together = torch.vmap(product, out_dims=(None, 0))
-                v, found = together(vectors)  # type: ignore[arg-type]
+                outs: Any = (None, 0)  # which torch's annotation does not know
+                v, found = torch.vmap(product, out_dims=outs)(vectors)
                 return v, found
         pairs = [product(u) for u in vectors]
         return pairs[0][0], torch.stack([found for _, found in pairs])
