@@ -47,7 +47,7 @@ _SOLVES: Final = {
 
 def solved(solver: Any) -> str:  # noqa: ANN401  (any Solver)
     """Return the kind of equation that a solver solves, in words."""
-    name = solver.dynamics.__name__
+    name = str(solver.dynamics.__name__)
     return _SOLVES.get(name, name)
 
 

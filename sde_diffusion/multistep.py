@@ -35,7 +35,8 @@ class Step(NamedTuple):
     b: Sequence[float]
     c: float = 0.0
 
-    __repr__ = shown
+    def __repr__(self) -> str:
+        return shown(self)
 
 
 class Multistep(Solver[LinearT], ABC, Generic[LinearT]):

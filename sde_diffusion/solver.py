@@ -123,7 +123,8 @@ class Reached(NamedTuple):
     x: Tensor
     lost: Tensor | None
 
-    __repr__ = shown
+    def __repr__(self) -> str:
+        return shown(self)
 
 
 class Adaptive(Solver[DynamicsT], ABC, Generic[DynamicsT]):
