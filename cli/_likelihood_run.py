@@ -39,8 +39,8 @@ def computed(job: LikelihoodJob, log: SampleLog, ranks: Ranks) -> None:
         message = f"Interrupted; {saved} are saved, go on with --resume."
         raise KeyboardInterrupt(message) from error
     except Exception:
-        kept = log.batches().values()
-        if ranks.world == 1 and all(len(batch.failures) == batch.count for batch in kept):
+        done = log.batches().values()
+        if ranks.world == 1 and all(len(batch.failures) == batch.count for batch in done):
             log.remove()  # a mistake that shows at once leaves nothing behind
         raise
 

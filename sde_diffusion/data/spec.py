@@ -266,9 +266,9 @@ def _check_finite(what: str, argument: str, values: Tensor | NDArray[Any]) -> No
     )
 
 
-def _enough(values: Tensor | NDArray[Any], high: int) -> str:
+def _enough(values: Tensor | NDArray[Any], high: float) -> str:
     """Return what to do about levels above the last: uint16 tells 65536, whatever a file holds."""
-    levels = _MOST_LEVELS if str(values.dtype).endswith("uint16") else max(high, 1) + 1
+    levels = _MOST_LEVELS if str(values.dtype).endswith("uint16") else max(int(high), 1) + 1
     return f"pass levels={levels}, on the command line --levels {levels}"
 
 

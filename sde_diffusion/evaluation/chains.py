@@ -22,7 +22,7 @@ from sde_diffusion.grids import log_snr
 from sde_diffusion.lattices import lattice
 from sde_diffusion.schedules import DiscreteBeta
 from sde_diffusion.scores import ScoreLike
-from sde_diffusion.sde import VPSDE, LinearSDE
+from sde_diffusion.sde import SDE, VPSDE, LinearSDE
 
 # sigma/alpha at t_1 over the distance of levels: of the levels themselves, and in their bins.
 # Measured on digits and MNIST, where these are best to within .01 bits/dim (docs/likelihood.md).
@@ -90,7 +90,7 @@ def _first_time(settings: EvaluationSettings, sde: LinearSDE, spec: DataSpec) ->
     return float(sde.time(torch.tensor(-math.log(noise), dtype=torch.float64)))
 
 
-def _own_betas(sde: LinearSDE) -> int:
+def _own_betas(sde: SDE) -> int:
     """Return the number of betas of a DDPM's SDE, 0 for another."""
     if isinstance(sde, VPSDE) and isinstance(sde.beta, DiscreteBeta):
         return len(sde.beta.betas)
