@@ -34,17 +34,18 @@ class Watch:
         self.sums = list[Tensor]()  # of the states not looked at
         self.last = x
 
-    def see(self, x: Tensor) -> None:
-        """Take the state after a step; the one after the grid's last is at time 0."""
+    def see(self, x: Tensor, *, denoised: bool = False) -> None:
+        """Take the state after a step along the grid, or the denoised one at time 0."""
         self._check_form(x)
+        if self.count == len(self.grid) - 1 and not denoised:
+            raise self._miscounted("more")
         self.count += 1
         self.last = x.detach()
         self.sums.append(self.last.sum(dtype=self.summed))
         if len(self.sums) == _CHECK_EVERY:
             self.look()
         if self.callback is not None:
-            last = self.count == len(self.grid)
-            t = torch.zeros_like(self.grid[-1]) if last else self.grid[self.count].clone()
+            t = torch.zeros_like(self.grid[-1]) if denoised else self.grid[self.count].clone()
             # What a callback changes in place is its own, not the solve's.
             self.callback(self.count, t, x.clone())
 
@@ -69,15 +70,18 @@ class Watch:
         self.sums.clear()
 
     def check_end(self) -> None:
-        """Refuse another number of states than the grid has steps."""
-        if self.count != len(self.grid) - 1:
-            raise wrong_value(
-                self.solver,
-                "steps",
-                f"yield {len(self.grid) - 1} states along this grid",
-                self.count,
-                "yield the state after each step",
-            )
+        """Refuse a solve without any state; one that yields its end alone is a solver too."""
+        if self.count == 0:
+            raise self._miscounted("none")
+
+    def _miscounted(self, got: str) -> ValueError:
+        return wrong_value(
+            self.solver,
+            "steps",
+            f"yield a state after each of the {len(self.grid) - 1} steps, or the last alone",
+            got,
+            "yield x after each step",
+        )
 
     def _check_form(self, x: object) -> None:
         """Refuse what a step must not return."""

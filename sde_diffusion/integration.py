@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from typing import Any, Final, final
 
 import torch
@@ -98,12 +97,12 @@ def integrate(
     lost: Tensor | None = None
     with _graph(x, keep_graph=keep_graph), _tabulated(dynamics, grid):
         walk = _reached(solver, dynamics, x, grid, noise)
-        for state, lost in islice(walk, len(grid)):  # noqa: B007  (one more step is refused)
+        for state, lost in walk:  # noqa: B007  (the last is told)
             watch.see(state)
         watch.check_end()
         if denoise is not None:
             state = denoise(state)
-            watch.see(state)
+            watch.see(state, denoised=True)
     watch.look()
     nfe = _evaluations(dynamics) - before
     return Solution(state, nfe, watch.count, time.perf_counter() - begin, lost)

@@ -88,7 +88,7 @@ class Sampler(Solver):
         assert isinstance(dynamics, ReverseSDE)
         noise.normal(x)
         for _ in grid[1:]:
-            yield self.spread * RING.sample(len(x), self.generator)
+            yield self.spread * RING.sample(len(x), self.generator)[:, : x.shape[1]]
 
 
 @dataclass

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
@@ -32,6 +34,7 @@ from sde_diffusion.integration import dynamics_for
 from sde_diffusion.sampling.costs import cost
 from sde_diffusion.solvers import (
     AdamsBashforth,
+    AdaptiveAdams,
     Ancestral,
     DormandPrince,
     Euler,
@@ -195,9 +198,11 @@ def test_callback_sees_every_step_in_order() -> None:
 @every_solver
 def test_states_keep_their_dtype(solver, dtype) -> None:
     model = data((2,)).diffused(VPSDE())
+    if dtype == torch.bfloat16 and isinstance(solver, (DormandPrince, AdaptiveAdams)):
+        solver = replace(solver, rtol=0.05, atol=0.05)  # 1e-5 would be below its rounding
     assert sample(model, solver, (4, 2), steps=5, dtype=dtype).x.dtype == dtype
     if dtype != torch.bfloat16 and not cost(solver, model.sde, uniform(5)).draws:
-        # The streams of float32 and float64 differ; a deterministic solver forgets nothing else.
+        # Drawing solvers differ by the rounding of a path; these by nothing else.
         x = torch.ones(1, 2, dtype=dtype)
         dynamics = dynamics_for(solver, model.sde, model)
         low = integrate(dynamics, solver, x, uniform(5)).x

@@ -585,7 +585,11 @@ class Mixed(SDE):
         (lambda: forward(SRA(), Growth()), ValueError, "SRA: .* must not depend on x"),
         (lambda: forward(AdaptiveSDE(), Growth()), ValueError, "AdaptiveSDE: .* not depend on x"),
         (lambda: forward(Milstein(), Mixed()), ValueError, "must be elementwise, g_i of x_i"),
-        (lambda: forward(AdaptiveSDE(1e-6, 1e-6, 5), Wave()), FloatingPointError, "at most 5"),
+        (
+            lambda: forward(AdaptiveSDE(1e-6, 1e-6, 5), Wave()),
+            FloatingPointError,
+            "at most max_steps=5",
+        ),
         (lambda: AdaptiveSDE(rtol=0.0), ValueError, "rtol must be above 0, got 0.0"),
         (lambda: twin(EDMStochastic(), 0.5), ValueError, "noise_scale must be 1, .*churn"),
         (lambda: twin(Restart(), 0.5), ValueError, "noise_scale must be 1, .*intervals"),

@@ -103,8 +103,8 @@ def test_a_step_to_another_form_is_refused_with_its_class(slip, error, got) -> N
         integrate(ProbabilityFlow(VP, MODEL), Wrong(slip), X, uniform(4))
 
 
-@pytest.mark.parametrize(("states", "got"), [(3, "got 3"), (6, "got 5")])
-def test_another_number_of_states_than_steps_is_refused(states, got) -> None:
+@pytest.mark.parametrize(("states", "got"), [(0, "got none"), (5, "got more")])
+def test_more_states_than_steps_and_none_are_refused(states, got) -> None:
     class Some(Solver[ODE]):
         dynamics = ODE
 
@@ -112,7 +112,7 @@ def test_another_number_of_states_than_steps_is_refused(states, got) -> None:
             for _ in range(states):
                 yield x
 
-    says = rf"Some: steps must yield 4 states along this grid, {got}; yield the state after each"
+    says = f"Some: steps must yield a state after each of the 4 steps, .*{got}; yield x after each"
     with pytest.raises(ValueError, match=says):
         integrate(ProbabilityFlow(VP, MODEL), Some(), X, uniform(4), callback=lambda *_: None)
 

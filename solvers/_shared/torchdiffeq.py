@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, Final, final
 
+import torch
 from torch import Tensor, nn
 
 from sde_diffusion._check import Reason, diverged, wrong_value
@@ -69,7 +71,8 @@ class Module(nn.Module):
         self.ode = ode
         self.most = most
         self.calls = 0
-        self.last = (math.nan, math.nan)  # the times of the last two evaluations
+        # Of the last evaluations, about those of a step, on their device: to read one waits.
+        self.times: deque[Tensor] = deque([torch.tensor(math.nan)], maxlen=7)
 
     def forward(self, t: Tensor, y: Tensor) -> Tensor:
         """Return dy/dt."""
@@ -77,17 +80,17 @@ class Module(nn.Module):
             rule = f"take at most {self.most:g} evaluations"
             raise self.stopped(rule)
         self.calls += 1
-        self.last = (self.last[1], float(t))
+        self.times.append(t.detach())
         return self.ode.velocity(y, t)
 
     def stopped(self, rule: str) -> FloatingPointError:
         """Return the error of steps that do not end."""
-        before, t = self.last
+        times = [float(t) for t in self.times]
         return diverged(
             "TorchDiffEq",
             "steps",
             rule,
-            f"more at t = {t:.6g}, {abs(t - before):.3g} from the evaluation before, "
+            f"more at t = {times[-1]:.6g}, in steps of about {max(times) - min(times):.3g}, "
             f"after {self.calls} evaluations",
             "raise rtol and atol, or max_steps where the score is smooth, or use fixed steps",
         )
@@ -132,5 +135,5 @@ def states(
             raise ode.stopped(rule) from error
         remedy = "use more steps, move the ends of the grid, or raise rtol and atol"
         rule = "be finite and smooth"
-        got = Reason(f"{error} at t = {ode.last[1]:.6g} after {ode.calls} evaluations")
+        got = Reason(f"{error} at t = {float(ode.times[-1]):.6g} after {ode.calls} evaluations")
         raise diverged("TorchDiffEq", "velocity", rule, got, remedy) from error
