@@ -274,10 +274,11 @@ def _tell_scale(dataset: Dataset, model: ScoreModel) -> None:
         return
     low, high = seen.scaling.forward(dataset.values[:0].new_tensor([0.0, 1.0])).tolist()
     mean, std = low / (low - high), 1 / (high - low)
-    click.echo(
-        f"data y scaled to x = (y − {mean:.5g})/{std:.5g}; sample undoes it, and likelihoods are "
-        "in the units of y",
-        err=True,
+    _common.tell(
+        [
+            f"data y scaled to x = (y − {mean:.5g})/{std:.5g}; sample undoes it, and likelihoods "
+            "are in the units of y"
+        ]
     )
 
 

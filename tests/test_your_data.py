@@ -81,6 +81,7 @@ def arrays(folder: Path) -> None:
     np.save(folder / "counts.npy", images.astype(np.uint16) * 16)
     np.save(folder / "floats.npy", images.astype(np.float64))
     np.save(folder / "points.npy", RNG.normal(size=(6, 2)))
+    np.save(folder / "units.npy", RNG.uniform(0, 255, size=(6, 3)))
     np.save(folder / "series.npy", RNG.normal(size=(6, 2, 100)))
     np.savez(folder / "labelled.npz", images=images, labels=labels)
     named = {"x_train": images, "y_train": labels, "x_test": images[::-1], "y_test": labels}
