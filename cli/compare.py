@@ -330,7 +330,7 @@ def _compare(
     problem = task.problem
     steps = task.reference_steps
     with _common.progress(0, "solve") as bar:
-        bar.set_description(problem.name)
+        bar.set_description(problem.name, refresh=False)
 
         def progress(_done: int, total: int) -> None:
             bar.total = total

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,17 +12,12 @@ if TYPE_CHECKING:
     from sde_diffusion.diagnostics.comparison import Comparison, ComparisonRow
     from sde_diffusion.diagnostics.metrics import Interval
 
-_HEADERS = (
-    "solver",
-    "steps",
-    "NFE",
-    "seconds",
-    "RMS to flow",
-    "sliced W2",
-    "above floor",
-    "MMD^2",
-    "Frechet",
-)
+_HEADERS = ("solver", "steps", "NFE", "s", "RMS", "SW2", "excess", "MMD2", "FD")
+_LEGEND = """\
+NFE: evaluations of the network a sample; s: seconds of a solve
+RMS: root mean square distance to the ends of the flow from the same noise
+SW2, MMD2, FD: sliced 2-Wasserstein distance, squared maximum mean discrepancy and Frechet distance
+to {against}; excess: SW2 above the noise floor"""
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -50,12 +46,11 @@ def comparison_text(comparison: Comparison) -> str:
     c = comparison
     lines = [
         f"{c.problem}: {c.replicates} × {c.samples} samples; values are mean ± 95 % interval",
-        f"sliced W2, MMD^2 and Frechet are distances to {c.against}",
         table(_HEADERS, [_cells(row) for row in c.rows]),
-        f"noise floor, these against themselves: sliced W2 "
-        f"{_interval(c.floor_sliced_wasserstein)}, MMD^2 {_interval(c.floor_mmd)}, "
-        f"Frechet {_interval(c.floor_frechet)}",
-        f"the flow: the probability-flow ODE by {c.reference}, {c.reference_nfe} evaluations, "
+        _LEGEND.format(against=c.against),
+        f"noise floor, these against themselves: SW2 {_interval(c.floor_sliced_wasserstein)}, "
+        f"MMD2 {_interval(c.floor_mmd)}, FD {_interval(c.floor_frechet)}",
+        f"the flow: the probability-flow ODE by {c.reference}, {c.reference_nfe} evaluations,",
         f"{c.reference_error:.2g} from itself with half the steps",
     ]
     failures = [f"{row.solver}, NFE {row.nfe}: {row.failure}" for row in c.rows if row.failure]
@@ -98,4 +93,9 @@ def _cells(row: ComparisonRow) -> tuple[str, ...]:
 def _interval(interval: Interval | None) -> str:
     if interval is None:
         return "-"
-    return f"{interval.mean:.3g} ± {interval.half_width:.1g}"
+    return f"{_short(interval.mean, 3)}±{_short(interval.half_width, 1)}"
+
+
+def _short(number: float, digits: int) -> str:
+    """Return a number without the zero before its point."""
+    return re.sub(r"^(-?)0\.", r"\1.", f"{number:.{digits}g}")

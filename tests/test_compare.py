@@ -250,7 +250,8 @@ def test_without_data_the_flow_itself_is_the_reference_from_noise_of_its_own() -
     assert spread.frechet is not None
     assert spread.frechet.mean > 2 * found.floor_frechet.mean > 0
     assert found.to_json()["against"] == "the flow from other noise"
-    assert "are distances to the flow from other noise" in comparison_text(found)
+    text = comparison_text(found)
+    assert "to the flow from other noise; excess: SW2 above the noise floor" in text
 
 
 def test_many_samples_are_computed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -318,7 +319,8 @@ def test_a_diverging_solver_gets_a_row_that_says_so() -> None:
     rows = {row.solver: row for row in found.rows}
     assert rows["heun"].failure is None
     assert "NaN or infinity at step 1" in str(rows["broken"].failure)
-    assert "broken, NFE 4: integrate: x must stay finite" in comparison_text(found)
+    text = comparison_text(found)
+    assert "broken, NFE 4: integrate: x must stay finite" in text
     json.dumps(found.to_json(), allow_nan=False)
 
 
@@ -415,7 +417,13 @@ def test_the_command_writes_what_it_prints(tmp_path: Path) -> None:
     rows = printed["comparisons"][0]["rows"]
     assert [(row["solver"], row["nfe"]) for row in rows] == [("heun", 6), ("ancestral", 6)]
     text = (tmp_path / "table.txt").read_text()
-    assert all(f"{row['excess']['mean']:.3g}" in text for row in rows)
+    assert all(f"{row['excess']['mean']:.3g}".replace("0.", ".", 1) in text for row in rows)
+    # Every column of the table stands in the legend, and a terminal of 100 columns shows it all.
+    columns = text.splitlines()[1].split()[2:]
+    legend = " ".join(text.splitlines()[5:9])
+    assert columns == ["NFE", "s", "RMS", "SW2", "excess", "MMD2", "FD"]
+    assert all(f"{name}:" in legend or f"{name}," in legend for name in columns)
+    assert max(map(len, text.splitlines())) <= 100
     for name in ("error_vs_nfe.png", "samples-ring.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     assert {Path(file).name for file in printed["files"]} == {p.name for p in tmp_path.iterdir()}
