@@ -397,7 +397,7 @@ MISTAKES = [
     Mistake(
         "SDE solver for a likelihood",
         LIKELIHOOD + "--solver ancestral",
-        ("be a solver of ODEs", "got ancestral", "dormand-prince"),
+        ("be a solver of any ODE", "got ancestral", "dormand-prince"),
         lambda _: integrate(ReverseSDE(VPSDE(), RING), Heun(), X, uniform(4)),  # type: ignore[misc]
         TypeError,
         r"Heun: dynamics must be .* ODE, got ReverseSDE; pass ProbabilityFlow\(",
@@ -688,7 +688,7 @@ MISTAKES = [
     Mistake(
         "levels below the data",
         LIKELIHOOD + "--data {there}/bytes.npy --levels 2",
-        ("integers from 0 to 1, got 3 … 3; pass --levels 4",),
+        ("integers from 0 to 1, got 3 … 3; pass levels=4, on the command line --levels 4",),
         lambda there: load_data(there / "bytes.npy", levels=2),
         ValueError,
         "pass levels=4",

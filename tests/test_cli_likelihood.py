@@ -71,7 +71,7 @@ narrow = Narrow()
 
 class Torn(Watched):
     def __call__(self, x, t):
-        outside = x.abs().amax(1, keepdim=True) > 50
+        outside = x.abs().amax(1, keepdim=True) > 6
         return super().__call__(x, t).masked_fill(outside, float("nan"))
 
 
@@ -516,7 +516,7 @@ def test_samples_without_a_likelihood_are_named_and_the_others_kept(
     here: Path, bound: str
 ) -> None:
     x = np.load("points.npy")[:9]
-    x[[3, 7]] = 100
+    x[[3, 7]] = 12  # far out, and yet of a scale that the prior covers
     np.save("some.npy", x)
     options = ["--data", "some.npy", "--bound", bound, "--times", 8, *FAST]
     whole = invoke("--model", "watched:model", *options, "--out", "whole")
@@ -541,7 +541,7 @@ def test_a_model_without_any_likelihood_is_refused_and_leaves_nothing(here: Path
     options = ["--model", "watched:void", "--data", "points.npy", "--out", "out", *FAST]
     message = refused(*options)
     assert f"log p must be finite for some sample, got none of the first {N};" in message
-    assert list((here / "out").iterdir()) == []
+    assert not (here / "out").exists()
 
 
 # --- refusals ---

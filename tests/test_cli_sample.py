@@ -282,7 +282,7 @@ def test_two_processes_draw_the_samples_of_one_and_a_killed_one_ends_both(here: 
         "Error: ranks: rank 1 must finish its share, got no sign of life from process "
         f"{pid}; nothing is written, start again"
     )
-    assert list((here / "killed").iterdir()) == []
+    assert not (here / "killed").exists()
     with torchrun(*OPTIONS, "--out", "killed", "--json") as job:
         printed, errors = job.communicate(timeout=90)
     assert job.returncode == 0, errors

@@ -110,7 +110,10 @@ def test_a_copy_of_a_folder_at_work_is_free(tmp_path: Path) -> None:
         shutil.copytree(tmp_path / "run", tmp_path / "copy")
         RunLock("train", tmp_path / "copy").check()
         with (
-            pytest.raises(FileExistsError, match=f"got process {os.getpid()} on"),
+            pytest.raises(
+                FileExistsError,
+                match=f"got process {os.getpid()} on .*; close the iterator of that run",
+            ),
             RunLock("train", tmp_path / "run"),
         ):
             pass

@@ -262,6 +262,7 @@ def test_a_stopped_and_loaded_run_learns_the_score_of_an_sde_whose_kernel_is_not
         for progress in run:
             if progress.step == stop:
                 break
+        run.close()
     model = load_direct(tmp_path, sde=Pulled())
     assert model.data == dataset.spec
     exact = data.diffused(VPSDE(LinearBeta(Pulled.rate, Pulled.rate)))

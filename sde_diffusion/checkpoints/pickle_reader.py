@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import pickletools
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
@@ -76,13 +77,15 @@ def read_pickle(
     stream.seek(start)
     machine = _Machine(persistent)
     try:
-        for opcode, argument, _ in islice(pickletools.genops(stream), _MOST):
-            if opcode.name == "STOP":
-                return machine.result(), stream.tell()
-            machine.do(opcode.name, argument)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # of texts with escapes that are none
+            for opcode, argument, _ in islice(pickletools.genops(stream), _MOST):
+                if opcode.name == "STOP":
+                    return machine.result(), stream.tell()
+                machine.do(opcode.name, argument)
     except PickleRefusedError:
         raise
-    except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
+    except (ValueError, LookupError, TypeError, OverflowError, Warning) as error:
         message = f"is damaged ({type(error).__name__}: {str(error)[:80]})"
         raise PickleRefusedError(message) from error
     message = f"has more than {_MOST} instructions"

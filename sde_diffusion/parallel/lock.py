@@ -154,6 +154,8 @@ class RunLock:
             since = ""
         got = Reason(f"process {other.pid} on {other.host} at work there{since}")
         remedy = "wait for its end, or pass another folder"
+        if (other.host, other.pid) == (platform.node(), os.getpid()):
+            remedy = "close the iterator of that run, which is of this process"
         if other.host != platform.node() or os.name == "nt":
             remedy = f"{remedy}; if it has ended, delete {other.file}"
         rule = "be a folder in which nothing runs"
