@@ -188,7 +188,10 @@ TEXTS: list[tuple[Callable[[], object], str]] = [
         misfit(DataSpec("a", (1, 2, 2), 17)),
         "data: samples must have the model's 256 grey levels, got 17; pass --levels 256",
     ),
-    (misfit(REAL), "must have the model's 256 grey levels, got real numbers; pass --levels 256"),
+    (
+        misfit(REAL),
+        "must have the model's 256 grey levels, got real numbers; save integers from 0 to 255, ",
+    ),
     (
         misfit(IMAGE, model=REAL),
         "data: samples must have the model's no grey levels, got 256; use data of real numbers",

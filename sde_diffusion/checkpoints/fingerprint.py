@@ -59,7 +59,7 @@ def description(value: object, above: tuple[int, ...] = ()) -> Any:  # noqa: ANN
 
     >>> from sde_diffusion import LinearBeta
     >>> description(LinearBeta(0.1, 20.0))
-    {'class': 'sde_diffusion.schedules.LinearBeta', 'low': 0.1, 'high': 20.0}
+    {'class': 'sde_diffusion.schedules.LinearBeta', 'high': 20.0, 'low': 0.1}
     """
     if value is None or isinstance(value, (bool, int, str)):
         return value

@@ -46,6 +46,10 @@ class ForeignWeights:
 
     ``class_name`` and ``arguments`` are what an EDM pickle says its network was made with; the
     class itself is the user's to bring.
+
+    >>> import torch
+    >>> ForeignWeights({"weight": torch.ones(3, 2), "bias": torch.ones(3)})
+    ForeignWeights(2 tensors, 9 numbers)
     """
 
     tensors: dict[str, Tensor]

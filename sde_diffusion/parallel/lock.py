@@ -83,7 +83,7 @@ class RunLock:
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder, RunLock("train", folder):
-    ...     RunLock("sample", folder).__enter__()
+    ...     RunLock("sample", folder).__enter__()  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     FileExistsError: sample: out must be a folder in which nothing runs, got process ...
     """
