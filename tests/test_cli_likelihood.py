@@ -550,6 +550,10 @@ def test_a_model_without_any_likelihood_is_refused_and_leaves_nothing(here: Path
 @pytest.mark.parametrize(
     ("options", "says"),
     [
+        (
+            ["--bound", "vlb", "--times", 2],
+            "must be at least 4, got 2; pass for example --times 4",
+        ),
         (["--times", 3], "times must be even: they are drawn in pairs, got 3; pass 4"),
         (["--dequantization", "none"], "be some for the flow, a density, got none"),
         (["--t-min", 0], "t_min must be finite and above 0, got 0.0; pass 1e-5"),

@@ -40,7 +40,8 @@ class EvaluationSettings:
         mode: of differentiation, "reverse", "forward" or "auto" (see `Evaluator.decided`).
         dequantization: the noise of integers, "uniform", "truncated-normal" or "none".
         draws: draws of that noise for each sample.
-        times: draws of (t, eps) for the elbo and of (k, eps) for the vlb; even.
+        times: draws of (t, eps) for the elbo and of (k, eps) for the vlb; even, for the vlb 4 at
+            least.
         steps: steps of the vlb's chain; None for the DDPM's own, or 1000.
         chain: the times of that chain, "lattice", "log-snr" or "auto" (see `chain_times`).
         variance: of its steps, "learned" or else β_k, "forward" β_k, "posterior" β̃_k or "auto".
@@ -93,7 +94,8 @@ class EvaluationSettings:
         positive_integer(what, "probes", self.probes)
         positive_integer(what, "draws", self.draws)
         positive_integer(what, "batch_size", self.batch_size)
-        positive_integer(what, "times", self.times, least=2)
+        # What `vlb` asks for is said here by the name of this setting.
+        positive_integer(what, "times", self.times, least=4 if "vlb" in self.bounds else 2)
         if self.times % 2:
             raise wrong_value(
                 what,
