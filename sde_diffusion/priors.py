@@ -11,6 +11,7 @@ from sde_diffusion._check import wrong_type, wrong_value
 from sde_diffusion.data.dataset import Dataset
 from sde_diffusion.sde import SDE, LinearSDE
 
+_TIMES: Final = 129
 MOST_NATS: Final = 1e-3  # a dimension: an exact flow's mean is then 4.5 % of the std off
 
 
@@ -76,6 +77,29 @@ def prior_mismatch(sde: LinearSDE, mean: Tensor, std: Tensor) -> Tensor:
     return 0.5 * ((r - 1) - torch.log1p(r - 1) + (shift / prior) ** 2)
 
 
+def check_noise(what: str, sde: SDE) -> None:
+    """Refuse a linear SDE whose alpha/sigma does not fall from the data to the prior.
+
+    Where sigma falls, g² is negative and no flow leads from the data to noise.
+
+    Errors: ValueError that names a time at which it rises.
+    """
+    if not isinstance(sde, LinearSDE):
+        return
+    t = torch.linspace(sde.cutoff, sde.horizon, _TIMES, dtype=torch.float64)
+    lambda_ = sde.lambda_(t)
+    rises = ~(lambda_[1:] < lambda_[:-1])  # NaN too
+    if bool(rises.any()):
+        at = float(t[int(rises.nonzero()[0])])
+        raise wrong_value(
+            what,
+            "sde",
+            "have alpha/sigma that falls with t, from the data at 0 to noise at 1",
+            f"{type(sde).__name__}, where it does not at t = {at:.4g}",
+            "let sigma rise or alpha fall; time that runs from noise to data is 1 - t",
+        )
+
+
 def meets_prior(sde: SDE, dataset: Dataset) -> bool:
     """Return whether the prior covers the scaled data, or is not known in closed form."""
     return _worst(sde, dataset, MOST_NATS) is None
@@ -91,8 +115,10 @@ def check_prior(what: str, argument: str, sde: SDE, dataset: Dataset, remedy: st
         dataset: the data, scaled as for the model.
         remedy: what to do about it.
 
-    Errors: ValueError, with the mismatch of the worst dimension and its moments.
+    Errors: those of `check_noise`; ValueError, with the mismatch of the worst dimension and its
+    moments.
     """
+    check_noise(what, sde)
     worst = _worst(sde, dataset, MOST_NATS)
     if worst is not None:
         rule = f"meet the prior of {type(sde).__name__} within {MOST_NATS} nats a dimension"

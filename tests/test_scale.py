@@ -41,7 +41,7 @@ from sde_diffusion import (
 )
 from sde_diffusion.cli.main import main
 from sde_diffusion.data.checks import scaled_for
-from sde_diffusion.priors import MOST_NATS
+from sde_diffusion.priors import MOST_NATS, check_noise
 from sde_diffusion.solvers import DormandPrince
 from sde_diffusion.training.monitors import HeldOutBound, LossByLevel
 from sde_diffusion.training.scale import scaled, spread
@@ -509,3 +509,43 @@ def test_compare_takes_the_models_scaling_and_refuses_other_units() -> None:
     save_model("grey.safetensors", small(data=grey))
     np.save("grey.npy", np.random.default_rng(0).integers(0, 4, (400, 3)))
     done("compare", "--model", "grey.safetensors", "--data", "grey.npy", *flags)
+
+
+# --- noise that falls ---
+
+
+class Backwards(LinearSDE):
+    """Time from noise to data, as in some programs."""
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return 2 * (1.001 - t)
+
+
+def test_noise_that_falls_with_time_is_refused_where_a_model_meets_data() -> None:
+    data = real(0.5 * torch.randn(64, 2, generator=torch.Generator().manual_seed(0)))
+    model = Gaussian(torch.zeros(2), torch.eye(2)).diffused(Backwards())
+    says = r"evaluate: sde must have alpha/sigma that falls with t.* got Backwards, where it does "
+    with pytest.raises(ValueError, match=says):
+        evaluate(model, data, DormandPrince())
+    says = "train: sde must have alpha/sigma that falls with t"
+    with pytest.raises(ValueError, match=says):
+        next(iter(train(ScoreModel(MLP(2), Backwards()), data, TrainingConfig(steps=1))))
+
+
+@every_sde
+def test_the_noise_of_every_sde_here_rises(sde: LinearSDE) -> None:
+    check_noise("test", sde)  # and the remedy for another's works:
+    check_noise("test", Forwards())
+
+
+class Forwards(LinearSDE):
+    """Backwards in 1 − t."""
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return Backwards().alpha(1 - t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return Backwards().sigma(1 - t)

@@ -39,6 +39,7 @@ from sde_diffusion.likelihood.divergence import Divergence, Exact, Hutchinson, H
 from sde_diffusion.likelihood.fastest_mode import fastest
 from sde_diffusion.likelihood.flow import frozen
 from sde_diffusion.likelihood.flow_variables import Angle, LogSNR, Time
+from sde_diffusion.priors import check_noise
 from sde_diffusion.scores import ScoreLike
 from sde_diffusion.solver import Solver
 
@@ -88,6 +89,7 @@ class Evaluator:
         settings = EvaluationSettings() if settings is None else settings
         if settings.tolerance is not None:
             solver = _with_tolerance(solver, settings.tolerance)
+        check_noise("evaluate", model.sde)
         self.model = model
         self.dataset = scaled_for(model.data, dataset)
         self.solver = solver
