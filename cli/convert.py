@@ -31,7 +31,7 @@ def command(source: Path, target: Path, part: str | None, as_json: bool) -> None
     """
     from sde_diffusion.checkpoints.foreign_weights import convert_weights, read_weights
 
-    convert_weights(source, target, part)
+    convert_weights(source, target, part)  # read back: what the file holds is what is said
     found = read_weights(target)
     numbers = sum(tensor.numel() for tensor in found.tensors.values())
     record = {

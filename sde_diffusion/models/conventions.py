@@ -10,7 +10,7 @@ is far above.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, final
 
@@ -24,9 +24,8 @@ from sde_diffusion._tensors import check_state
 from sde_diffusion.forms import FORMS
 from sde_diffusion.models.conditioned import Labelled
 from sde_diffusion.models.score import ScoreModel
-from sde_diffusion.models.wrapped import AtTimesteps
+from sde_diffusion.models.wrapped import AtTime, AtTimesteps
 from sde_diffusion.noise import WhiteNoise
-from sde_diffusion.scores import tensor_in
 
 _SLACK: Final = 1.25  # the error that a network may have, in units of the linear prediction's
 _CLEAR: Final = 4.0  # standard errors by which another convention must be better
@@ -201,22 +200,6 @@ def _linear(model: ScoreModel, t: Tensor, variance: float) -> float:
     return signal / (signal + float(model.sde.sigma(t)) ** 2)
 
 
-class _Misread(nn.Module):
-    """A network called at another time, or with its output's sign turned."""
-
-    def __init__(
-        self, network: nn.Module, time: Callable[[Tensor], Tensor], sign: int = 1
-    ) -> None:
-        super().__init__()
-        self.network = network
-        self.time = time
-        self.sign = sign
-
-    def forward(self, x: Tensor, t: Tensor) -> object:
-        output = tensor_in(self.network(x, self.time(t)))
-        return self.sign * output if isinstance(output, Tensor) else output
-
-
 def _others(model: ScoreModel) -> Iterator[tuple[str, ScoreModel]]:
     """Yield what else the network could mean, each with its name."""
 
@@ -242,17 +225,17 @@ def _others(model: ScoreModel) -> Iterator[tuple[str, ScoreModel]]:
 
 def _misread(model: ScoreModel) -> Iterator[tuple[str, nn.Module]]:
     network = model.network
-    yield "the other sign", _Misread(network, lambda t: t, -1)
+    yield "the other sign", AtTime(network, lambda t: t, sign=-1)
     if model.prediction == "edm":  # called with its own number, not with t
         return
-    yield "time from noise to data", _Misread(network, lambda t: 1 - t)
+    yield "time from noise to data", AtTime(network, lambda t: 1 - t)
     inner = network.network if isinstance(network, Labelled) else network
     if isinstance(inner, AtTimesteps):
         n = inner.steps
-        yield "index k + 1 for k", _Misread(network, lambda t: t + 1 / n)
-        yield "index k - 1 for k", _Misread(network, lambda t: t - 1 / n)
-        yield "t for the index", _Misread(network, lambda t: (t + 1) / n)
+        yield "index k + 1 for k", AtTime(network, lambda t: t + 1 / n)
+        yield "index k - 1 for k", AtTime(network, lambda t: t - 1 / n)
+        yield "t for the index", AtTime(network, lambda t: (t + 1) / n)
         return
-    yield "the index 1000 t - 1 for t", _Misread(network, lambda t: 1000 * t - 1)
-    yield "999 t for t", _Misread(network, lambda t: 999 * t)
-    yield "sigma for t", _Misread(network, lambda t: model.sde.sigma(t.double()).to(t.dtype))
+    yield "the index 1000 t - 1 for t", AtTime(network, lambda t: 1000 * t - 1)
+    yield "999 t for t", AtTime(network, lambda t: 999 * t)
+    yield "sigma for t", AtTime(network, model.sde.sigma)
