@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from sde_diffusion.diagnostics.comparison import Comparison, ComparisonRow
     from sde_diffusion.diagnostics.metrics import Interval
 
+_SMALL = 1e-3  # half widths below it would take more places than a column has
 _HEADERS = ("solver", "steps", "NFE", "s", "RMS", "SW2", "excess", "MMD2", "FD")
 _LEGEND = """\
 NFE: evaluations of the network a sample; s: seconds of a solve
@@ -74,7 +76,7 @@ def write_json(path: Path, value: object) -> None:
 
 def _cells(row: ComparisonRow) -> tuple[str, ...]:
     steps = "own" if row.steps is None else str(row.steps)
-    seconds = "-" if row.seconds is None else f"{row.seconds:.2g}"
+    seconds = "-" if row.seconds is None else _short(f"{row.seconds:.2g}")
     if row.failure is not None:
         return (row.solver, steps, str(row.nfe), seconds, "diverged", "-", "-", "-", "-")
     return (
@@ -93,9 +95,15 @@ def _cells(row: ComparisonRow) -> tuple[str, ...]:
 def _interval(interval: Interval | None) -> str:
     if interval is None:
         return "-"
-    return f"{_short(interval.mean, 3)}±{_short(interval.half_width, 1)}"
+    mean, half = interval.mean, interval.half_width
+    if not _SMALL <= half < math.inf:
+        digits = ".1e" if abs(mean) < _SMALL else ".2g"
+        return f"{_short(f'{mean:{digits}}')}±{_short(f'{half:.0e}')}"
+    # One digit more than the interval's own: further ones mean nothing.
+    places = max(1 - math.floor(math.log10(half)), 0)
+    return f"{_short(f'{mean:.{places}f}')}±{_short(f'{half:.1g}')}"
 
 
-def _short(number: float, digits: int) -> str:
-    """Return a number without the zero before its point."""
-    return re.sub(r"^(-?)0\.", r"\1.", f"{number:.{digits}g}")
+def _short(number: str) -> str:
+    """Return a number without the zero before its point, and without that of its exponent."""
+    return re.sub(r"^(-?)0\.", r"\1.", number).replace("e-0", "e-")
