@@ -163,28 +163,29 @@ KILLED = replace(
     snapshot_every=3,
     evaluate_every=2,
 )
-# One process imports once and forks the runs that are killed.
 KILLER = """
 import os, random, signal, sys, time
 from pathlib import Path
 sys.path.insert(0, {tests!r})
+from forks import ended, start
 from test_training import KILLED, MONITORS, check_files, fresh, points, state, train
 
 out, moment, steps = Path({out!r}), random.Random(0), [-1]
+
+def go_on(resume):
+    for _ in train(fresh(), points(), KILLED, out=out, resume=resume, monitors=MONITORS):
+        pass
+
 for kill in range(20):
-    child = os.fork()
-    if child == 0:
-        for _ in train(fresh(), points(), KILLED, out=out, resume=kill > 0, monitors=MONITORS):
-            pass
+    child = start(lambda: go_on(kill > 0))
     deadline = time.monotonic() + 60
     while not (out / "state.pt").is_file() or state(out)["step"] <= steps[-1]:
         assert time.monotonic() < deadline
         time.sleep(0.002)
     time.sleep(moment.uniform(0, 0.05))
     os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    assert os.WTERMSIG(status) == signal.SIGKILL, status
-    check_files(out)
+    ended(child, killed=True)
+    ended(start(lambda: check_files(out)))
     steps.append(state(out)["step"])
 print(*steps)
 """
@@ -209,9 +210,9 @@ def check_files(out: Path) -> None:
 def test_a_run_killed_twenty_times_leaves_whole_files_and_ends_alike(tmp_path: Path):
     out = tmp_path / "killed"
     script = KILLER.format(tests=str(Path(__file__).parent), out=str(out))
-    done = subprocess.run(
-        [sys.executable, "-c", script], check=True, capture_output=True, text=True
-    )
+    program = [sys.executable, "-c", script]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
     steps = [int(word) for word in done.stdout.split()]
     assert len(set(steps)) == 21  # no kill came before its run had gone on
     config = replace(KILLED, steps=steps[-1] + 3, checkpoint_every=1000)
