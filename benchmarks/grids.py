@@ -169,7 +169,9 @@ def main() -> None:
     parser.add_argument("--problems", nargs="+", help="the first words of their names")
     chosen = parsed(parser)
     if chosen.quick:
-        chosen.budgets = [6]
+        chosen.problems = chosen.problems or ["ring"]
+        chosen.solvers = chosen.solvers[:1]
+        chosen.budgets = [4]
         chosen.fitted = 64
         chosen.held_out = 64
     found: list[Cell] = []

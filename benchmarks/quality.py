@@ -549,14 +549,14 @@ def options_of_this() -> argparse.Namespace:
     parser.add_argument("--replicates", type=int, default=4, help="runs of each solver that draws")
     chosen = parsed(parser)
     if chosen.quick:
-        chosen.budgets = [10, 20]
+        chosen.budgets = [10]
         chosen.law_budgets = [10]
         chosen.grids = ["log-snr"]
-        chosen.samples = 32
+        chosen.samples = 8
         chosen.tolerance = 1e-7
         chosen.digits = 2
         chosen.digits_tolerance = 1e-3
-        chosen.law_samples = 400
+        chosen.law_samples = 100
         chosen.replicates = 2
     return chosen
 

@@ -51,9 +51,10 @@ class Counter:
     def own(self) -> _Own:
         """The count of this thread."""
         thread = get_ident()
-        if thread not in self._threads:
-            self._threads[thread] = _Own()
-        return self._threads[thread]
+        own = self._threads.get(thread)
+        if own is None:
+            own = self._threads[thread] = _Own()
+        return own
 
     @property
     def calls(self) -> int:

@@ -7,6 +7,11 @@ import os
 from pathlib import Path
 from types import ModuleType
 
+# Processes that share the tests, and what they start, compute on one core each. It must be said
+# before torch is imported.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
+
 import pytest
 import torch
 from hypothesis import settings

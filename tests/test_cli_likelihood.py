@@ -376,6 +376,8 @@ def test_the_ledger_is_printed_and_its_interval_holds_the_truth(here: Path) -> N
         if line["name"] not in ("offset", "probes")
     ]
     assert sum(sizes) < 0.1
+    message = refused("--model", "ring", "--data", "points.npy", "--ledger", 1, "--limit", 1)
+    assert "ledger: samples must be two or more that differ: their moments are fitted" in message
     message = refused("--model", "ring", "--data", "points.npy", "--error", 0.1, "--probes", 3)
     assert "--probes must be left to --error, got 3; drop one" in message
 

@@ -23,7 +23,7 @@ def blocks(readme: str, language: str) -> list[str]:
 def test_the_first_block_is_the_two_commands(readme) -> None:
     assert blocks(readme, "sh")[0].splitlines() == [
         "pip install -c constraints.txt -e . && sde-diffusion compare",
-        "pip install -c constraints.txt -e '.[test]' && pytest",
+        "pip install -c constraints.txt -e '.[test]' && pytest -n 2 --dist worksteal",
     ]
 
 

@@ -179,12 +179,19 @@ def _improved(evaluator: Evaluator, line: str, size: float, error: float) -> Eva
 
 
 def _many(evaluator: Evaluator) -> Tensor:
-    """Return rows of the data as the model takes them, float64."""
+    """Return rows of the data as the model takes them, float64: those whose moments are fitted."""
     spec = evaluator.dataset.spec
     rows = evaluator.dataset.values[:_FIT]
     x = spec.encode(rows, 0.5)
-    many = x if len(x) > 1 else torch.cat([x, x])
-    return many.double().to(evaluator.model.device)
+    if bool((x == x[:1]).all()):
+        raise wrong_value(
+            "ledger",
+            "samples",
+            "be two or more that differ: their moments are fitted",
+            f"{len(x)} that are alike",
+            "evaluate more of them, or none of --ledger and --error",
+        )
+    return x.double().to(evaluator.model.device)
 
 
 def _spread(evaluator: Evaluator, batch: range) -> DiscreteLogLikelihood:

@@ -317,14 +317,17 @@ class ScoreModel(LearnedScore):
     def predict(self, form: str, x: Tensor, t: Tensor, at: Level | Levels) -> Tensor:
         check_state("ScoreModel", x)
         y, c = self._input(x, t)
-        return self._formed(form, self._parts(self.network(y, c), x)[0], x, at)
+        out = self._checked(self.network(y, c), x)
+        if self.variance == "learned":
+            out = out[:, : x.shape[1]]
+        return self._formed(form, out, x, at)
 
     def with_fraction(self, form: str, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         check_state("ScoreModel", x)
         if self.variance != "learned":
             return super().with_fraction(form, x, t)
         y, c = self._input(x, t)
-        out, second = self._parts(self.network(y, c), x)
+        out, second = self._checked(self.network(y, c), x).chunk(2, dim=1)
         return self._formed(form, out, x, self._levels(x, t)), 0.5 * (second + 1)
 
     def fraction(self, x: Tensor, t: Tensor) -> Tensor:
@@ -341,8 +344,8 @@ class ScoreModel(LearnedScore):
         c_noise = 0.25 * s.log()
         return expand(c_in / alpha, x) * x, per_sample(c_noise, x)
 
-    def _parts(self, output: object, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the network's prediction, and what it says of the variance: empty if fixed."""
+    def _checked(self, output: object, x: Tensor) -> Tensor:
+        """Return the network's prediction, and behind it the variance's if that is learned."""
         out = check_floating("ScoreModel", tensor_in(output), x)
         channels = x.shape[1] * (2 if self.variance == "learned" else 1)
         if out.shape != (x.shape[0], channels, *x.shape[2:]):
@@ -354,7 +357,7 @@ class ScoreModel(LearnedScore):
                 f"the shape {tuple(out.shape)}",
                 f"build it with outputs={channels}",
             )
-        return out[:, : x.shape[1]], out[:, x.shape[1] :]
+        return out
 
     def _formed(self, form: str, out: Tensor, x: Tensor, at: Level | Levels) -> Tensor:
         if self.prediction == "edm":
