@@ -220,6 +220,17 @@ def reading_options(function: FunctionT) -> FunctionT:
     return _with(options, function)
 
 
+def split_option(function: FunctionT) -> FunctionT:
+    """Add --split, the part of held-out data."""
+    option = click.option(
+        "--split",
+        type=click.Choice(["train", "test", "all"]),
+        default=None,
+        help="Part of the data; if not given test, or all where there is no such part.",
+    )
+    return option(function)
+
+
 def mode_of(shape: Sequence[int]) -> str | None:
     """Return the mode of pictures of a shape (C, H, W), None for another shape."""
     return {1: "grey", 3: "rgb", 4: "rgba"}.get(shape[0]) if len(shape) == 3 else None

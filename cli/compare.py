@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from sde_diffusion.data.dataset import Dataset
     from sde_diffusion.diagnostics.comparison import Comparison, Problem
 
 EXAMPLES: Final = """\b
@@ -82,12 +81,7 @@ class _Task:
     help="Held-out data of the one --model; its own test data if not given. Where there are none, "
     "distances are to samples of its probability-flow ODE from other noise.",
 )
-@click.option(
-    "--split",
-    type=click.Choice(["train", "test", "all"]),
-    default=None,
-    help="Part of the data; if not given test, or all where there is no such part.",
-)
+@_common.split_option
 @_common.reading_options
 @click.option(
     "--solver",
@@ -278,44 +272,13 @@ def _held_out(
     """
     import torch
 
-    from sde_diffusion.data.checks import scaled_for
-    from sde_diffusion.priors import check_units
+    from sde_diffusion.cli._held_out import data_of_model
 
-    event = menu.event_shape(model)
     own = None if model.data is None else model.data.name
     name = own if data is None else data
     if name is None or (data is None and name != "digits" and not Path(name).exists()):
-        return torch.empty(0, *event)
-    found = scaled_for(model.data, _read(name, model, event, reading))
-    check_units("--data", "data", model.sde, found)
-    return found.dequantized(generator)
-
-
-def _read(
-    name: str,
-    model: Any,  # noqa: ANN401
-    event: tuple[int, ...],
-    reading: Mapping[str, Any],
-) -> Dataset:
-    """Return the test part of the data, with the model's number of levels."""
-    from sde_diffusion.data.dataset import held_out_split, load_data
-
-    how = {**reading, "split": reading["split"] or held_out_split(name)}
-    dataset = load_data(name, mode=_common.mode_of(event), **how)
-    _common.tell(dataset.notes)
-    if dataset.spec.shape != event:
-        raise wrong_value(
-            "--data",
-            "data",
-            f"have the shape {event} of the model's",
-            dataset.spec.shape,
-            "pass the data it was trained on",
-        )
-    known = model.data
-    if known is None or not known.levels or not dataset.spec.levels or name == "digits":
-        return dataset
-    # The levels that a file was read with are a guess.
-    return replace(dataset, spec=replace(dataset.spec, levels=known.levels))
+        return torch.empty(0, *menu.event_shape(model))
+    return data_of_model(name, model, reading).dequantized(generator)
 
 
 def _compare(

@@ -2,34 +2,81 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from sde_diffusion._check import printable
+from sde_diffusion._check import printable, wrong_type
 from sde_diffusion.cli import _common, menu
+
+if TYPE_CHECKING:
+    from sde_diffusion.models.conventions import ConventionCheck
 
 EXAMPLES: Final = """\b
 Examples:
   sde-diffusion info digits
   sde-diffusion info runs/digits-vp --json
+  sde-diffusion info digits --data digits
 """
+_CHECKED: Final = 256  # samples of the data on which the convention is checked
 
 
 @click.command(epilog=EXAMPLES)
 @click.argument(
     "model", default="digits", shell_complete=menu.completing(menu.MODEL_NAMES, files=True)
 )
+@click.option(
+    "--data",
+    default=None,
+    help="Check on the first 256 samples whether the network means what its configuration says: "
+    "the error of its predicted noise beside those of likely misreadings.",
+)
+@_common.split_option
+@_common.reading_options
 @_common.json_option
-def command(model: str, as_json: bool) -> None:
+def command(
+    model: str,
+    data: str | None,
+    as_json: bool,
+    **reading: Any,  # noqa: ANN401
+) -> None:
     """Show what is in a checkpoint.
 
     MODEL is digits (the default), mnist, the path of a checkpoint or run folder, ring, or
     package.module:attr.
     """
     configuration = _configuration(model)
-    _common.show({"model": model} | configuration, _lines(model, configuration), as_json=as_json)
+    lines = _lines(model, configuration)
+    if data is not None:
+        found = _convention(model, data, reading)
+        lines += ["", f"mean square error of the predicted noise in {data}, by reading", ""]
+        lines += [line.rstrip() for line in str(found).splitlines()]
+        errors = {one.name: one.mean for one in found.readings}
+        checked = {"times": found.times, "errors": errors, "fits": found.fits}
+        configuration = configuration | {"convention": checked | {"best": found.best.name}}
+    _common.show({"model": model} | configuration, lines, as_json=as_json)
+
+
+def _convention(name: str, data: str, reading: Mapping[str, Any]) -> ConventionCheck:
+    """Return how well the model predicts noise in the data."""
+    import torch
+
+    from sde_diffusion.cli._held_out import data_of_model
+    from sde_diffusion.models.conventions import check_convention
+    from sde_diffusion.models.score import ScoreModel
+
+    model = menu.model(name)
+    if not isinstance(model, ScoreModel):
+        got = type(model).__name__
+        rule = "be a network's, for --data to check what it means"
+        raise wrong_type("info", "model", rule, got, "leave out --data")
+    dataset = data_of_model(data, model, reading)
+    if model.classes is not None and dataset.labels is not None:
+        model = model.given(dataset.labels[:_CHECKED])
+    x0 = dataset.dequantized(torch.Generator().manual_seed(0))[:_CHECKED]
+    return check_convention(model, x0)
 
 
 def _configuration(name: str) -> dict[str, Any]:

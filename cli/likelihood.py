@@ -25,12 +25,7 @@ Examples:
 @click.command(epilog=EXAMPLES)
 @_common.model_option
 @_common.data_options
-@click.option(
-    "--split",
-    type=click.Choice(["train", "test", "all"]),
-    default=None,
-    help="Part of the data; if not given test, or all where there is no such part.",
-)
+@_common.split_option
 @click.option(
     "--bound",
     type=click.Choice(["flow", "elbo", "vlb", "all"]),

@@ -35,6 +35,7 @@ from sde_diffusion import (
     LinearBeta,
     ProbabilityFlow,
     RectifiedFlow,
+    ScoreModel,
     SubVPSDE,
     angular,
     cosine,
@@ -48,6 +49,7 @@ from sde_diffusion import (
     quadratic,
     recommended,
     sample,
+    save_model,
     sigmoid,
     uniform,
 )
@@ -578,6 +580,21 @@ def test_info_tells_people_the_same(trained: Path) -> None:
 def test_info_of_an_oracle_names_its_sde() -> None:
     assert "VESDE(sigma_min=0.01, sigma_max=50.0)" in run("info", "ring:ve").stdout
     assert result_of("info", "ring")["sde"]["beta"] == str(LinearBeta(0.1, 20.0))
+
+
+def test_info_finds_a_network_that_is_read_as_another_prediction(tmp_path: Path) -> None:
+    """The shipped model predicts v; the same weights, said to predict eps, are found out."""
+    right = result_of("info", "digits", "--data", "digits")["convention"]
+    assert (right["fits"], right["best"]) == (True, "as given")
+    model = load("digits")
+    wrong = ScoreModel(model.network, model.sde, "eps", data=model.data)
+    save_model(tmp_path / "wrong.safetensors", wrong)
+    options = ["info", tmp_path / "wrong.safetensors", "--data", "digits"]
+    found = result_of(*options)["convention"]
+    assert (found["fits"], found["best"]) == (False, 'prediction "v"')
+    assert found["errors"]['prediction "v"'] == pytest.approx(right["errors"]["as given"])
+    said = run(*options).stdout
+    assert 'The convention does not fit; this one does better: prediction "v".' in said
 
 
 # --- train ---
