@@ -164,7 +164,7 @@ def grid(
     found = imported("--grid", name, GRID_NAMES)
     if callable(found):
         found = found(*(sde, steps, start, end)[: len(inspect.signature(found).parameters)])
-    check_grid(found, sde.horizon)
+    check_grid(found, sde.latest)
     made = found
     return made
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from threading import get_ident
-from typing import NamedTuple, TypeVar, final
+from typing import Final, NamedTuple, TypeVar, final
 
 import torch
 from torch import Tensor
@@ -20,12 +20,20 @@ from sde_diffusion.sde import LinearSDE
 T = TypeVar("T")
 
 
+_NOISE: Final = -13.0  # λ at which alpha is 2e-6 sigma: x0 is lost in the digits of a float32
+
+
 class Level(NamedTuple):
     """Where x_t = alpha x0 + sigma eps stands at one time; lambda_ = log(alpha/sigma)."""
 
     alpha: float
     sigma: float
     lambda_: float
+
+    @property
+    def pure_noise(self) -> bool:
+        """Whether x_t is sigma eps as far as float32 can tell, as at a zero terminal SNR."""
+        return self.lambda_ < _NOISE
 
     @property
     def radius(self) -> float:

@@ -8,6 +8,7 @@ Source: Anderson 1982; Song et al. 2021, equations 6 and 13; the family in l: Zh
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import Final, final
 
@@ -18,8 +19,9 @@ from sde_diffusion._diffusion import diffusion_of
 from sde_diffusion._shown import as_call, shown
 from sde_diffusion.coefficients import Coefficients
 from sde_diffusion.counting import CountedScore
+from sde_diffusion.forms import turned
 from sde_diffusion.scores import Score, ScoreLike
-from sde_diffusion.sde import SDE
+from sde_diffusion.sde import SDE, derivative
 
 
 class ODE(ABC):
@@ -28,6 +30,11 @@ class ODE(ABC):
     horizon: float = 1.0  # the last time at which the velocity is finite
 
     __repr__ = shown
+
+    @property
+    def latest(self) -> float:
+        """The last time at which a solve may start: the horizon."""
+        return self.horizon
 
     @abstractmethod
     def velocity(self, x: Tensor, t: Tensor) -> Tensor:
@@ -80,6 +87,10 @@ class ReverseSDE(SDE):
         return as_call(type(self).__name__, parts)
 
     @property
+    def latest(self) -> float:
+        return self.sde.latest
+
+    @property
     def nfe(self) -> int:
         """The number of score evaluations so far."""
         return self.score.calls
@@ -126,6 +137,10 @@ class ProbabilityFlow(ODE):
         return as_call(type(self).__name__, {"sde": self.sde, "nfe": self.nfe})
 
     @property
+    def latest(self) -> float:
+        return self.sde.latest
+
+    @property
     def nfe(self) -> int:
         """The number of score evaluations so far."""
         return self.score.calls
@@ -169,6 +184,8 @@ def _pushed(dynamics: ReverseSDE | ProbabilityFlow, x: Tensor, t: Tensor, c: flo
     known = dynamics.coefficients
     if known is not None and known.tabulated and t.ndim == 0 and t.device.type == "cpu":
         rate, g2 = known.slope(t)
+        if math.isinf(rate):  # alpha is 0
+            return _pushed_from_noise(dynamics, x, t, known)
         if score.predicts and (at := known.level(t)).sigma > 0:  # s = −eps/sigma
             return (x * rate).add_(score.predict("eps", x, t, at), alpha=c * g2 / at.sigma)
         return (x * rate).add_(score(x, t), alpha=-c * g2)
@@ -179,6 +196,30 @@ def _pushed(dynamics: ReverseSDE | ProbabilityFlow, x: Tensor, t: Tensor, c: flo
     if divergence.ndim:  # 0-d where g does not depend on x
         push = push + c * divergence
     return sde.drift(x, t) - push
+
+
+def _pushed_from_noise(
+    dynamics: ReverseSDE | ProbabilityFlow, x: Tensor, t: Tensor, known: Coefficients
+) -> Tensor:
+    """Return alpha' x0 + sigma' eps, the flow's velocity, where alpha is 0 and the rate infinite.
+
+    Arguments:
+        dynamics: the equation; one with noise has no finite drift there.
+        x: the state, (B, *event).
+        t: its time, ().
+        known: the coefficients of the SDE.
+    """
+    slopes = [float(derivative(f, t)) for f in (known.sde.alpha, known.sde.sigma)]
+    if dynamics.noise_scale > 0 or not all(map(math.isfinite, slopes)):
+        raise wrong_value(
+            type(dynamics).__name__,
+            "t",
+            "have alpha above 0 for a finite drift",
+            f"alpha = 0 at t = {float(t):.6g}",
+            "start the grid at sde.horizon, or use a solver of alpha and sigma such as DDIM()",
+        )
+    at = known.level(t)
+    return turned(x, dynamics.score.predict("v", x, t, at), at, *slopes)
 
 
 def linear(what: str, dynamics: ReverseSDE | ProbabilityFlow) -> Coefficients:

@@ -11,6 +11,7 @@ from typing import Any, Final, TypeAlias
 
 from torch import Tensor
 
+from sde_diffusion._check import wrong_value
 from sde_diffusion._tensors import expand
 from sde_diffusion.coefficients import Level, Levels
 
@@ -50,6 +51,25 @@ FORMS: Final[dict[str, dict[str, Conversion]]] = {
 }
 
 
+def check_told(prediction: str, form: str, at: Level | Levels) -> None:
+    """Refuse to make x0 or v of what says nothing of x0 in pure noise: eps, the score, EDM's F.
+
+    Arguments:
+        prediction: the form of the output.
+        form: "eps", "x0" or "v", the form that is asked for.
+        at: alpha and sigma at the state's time.
+    """
+    silent = prediction in ("eps", "score", "edm") and form != "eps"
+    if silent and isinstance(at, Level) and at.alpha == 0:
+        raise wrong_value(
+            "score",
+            "t",
+            f"have alpha above 0 where the model gives {prediction}, which then tells no x0",
+            "alpha = 0",
+            "start the grid at sde.horizon or before, or use a model that predicts v, x0 or flow",
+        )
+
+
 def edm_form(form: str, alpha: Number, sigma: Number, d: float) -> tuple[Number, Number]:
     """Return (p, q) of p x_t + q F for the inner network's output F, with d = sigma_data.
 
@@ -85,7 +105,28 @@ def converted(form: str, prediction: str, out: Tensor, x: Tensor, at: Level | Le
         x: the state x_t that it is of, (B, *event).
         at: alpha and sigma at the state's time.
     """
+    check_told(prediction, form, at)
     return joined(FORMS[prediction][form](at.alpha, at.sigma), out, x)
+
+
+def turned(x: Tensor, v: Tensor, at: Level | Levels, alpha: Number, sigma: Number) -> Tensor:
+    """Return alpha x0 + sigma eps, with x0 and eps as x_t and v have them.
+
+    Unlike (alpha/alpha_t) x_t + (sigma − alpha sigma_t/alpha_t) eps, it does not cancel where
+    alpha_t is small, and is finite at alpha_t = 0.
+
+    Arguments:
+        x: the state x_t, (B, *event).
+        v: v at (x, t), (B, *event).
+        at: alpha and sigma at t.
+        alpha: the factor of x0 in the result; a number, or of shape () or (B,).
+        sigma: the factor of eps in the result, in alpha's shape.
+    """
+    # x0 = (alpha_t x_t − sigma_t v)/(alpha_t² + sigma_t²), eps = (sigma_t x_t + alpha_t v)/(…).
+    total = at.alpha * at.alpha + at.sigma * at.sigma
+    p = (alpha * at.alpha + sigma * at.sigma) / total
+    q = (sigma * at.alpha - alpha * at.sigma) / total
+    return joined((p, q), v, x)
 
 
 def joined(weights: tuple[Number, Number], out: Tensor, x: Tensor) -> Tensor:

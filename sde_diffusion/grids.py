@@ -50,7 +50,7 @@ def check_grid(grid: Tensor, horizon: float = 1.0) -> None:
     if not (low >= 0 and high <= horizon):
         outside = low if low < 0 else high
         raise wrong_value(
-            "grid", "grid", f"lie in [0, {horizon:g}]", outside, "change its start or end"
+            "grid", "grid", f"lie in [0, {horizon:.12g}]", outside, "change its start or end"
         )
 
 
@@ -358,8 +358,10 @@ def sampling_ends(
     _check_ends(what, steps, start, end)
     for t in (start, end):
         if not 0 < t <= sde.horizon:
-            rule = f"lie in (0, {sde.horizon:g}], where lambda is finite"
-            raise wrong_value(what, "start, end", rule, t, "pass for example end=1e-3")
+            rule = f"lie in (0, {sde.horizon:.12g}], where lambda is finite"
+            beyond = f"pass start={sde.horizon:.12g}"
+            remedy = beyond if t > sde.horizon else "pass for example end=1e-3"
+            raise wrong_value(what, "start, end", rule, t, remedy)
     check_lambda(what, sde, start, end)
     return start, end
 

@@ -85,8 +85,9 @@ def integrate(
     check_state("integrate", x)
     denoise = _denoiser(dynamics, grid)
     grid = times_of(grid)
-    check_grid(grid, dynamics.horizon)
+    check_grid(grid, dynamics.latest)
     _check_direction(dynamics, grid)
+    _check_beyond(dynamics, solver, grid)
     if isinstance(dynamics, WITH_SCORE):
         check_evaluation("integrate", dynamics.score)
     begin = time.perf_counter()
@@ -226,6 +227,26 @@ def _check_direction(dynamics: object, grid: Tensor) -> None:
             "run forward for a forward SDE",
             f"{float(grid[0]):.4g} … {float(grid[-1]):.4g}",
             "pass ReverseSDE(sde, score) to go back",
+        )
+
+
+def _check_beyond(dynamics: SDE | ODE, solver: Solver[Any], grid: Tensor) -> None:
+    """Refuse times beyond the horizon but for a start at pure noise, by steps that are given."""
+    if float(grid[-1]) > dynamics.horizon:
+        raise wrong_value(
+            "integrate",
+            "grid",
+            f"end at the horizon {dynamics.horizon:.12g} at most, before pure noise",
+            float(grid[-1]),
+            f"end it at {dynamics.horizon:.12g}",
+        )
+    if solver.adaptive and float(grid[0]) > dynamics.horizon:
+        raise wrong_value(
+            type(solver).__name__,
+            "grid",
+            f"start at the horizon {dynamics.horizon:.12g} at most for steps of a solver's choice",
+            float(grid[0]),
+            f"start it at {dynamics.horizon:.12g}, or use a solver of fixed steps, as DDIM()",
         )
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from sde_diffusion._shown import shown
 from sde_diffusion.coefficients import Level
 from sde_diffusion.dynamics import ProbabilityFlow, ReverseSDE, linear
-from sde_diffusion.forms import FORMS
+from sde_diffusion.forms import FORMS, turned
 from sde_diffusion.noise import Noise
 from sde_diffusion.solver import Solver
 
@@ -49,7 +49,8 @@ class Multistep(Solver[LinearT], ABC, Generic[LinearT]):
 
     No prediction is asked for at the grid's last time. Where sigma is 0 there, the last step is
     x_s = alpha_s x0, by the state and the last prediction, whatever the method: no polynomial
-    reaches lambda = ∞.
+    reaches lambda = ∞. Nor does one reach −∞: from pure noise the first step of a method of eps or
+    x0 is `from_noise`, and the method starts after it.
     """
 
     form: ClassVar[str]
@@ -111,6 +112,10 @@ class Multistep(Solver[LinearT], ABC, Generic[LinearT]):
     def steps(self, dynamics: LinearT, x: Tensor, grid: Tensor, noise: Noise) -> Iterator[Tensor]:
         """Yield the states of all steps along the grid, each before its correction."""
         known = linear(type(self).__name__, dynamics)
+        if self.form != "v" and known.level(grid[0]).pure_noise:
+            x = from_noise(dynamics, x, grid[0], grid[1], noise)
+            yield x
+            grid = grid[1:]
         at = [known.level(t) for t in grid]
         scale = float(dynamics.noise_scale)
         starters = self.starters(at)
@@ -135,6 +140,30 @@ class Multistep(Solver[LinearT], ABC, Generic[LinearT]):
                 z = noise.unit(x, t, s) if step.c else None
             x = _combined(x, _after(change, step), history, z)
             yield x
+
+
+def from_noise(
+    dynamics: ReverseSDE | ProbabilityFlow, x: Tensor, t: Tensor, s: Tensor, noise: Noise
+) -> Tensor:
+    """Return alpha_s x0 + sigma_s eps by the x0 at pure noise: a step of first order.
+
+    eps is what x is made of for a flow, as in the DDIM, and drawn afresh for a reverse SDE, as in
+    the DDPM.
+
+    Arguments:
+        dynamics: the reverse SDE or the probability flow.
+        x: the state at t; (B, *event).
+        t: the time of x; (), float64.
+        s: the time to go to; (), float64.
+        noise: the draw of a reverse SDE.
+    """
+    known = linear("from_noise", dynamics)
+    at = known.level(t)
+    to = known.level(s)
+    v = dynamics.score.predict("v", x, t, at)
+    if dynamics.noise_scale == 0 or to.sigma == 0:
+        return turned(x, v, at, to.alpha, to.sigma)
+    return turned(x, v, at, to.alpha, 0.0).add_(noise.unit(x, t, s), alpha=to.sigma)
 
 
 def _change(made: Step, again: Step | None) -> list[float]:

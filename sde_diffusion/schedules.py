@@ -21,6 +21,8 @@ from sde_diffusion._shown import shown
 class Beta(ABC):
     """A noise schedule β(t) > 0 on t in [0, 1]."""
 
+    horizon: float = 1.0  # the last time at which β is finite
+
     __repr__ = shown
 
     @abstractmethod
@@ -143,10 +145,14 @@ class DiscreteBeta(Beta):
     adaptive steps their accuracy between lattice times: `Ancestral` on the lattice is exact in t,
     and `LinearBeta` is the smooth limit for the rest.
 
+    The last β_N may be 1, zero terminal SNR: x_1 is pure noise. In that cell √ᾱ falls to 0 along
+    a line instead, so that β is infinite at t = 1 alone, and `horizon` is a thousandth of the cell
+    before.
+
     Schedules of equal betas are equal, and hash alike.
 
     Shapes: betas (N,), β_1 … β_N.
-    Errors: TypeError unless a tensor; ValueError unless every β_k lies in (0, 1).
+    Errors: TypeError unless a tensor; ValueError unless every β_k lies in (0, 1), β_N in (0, 1].
     Source: Ho et al. 2020 for betas; the embedding is exact by construction.
 
     >>> import torch
@@ -180,12 +186,13 @@ class DiscreteBeta(Beta):
                 "pass linear_betas(1000)",
             )
         bad = ~((betas > 0) & (betas < 1))
+        bad[-1] &= betas[-1] != 1
         if bool(bad.any()):
             k = int(bad.nonzero()[0]) + 1
             raise wrong_value(
                 "DiscreteBeta",
                 f"betas (at k = {k})",
-                "lie in (0, 1)",
+                "lie in (0, 1), but for a last one of 1",
                 float(betas[k - 1]),
                 "clip them, for example at .999",
             )
@@ -201,30 +208,41 @@ class DiscreteBeta(Beta):
     def __hash__(self) -> int:
         return hash(tuple(self.betas.tolist()))
 
-    def _table(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Return B at the lattice times and the cell k−1 of t, on t's device."""
+    @property
+    def horizon(self) -> float:  # type: ignore[override]  # depends on the last beta
+        return 1.0 if float(self.betas[-1]) < 1 else 1 - 1e-3 / len(self.betas)
+
+    def _cell(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return B at both ends of the cell of t, on t's device, and t's part of the cell."""
         knots = self.knots.to(t.device)
         n = len(self.betas)
         # The tolerance keeps k/N, rounded up by one ulp, in its own cell ((k−1)/N, k/N].
-        cell = torch.ceil(t * n - 1e-9).long() - 1
-        return knots, cell.clamp(0, n - 1)
+        cell = (torch.ceil(t * n - 1e-9).long() - 1).clamp(0, n - 1)
+        return knots[cell], knots[cell + 1], t * n - cell
 
     def beta(self, t: Tensor) -> Tensor:
         t = t if t.is_floating_point() else t.double()
-        knots, cell = self._table(t)
-        return (len(self.betas) * (knots[cell + 1] - knots[cell])).to(t.dtype)
+        low, high, part = self._cell(t)
+        # Where √ᾱ falls along a line to 0, B = B_{N−1} − 2 log(1 − part).
+        pace = torch.where(high.isinf(), 2 / (1 - part), high - low)
+        return (len(self.betas) * pace).to(t.dtype)
 
     def integral(self, t: Tensor) -> Tensor:
         t = t if t.is_floating_point() else t.double()
-        knots, cell = self._table(t)
-        part = t * len(self.betas) - cell
-        return torch.lerp(knots[cell], knots[cell + 1], part.to(knots.dtype)).to(t.dtype)
+        low, high, part = self._cell(t)
+        open_ = high.isinf()
+        line = torch.lerp(low, torch.where(open_, low, high), part.to(low.dtype))
+        # What is not asked for must be finite too, or its gradient is NaN times 0.
+        fall = -2 * torch.log1p(-torch.where(open_, part, torch.zeros_like(part)))
+        return torch.where(open_, low + fall, line).to(t.dtype)
 
     def inverse(self, integral: Tensor) -> Tensor:
         knots = self.knots.to(integral.device)
         n = len(self.betas)
         cell = (torch.searchsorted(knots, integral.to(knots.dtype)) - 1).clamp(0, n - 1)
-        part = (integral - knots[cell]) / (knots[cell + 1] - knots[cell])
+        rise = integral - knots[cell]
+        high = knots[cell + 1]
+        part = torch.where(high.isinf(), -torch.expm1(-0.5 * rise), rise / (high - knots[cell]))
         return ((cell + part) / n).to(integral.dtype)
 
 
@@ -291,8 +309,8 @@ def sigmoid_betas(
 def zero_terminal_snr(betas: Tensor, terminal: float = 0.0) -> Tensor:
     """Return the betas of √ᾱ shifted and scaled so that √ᾱ_N = ``terminal`` and ᾱ_1 stays.
 
-    At 0, as published, β_N is 1 and x_N pure noise, from which eps says nothing of x0: no SDE has
-    a finite drift there. `DiscreteBeta` takes the betas of a small terminal such as 1e-3.
+    At 0, as published, β_N is 1 and x_N pure noise, from which eps says nothing of x0: a model of
+    them predicts v or x0.
 
     Shapes: betas (N,). Errors: ValueError unless 0 ≤ terminal < √ᾱ_1 and N > 1.
     Source: Lin et al. 2024 (Common diffusion noise schedules), algorithm 1.

@@ -46,6 +46,11 @@ class SDE(ABC):
 
     __repr__ = shown
 
+    @property
+    def latest(self) -> float:
+        """The last time at which a solve may start: the horizon."""
+        return self.horizon
+
     @abstractmethod
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
         """Return f(x, t), in the shape of ``x``."""
@@ -127,10 +132,16 @@ class LinearSDE(SDE):
     A subclass gives `alpha` and `sigma`; everything else follows by automatic differentiation
     and bisection, and may be overridden by closed forms; gradients to parameters of the SDE need
     rate and g in closed form. SNR = alpha²/sigma² must decrease. Where alpha reaches 0 at t = 1,
-    set `horizon` a little below, such as .999.
+    set `horizon` a little below, such as .999; a grid may still start at 1.
     """
 
     cutoff: float = 1e-3  # t_ε, the time at which sampling ends by default
+
+    @property
+    def latest(self) -> float:
+        """The last time at which a solve may start: 1 if x_1 is pure noise, else the horizon."""
+        end = torch.ones((), dtype=torch.float64)
+        return 1.0 if self.horizon < 1 and float(self.alpha(end)) == 0 else self.horizon
 
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor:
@@ -239,6 +250,10 @@ class VPSDE(LinearSDE):
     def __post_init__(self) -> None:
         _check_beta(type(self).__name__, self.beta)
 
+    @property
+    def horizon(self) -> float:  # type: ignore[override]  # depends on the schedule
+        return self.beta.horizon
+
     def alpha(self, t: Tensor) -> Tensor:
         return torch.exp(-0.5 * self.beta.integral(t))
 
@@ -281,6 +296,10 @@ class SubVPSDE(LinearSDE):
 
     def __post_init__(self) -> None:
         _check_beta(type(self).__name__, self.beta)
+
+    @property
+    def horizon(self) -> float:  # type: ignore[override]  # depends on the schedule
+        return self.beta.horizon
 
     def alpha(self, t: Tensor) -> Tensor:
         return torch.exp(-0.5 * self.beta.integral(t))
@@ -402,7 +421,8 @@ class EDMSDE(LinearSDE):
 class RectifiedFlow(LinearSDE):
     """The straight interpolant x_t = (1 − t) x0 + t eps as an SDE: rate −1/(1−t), g² = 2t/(1−t).
 
-    Its coefficients are infinite at t = 1, so grids start at the horizon .999, where alpha = .001.
+    Its coefficients are infinite at t = 1, so grids start at the horizon .999, where alpha = .001,
+    if they are not asked to start at 1: the flow's velocity eps − x0 is finite there.
 
     Source: Liu et al. 2022, equation 1; Albergo & Vanden-Eijnden 2022.
 

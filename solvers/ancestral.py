@@ -10,11 +10,12 @@ from typing import Any, ClassVar, final
 from torch import Tensor
 
 from sde_diffusion._check import wrong_value
-from sde_diffusion.coefficients import kernel
+from sde_diffusion.coefficients import Level, kernel
 from sde_diffusion.dynamics import ReverseSDE, linear
 from sde_diffusion.noise import Noise
 from sde_diffusion.solver import OneStep
 from sde_diffusion.solvers._shared.checks import at_least_zero, backward, own_noise
+from sde_diffusion.solvers.edm_heun import ddim_form, ddim_step
 
 
 @final
@@ -66,13 +67,11 @@ class Ancestral(OneStep[ReverseSDE]):
         own_noise("Ancestral", dynamics.noise_scale, "set the noise by eta: Ancestral(eta=…)")
         at = known.level(t)
         to = known.level(s)
-        shrink = to.alpha / at.alpha
         (_, b2) = kernel(to, at)
         c2 = self.eta**2 * b2 * (to.sigma / at.sigma) ** 2
         # max: rounding may take σ_s² − c² below 0 where almost all of σ_s² is drawn.
-        eps_factor = math.sqrt(max(to.sigma**2 - c2, 0.0)) - shrink * at.sigma
-        eps = dynamics.score.predict("eps", x, t, at)
-        mean = (x * shrink).add_(eps, alpha=eps_factor)
+        left = Level(to.alpha, math.sqrt(max(to.sigma**2 - c2, 0.0)), to.lambda_)
+        mean = ddim_step(x, dynamics.score.predict(ddim_form(at), x, t, at), at, left)
         if self.eta == 0:
             return mean
         return mean.add_(noise.unit(x, t, s), alpha=math.sqrt(c2))

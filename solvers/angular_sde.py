@@ -93,6 +93,9 @@ def _step(
     )
     radius = at[j].radius
     b = [radius / node.radius * w for node, w in zip(nodes, weights, strict=True)]
-    log_c = kappa * math.log(at[i].alpha / at[i].radius / cosine)
+    ratio = at[i].alpha / at[i].radius / cosine
+    if ratio == 0:  # from pure noise, none of which is kept where any is drawn
+        return Step(0.0 if kappa else radius / at[i].radius, b, radius if kappa else 0.0)
+    log_c = kappa * math.log(ratio)
     drawn = radius * math.sqrt(-math.expm1(2 * log_c)) if kappa else 0.0
     return Step(radius / at[i].radius * math.exp(log_c), b, drawn)

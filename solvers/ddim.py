@@ -7,11 +7,12 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
-from sde_diffusion._tensors import expand, plus
+from sde_diffusion.coefficients import Levels
 from sde_diffusion.dynamics import ProbabilityFlow, linear
+from sde_diffusion.forms import turned
 from sde_diffusion.noise import Noise
 from sde_diffusion.solver import OneStep
-from sde_diffusion.solvers.edm_heun import euler_in_rho
+from sde_diffusion.solvers.edm_heun import ddim_form, ddim_step
 
 
 @final
@@ -46,12 +47,10 @@ class DDIM(OneStep[ProbabilityFlow]):
         noise: Noise,  # noqa: ARG002
     ) -> Tensor:
         known = linear("DDIM", dynamics)
+        score = dynamics.score
         if t.ndim == 0:
             at = known.level(t)
-            to = known.level(s)
-            return euler_in_rho(x, dynamics.score.predict("eps", x, t, at), at, to)
+            return ddim_step(x, score.predict(ddim_form(at), x, t, at), at, known.level(s))
         sde = known.sde
-        sigma = known.sde.sigma(t)
-        a = sde.alpha(s) / sde.alpha(t)
-        # eps = −σ_t score
-        return plus(x * expand(a, x), dynamics.score(x, t), (a * sigma - sde.sigma(s)) * sigma)
+        levels = Levels(sde.alpha(t), sde.sigma(t))
+        return turned(x, score.predict("v", x, t, levels), levels, sde.alpha(s), sde.sigma(s))

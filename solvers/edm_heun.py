@@ -12,6 +12,7 @@ from torch import Tensor
 from sde_diffusion.coefficients import Coefficients, Level
 from sde_diffusion.counting import CountedScore
 from sde_diffusion.dynamics import ProbabilityFlow, linear
+from sde_diffusion.forms import turned
 from sde_diffusion.noise import Noise
 from sde_diffusion.solver import OneStep
 
@@ -27,6 +28,25 @@ def euler_in_rho(x: Tensor, eps: Tensor, at: Level, to: Level) -> Tensor:
     """
     a = to.alpha / at.alpha
     return (x * a).add_(eps, alpha=to.sigma - a * at.sigma)
+
+
+def ddim_form(at: Level) -> str:
+    """Return the form of the prediction by which a DDIM step does not cancel, "v" where σ > α."""
+    return "v" if at.sigma > at.alpha else "eps"
+
+
+def ddim_step(x: Tensor, m: Tensor, at: Level, to: Level) -> Tensor:
+    """Return the DDIM step by a prediction of the form `ddim_form`.
+
+    Arguments:
+        x: the state x_t, (B, *event).
+        m: v or eps at (x_t, t), (B, *event).
+        at: the coefficients at t.
+        to: those at the time to go to.
+    """
+    if at.sigma > at.alpha:
+        return turned(x, m, at, to.alpha, to.sigma)
+    return euler_in_rho(x, m, at, to)
 
 
 def middle_in_rho(known: Coefficients, t: Tensor, s: Tensor) -> Tensor:
@@ -84,7 +104,7 @@ class EDMHeun(OneStep[ProbabilityFlow]):
     """EDM's deterministic sampler: Heun's step for dy/dρ = eps, with y = x/α and ρ = σ/α.
 
     ŷ = y_t + (ρ_s − ρ_t) eps_t, y_s = y_t + ½(ρ_s − ρ_t)(eps_t + eps(α_s ŷ, s)). A step to σ_s = 0
-    is the Euler step, which ends at E[x0 | x_t].
+    is the Euler step, which ends at E[x0 | x_t], and so is one from pure noise, ρ_t = ∞.
 
     Order: 2. NFE: 2 a step, 1 for a step to σ_s = 0: 2N − 1 for all N.
     Errors: TypeError for an SDE that is not linear.
@@ -112,7 +132,7 @@ class EDMHeun(OneStep[ProbabilityFlow]):
         known = linear("EDMHeun", dynamics)
         at = known.level(t)
         to = known.level(s)
+        if to.sigma == 0 or at.pure_noise:
+            return ddim_step(x, dynamics.score.predict(ddim_form(at), x, t, at), at, to)
         eps = dynamics.score.predict("eps", x, t, at)
-        if to.sigma == 0:
-            return euler_in_rho(x, eps, at, to)
         return heun_in_rho(known, dynamics.score, x, eps, t, s)

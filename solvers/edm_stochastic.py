@@ -17,7 +17,7 @@ from sde_diffusion.dynamics import ReverseSDE, linear
 from sde_diffusion.noise import Noise
 from sde_diffusion.solver import Solver
 from sde_diffusion.solvers._shared.checks import at_least_zero, backward, own_noise
-from sde_diffusion.solvers.edm_heun import euler_in_rho, heun_in_rho
+from sde_diffusion.solvers.edm_heun import ddim_form, ddim_step, heun_in_rho
 
 
 @final
@@ -90,7 +90,8 @@ class EDMStochastic(Solver[ReverseSDE]):
             at = known.level(t)
             to = known.level(s)
             lambda_ = max(at.lambda_ - math.log1p(gamma), low)
-            if self.s_min <= at.sigma / at.alpha <= self.s_max and lambda_ < at.lambda_:
+            rho = math.exp(-at.lambda_)
+            if self.s_min <= rho <= self.s_max and lambda_ < at.lambda_:
                 u = known.time(lambda_).clamp(max=end)
                 up = known.level(u)
                 a, b2 = kernel(at, up)
@@ -98,9 +99,8 @@ class EDMStochastic(Solver[ReverseSDE]):
                 x.add_(noise.unit(x, t, s), alpha=self.s_noise * math.sqrt(b2))
                 t = u
                 at = up
-            eps = score.predict("eps", x, t, at)
-            if to.sigma == 0:
-                x = euler_in_rho(x, eps, at, to)
+            if to.sigma == 0 or at.pure_noise:
+                x = ddim_step(x, score.predict(ddim_form(at), x, t, at), at, to)
             else:
-                x = heun_in_rho(known, score, x, eps, t, s)
+                x = heun_in_rho(known, score, x, score.predict("eps", x, t, at), t, s)
             yield x

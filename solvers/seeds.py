@@ -9,6 +9,7 @@ from typing import Any, ClassVar, final
 from torch import Tensor
 
 from sde_diffusion.dynamics import ReverseSDE, linear
+from sde_diffusion.multistep import from_noise
 from sde_diffusion.noise import Noise
 from sde_diffusion.solver import OneStep
 from sde_diffusion.solvers._shared.checks import choice
@@ -70,6 +71,8 @@ class SEEDS(OneStep[ReverseSDE]):
     def step(self, dynamics: ReverseSDE, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
         known = linear("SEEDS", dynamics)
         score = dynamics.score
+        if known.level(t).pure_noise:
+            return from_noise(dynamics, x, t, s, noise)
         if known.level(s).sigma == 0:
             return score.predict("x0", x, t, known.level(t)) * known.level(s).alpha
         m = score.predict(self.form, x, t, known.level(t))

@@ -327,7 +327,7 @@ MISTAKES = [
         ("lie in [0, 1], got 1.5",),
         lambda _: integrate(ProbabilityFlow(RectifiedFlow(), RING.score), Heun(), X, uniform(4)),
         ValueError,
-        r"lie in \[0, 0.999\], got 1.0",
+        r"have alpha above 0 where the model gives score.* start the grid at sde.horizon",
     ),
     Mistake(
         "unsorted grid",
@@ -500,7 +500,7 @@ MISTAKES = [
     Mistake(
         "beta above one",
         TRAIN + "--sde my_bad_objects:clipped",
-        ("betas (at k = 2) must lie in (0, 1), got 1.5",),
+        ("betas (at k = 2) must lie in (0, 1), but for a last one of 1, got 1.5",),
         lambda _: DiscreteBeta(torch.tensor([0.5, 1.5])),
         ValueError,
         "at k = 2",

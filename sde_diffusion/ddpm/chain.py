@@ -67,7 +67,7 @@ class Chain:
                 type(self.sde).__name__,
                 "pass for example VPSDE()",
             )
-        check_grid(self.grid, self.sde.horizon)
+        check_grid(self.grid, self.sde.latest)
         if float(self.grid[-1]) != 0:
             raise wrong_value(
                 "Chain",
@@ -126,7 +126,7 @@ class Chain:
         √ᾱ_{k−1} β_k/(1−ᾱ_k) x0 + √(1−β_k) (1−ᾱ_{k−1})/(1−ᾱ_k) x_k, and β̃_k.
         """
         i = _before(k)
-        keep = (1 - self.share[i]) * self.alpha[i] / self.alpha[k]
+        keep = self.alpha[k] / self.alpha[i] * (self.sigma[i] / self.sigma[k]).square()
         mean = expand(self.data_weights[i], x) * x0 + expand(keep, x) * x
         return mean, self.posterior_variances[i]
 

@@ -206,6 +206,7 @@ def vlb(
     noise = PerSampleNoise.numbered(mix(seed, Purpose.VLB), first, len(x))
     # The weight of ‖eps − eps_θ‖² in L_{k−1}, which its control variate ‖eps‖² − D has as well.
     pull = (chain.data_weights * chain.sigma[1:] / chain.alpha[1:]).square()
+    pull[chain.alpha[1:] < 1e-6 * chain.sigma[1:]] = 0  # in pure noise eps says nothing of L
     about = variance or (PosteriorVariance() if score.variance == "learned" else ForwardVariance())
     pull = pull / (2 * about.table(chain))
     pull[0] *= decoder.control
@@ -261,6 +262,7 @@ def _steps(
         return
     strata = draws // 2 - 1
     widths = -torch.log1p(-chain.share[1:])  # 2(λ_{k−1} − λ_k) for k = 2 … N
+    widths[widths.isinf()] = 1.0  # λ is −∞ in pure noise, and any width will do
     p = widths / widths.sum()
     edges = p.cumsum(0)[:-1]
     for stratum in range(strata):

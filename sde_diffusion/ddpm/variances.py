@@ -147,6 +147,14 @@ class AnalyticVariance(Variance):
                 tuple(self.power.shape),
                 "estimate it on this chain",
             )
+        if bool((chain.alpha == 0).any()):
+            raise wrong_value(
+                "AnalyticVariance",
+                "chain",
+                "have alpha above 0, as eps tells nothing of x0 in pure noise",
+                "alpha = 0 at its last time",
+                "use ForwardVariance() or PosteriorVariance()",
+            )
         spread = (chain.sigma[1:] / chain.alpha[1:]).square() * (1 - self.power.double())
         # An imperfect score may have a power above 1.
         return chain.posterior_variances + chain.data_weights.square() * spread.clamp(min=0)

@@ -18,7 +18,7 @@ from sde_diffusion._check import one_of, positive_number, wrong_type, wrong_valu
 from sde_diffusion._shown import Size, as_call
 from sde_diffusion._tensors import check_state, expand, per_sample
 from sde_diffusion.coefficients import Level, Levels
-from sde_diffusion.forms import FORMS, converted, edm_form, joined
+from sde_diffusion.forms import FORMS, check_told, converted, edm_form, joined
 from sde_diffusion.models.conditioned import Labelled
 from sde_diffusion.models.wrapped import AtNoise, AtTime, AtTimesteps, ClassLabels
 from sde_diffusion.schedules import DiscreteBeta
@@ -316,6 +316,7 @@ class ScoreModel(LearnedScore):
 
     def predict(self, form: str, x: Tensor, t: Tensor, at: Level | Levels) -> Tensor:
         check_state("ScoreModel", x)
+        check_told(self.prediction, form, at)
         y, c = self._input(x, t)
         out = self._checked(self.network(y, c), x)
         if self.variance == "learned":

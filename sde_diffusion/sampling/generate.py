@@ -21,7 +21,7 @@ from sde_diffusion.integration import (
 )
 from sde_diffusion.noise import PerSampleNoise
 from sde_diffusion.scores import ScoreLike
-from sde_diffusion.sde import LinearSDE
+from sde_diffusion.sde import IsotropicNormal, LinearSDE
 from sde_diffusion.solver import Solver
 
 GridT = TypeVar("GridT", bound=Grid)
@@ -73,7 +73,7 @@ def sample(
     for size in shape:
         positive_integer("sample", "shape", size)
     grid = grid_for("sample", sde, solver, steps, grid)
-    check_grid(times_of(grid), sde.horizon)
+    check_grid(times_of(grid), sde.latest)
     check_falling("sample", times_of(grid))
     noise = PerSampleNoise.numbered(seed, first, shape[0])
     steps_in_all = len(times_of(grid)) - 1 + isinstance(grid, Denoised)
@@ -84,10 +84,16 @@ def sample(
             if callback is not None:
                 callback(step, t, x)
 
-        x = sde.prior().sample(noise, shape, dtype=dtype, device=model.device)
+        prior = prior_at(sde, times_of(grid)[0])
+        x = prior.sample(noise, shape, dtype=dtype, device=model.device)
         dynamics = dynamics_for(solver, sde, model)
         told = after if progress else callback
         return integrate(dynamics, solver, x, grid, noise=noise, callback=told)
+
+
+def prior_at(sde: LinearSDE, t: Tensor) -> IsotropicNormal:
+    """Return the SDE's prior, or x_t's own distribution where t is beyond the horizon."""
+    return IsotropicNormal(float(sde.sigma(t))) if float(t) > sde.horizon else sde.prior()
 
 
 def grid_for(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, TypeAlias, final
@@ -86,7 +85,8 @@ def adams_in_rho(
         first: the Runge–Kutta steps with which the solve starts.
     """
     known = linear(what, dynamics)
-    lambdas = (known.level(t).lambda_ for t in grid)
-    finite = torch.tensor([v for v in lambdas if v < math.inf], dtype=torch.float64)
+    levels = [known.level(t) for t in grid]
+    levels = levels[1:] if levels[0].pure_noise else levels  # from which there is no polynomial
+    finite = torch.tensor([v.lambda_ for v in levels if v.sigma > 0], dtype=torch.float64)
     weights = adams_weights_in_rho(known.sde, finite, order, variable)
     return _AdamsInRho(weights, first).steps(dynamics, x, grid, noise)

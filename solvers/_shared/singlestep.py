@@ -13,7 +13,7 @@ from torch import Tensor
 from sde_diffusion.coefficients import Coefficients
 from sde_diffusion.counting import CountedScore
 from sde_diffusion.dynamics import ProbabilityFlow, linear
-from sde_diffusion.multistep import Step
+from sde_diffusion.multistep import Step, from_noise
 from sde_diffusion.noise import Noise
 from sde_diffusion.solver import OneStep
 from sde_diffusion.solvers._shared.checks import choice
@@ -100,10 +100,12 @@ class Singlestep(InLambda, OneStep[ProbabilityFlow], ABC):
         x: Tensor,
         t: Tensor,
         s: Tensor,
-        noise: Noise,  # noqa: ARG002
+        noise: Noise,
     ) -> Tensor:
         known = linear(type(self).__name__, dynamics)
         score = dynamics.score
+        if known.level(t).pure_noise:
+            return from_noise(dynamics, x, t, s, noise)
         if known.level(s).sigma == 0:
             return score.predict("x0", x, t, known.level(t)) * known.level(s).alpha
         m = score.predict(self.form, x, t, known.level(t))
