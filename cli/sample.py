@@ -57,14 +57,17 @@ class SamplingJob:
 
     def given(self, first: int, count: int) -> Any:  # noqa: ANN401  (a score model)
         """Return the model of samples first … first + count − 1."""
+        import torch
+
+        model = self.model.rows(torch.arange(first, first + count))
         if self.labels is None:
-            return self.model
+            return model
         labels = self.labels[first : first + count]
         if self.guidance is None:
-            return self.model.given(labels)
+            return model.given(labels)
         from sde_diffusion.models.guidance import guided
 
-        return guided(self.model, labels, self.guidance)
+        return guided(model, labels, self.guidance)
 
 
 @click.command(epilog=EXAMPLES)

@@ -92,6 +92,7 @@ from sde_diffusion.likelihood.sampler_density import (
     first_fold as first_fold,
     sampler_log_prob as sampler_log_prob,
 )
+from sde_diffusion.models.conditioned import Conditioned as Conditioned
 from sde_diffusion.models.conventions import (
     ConventionCheck as ConventionCheck,
     check_convention as check_convention,

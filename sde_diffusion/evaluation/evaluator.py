@@ -153,8 +153,9 @@ class Evaluator:
         mode = "reverse"
         why = "reverse mode, in which the memory for all dimensions is bounded"
         if settings.divergence != "exact" or self.dimension <= _FEW:
-            flow = ProbabilityFlow(self.model.sde, self.model)
-            x = self.inputs(self.batches()[0])[:_FEW]
+            few = self.batches()[0][:_FEW]
+            flow = ProbabilityFlow(self.model.sde, self.model_of(few))
+            x = self.inputs(few)
             t = torch.tensor(0.5 * flow.horizon, dtype=torch.float64)
             with frozen(self.model):
                 found, why = fastest(self.divergence(0), lambda x: flow.velocity(x, t), x)
@@ -172,25 +173,29 @@ class Evaluator:
         u, _ = next(self.dequantizer().draws(rows, 1, indices.start))
         return self.to_model(spec.encode(rows, u))
 
+    def model_of(self, indices: range) -> ScoreLike:
+        """Return the model of these samples, with their conditions where it has some for each."""
+        return self.model.rows(torch.tensor(indices))
+
     def chain(self) -> Tensor:
         """Return the times of the vlb, see `chain_times`."""
         return chain_times(self.settings, self.model.linear_sde(), self.dataset.spec)
 
-    def _evaluation(self, bound: str) -> BoundEvaluation:
-        """Return the evaluation of "flow", "elbo" or "vlb"."""
+    def _evaluation(self, bound: str, model: ScoreLike) -> BoundEvaluation:
+        """Return the evaluation of "flow", "elbo" or "vlb" under the model of a batch."""
         if bound == "flow":
             variable = VARIABLES[self.settings.variable]
-            return FlowEvaluation(self.model, self.solver, self.grid, variable, self.divergence)
+            return FlowEvaluation(model, self.solver, self.grid, variable, self.divergence)
         if bound == "elbo":
-            return ContinuousEvaluation(self.model, self.settings)
-        return DiscreteEvaluation(self.model, self.chain(), self.settings)
+            return ContinuousEvaluation(model, self.settings)
+        return DiscreteEvaluation(model, self.chain(), self.settings)
 
     def _found(self, bound: str, indices: range) -> BatchBound:
         """Return one bound of the log-density of real data or the log-probability of integers."""
         spec = self.dataset.spec
         first = indices.start
         rows = self.dataset.values[first : indices.stop]
-        evaluation = self._evaluation(bound)
+        evaluation = self._evaluation(bound, self.model_of(indices))
         if spec.levels is None:
             x = spec.encode(rows, 0.5)
             found = evaluation.of(self.to_model(x), first, GaussianDecoder())

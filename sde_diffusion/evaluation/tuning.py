@@ -50,9 +50,9 @@ def audited(evaluator: Evaluator, rows: int = 4) -> Ledger:
     settings = evaluator.settings
     if settings.divergence != "exact" and settings.probes < 2:
         evaluator = evaluator.changed(probes=2)
-    model = evaluator.model
     spec = evaluator.dataset.spec
     batch = range(min(rows, len(evaluator.dataset)))
+    model = evaluator.model_of(batch)
     x = evaluator.inputs(batch)
     sde = model.linear_sde()
     last = torch.tensor(sde.horizon, dtype=torch.float64)
@@ -201,7 +201,8 @@ def _spread(evaluator: Evaluator, batch: range) -> DiscreteLogLikelihood:
     the jackknife's.
     """
     settings = evaluator.settings
-    flow = ProbabilityFlow(evaluator.model.linear_sde(), evaluator.model)
+    model = evaluator.model_of(batch)
+    flow = ProbabilityFlow(model.linear_sde(), model)
     spec = evaluator.dataset.spec
     rows = evaluator.dataset.values[batch.start : batch.stop]
 

@@ -1,22 +1,66 @@
-"""Conditions of a network, filled in."""
+"""Conditions of a network, filled in: they follow the rows of a batch that is split."""
 
 from __future__ import annotations
 
-from typing import final
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, Self, final
 
 from torch import Tensor, nn
 
-from sde_diffusion._check import wrong_value
+from sde_diffusion._check import wrong_type, wrong_value
+
+
+class PerSample(nn.Module, ABC):
+    """A network that may hold something for each sample of its batch."""
+
+    @abstractmethod
+    def rows(self, index: Tensor) -> PerSample:
+        """Return the network of the samples ``index`` of the batch, or itself if it is alike."""
+
+
+def rows_of(network: nn.Module, index: Tensor) -> nn.Module:
+    """Return the network of the samples ``index`` of the batch, sharing its weights."""
+    return network.rows(index) if isinstance(network, PerSample) else network
+
+
+def around(outer: PerSample, network: nn.Module) -> Any:  # noqa: ANN401  (outer's class)
+    """Return a copy of ``outer`` whose network is another one, sharing all else."""
+    if network is outer.network:
+        return outer
+    made = copy.copy(outer)
+    made._modules = outer._modules | {"network": network}
+    return made
+
+
+def _taken(what: str, held: Tensor, index: Tensor) -> Tensor:
+    """Return the rows ``index`` of what is held for each sample."""
+    if int(index.max()) >= len(held):
+        raise wrong_value(
+            what,
+            "rows",
+            f"be of the {len(held)} samples whose conditions there are",
+            f"sample {int(index.max())}",
+            "give one condition for each sample of the data",
+        )
+    return held[index.to(held.device)]
 
 
 @final
-class Labelled(nn.Module):
+class Labelled(PerSample):
     """A class-conditional network with its labels filled in."""
 
     def __init__(self, network: nn.Module, labels: Tensor) -> None:
         super().__init__()
         self.network = network
         self.labels = labels
+
+    def rows(self, index: Tensor) -> Labelled:
+        inner = rows_of(self.network, index)
+        if self.labels.ndim:
+            return Labelled(inner, _taken("ScoreModel", self.labels, index))
+        return self if inner is self.network else Labelled(inner, self.labels)
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         """Return network(x, c, labels)."""
@@ -31,3 +75,84 @@ class Labelled(nn.Module):
             )
         out: Tensor = self.network(x, c, labels.expand(x.shape[0]))
         return out
+
+
+@final
+class Conditioned(PerSample):
+    """A network whose other arguments are filled in: network(x, c, name=tensor, …).
+
+    Row i of every tensor belongs to sample i. Where a batch is split, by a solver whose finished
+    samples leave it or by an evaluation of a whole data set, the rows go with their samples. What
+    is the same for all samples is expanded: ``text.expand(len(x), -1, -1)``.
+
+    Arguments:
+        network: called as network(x, c, …), or with labels as the third.
+        tensors: by the name of the argument; (B, …) each.
+
+    Shapes: x (B, *event), c (B,).
+    Errors: TypeError for anything but a network and tensors; ValueError for tensors of different
+    numbers of rows, or another number of samples.
+
+    >>> import torch
+    >>> class Shifted(nn.Module):
+    ...     def forward(self, x, t, shift):
+    ...         return x - shift
+    >>> network = Conditioned(Shifted(), {"shift": torch.tensor([[1.0], [2.0]])})
+    >>> network.rows(torch.tensor([1]))(torch.zeros(1, 1), torch.ones(1)).tolist()
+    [[-2.0]]
+    """
+
+    def __init__(self, network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        if not isinstance(network, nn.Module):
+            raise wrong_type(
+                "Conditioned",
+                "network",
+                "be a torch.nn.Module",
+                type(network).__name__,
+                "wrap your function in a Module",
+            )
+        self.network = network
+        self.names = tuple(tensors)
+        for name, tensor in tensors.items():
+            if not isinstance(tensor, Tensor) or tensor.ndim == 0:
+                raise wrong_type(
+                    "Conditioned",
+                    f"tensors[{name!r}]",
+                    "be a tensor with one row for each sample",
+                    type(tensor).__name__ if not isinstance(tensor, Tensor) else "a 0-d tensor",
+                    "pass for example {'y': torch.zeros(len(x), 8)}",
+                )
+            self.register_buffer(f"given_{name}", tensor, persistent=False)
+        counts = {len(tensor) for tensor in tensors.values()}
+        if len(counts) != 1:
+            raise wrong_value(
+                "Conditioned",
+                "tensors",
+                "be one or more, all with one row for each sample",
+                f"rows {sorted(counts)}",
+                "expand what all samples share: tensor.expand(len(x), -1)",
+            )
+        self.count = counts.pop()
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """What is filled in, by name."""
+        return {name: self.get_buffer(f"given_{name}") for name in self.names}
+
+    def rows(self, index: Tensor) -> Self:
+        taken = {name: _taken("Conditioned", held, index) for name, held in self.tensors.items()}
+        made = Conditioned(rows_of(self.network, index), taken)
+        return made.train(self.training)
+
+    def forward(self, x: Tensor, c: Tensor, *args: Tensor, **kwargs: Tensor) -> object:
+        """Return network(x, c, …) with the tensors, and with labels if they are given."""
+        if len(x) != self.count:
+            raise wrong_value(
+                "Conditioned",
+                "x",
+                f"have {self.count} samples, one a row of the tensors",
+                f"{len(x)}",
+                "pass as many, or model.rows(index) of the samples that they are",
+            )
+        return self.network(x, c, *args, **self.tensors, **kwargs)

@@ -22,7 +22,7 @@ from sde_diffusion._check import wrong_type, wrong_value
 from sde_diffusion._tensors import expand
 from sde_diffusion.coefficients import Level, Levels
 from sde_diffusion.forms import converted
-from sde_diffusion.models.conditioned import Labelled
+from sde_diffusion.models.conditioned import Labelled, rows_of
 from sde_diffusion.models.score import ScoreModel
 from sde_diffusion.scores import ScoreLike
 from sde_diffusion.sde import LinearSDE
@@ -199,7 +199,10 @@ class Guided(ScoreLike):
                     f"{len(labels)} labels",
                     "pass as many as samples",
                 )
-        return c.given(torch.cat([one.labels.expand(n), two.labels.expand(n)]))
+        both = c.given(torch.cat([one.labels.expand(n), two.labels.expand(n)]))
+        # What else the network holds for each sample stands twice in the batch as well.
+        twice = rows_of(one.network, torch.arange(n).repeat(2))
+        return both if twice is one.network else both._around(Labelled(twice, both.network.labels))
 
 
 def guided(model: ScoreModel, labels: Tensor | int, weight: Weight = 1.0) -> Guided:

@@ -19,7 +19,7 @@ from sde_diffusion._shown import Size, as_call
 from sde_diffusion._tensors import check_state, expand, per_sample
 from sde_diffusion.coefficients import Level, Levels
 from sde_diffusion.forms import FORMS, check_told, converted, edm_form, joined
-from sde_diffusion.models.conditioned import Labelled
+from sde_diffusion.models.conditioned import Labelled, rows_of
 from sde_diffusion.models.wrapped import AtNoise, AtTime, AtTimesteps, ClassLabels
 from sde_diffusion.schedules import DiscreteBeta
 from sde_diffusion.scores import ScoreLike, check_floating, check_result, tensor_in
@@ -103,12 +103,9 @@ class LearnedScore(nn.Module, ScoreLike, ABC):
         return self._around(Labelled(inner, there.long()))
 
     def rows(self, index: Tensor) -> Self:
-        """Return the model for the samples ``index`` of the batch: their labels, if it has any."""
-        if not isinstance(self.network, Labelled) or self.network.labels.ndim == 0:
-            return self
-        inner = self.network.network
-        labels = self.network.labels
-        return self._around(Labelled(inner, labels[index.to(labels.device)]))
+        """Return the model for the samples ``index`` of the batch, with their conditions."""
+        network = rows_of(self.network, index)
+        return self if network is self.network else self._around(network)
 
     @abstractmethod
     def _around(self, network: nn.Module) -> Self:

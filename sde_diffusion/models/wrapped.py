@@ -9,13 +9,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, final
+from typing import Final, Self, final
 
 import torch
 from torch import Tensor, nn
 
 from sde_diffusion._check import positive_integer, wrong_type, wrong_value
 from sde_diffusion._tensors import expand
+from sde_diffusion.models.conditioned import PerSample, around, rows_of
 from sde_diffusion.scores import tensor_in
 from sde_diffusion.sde import LinearSDE
 
@@ -73,7 +74,7 @@ class ClassLabels:
         return network(x, c, **{self.keyword: labels})
 
 
-class Wrapped(nn.Module, ABC):
+class Wrapped(PerSample, ABC):
     """A network of another convention, called as ours.
 
     Arguments:
@@ -103,6 +104,10 @@ class Wrapped(nn.Module, ABC):
     def config(self) -> dict[str, int | None]:
         """The number of classes, where a `ScoreModel` looks for it."""
         return {"classes": None if self.labels is None else self.labels.count}
+
+    def rows(self, index: Tensor) -> Self:
+        made: Self = around(self, rows_of(self.network, index))
+        return made
 
     @abstractmethod
     def inputs(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
