@@ -193,11 +193,13 @@ def evaluator_of(
     """
     from sde_diffusion.evaluation.evaluator import Evaluator
     from sde_diffusion.evaluation.settings import EvaluationSettings
+    from sde_diffusion.scores import first_time
 
     chosen = _settings(options) if settings is None else EvaluationSettings.from_json(settings)
     solver = _ode_solver(options["--solver"], chosen.tolerance)
     model = menu.model(options["--model"], where)
-    times = menu.times(options["--grid"], model.sde, solver, options["--steps"], chosen.t_min)
+    start = first_time(model) if chosen.t_min is None else chosen.t_min
+    times = menu.times(options["--grid"], model.sde, solver, options["--steps"], start)
     dataset = _dataset(options, model)
     return Evaluator(model, dataset, solver, chosen, times.flip(0))
 

@@ -233,7 +233,7 @@ def _task(
 
     model = menu.model(name, device)
     # Without a rule every solver has its own grid.
-    rule = None if grid == "auto" else partial(menu.grid, grid, model.sde)
+    rule = None if grid == "auto" else partial(menu.grid, grid, model.sde, end=model.t_min)
     oracle = model.oracle if isinstance(model, ExactScore) else None
     event = menu.event_shape(model)
     image = math.prod(event) > _IMAGE

@@ -39,9 +39,9 @@ Examples:
 @click.option(
     "--t-min",
     type=float,
-    default=1e-5,
-    show_default=True,
-    help="Smallest time of flow and elbo, taken as that of the data.",
+    default=None,
+    help="Smallest time of flow and elbo, taken as that of the data; the model's own, or 1e-5, if "
+    "not given.",
 )
 @click.option(
     "--variable",

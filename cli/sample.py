@@ -129,7 +129,7 @@ def command(
     def prepared() -> SamplingJob:
         made = menu.solver(solver, tolerance)
         model = menu.model(model_name, where)
-        times = last(menu.times(grid, model.sde, made, steps))
+        times = last(menu.times(grid, model.sde, made, steps, model.t_min))
         labels = _labels(model_name, model, classes, guidance, number)
         job = SamplingJob(model, made, times, number, batch_size, seed, labels, guidance)
         job.given(0, number)  # refuses a weight that is no number

@@ -153,6 +153,10 @@ class CountedScore(ScoreLike):
     def data(self) -> DataSpec | None:
         return self.function.data
 
+    @property
+    def t_min(self) -> float | None:
+        return self.function.t_min
+
     def in_training(self) -> bool:
         return self.function.in_training()
 

@@ -19,7 +19,7 @@ from sde_diffusion._watch import Callback, Watch
 from sde_diffusion.dynamics import ODE, ProbabilityFlow, ReverseSDE, linear
 from sde_diffusion.grids import Denoised, Grid, check_grid, times_of
 from sde_diffusion.noise import Noise, NoNoise
-from sde_diffusion.scores import Score, ScoreLike
+from sde_diffusion.scores import Score, ScoreLike, first_time
 from sde_diffusion.sde import SDE, LinearSDE
 from sde_diffusion.solver import Adaptive, DynamicsT, Reached, Solver
 
@@ -251,13 +251,14 @@ def _check_beyond(dynamics: SDE | ODE, solver: Solver[Any], grid: Tensor) -> Non
 
 
 def whole_way(what: str, flow: ProbabilityFlow, solver: Solver[Any]) -> Tensor:
-    """Return the ends 1e-5 and the horizon, between which an adaptive solver finds its way."""
+    """Return the flow's first time and horizon, between which an adaptive solver finds its way."""
+    start = first_time(flow.score)
     if not solver.adaptive:
         raise wrong_value(
             what,
             "grid",
             "be given for a solver with fixed steps",
             "none",
-            "pass for example uniform(100, 1e-5, 1.0)",
+            f"pass for example uniform(100, {start:g}, {flow.horizon:.12g})",
         )
-    return torch.tensor([1e-5, flow.horizon], dtype=torch.float64)
+    return torch.tensor([start, flow.horizon], dtype=torch.float64)

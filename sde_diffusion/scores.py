@@ -75,6 +75,10 @@ class ScoreLike(ABC):
             """What the samples are, where that is known."""
 
         @property
+        def t_min(self) -> float | None:
+            """The first time it was made for, None for the usual: see `first_time`."""
+
+        @property
         def classes(self) -> int | None:
             """The number of classes that it can be conditioned on, None where there are none."""
     else:
@@ -84,6 +88,7 @@ class ScoreLike(ABC):
         variance = "fixed"
         coupling = "independent"
         data = None
+        t_min = None
         classes = None
 
     @abstractmethod
@@ -164,6 +169,14 @@ class ScoreLike(ABC):
         check_state(type(self).__name__, x)
         sde = self.linear_sde()
         return Levels(sde.alpha(t), sde.sigma(t))
+
+
+def first_time(score: ScoreLike) -> float:
+    """Return the time at which likelihoods begin by default, the score's own t_min or 1e-5.
+
+    Sampling ends by default at the score's own t_min or the SDE's cutoff.
+    """
+    return 1e-5 if score.t_min is None else score.t_min
 
 
 @final

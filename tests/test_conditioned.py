@@ -28,10 +28,10 @@ from sde_diffusion.parallel.ranks import Ranks
 from sde_diffusion.sampling.shared import draw
 from sde_diffusion.solvers import DDIM, AdaptiveSDE, AngularAdams, DormandPrince, EulerMaruyama
 
-N = 5
+N = 3
 MEANS = torch.linspace(-1, 1, 2 * N).reshape(N, 2).double()
 STDS = torch.linspace(0.3, 0.9, N).double()
-LABELS = torch.tensor([0, 2, 1, 0, 2])
+LABELS = torch.tensor([0, 2, 1])
 
 
 class Exact(nn.Module):
@@ -57,9 +57,9 @@ def network(sde, time=lambda c: c, *, flow: bool = False) -> Conditioned:
 
 
 def chain(labels: ClassLabels | None = None) -> ScoreModel:
-    sde = ScoreModel.from_timesteps(nn.Identity(), linear_betas(100)).sde
-    inner = network(sde, lambda k: (k + 1) / 100)
-    return ScoreModel.from_timesteps(inner, linear_betas(100), labels=labels).eval()
+    sde = ScoreModel.from_timesteps(nn.Identity(), linear_betas(10)).sde
+    inner = network(sde, lambda k: (k + 1) / 10)
+    return ScoreModel.from_timesteps(inner, linear_betas(10), labels=labels).eval()
 
 
 PLAIN = ScoreModel(network(VPSDE()), VPSDE()).eval()
@@ -79,7 +79,7 @@ SOLVERS = (
     DormandPrince(0.1, 0.1),
     AngularAdams(),
     EulerMaruyama(),
-    AdaptiveSDE(0.1, 0.1),
+    AdaptiveSDE(0.5, 0.5),
 )
 
 
@@ -101,7 +101,7 @@ def test_a_sample_is_the_same_alone_and_in_its_batch(model: ScoreLike) -> None:
 def test_rows_are_those_of_the_closed_form(model: ScoreLike) -> None:
     x = torch.linspace(-2, 2, 6).reshape(3, 2).double()
     t = torch.tensor(0.3, dtype=torch.float64)
-    index = [4, 0, 4]
+    index = [2, 0, 2]
     sde = model.linear_sde()
     a, s = sde.alpha(t), sde.sigma(t)
 
@@ -125,18 +125,18 @@ def test_bounds_of_a_data_set_do_not_depend_on_its_batches(name: str) -> None:
     x = (MEANS + STDS[:, None] * torch.tensor([[0.3, -1.1]])).float()
     dataset = Dataset(DataSpec("points", (2,), None), x, None)
     found = []
-    for size in (1, 2, N):
+    for size in (1, 2):
         settings = EvaluationSettings(
             ("flow", "elbo", "vlb"), divergence="exact", times=4, batch_size=size, steps=6
         )
-        evaluator = Evaluator(model, dataset, DormandPrince(1e-4, 1e-4), settings)
+        evaluator = Evaluator(model, dataset, DormandPrince(1e-3, 1e-3), settings)
         batches = [evaluator.batch(indices).values for indices in evaluator.batches()]
         columns = {key: [v for batch in batches for v in batch[key]] for key in batches[0]}
         found.append(columns)
-    assert found[0] == found[1] == found[2]
+    assert found[0] == found[1]
     if name == "plain":
         exact = torch.distributions.Normal(MEANS, STDS[:, None]).log_prob(x).sum(1)
-        assert found[0]["flow_nats"] == pytest.approx(exact.tolist(), abs=1e-2)
+        assert found[0]["flow_nats"] == pytest.approx(exact.tolist(), abs=3e-2)
 
 
 def test_draws_in_batches_are_the_samples_of_the_whole(tmp_path) -> None:
@@ -155,13 +155,13 @@ def test_draws_in_batches_are_the_samples_of_the_whole(tmp_path) -> None:
 
 
 def test_another_number_of_samples_is_refused_by_name() -> None:
-    x = torch.zeros(3, 2)
+    x = torch.zeros(2, 2)
     t = torch.tensor(0.5)
-    with pytest.raises(ValueError, match=r"Conditioned: x must have 5 samples.* model.rows"):
+    with pytest.raises(ValueError, match=r"Conditioned: x must have 3 samples.* model.rows"):
         PLAIN(x, t)
-    with pytest.raises(ValueError, match=r"be of the 5 samples .*got sample 5"):
-        of(PLAIN, 5)
-    with pytest.raises(ValueError, match=r"be of the 5 samples .*got sample 7"):
+    with pytest.raises(ValueError, match=r"be of the 3 samples .*got sample 3"):
+        of(PLAIN, 3)
+    with pytest.raises(ValueError, match=r"be of the 3 samples .*got sample 7"):
         of(ScoreModel(nn.Identity(), VPSDE()).given(LABELS), 7)
     with pytest.raises(ValueError, match=r"tensors must be one or more.* got rows \[1, 2\]"):
         Conditioned(nn.Identity(), {"y": torch.zeros(1, 2), "z": torch.zeros(2)})

@@ -61,7 +61,9 @@ class Problem:
 
     def rule(self, solver: Solver[Any]) -> GridRule:
         """Return the rule of the grids for one solver."""
-        rule = self.grid or partial(recommended, self.model.linear_sde(), solver=solver)
+        rule = self.grid or partial(
+            recommended, self.model.linear_sde(), end=self.model.t_min, solver=solver
+        )
         last = self.denoise
         return rule if last is None else lambda steps: last(times_of(rule(steps)))
 

@@ -26,7 +26,7 @@ from sde_diffusion.likelihood.divergence import Divergence, Hutchinson
 from sde_diffusion.likelihood.flow import Density, LogLikelihood, log_prob
 from sde_diffusion.likelihood.flow_variables import FlowVariable
 from sde_diffusion.likelihood.jacobian import Velocity
-from sde_diffusion.scores import Score, score_of
+from sde_diffusion.scores import Score, first_time, score_of
 from sde_diffusion.sde import LinearSDE
 from sde_diffusion.solver import Solver
 
@@ -233,7 +233,7 @@ def _smaller(tolerance: float) -> float:
 
 def _ends(flow: ProbabilityFlow, grid: Tensor | None) -> tuple[Tensor, Tensor]:
     if grid is None:
-        grid = torch.tensor([1e-5, flow.horizon], dtype=torch.float64)
+        grid = torch.tensor([first_time(flow.score), flow.horizon], dtype=torch.float64)
     return grid[0], grid[-1]
 
 

@@ -61,15 +61,17 @@ def variance_of(settings: EvaluationSettings) -> Variance | None:
     return _VARIANCES[settings.variance]
 
 
-def chain_times(settings: EvaluationSettings, sde: LinearSDE, spec: DataSpec) -> Tensor:
+def chain_times(settings: EvaluationSettings, model: ScoreLike, spec: DataSpec) -> Tensor:
     """Return the falling times of the chain, the last one 0.
 
     "lattice" is that of the SDE's betas, or else equal steps of t. "log-snr" is equal steps of
     λ = log(alpha/sigma) from the horizon to t_1, and a last one to 0; at t_1 sigma/alpha is a
-    share of the least distance between levels; for real data t_1 is the SDE's cutoff.
+    share of the least distance between levels; for real data t_1 is the SDE's cutoff. It is not
+    below the model's own t_min.
 
     Shapes: result (steps + 1,), float64.
     """
+    sde = model.linear_sde()
     steps = settings.steps
     betas = _own_betas(sde)
     if settings.chain == "lattice" and betas:
@@ -77,7 +79,8 @@ def chain_times(settings: EvaluationSettings, sde: LinearSDE, spec: DataSpec) ->
     steps = steps or betas or _STEPS
     if settings.chain == "lattice" or steps == 1:
         return lattice(steps) * sde.horizon
-    rest = log_snr(sde, steps - 1, end=_first_time(settings, sde, spec))
+    first = max(_first_time(settings, sde, spec), model.t_min or 0.0)
+    rest = log_snr(sde, steps - 1, end=first)
     return torch.cat([rest, torch.zeros(1, dtype=torch.float64)])
 
 

@@ -40,7 +40,7 @@ from sde_diffusion.likelihood.fastest_mode import fastest
 from sde_diffusion.likelihood.flow import frozen
 from sde_diffusion.likelihood.flow_variables import Angle, LogSNR, Time
 from sde_diffusion.priors import check_noise
-from sde_diffusion.scores import ScoreLike
+from sde_diffusion.scores import ScoreLike, first_time
 from sde_diffusion.solver import Solver
 
 _FEW: Final = 16  # dimensions or samples that cost little
@@ -93,9 +93,11 @@ class Evaluator:
         self.model = model
         self.dataset = scaled_for(model.data, dataset)
         self.solver = solver
+        self.t_min = first_time(model) if settings.t_min is None else settings.t_min
+        settings = replace(settings, t_min=self.t_min)
         self.settings = decided_chain(settings, model, dataset.spec)
         self.dimension = math.prod(dataset.spec.shape)
-        ends = torch.tensor([settings.t_min, model.sde.horizon], dtype=torch.float64)
+        ends = torch.tensor([self.t_min, model.sde.horizon], dtype=torch.float64)
         self.grid = ends if grid is None and solver.adaptive else grid
 
     def changed(self, **settings: Any) -> Evaluator:  # noqa: ANN401
@@ -103,7 +105,7 @@ class Evaluator:
         chosen = replace(self.settings, **settings)
         grid = self.grid
         if grid is not None and "t_min" in settings:
-            start = torch.tensor([chosen.t_min], dtype=torch.float64)
+            start = torch.tensor([settings["t_min"]], dtype=torch.float64)
             grid = torch.cat([start, grid[grid > start]])
         return Evaluator(self.model, self.dataset, self.solver, chosen, grid)
 
@@ -179,7 +181,7 @@ class Evaluator:
 
     def chain(self) -> Tensor:
         """Return the times of the vlb, see `chain_times`."""
-        return chain_times(self.settings, self.model.linear_sde(), self.dataset.spec)
+        return chain_times(self.settings, self.model, self.dataset.spec)
 
     def _evaluation(self, bound: str, model: ScoreLike) -> BoundEvaluation:
         """Return the evaluation of "flow", "elbo" or "vlb" under the model of a batch."""

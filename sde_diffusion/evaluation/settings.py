@@ -33,7 +33,8 @@ class EvaluationSettings:
     Arguments:
         bounds: of "flow", "elbo" and "vlb".
         tolerance: rtol and atol of an adaptive solver; None for the solver's own.
-        t_min: the time at which the flow's solve and the elbo begin; in (0, 1).
+        t_min: the time at which the flow's solve and the elbo begin; in (0, 1). None for the
+            model's own, or 1e-5.
         variable: the variable of the flow's solve, "angle", "time" or "log-snr".
         divergence: "hutchinson", "hutch++" or "exact".
         probes: probes of the divergence for each sample.
@@ -57,7 +58,7 @@ class EvaluationSettings:
 
     bounds: tuple[str, ...] = ("flow",)
     tolerance: float | None = None
-    t_min: float = 1e-5
+    t_min: float | None = None
     variable: str = "angle"
     divergence: str = "hutchinson"
     probes: int = 2
@@ -113,10 +114,11 @@ class EvaluationSettings:
                 "pass uniform, or leave out the flow",
             )
         check_seed(what, self.seed)
-        positive_number(what, "t_min", self.t_min, "pass 1e-5, the default")
-        if not self.t_min < 1:
-            rule = "be below 1, where the data have become noise"
-            raise wrong_value(what, "t_min", rule, self.t_min, "pass 1e-5, the default")
+        if self.t_min is not None:
+            positive_number(what, "t_min", self.t_min, "pass 1e-5, the usual one")
+            if not self.t_min < 1:
+                rule = "be below 1, where the data have become noise"
+                raise wrong_value(what, "t_min", rule, self.t_min, "pass 1e-5, the usual one")
         if self.tolerance is not None:
             positive_number(what, "tolerance", self.tolerance, "pass 1e-5, the default")
         if self.steps is not None:

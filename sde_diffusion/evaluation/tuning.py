@@ -173,8 +173,9 @@ def _improved(evaluator: Evaluator, line: str, size: float, error: float) -> Eva
     if line == "probes" and settings.probes < _MOST_PROBES:
         needed = math.ceil(settings.probes * (size / (0.4 * error)) ** 2)
         return evaluator.changed(probes=min(max(needed, settings.probes + 1), _MOST_PROBES))
-    if line == "truncation" and settings.t_min / 10 >= _LEAST_TIME:
-        return evaluator.changed(t_min=settings.t_min / 10)
+    least = evaluator.model.t_min or _LEAST_TIME  # below its own a model says nothing
+    if line == "truncation" and evaluator.t_min / 10 >= least:
+        return evaluator.changed(t_min=evaluator.t_min / 10)
     return None
 
 

@@ -36,7 +36,7 @@ from sde_diffusion.likelihood.estimates import (
     uniforms,
 )
 from sde_diffusion.noise import PerSampleNoise
-from sde_diffusion.scores import ScoreLike
+from sde_diffusion.scores import ScoreLike, first_time
 from sde_diffusion.sde import LinearSDE
 from sde_diffusion.time_distributions import LikelihoodTimes, log_snr_range
 
@@ -87,7 +87,7 @@ def elbo(
     draws: int = 32,
     seed: int = 0,
     first: int = 0,
-    t_min: float = 1e-5,
+    t_min: float | None = None,
     levels: int | None = None,
 ) -> Bound:
     """Return the evidence lower bound in continuous time on log p(x) of every sample.
@@ -107,7 +107,8 @@ def elbo(
         draws: draws of (t, eps) for each sample; even, at least 2.
         seed: the seed of t and eps.
         first: the index of the first sample in its data set.
-        t_min: the time of the decoder, at which the diffusion term begins; in (0, 1).
+        t_min: the time of the decoder, at which the diffusion term begins; in (0, 1). None for
+            the model's own, or 1e-5.
         levels: of dequantized integers, whose offset log2(levels/2) bits_per_dim then has.
 
     NFE: ``draws``, of B rows each.
@@ -125,6 +126,7 @@ def elbo(
     decoder = check_decoder("elbo", x, decoder, levels)
     check_draws("elbo", draws)
     sde = model.linear_sde()
+    t_min = first_time(model) if t_min is None else t_min
     counter = Counter()
     predicted = counter.counting(model.eps)
     noise = PerSampleNoise.numbered(mix(seed, Purpose.ELBO), first, len(x))

@@ -152,10 +152,10 @@ def log_prob(
 ) -> LogLikelihood:
     """Return log p(x) of every sample by integrating the flow from the data to the prior.
 
-    Without a grid an adaptive solver runs from t = 1e-5 to the horizon; a solver of fixed steps
-    must be given one. By default a linear SDE's flow is solved in `Angle`, in which it is
-    smoothest, and the flow of another SDE, or of a linear one with parameters that learn, in
-    `Time`.
+    Without a grid an adaptive solver runs from the model's t_min, or 1e-5, to the horizon; a
+    solver of fixed steps must be given one. By default a linear SDE's flow is solved in `Angle`,
+    in which it is smoothest, and the flow of another SDE, or of a linear one with parameters that
+    learn, in `Time`.
 
     With ``keep_graph`` the result is differentiable, in x and in whatever the score is made of:
     the graph of all steps is kept in memory. `TorchDiffEqAdjoint` keeps none and solves backwards.

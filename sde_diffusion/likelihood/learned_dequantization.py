@@ -29,11 +29,10 @@ from sde_diffusion.data.spec import DataSpec
 from sde_diffusion.integration import check_evaluation
 from sde_diffusion.likelihood.dequantization import Dequantizer, in_bin
 from sde_diffusion.nets._layers import conv, linear, shapes_alone
-from sde_diffusion.scores import ScoreLike
+from sde_diffusion.scores import ScoreLike, first_time
 
 _STEEPEST: Final = 3.0  # log-scales stay below, so that no step of training can overflow
 _MOST_ELEMENTS: Final = 2**22  # of all layers, for what a file may ask
-_EARLIEST: Final = 1e-5  # the first time at which models are trained
 
 
 @final
@@ -218,7 +217,7 @@ def fit_dequantizer(
     spec = dataset.spec
     levels = dequantizer.levels
     noise = torch.tensor(blur / spec.scaling.slope(levels), dtype=torch.float64)
-    t = model.linear_sde().time(-noise.log()).clamp(min=_EARLIEST)
+    t = model.linear_sde().time(-noise.log()).clamp(min=first_time(model))
     for step in range(1, steps + 1):
         k = dataset.values[batch_rows(len(dataset), batch_size, seed, step)]
         generator = torch.Generator().manual_seed(mix(seed, Purpose.DEQUANTIZER_FIT, step))

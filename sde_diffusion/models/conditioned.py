@@ -12,20 +12,27 @@ from torch import Tensor, nn
 from sde_diffusion._check import wrong_type, wrong_value
 
 
-class PerSample(nn.Module, ABC):
-    """A network that may hold something for each sample of its batch."""
+class Enclosing(nn.Module, ABC):
+    """A network around another one, which it calls in its own way."""
+
+    network: nn.Module
+
+    @property
+    def t_min(self) -> float | None:
+        """The first time that the network was made for, None where that is not known."""
+        return self.network.t_min if isinstance(self.network, Enclosing) else None
 
     @abstractmethod
-    def rows(self, index: Tensor) -> PerSample:
+    def rows(self, index: Tensor) -> Enclosing:
         """Return the network of the samples ``index`` of the batch, or itself if it is alike."""
 
 
 def rows_of(network: nn.Module, index: Tensor) -> nn.Module:
     """Return the network of the samples ``index`` of the batch, sharing its weights."""
-    return network.rows(index) if isinstance(network, PerSample) else network
+    return network.rows(index) if isinstance(network, Enclosing) else network
 
 
-def around(outer: PerSample, network: nn.Module) -> Any:  # noqa: ANN401  (outer's class)
+def around(outer: Enclosing, network: nn.Module) -> Any:  # noqa: ANN401  (outer's class)
     """Return a copy of ``outer`` whose network is another one, sharing all else."""
     if network is outer.network:
         return outer
@@ -48,7 +55,7 @@ def _taken(what: str, held: Tensor, index: Tensor) -> Tensor:
 
 
 @final
-class Labelled(PerSample):
+class Labelled(Enclosing):
     """A class-conditional network with its labels filled in."""
 
     def __init__(self, network: nn.Module, labels: Tensor) -> None:
@@ -78,7 +85,7 @@ class Labelled(PerSample):
 
 
 @final
-class Conditioned(PerSample):
+class Conditioned(Enclosing):
     """A network whose other arguments are filled in: network(x, c, name=tensor, …).
 
     Row i of every tensor belongs to sample i. Where a batch is split, by a solver whose finished

@@ -111,6 +111,10 @@ class Guided(ScoreLike):
         kinds = (model.coupling for model in self._models)
         return next((kind for kind in kinds if kind != "independent"), "independent")
 
+    @property
+    def t_min(self) -> float | None:
+        return max((m.t_min for m in self._models if m.t_min is not None), default=None)
+
     def in_training(self) -> bool:
         return any(model.in_training() for model in self._models)
 

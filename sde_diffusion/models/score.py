@@ -19,7 +19,7 @@ from sde_diffusion._shown import Size, as_call
 from sde_diffusion._tensors import check_state, expand, per_sample
 from sde_diffusion.coefficients import Level, Levels
 from sde_diffusion.forms import FORMS, check_told, converted, edm_form, joined
-from sde_diffusion.models.conditioned import Labelled, rows_of
+from sde_diffusion.models.conditioned import Enclosing, Labelled, rows_of
 from sde_diffusion.models.wrapped import AtNoise, AtTime, AtTimesteps, ClassLabels
 from sde_diffusion.schedules import DiscreteBeta
 from sde_diffusion.scores import ScoreLike, check_floating, check_result, tensor_in
@@ -77,6 +77,11 @@ class LearnedScore(nn.Module, ScoreLike, ABC):
     def classes(self) -> int | None:
         """The number of classes in the network's ``config``, None where it has or tells none."""
         return (self.network_config or {}).get("classes")
+
+    @property
+    def t_min(self) -> float | None:
+        """The first time that the network was made for, where it is one of another program."""
+        return self.network.t_min if isinstance(self.network, Enclosing) else None
 
     def in_training(self) -> bool:
         return self.training
@@ -203,7 +208,8 @@ class ScoreModel(LearnedScore):
     ) -> ScoreModel:
         """Return the model of a DDPM's network(x, k), k = 0 … N − 1 for the betas β_1 … β_N.
 
-        It is exact at the times t = (k + 1)/N of the chain and continuous between them.
+        It is exact at the times t = (k + 1)/N of the chain and continuous between them. Sampling
+        ends and likelihoods begin at t = 1/N by default: below it nothing was trained.
 
         Arguments:
             network: called as network(x, k) or with labels; in eval mode as it is handed in.
@@ -225,6 +231,7 @@ class ScoreModel(LearnedScore):
         network: nn.Module,
         sde: LinearSDE | None = None,
         *,
+        sigma_min: float = 0.002,
         labels: ClassLabels | None = None,
         data: DataSpec | None = None,
     ) -> ScoreModel:
@@ -233,11 +240,14 @@ class ScoreModel(LearnedScore):
         Arguments:
             network: called as network(y, s) with s the standard deviation of the noise, (B,).
             sde: the noise of the model; `EDMSDE()` if not given, whose x is y.
+            sigma_min: the least s that it was trained for: sampling ends and likelihoods begin
+                there by default.
             labels: how it takes class labels; None for a network that takes none.
             data: what the samples are, where that is known.
         """
         sde = EDMSDE() if sde is None else sde
-        model = cls(AtNoise(network, sde, labels), sde, "x0", data=data)
+        wrapped = AtNoise(network, sde, labels, sigma_min=sigma_min)
+        model = cls(wrapped, sde, "x0", data=data)
         return model.train(network.training)
 
     @classmethod

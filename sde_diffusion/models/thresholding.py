@@ -62,6 +62,10 @@ class Threshold(ScoreLike, ABC):
     def data(self) -> DataSpec | None:
         return self.model.data
 
+    @property
+    def t_min(self) -> float | None:
+        return self.model.t_min
+
     def in_training(self) -> bool:
         return self.model.in_training()
 

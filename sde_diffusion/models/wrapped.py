@@ -6,6 +6,7 @@ any function of t. What the output means is the `ScoreModel`'s ``prediction``.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,9 +15,9 @@ from typing import Final, Self, final
 import torch
 from torch import Tensor, nn
 
-from sde_diffusion._check import positive_integer, wrong_type, wrong_value
+from sde_diffusion._check import positive_integer, positive_number, wrong_type, wrong_value
 from sde_diffusion._tensors import expand
-from sde_diffusion.models.conditioned import PerSample, around, rows_of
+from sde_diffusion.models.conditioned import Enclosing, around, rows_of
 from sde_diffusion.scores import tensor_in
 from sde_diffusion.sde import LinearSDE
 
@@ -74,7 +75,7 @@ class ClassLabels:
         return network(x, c, **{self.keyword: labels})
 
 
-class Wrapped(PerSample, ABC):
+class Wrapped(Enclosing, ABC):
     """A network of another convention, called as ours.
 
     Arguments:
@@ -166,6 +167,11 @@ class AtTimesteps(Wrapped):
         self.steps = steps
         self.dtype = dtype
 
+    @property
+    def t_min(self) -> float:
+        """The chain's first time, 1/N."""
+        return 1 / self.steps
+
     def inputs(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         k = t.double() * self.steps - 1
         near = k.round()
@@ -180,6 +186,12 @@ class AtTimesteps(Wrapped):
 class AtNoise(Wrapped):
     """A denoiser E[x0 | y] = network(y, s) of y = x/alpha = x0 + s eps, s = sigma/alpha.
 
+    Arguments:
+        network: called as network(y, s).
+        sde: the noise of the model.
+        labels: how it takes class labels; None for one that takes none.
+        sigma_min: the least s that it was trained for.
+
     Shapes: x (B, *event), t (B,); s (B,).
     Source: Karras et al. 2022, equation 1 and section 5.
 
@@ -192,10 +204,23 @@ class AtNoise(Wrapped):
     """
 
     def __init__(
-        self, network: nn.Module, sde: LinearSDE, labels: ClassLabels | None = None
+        self,
+        network: nn.Module,
+        sde: LinearSDE,
+        labels: ClassLabels | None = None,
+        *,
+        sigma_min: float = 0.002,
     ) -> None:
         super().__init__(network, labels)
+        positive_number("AtNoise", "sigma_min", sigma_min, "pass sigma_min=0.002")
         self.sde = sde
+        self.sigma_min = sigma_min
+
+    @property
+    def t_min(self) -> float:
+        """The time at which s is sigma_min."""
+        lambda_ = torch.tensor(-math.log(self.sigma_min), dtype=torch.float64)
+        return float(self.sde.time(lambda_))
 
     def inputs(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         alpha = self.sde.alpha(t.double())

@@ -27,7 +27,8 @@ def encode(
         x: the data, scaled; (B, *event).
         flow: the probability-flow ODE of the model.
         solver: of ODEs.
-        grid: rising times; None for an adaptive solver from 1e-5 to the horizon, (steps + 1,).
+        grid: rising times, (steps + 1,); None for an adaptive solver from the model's t_min, or
+            1e-5, to the horizon.
 
     Shapes: result's x (B, *event).
     Errors: TypeError for another flow; ValueError for a grid that falls, or none for a solver of
@@ -57,7 +58,8 @@ def decode(
         z: the latents; (B, *event).
         flow: the probability-flow ODE of the model.
         solver: of ODEs.
-        grid: falling times; None for an adaptive solver from the horizon to 1e-5, (steps + 1,).
+        grid: falling times, (steps + 1,); None for an adaptive solver from the horizon to the
+            model's t_min, or 1e-5.
 
     Shapes: result's x (B, *event).
     Errors: those of `encode`, for a grid that rises.

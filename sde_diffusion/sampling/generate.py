@@ -72,7 +72,7 @@ def sample(
     check_evaluation("sample", model)
     for size in shape:
         positive_integer("sample", "shape", size)
-    grid = grid_for("sample", sde, solver, steps, grid)
+    grid = grid_for("sample", model, solver, steps, grid)
     check_grid(times_of(grid), sde.latest)
     check_falling("sample", times_of(grid))
     noise = PerSampleNoise.numbered(seed, first, shape[0])
@@ -97,13 +97,13 @@ def prior_at(sde: LinearSDE, t: Tensor) -> IsotropicNormal:
 
 
 def grid_for(
-    what: str, sde: LinearSDE, solver: Solver[Any], steps: int | None, grid: GridT | None
+    what: str, model: ScoreLike, solver: Solver[Any], steps: int | None, grid: GridT | None
 ) -> GridT | Tensor:
     """Return the grid, or the solver's `recommended` one of so many steps.
 
     Arguments:
         what: the function that asks, for the error.
-        sde: for whose times the grid is recommended.
+        model: for whose times the grid is recommended; it ends at the model's t_min, if any.
         solver: for which the grid is recommended.
         steps: of the recommended grid; None for 20.
         grid: the grid itself, if one is given.
@@ -113,5 +113,6 @@ def grid_for(
     if steps is not None and grid is not None:
         raise wrong_value(what, "steps, grid", "not be given together", "both", "drop one")
     if grid is None:
-        return recommended(sde, 20 if steps is None else steps, solver=solver)
+        count = 20 if steps is None else steps
+        return recommended(model.linear_sde(), count, end=model.t_min, solver=solver)
     return grid

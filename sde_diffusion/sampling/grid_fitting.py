@@ -55,7 +55,7 @@ def optimised(
         shape: (B, *event), of the batch to fit to.
         seed: of the draws of the prior.
         start: the first time; None for the SDE's horizon.
-        end: the last time; None for the SDE's cutoff.
+        end: the last time; None for the model's t_min, or else the SDE's cutoff.
         dtype: of the states.
 
     Shapes: result (steps + 1,), float64.
@@ -83,6 +83,7 @@ def optimised(
     check_evaluation("optimised", model)
     for size in shape:
         positive_integer("optimised", "shape", size)
+    end = model.t_min if end is None else end
     start, end = sampling_ends("optimised", sde, steps, start, end)
     if not start > end:
         raise wrong_value(

@@ -137,7 +137,7 @@ def sample_tilted(
     (0.24, 0.31, 41)
     """
     weight = _checked(guided, solver, shape, resample_below)
-    grid = grid_for("sample_tilted", guided.sde, solver, steps, grid)
+    grid = grid_for("sample_tilted", guided, solver, steps, grid)
     check_grid(grid, guided.sde.horizon)
     check_falling("sample_tilted", grid)
     noise = PerSampleNoise.numbered(seed, 0, shape[0])
