@@ -203,10 +203,9 @@ class Guided(ScoreLike):
                     f"{len(labels)} labels",
                     "pass as many as samples",
                 )
-        both = c.given(torch.cat([one.labels.expand(n), two.labels.expand(n)]))
+        labels = torch.cat([one.labels.expand(n), two.labels.expand(n)])
         # What else the network holds for each sample stands twice in the batch as well.
-        twice = rows_of(one.network, torch.arange(n).repeat(2))
-        return both if twice is one.network else both._around(Labelled(twice, both.network.labels))
+        return c._around(Labelled(rows_of(one.network, torch.arange(n).repeat(2)), labels))
 
 
 def guided(model: ScoreModel, labels: Tensor | int, weight: Weight = 1.0) -> Guided:
