@@ -29,7 +29,7 @@ def command(source: Path, target: Path, part: str | None, as_json: bool) -> None
     SOURCE is a file of torch (.pt, .pth, .ckpt, .bin), an EDM pickle or .safetensors. Nothing in
     it is executed; the network's class is yours to bring.
     """
-    from sde_diffusion.checkpoints.foreign_weights import convert_weights, read_weights
+    from sde_diffusion.foreign.weights import convert_weights, read_weights
 
     convert_weights(source, target, part)  # read back: what the file holds is what is said
     found = read_weights(target)

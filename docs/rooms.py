@@ -25,6 +25,7 @@ ROOMS: Final = (
     {"sampling": "draws of a model, latents, fitted grids"},
     {"integration": "the loop that runs a solver along a grid"},
     {"checkpoints": "saving and loading, without executing anything"},
+    {"foreign": "models of other programs: their weights and conventions"},
     {"models": "what answers at (x, t): learned, exact, guided, thresholded"},
     {"nouns": "SDEs, scores, dynamics, solvers, noise, grids"},
     {

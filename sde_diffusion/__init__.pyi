@@ -5,11 +5,6 @@ from sde_diffusion.checkpoints.checkpoint import (
     load_direct as load_direct,
     save_model as save_model,
 )
-from sde_diffusion.checkpoints.foreign_weights import (
-    ForeignWeights as ForeignWeights,
-    convert_weights as convert_weights,
-    read_weights as read_weights,
-)
 from sde_diffusion.data.dataset import Dataset as Dataset, load_data as load_data
 from sde_diffusion.data.scaling import Affine as Affine, Logit as Logit
 from sde_diffusion.data.spec import DataSpec as DataSpec
@@ -33,6 +28,11 @@ from sde_diffusion.evaluation.results import Evaluation as Evaluation
 from sde_diffusion.evaluation.run import evaluate as evaluate
 from sde_diffusion.evaluation.settings import EvaluationSettings as EvaluationSettings
 from sde_diffusion.evaluation.tuning import audited as audited, tuned as tuned
+from sde_diffusion.foreign.weights import (
+    ForeignWeights as ForeignWeights,
+    convert_weights as convert_weights,
+    read_weights as read_weights,
+)
 from sde_diffusion.grids import (
     Denoised as Denoised,
     angular as angular,

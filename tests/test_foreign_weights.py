@@ -26,8 +26,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sde_diffusion import convert_weights, read_weights
-from sde_diffusion.checkpoints.pickle_reader import read_pickle
 from sde_diffusion.cli.main import main
+from sde_diffusion.foreign.pickle_reader import read_pickle
 
 
 def network(seed: int = 0) -> nn.Module:

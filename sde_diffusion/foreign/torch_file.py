@@ -16,7 +16,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from sde_diffusion.checkpoints.pickle_reader import Made, Name, PickleRefusedError, read_pickle
+from sde_diffusion.foreign.pickle_reader import Made, Name, PickleRefusedError, read_pickle
 
 _DTYPES: Final = {
     "DoubleStorage": torch.float64,

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from sde_diffusion._check import Reason, wrong_value
 from sde_diffusion._files import write_atomically
-from sde_diffusion.checkpoints.pickle_reader import Made, PickleRefusedError
-from sde_diffusion.checkpoints.torch_file import tensor_of, value_of
+from sde_diffusion.foreign.pickle_reader import Made, PickleRefusedError
+from sde_diffusion.foreign.torch_file import tensor_of, value_of
 
 _PERSISTENT: Final = "torch_utils.persistence._reconstruct_persistent_obj"
 # What the readers of archives, of safetensors and of numbers raise for files that are none.

@@ -1,0 +1,5 @@
+from sde_diffusion.foreign.weights import (
+    ForeignWeights as ForeignWeights,
+    convert_weights as convert_weights,
+    read_weights as read_weights,
+)
