@@ -173,7 +173,8 @@ def model_option(function: FunctionT) -> FunctionT:
         default="digits",
         show_default=True,
         shell_complete=menu.completing(menu.MODEL_NAMES, files=True),
-        help="digits, mnist, ring, ring:SDE, a checkpoint or run folder, or package.module:attr.",
+        help="digits, mnist, ring, ring:SDE, a checkpoint or run folder, diffusers:FOLDER, or "
+        "package.module:attr.",
     )(function)
 
 

@@ -73,7 +73,8 @@ class _Task:
     default=_MODELS,
     show_default=True,
     shell_complete=menu.completing(menu.MODEL_NAMES, files=True),
-    help="digits, mnist, ring, ring:SDE, a checkpoint, or package.module:attr; repeatable.",
+    help="digits, mnist, ring, ring:SDE, a checkpoint, diffusers:FOLDER, or "
+    "package.module:attr; repeatable.",
 )
 @click.option(
     "--data",

@@ -44,8 +44,8 @@ def command(
 ) -> None:
     """Show what is in a checkpoint.
 
-    MODEL is digits (the default), mnist, the path of a checkpoint or run folder, ring, or
-    package.module:attr.
+    MODEL is digits (the default), mnist, the path of a checkpoint or run folder, ring,
+    diffusers:FOLDER, or package.module:attr.
     """
     configuration = _configuration(model)
     lines = _lines(model, configuration)
@@ -83,6 +83,7 @@ def _configuration(name: str) -> dict[str, Any]:
     """Return the configuration and the number of parameters."""
     from sde_diffusion.checkpoints.checkpoint import configuration_of, describe, shipped
     from sde_diffusion.models.score import ScoreModel
+    from sde_diffusion.models.wrapped import Wrapped
 
     if name in shipped() or Path(name).exists():
         described = describe(name)
@@ -91,7 +92,11 @@ def _configuration(name: str) -> dict[str, Any]:
         return described | {"parameters": count}
     model = menu.model(name)
     if isinstance(model, ScoreModel):
-        return configuration_of(model) | {"parameters": sum(p.numel() for p in model.parameters())}
+        found = configuration_of(model)
+        if isinstance(model.network, Wrapped):  # a network of another program, by its own name
+            kind = type(model.network.network)
+            found["network"] = {"class": f"{kind.__module__}.{kind.__qualname__}"}
+        return found | {"parameters": sum(p.numel() for p in model.parameters())}
     settings = {name: str(value) for name, value in vars(model.sde).items()}
     return {
         "network": {"class": type(model).__name__},

@@ -49,6 +49,7 @@ _GRIDS: Final[Mapping[str, Callable[[Any, LinearSDE, int, float, float], Tensor]
 }
 _AUTO: Final = "auto"  # the solver's own
 _RING: Final = "ring"  # ring or ring:SDE, eight Gaussians whose score is known in closed form
+_DIFFUSERS: Final = "diffusers"  # diffusers:FOLDER, saved by one of its pipelines
 
 
 def _shipped() -> list[str]:
@@ -197,7 +198,9 @@ def times(
 
 
 def model(name: str | Path, device: torch.device | str = "cpu") -> Any:  # noqa: ANN401
-    """Return a score model in evaluation mode: of a checkpoint, the oracle "ring", or your own.
+    """Return a score model in evaluation mode.
+
+    It is that of a checkpoint, of a folder of diffusers, the oracle "ring", or your own.
 
     Errors: those of `load`; ValueError for an unknown name, TypeError for an object that is no
     score model.
@@ -209,13 +212,14 @@ def model(name: str | Path, device: torch.device | str = "cpu") -> Any:  # noqa:
     if kind == _RING:
         core = importlib.import_module("sde_diffusion")
         return core.GaussianMixture.ring(8).diffused(sde(detail or "vp"))
-    if text in shipped() or Path(text).exists():
+    if text in shipped() or kind == _DIFFUSERS or Path(text).exists():
         return load(text, device=device)
     if os.sep in text or text.endswith((".safetensors", ".pt")):
         rule = "be a file or a run folder"
         error = wrong_value("--model", "model", rule, repr(text), "check the spelling")
         raise FileNotFoundError(str(error))
-    names = (*shipped(), _RING, f"{_RING}:SDE", "the path of a checkpoint or run folder")
+    paths = ("the path of a checkpoint or run folder", f"{_DIFFUSERS}:FOLDER")
+    names = (*shipped(), _RING, f"{_RING}:SDE", *paths)
     what = "a ScoreLike, such as a ScoreModel, of a LinearSDE"
     from torch import nn
 

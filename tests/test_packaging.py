@@ -124,7 +124,7 @@ def loaded_by(program: str) -> set[str]:
     return {name.partition(".")[0] for name in names}
 
 
-HEAVY = {"torch", "numpy", "scipy", "matplotlib", "torchdiffeq", "safetensors", "PIL"}
+HEAVY = {"torch", "numpy", "scipy", "matplotlib", "torchdiffeq", "safetensors", "PIL", "diffusers"}
 HELP = """
 from sde_diffusion.cli.main import main
 try:
@@ -141,8 +141,9 @@ def test_nothing_heavy_is_loaded_before_it_is_needed(program: str) -> None:
     assert loaded_by(program) & HEAVY == set()
 
 
-def test_a_heavy_import_would_be_noticed() -> None:
-    assert "torch" in loaded_by("from sde_diffusion import VPSDE")
+def test_a_heavy_import_would_be_noticed_and_loading_a_model_needs_no_diffusers() -> None:
+    loaded = loaded_by("import sde_diffusion; sde_diffusion.load('digits')")
+    assert loaded & {"torch", "diffusers"} == {"torch"}
 
 
 def stubbed(root: Path) -> list[str]:

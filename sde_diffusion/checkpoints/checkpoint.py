@@ -34,6 +34,7 @@ from sde_diffusion.checkpoints.configuration import (
 )
 from sde_diffusion.checkpoints.reading import FORMAT, KEY, fill, read
 from sde_diffusion.data.spec import DataSpec
+from sde_diffusion.foreign.diffusers_folder import PREFIX, load_diffusers
 from sde_diffusion.models.score import DirectScore, LearnedScore, ScoreModel
 from sde_diffusion.sde import SDE, LinearSDE
 
@@ -108,7 +109,8 @@ def load(
     `DirectScore` alone.
 
     Arguments:
-        name_or_path: a file, a run folder of `train`, or a shipped model, "digits" or "mnist".
+        name_or_path: a file, a run folder of `train`, a shipped model, "digits" or "mnist", or
+            "diffusers:FOLDER" for a folder that a pipeline of diffusers was saved to.
         network: one of a class of your own, which is not rebuilt from the file.
         sde: one of a class of your own, likewise; any SDE for a `DirectScore`.
         device: where the model is to compute.
@@ -121,6 +123,8 @@ def load(
     FileNotFoundError: load: name_or_path must be a file, a run folder or the name of a shipped \
 model (digits, mnist), got 'no-such-model'; check the spelling
     """
+    if isinstance(name_or_path, str) and name_or_path.startswith(PREFIX):
+        return _of_diffusers(name_or_path, network, sde).to(device)
     return _loaded("load", tuple(_BUILDERS), name_or_path, network, sde).to(device)
 
 
@@ -146,6 +150,14 @@ def load_direct(
     only = (DirectScore.__name__,)
     found = cast("DirectScore", _loaded("load_direct", only, name_or_path, network, sde))
     return found.to(device)
+
+
+def _of_diffusers(name: str, network: nn.Module | None, sde: SDE | None) -> ScoreModel:
+    if network is not None or sde is not None:
+        rule = f"be left out for {PREFIX}FOLDER, which tells them"
+        remedy = "call from_diffusers(network, scheduler) for a network in memory"
+        raise wrong_value("load", "network, sde", rule, "one of them", remedy)
+    return load_diffusers(name.removeprefix(PREFIX))
 
 
 def _score_model(

@@ -1,3 +1,4 @@
+from sde_diffusion.foreign.diffusers_folder import from_diffusers as from_diffusers
 from sde_diffusion.foreign.weights import (
     ForeignWeights as ForeignWeights,
     convert_weights as convert_weights,
