@@ -127,6 +127,49 @@ def test_an_index_that_is_off_by_one_is_seen(slip) -> None:
     assert (model.score(x, times) / expected - 1).abs().max() > 1e-2
 
 
+def respaced(count: int) -> tuple[Tensor, Tensor]:
+    """Return the betas and the map of a chain respaced as improved-diffusion and ADM do it."""
+    kept = torch.from_numpy(np.linspace(0, N - 1, count).round())
+    bar = torch.from_numpy(np.cumprod(1 - BETAS.numpy()))[kept.long()]
+    return 1 - bar / torch.cat([torch.ones(1), bar[:-1]]), kept
+
+
+@pytest.mark.parametrize("index_dtype", [torch.float32, torch.long])
+def test_a_respaced_chain_calls_its_network_with_the_map(index_dtype) -> None:
+    betas, kept = respaced(50)
+    model = ScoreModel.from_timesteps(Chain(BETAS), betas, timesteps=kept, dtype=index_dtype)
+    x = states(50)
+    bar = torch.from_numpy(np.cumprod(1 - BETAS.numpy()))[kept.long()]
+    sigma = (1 - bar).sqrt()
+    expected = predicted("score", x, bar.sqrt(), sigma)
+    times = torch.arange(1, 51, dtype=torch.float64) / 50
+    assert torch.allclose(model.score(x, times), expected, rtol=1e-8, atol=1e-8)
+    unmapped = ScoreModel.from_timesteps(Chain(BETAS), betas, dtype=index_dtype)
+    assert not torch.allclose(unmapped.score(x, times), expected, rtol=1e-2, atol=1e-2)
+
+
+def test_between_the_timesteps_of_a_map_they_go_in_straight_lines() -> None:
+    class Seen(nn.Module):
+        def forward(self, x: Tensor, k: Tensor) -> Tensor:  # noqa: ARG002
+            return k[:, None]
+
+    betas, kept = respaced(4)
+    assert kept.tolist() == [0, 333, 666, 999]
+    model = ScoreModel.from_timesteps(Seen(), betas, timesteps=kept)
+    times = torch.tensor([0.1, 0.25, 0.375, 0.5, 0.9, 1.0], dtype=torch.float64)
+    x = torch.zeros(6, 1, dtype=torch.float64)
+    expected = torch.tensor([0, 0, 166.5, 333, 865.8, 999], dtype=torch.float64)
+    assert torch.allclose(model.eps(x, times)[:, 0], expected, rtol=1e-12)
+
+
+def test_timesteps_of_another_chain_are_refused() -> None:
+    for wrong in (torch.arange(3.0), torch.tensor([0.0, 2.0, 1.0, 3.0]), torch.zeros(4, 1)):
+        with pytest.raises(ValueError, match="timesteps must be 4 rising numbers, one for each"):
+            ScoreModel.from_timesteps(Chain(BETAS), linear_betas(4), timesteps=wrong)
+    with pytest.raises(TypeError, match="timesteps must be a tensor, got list"):
+        ScoreModel.from_timesteps(Chain(BETAS), linear_betas(2), timesteps=[0, 1])  # type: ignore[arg-type]
+
+
 def test_a_denoiser_is_exact_under_its_own_sde_and_under_vp() -> None:
     class Denoiser(nn.Module):
         def forward(self, y: Tensor, sigma: Tensor) -> Tensor:

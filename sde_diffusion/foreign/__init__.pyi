@@ -1,4 +1,5 @@
 from sde_diffusion.foreign.diffusers_folder import from_diffusers as from_diffusers
+from sde_diffusion.foreign.score_sde import from_score_sde as from_score_sde
 from sde_diffusion.foreign.weights import (
     ForeignWeights as ForeignWeights,
     convert_weights as convert_weights,

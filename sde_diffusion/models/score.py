@@ -205,6 +205,7 @@ class ScoreModel(LearnedScore):
         labels: ClassLabels | None = None,
         data: DataSpec | None = None,
         dtype: torch.dtype = torch.float32,
+        timesteps: Tensor | None = None,
     ) -> ScoreModel:
         """Return the model of a DDPM's network(x, k), k = 0 … N − 1 for the betas β_1 … β_N.
 
@@ -213,14 +214,16 @@ class ScoreModel(LearnedScore):
 
         Arguments:
             network: called as network(x, k) or with labels; in eval mode as it is handed in.
-            betas: β_1 … β_N of the chain it was trained on, before any respacing; (N,).
+            betas: β_1 … β_N of the chain it was trained on, before any respacing; (N,). Those of
+                a respaced chain go with its map, ``timesteps``.
             prediction: what the output means: "eps", "x0", "v", "score" or "flow".
             variance: "learned" where the second half of its channels is 2v − 1.
             labels: how it takes class labels; None for a network that takes none.
             data: what the samples are, where that is known.
             dtype: of k; torch.long for a network with a table of them.
+            timesteps: what the network calls the N steps, (N,); their index k if not given.
         """
-        wrapped = AtTimesteps(network, len(betas), labels, dtype=dtype)
+        wrapped = AtTimesteps(network, len(betas), labels, dtype=dtype, timesteps=timesteps)
         sde = VPSDE(DiscreteBeta(betas))
         model = cls(wrapped, sde, prediction, variance=variance, data=data)
         return model.train(network.training)

@@ -143,8 +143,11 @@ class AtTimesteps(Wrapped):
         labels: how it takes class labels; None for one that takes none.
         dtype: of k at least; torch.long rounds it to the nearest index, for a network with a
             table of them.
+        timesteps: what the network calls the steps 0 … N − 1, such as the map of a respaced
+            chain; (N,). Between them they go in straight lines. None where it is their index.
 
     Shapes: x (B, *event), t (B,); k (B,).
+    Errors: TypeError or ValueError for numbers that are none of timesteps.
     Source: Ho et al. 2020; Song et al. 2021, appendix B, for i = tN.
 
     >>> class Index(nn.Module):
@@ -161,11 +164,13 @@ class AtTimesteps(Wrapped):
         labels: ClassLabels | None = None,
         *,
         dtype: torch.dtype = torch.float32,
+        timesteps: Tensor | None = None,
     ) -> None:
         super().__init__(network, labels)
         positive_integer("AtTimesteps", "steps", steps)
         self.steps = steps
         self.dtype = dtype
+        self.timesteps = None if timesteps is None else _checked(timesteps, steps)
 
     @property
     def t_min(self) -> float:
@@ -176,10 +181,38 @@ class AtTimesteps(Wrapped):
         k = t.double() * self.steps - 1
         near = k.round()
         # t = i/N in float32 is not exactly an index times 1/N.
-        k = torch.where((k - near).abs() < _NEAR, near, k).clamp(min=0)
-        if self.dtype.is_floating_point:
-            return x, k.to(torch.promote_types(self.dtype, t.dtype))
-        return x, k.round().to(self.dtype)
+        k = torch.where((k - near).abs() < _NEAR, near, k).clamp(0, self.steps - 1)
+        if not self.dtype.is_floating_point:
+            return x, self._named(k.round()).round().to(self.dtype)
+        return x, self._named(k).to(torch.promote_types(self.dtype, t.dtype))
+
+    def _named(self, k: Tensor) -> Tensor:
+        """Return what the network calls the index k."""
+        if self.timesteps is None:
+            return k
+        known = self.timesteps.to(k.device)
+        low = k.floor().long()
+        high = (low + 1).clamp(max=self.steps - 1)
+        return torch.lerp(known[low], known[high], k - low)
+
+
+def _checked(timesteps: object, steps: int) -> Tensor:
+    """Return the timesteps in float64."""
+    if not isinstance(timesteps, Tensor):
+        got = type(timesteps).__name__
+        raise wrong_type(
+            "AtTimesteps", "timesteps", "be a tensor", got, "pass torch.tensor(timesteps)"
+        )
+    if timesteps.shape != (steps,) or not bool((timesteps.diff() > 0).all()):
+        rule = f"be {steps} rising numbers, one for each of the betas"
+        raise wrong_value(
+            "AtTimesteps",
+            "timesteps",
+            rule,
+            f"{timesteps.flatten().tolist()[:4]} … of shape {tuple(timesteps.shape)}",
+            "pass the map of the same chain, or leave it out",
+        )
+    return timesteps.detach().double()
 
 
 @final
