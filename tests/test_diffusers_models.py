@@ -450,6 +450,25 @@ def test_their_loop_ends_where_ours_does(name, solver, settings, prediction) -> 
     assert error(found, looped(network, scheduler, x)) < 1e-5
 
 
+@pytest.mark.parametrize("prediction", ["sample", "v_prediction"])
+@torch.no_grad()
+def test_a_loop_from_no_signal_at_all_ends_where_ours_does(prediction: str) -> None:
+    """Their DDIM from alpha = 0, ours as a step in x0, which divides by no alpha."""
+    network = unet()
+    scheduler = diffusers.DDIMScheduler(
+        rescale_betas_zero_snr=True,
+        prediction_type=prediction,
+        timestep_spacing="trailing",
+        clip_sample=False,
+    )
+    scheduler.set_timesteps(20)
+    model = from_diffusers(network, scheduler, data=PICTURE)
+    grid = torch.cat([scheduler.timesteps.double() + 1, torch.zeros(1)]) / N
+    x = start(model)
+    found = integrate(ProbabilityFlow(model.sde, model), DPMSolverPP(order=1), x, grid).x
+    assert error(found, looped(network, scheduler, x)) < 1e-5
+
+
 @torch.no_grad()
 def test_their_euler_loops_end_where_ours_does() -> None:
     network = unet()
@@ -525,6 +544,22 @@ def test_a_null_class_of_a_unet_is_the_one_that_is_named() -> None:
     assert torch.equal(model.eps(x, torch.tensor(0.5, dtype=torch.float64)), expected)
 
 
+@torch.no_grad()
+def test_the_remedy_for_another_scheduler_of_a_chain_works() -> None:
+    network = unet()
+    scheduler = diffusers.PNDMScheduler(beta_schedule="scaled_linear", prediction_type="epsilon")
+    with pytest.raises(TypeError, match=r"DDIMScheduler\.from_config\(scheduler\.config\)"):
+        from_diffusers(network, scheduler)
+    ddim = diffusers.DDIMScheduler.from_config(scheduler.config)
+    model = from_diffusers(network, ddim, data=PICTURE)
+    x = start(model)
+    t = torch.tensor(0.3, dtype=torch.float64)
+    eps = network(x, torch.full((2,), 299)).sample
+    alpha = scheduler.alphas_cumprod[299].sqrt()
+    sigma = (1 - scheduler.alphas_cumprod[299]).sqrt()
+    assert error(model.denoise(x, t), (x - sigma * eps) / alpha) < 1e-5
+
+
 # --- folders ---
 
 
@@ -536,6 +571,30 @@ def test_pictures_and_latents_are_told_apart(tmp_path: Path, vae: nn.Module) -> 
     network = NETWORKS["unet of sigma"]()
     found = load(saved(tmp_path / "c", network, diffusers.ScoreSdeVeScheduler(), vae)).data
     assert found == DataSpec("diffusers:c", (3, 8, 8), 256, Affine(0, 1))
+
+
+def test_a_latent_model_has_no_bits_per_pixel(tmp_path: Path, vae: nn.Module) -> None:
+    name = saved(tmp_path, dit(), diffusers.DDIMScheduler(), vae)
+    np.save(tmp_path / "x.npy", np.zeros((2, 4, 8, 8), np.uint8))
+    words = f"likelihood --model {name} --data {tmp_path / 'x.npy'} --out {tmp_path / 'nll'}"
+    told = CliRunner().invoke(main, words.split())
+    assert told.exit_code == 2
+    assert "must have the model's no grey levels, got 256" in told.output
+
+
+def test_the_older_names_of_attention_are_read(tmp_path: Path, vae: nn.Module) -> None:
+    network = unet(add_attention=True, attention_head_dim=4)
+    name = saved(tmp_path, network, diffusers.DDPMScheduler(), vae)
+    path = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
+    new = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    older = {}
+    for key, tensor in load_file(path).items():
+        for word, old in new.items():
+            key = key.replace(word, old)
+        older[key] = tensor
+    save_file(older, path)
+    found = load(name).network.network.state_dict()
+    assert all(torch.equal(found[key], value) for key, value in network.state_dict().items())
 
 
 def test_loading_leaves_the_global_generator_alone(tmp_path: Path, vae: nn.Module) -> None:
@@ -634,6 +693,17 @@ DAMAGES: Final[dict[str, tuple[Callable[[Path], object], type[Exception], str]]]
         replaced(SCHEDULER, rescale_betas_zero_snr=True, prediction_type="epsilon"),
         ValueError,
         "prediction_type must be v_prediction or sample where",
+    ),
+    "no betas": (replaced(SCHEDULER, trained_betas=[]), ValueError, "steps must be at least 1"),
+    "a beta of 2": (
+        replaced(SCHEDULER, trained_betas=[2.0]),
+        ValueError,
+        r"lie in \(0, 1\), got 2",
+    ),
+    "a side missing": (
+        replaced("unet/config.json", sample_size=[8]),
+        ValueError,
+        "sample_size must be one side or two, got \\[8\\]",
     ),
     "another variance": (
         replaced(SCHEDULER, variance_type="learned"),

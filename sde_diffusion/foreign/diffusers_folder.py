@@ -25,6 +25,11 @@ from sde_diffusion.models.score import ScoreModel
 PREFIX: Final = "diffusers:"
 _PARTS: Final = ("unet", "transformer")  # what a pipeline calls its network
 _ENCODERS: Final = ("vae", "vqvae")  # of pipelines whose samples are latent
+_WRAP: Final = "wrap it in a module of (x, k), for ScoreModel.from_timesteps"
+_AS_DDIM: Final = (
+    "where it is of a chain of betas, call "
+    "from_diffusers(network, DDIMScheduler.from_config(scheduler.config))"
+)
 _REMEDY: Final = "save it with pipeline.save_pretrained(folder)"
 
 
@@ -54,8 +59,8 @@ def from_diffusers(
     Errors: ValueError without diffusers, and for settings under which the numbers mean something
     else; TypeError for objects of other classes.
     """
-    _check_instance("network", network, NETWORKS)
-    _check_instance("scheduler", scheduler, SCHEDULERS)
+    _check_instance("network", network, NETWORKS, _WRAP)
+    _check_instance("scheduler", scheduler, SCHEDULERS, _AS_DDIM)
     return model_of(scheduler, told_of(network, embeddings, null, data))
 
 
@@ -68,8 +73,8 @@ def load_diffusers(folder: str | Path) -> ScoreModel:
     folder = Path(folder)
     index = _read(folder, "model_index.json")
     part = next((name for name in _PARTS if index.get(name)), _PARTS[0])
-    kind = _class_in(folder, index, part, NETWORKS)
-    scheduler_kind = _class_in(folder, index, "scheduler", SCHEDULERS)
+    kind = _class_in(folder, index, part, NETWORKS, _WRAP)
+    scheduler_kind = _class_in(folder, index, "scheduler", SCHEDULERS, _AS_DDIM)
     config = _read(folder, "scheduler/scheduler_config.json")
     check_steps(config)
     try:
@@ -97,13 +102,13 @@ def _installed() -> Any:  # noqa: ANN401  (a module)
         ) from error
 
 
-def _check_instance(name: str, value: object, names: Iterable[str]) -> None:
+def _check_instance(name: str, value: object, names: Iterable[str], remedy: str) -> None:
     """Refuse an object of a class that is not in the table."""
     kind = type(value).__name__
     known = list(names)
     if kind not in known or not isinstance(value, getattr(_installed(), kind)):
         rule = f"be one of diffusers' {', '.join(known)}"
-        raise wrong_type("from_diffusers", name, rule, kind, "use ScoreModel.from_timesteps")
+        raise wrong_type("from_diffusers", name, rule, kind, remedy)
 
 
 # --- the files of a folder ---
@@ -122,20 +127,21 @@ def _read(folder: Path, name: str) -> dict[str, Any]:
         got = Reason(f"{type(error).__name__}: {error}")
         raise wrong_value("load", str(path), "hold JSON", got, _REMEDY) from error
     if not isinstance(found, dict):
-        got = type(found).__name__
-        raise wrong_value("load", str(path), "hold a JSON object", got, _REMEDY)
+        kind = type(found).__name__
+        raise wrong_value("load", str(path), "hold a JSON object", kind, _REMEDY)
     return found
 
 
-def _class_in(folder: Path, index: dict[str, Any], part: str, names: Iterable[str]) -> Any:  # noqa: ANN401
+def _class_in(
+    folder: Path, index: Mapping[str, Any], part: str, names: Iterable[str], remedy: str
+) -> Any:  # noqa: ANN401  (a class of diffusers)
     """Return the class of a part of the pipeline, which is diffusers' own and in the table."""
+    known = list(names)
     match index.get(part):
-        case ["diffusers", str(name)] if name in names:
+        case ["diffusers", str(name)] if name in known:
             return getattr(_installed(), name)
-    rule = f"name a class of diffusers for {part}, one of {', '.join(names)}"
-    got = str(index.get(part))
-    remedy = "load the network yourself, and call ScoreModel.from_timesteps"
-    raise wrong_value("load", str(folder), rule, got, remedy)
+    rule = f"name a class of diffusers for {part}, one of {', '.join(known)}"
+    raise wrong_value("load", str(folder), rule, str(index.get(part)), remedy)
 
 
 def _network(kind: Any, folder: Path, part: str) -> Any:  # noqa: ANN401
@@ -169,11 +175,12 @@ def _data(
     channels = config["in_channels"]
     if size is None:
         return None
-    sides = (size, size) if isinstance(size, int) else tuple(size)
-    latent = any(index.get(encoder) for encoder in _ENCODERS) or channels not in (1, 3)
+    sides = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
+    if len(sides) != 2:
+        raise wrong_value("load", "sample_size", "be one side or two", size, _REMEDY)
+    if any(index.get(encoder) for encoder in _ENCODERS) or channels not in (1, 3):
+        return DataSpec(f"{PREFIX}{name}", (channels, *sides), None)
     # The data of ScoreSdeVePipeline lie in [0, 1], as those of a network that centres its input.
     unit = scheduler == "ScoreSdeVeScheduler" or config.get("center_input_sample")
     scaling = Affine(0, 1) if unit else Affine(-1, 1)
-    if latent:
-        return DataSpec(f"{PREFIX}{name}", (channels, *sides), None)
     return DataSpec(f"{PREFIX}{name}", (channels, *sides), 256, scaling)

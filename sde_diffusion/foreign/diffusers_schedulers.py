@@ -105,12 +105,13 @@ def _betas(scheduler: Any, prediction: str) -> Tensor:  # noqa: ANN401
     x_N is then pure noise in float32 and in float64, and every x_t has a score.
     """
     betas: Tensor = scheduler.betas.double()
-    if betas[-1] < 1:
+    no_signal = betas == 1
+    if not bool(no_signal.any()):
         return betas
     if prediction == "epsilon":
         rule = "be v_prediction or sample where rescale_betas_zero_snr leaves no signal at the end"
         raise _setting("prediction_type", rule, prediction)
-    return betas.clamp(max=_NEXT_TO_ONE)
+    return torch.where(no_signal, _NEXT_TO_ONE, betas)
 
 
 def _chain_or_flow(scheduler: Any, config: Config, told: Told) -> ScoreModel:  # noqa: ANN401
