@@ -25,6 +25,7 @@ from sde_diffusion import (
     EDMSDE,
     Affine,
     DataSpec,
+    Guided,
     ProbabilityFlow,
     ScoreModel,
     from_diffusers,
@@ -469,21 +470,43 @@ def test_a_loop_from_no_signal_at_all_ends_where_ours_does(prediction: str) -> N
     assert error(found, looped(network, scheduler, x)) < 1e-5
 
 
+def from_high_noise(scheduler: Any) -> Tensor:
+    """Set its 20 steps, below pure noise where that is at t = 1, and return our grid of them."""
+    if type(scheduler).__name__ == FLOW:
+        scheduler.set_timesteps(sigmas=np.linspace(0.99, 0.05, 20))
+        sigmas = scheduler.sigmas.double()
+        return 1 - sigmas if scheduler.config.invert_sigmas else sigmas
+    scheduler.set_timesteps(20)
+    sigmas: Tensor = scheduler.sigmas.double()
+    if scheduler.config.final_sigmas_type == "sigma_min":  # whose last step stands still
+        sigmas = sigmas[:-1]
+    return sigmas / scheduler.config.sigma_max
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "solver"),
+    [
+        (diffusers.EDMEulerScheduler(), Euler()),
+        (diffusers.EDMEulerScheduler(prediction_type="v_prediction", sigma_data=1.0), Euler()),
+        (
+            diffusers.EDMDPMSolverMultistepScheduler(
+                final_sigmas_type="sigma_min", lower_order_final=False
+            ),
+            DPMSolverPPPublished(memory=2),
+        ),
+        (diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0), Euler()),
+        (diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True), Euler()),
+    ],
+    ids=["EDM", "EDM of v", "EDM DPM-Solver++", "flow", "flow to data at 1"],
+)
 @torch.no_grad()
-def test_their_euler_loops_end_where_ours_does() -> None:
+def test_their_loop_of_continuous_noise_ends_where_ours_does(scheduler, solver) -> None:
     network = unet()
-    for kind in (diffusers.EDMEulerScheduler, diffusers.FlowMatchEulerDiscreteScheduler):
-        scheduler = kind()
-        model = from_diffusers(network, scheduler, data=PICTURE)
-        if isinstance(model.sde, EDMSDE):
-            scheduler.set_timesteps(20)
-            grid = scheduler.sigmas.double() / scheduler.config.sigma_max
-        else:
-            scheduler.set_timesteps(sigmas=np.linspace(0.99, 0.05, 20))
-            grid = scheduler.sigmas.double()
-        x = start(model, float(model.sde.prior().std))
-        found = integrate(ProbabilityFlow(model.sde, model), Euler(), x, grid).x
-        assert error(found, looped(network, scheduler, x)) < 1e-5
+    model = from_diffusers(network, scheduler, data=PICTURE)
+    grid = from_high_noise(scheduler)
+    x = start(model, model.sde.prior().std)
+    found = integrate(ProbabilityFlow(model.sde, model), solver, x, grid).x
+    assert error(found, looped(network, scheduler, x)) < 1e-5
 
 
 @torch.no_grad()
@@ -521,6 +544,25 @@ def test_a_conditional_network_is_called_with_its_embeddings() -> None:
     assert torch.equal(model.eps(x, t), expected)
     other = from_diffusers(network, scheduler, embeddings=-rows, data=PICTURE)
     assert not torch.allclose(other.eps(x, t), expected, atol=1e-3)
+
+
+@torch.no_grad()
+def test_guidance_of_two_conditions_is_that_of_their_pipelines() -> None:
+    """Their eps is u + s (c − u); our weight is s − 1."""
+    network = conditional()
+    scheduler = diffusers.DDIMScheduler()
+    generator = torch.Generator().manual_seed(3)
+    text, empty = (torch.randn(4, 6, generator=generator) for _ in range(2))
+    one, other = (
+        from_diffusers(network, scheduler, embeddings=rows, data=PICTURE) for rows in (text, empty)
+    )
+    x = start(one)
+    k = torch.full((2,), 499)
+    c, u = (
+        network(x, k, encoder_hidden_states=rows.expand(2, 4, 6)).sample for rows in (text, empty)
+    )
+    found = Guided(one, other, 6.5).eps(x, torch.tensor(0.5, dtype=torch.float64))
+    assert error(found, u + 7.5 * (c - u)) < 1e-5
 
 
 @torch.no_grad()
