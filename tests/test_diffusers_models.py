@@ -647,6 +647,16 @@ def test_loading_leaves_the_global_generator_alone(tmp_path: Path, vae: nn.Modul
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_weights_in_several_files_are_read(tmp_path: Path, vae: nn.Module) -> None:
+    network = unet()
+    name = saved(tmp_path, network, diffusers.DDPMScheduler(), vae)
+    (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    network.save_pretrained(tmp_path / "unet", max_shard_size="20KB")
+    assert len(list((tmp_path / "unet").glob("*.safetensors"))) > 1
+    found = load(name).network.network.state_dict()
+    assert all(torch.equal(found[key], value) for key, value in network.state_dict().items())
+
+
 def test_weights_in_torchs_format_are_read_without_being_run(tmp_path, vae) -> None:
     network = unet()
     name = saved(tmp_path, network, diffusers.DDPMScheduler(), vae)

@@ -180,7 +180,6 @@ def _data(
         raise wrong_value("load", "sample_size", "be one side or two", size, _REMEDY)
     if any(index.get(encoder) for encoder in _ENCODERS) or channels not in (1, 3):
         return DataSpec(f"{PREFIX}{name}", (channels, *sides), None)
-    # The data of ScoreSdeVePipeline lie in [0, 1], as those of a network that centres its input.
-    unit = scheduler == "ScoreSdeVeScheduler" or config.get("center_input_sample")
-    scaling = Affine(0, 1) if unit else Affine(-1, 1)
+    # Their pipelines show x as it is after ScoreSdeVeScheduler, and (x + 1)/2 after the others.
+    scaling = Affine(0, 1) if scheduler == "ScoreSdeVeScheduler" else Affine(-1, 1)
     return DataSpec(f"{PREFIX}{name}", (channels, *sides), 256, scaling)
