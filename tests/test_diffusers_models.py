@@ -8,6 +8,7 @@ makes x0 of them. At float64 only alpha-bar is made anew, a product of its float
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -746,7 +747,11 @@ DAMAGES: Final[dict[str, tuple[Callable[[Path], object], type[Exception], str]]]
         ValueError,
         "prediction_type must be v_prediction or sample where",
     ),
-    "no betas": (replaced(SCHEDULER, trained_betas=[]), ValueError, "steps must be at least 1"),
+    "no betas": (
+        replaced(SCHEDULER, trained_betas=[]),
+        ValueError,
+        "be one non-empty row of numbers",
+    ),
     "a beta of 2": (
         replaced(SCHEDULER, trained_betas=[2.0]),
         ValueError,
@@ -773,6 +778,23 @@ def test_a_folder_that_is_none_ends_in_one_sentence(name: str, tmp_path, vae) ->
     with pytest.raises(kind, match=words) as refused:
         load(model)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(("kind", "junk"), [(EDMS[0], "x"), (UNIPC, -1)])
+def test_a_setting_of_another_kind_ends_in_one_sentence_or_is_not_read(kind, junk, tmp_path, vae):
+    name = saved(tmp_path, unet(), getattr(diffusers, kind)(), vae)
+    config = (tmp_path / SCHEDULER).read_text()
+    refusals = []
+    for key in json.loads(config):
+        (tmp_path / SCHEDULER).write_text(config)
+        edit(tmp_path / SCHEDULER, **{key: junk})
+        try:
+            load(name)
+        except (ValueError, TypeError) as error:
+            refusals.append(str(error))
+    assert refusals
+    for said in refusals:
+        assert re.fullmatch(r"\w+: .* must .*, got .*; .*", said), said
 
 
 def test_what_is_no_folder_is_refused(tmp_path: Path) -> None:

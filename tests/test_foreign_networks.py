@@ -162,6 +162,12 @@ def test_between_the_timesteps_of_a_map_they_go_in_straight_lines() -> None:
     assert torch.allclose(model.eps(x, times)[:, 0], expected, rtol=1e-12)
 
 
+def test_betas_that_are_no_row_are_refused_by_name() -> None:
+    for wrong in (torch.tensor(0.1), torch.zeros(0), torch.zeros(2, 2)):
+        with pytest.raises(ValueError, match="betas must be one non-empty row of numbers"):
+            ScoreModel.from_timesteps(Chain(BETAS), wrong)
+
+
 def test_timesteps_of_another_chain_are_refused() -> None:
     for wrong in (torch.arange(3.0), torch.tensor([0.0, 2.0, 1.0, 3.0]), torch.zeros(4, 1)):
         with pytest.raises(ValueError, match="timesteps must be 4 rising numbers, one for each"):

@@ -223,9 +223,10 @@ class ScoreModel(LearnedScore):
             dtype: of k; torch.long for a network with a table of them.
             timesteps: what the network calls the N steps, (N,); their index k if not given.
         """
-        wrapped = AtTimesteps(network, len(betas), labels, dtype=dtype, timesteps=timesteps)
-        sde = VPSDE(DiscreteBeta(betas))
-        model = cls(wrapped, sde, prediction, variance=variance, data=data)
+        beta = DiscreteBeta(betas)
+        n = len(beta.betas)
+        wrapped = AtTimesteps(network, n, labels, dtype=dtype, timesteps=timesteps)
+        model = cls(wrapped, VPSDE(beta), prediction, variance=variance, data=data)
         return model.train(network.training)
 
     @classmethod
