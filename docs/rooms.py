@@ -21,7 +21,11 @@ ROOMS: Final = (
     {"pictures": "a file for each kind of picture"},
     {"evaluation": "a data set's log-likelihoods", "objectives": "what a step minimises"},
     {"ddpm": "the chain, its variances and its bound"},
-    {"likelihood": "densities and bounds", "diagnostics": "orders, comparisons, metrics"},
+    {
+        "likelihood": "densities and bounds",
+        "diagnostics": "orders, comparisons, metrics",
+        "exchange": "with the pipelines and samplers of others",
+    },
     {"sampling": "draws of a model, latents, fitted grids"},
     {"integration": "the loop that runs a solver along a grid"},
     {"checkpoints": "saving and loading, without executing anything"},

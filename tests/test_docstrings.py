@@ -64,6 +64,8 @@ def methods(kind: type) -> Iterator[tuple[str, list[str], str | None]]:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_every_argument_of_many_is_described(module: str) -> None:
+    if module.startswith("sde_diffusion.exchange."):
+        pytest.importorskip("diffusers", reason="diffusers is not installed")
     wrong = [
         f"{name}{tuple(given)}: described are {documented(text)}"
         for name, given, text in callables(module)

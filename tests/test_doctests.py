@@ -22,6 +22,8 @@ MODULES = [
 
 @pytest.mark.parametrize("name", sorted(set(MODULES)))
 def test_examples_run(name: str) -> None:
+    if name.startswith("sde_diffusion.exchange."):
+        pytest.importorskip("diffusers", reason="diffusers is not installed")
     result = doctest.testmod(importlib.import_module(name), verbose=False)
     assert result.failed == 0
 

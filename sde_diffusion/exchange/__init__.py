@@ -1,0 +1,7 @@
+"""Models and samplers in exchange with other programs: ours in theirs, and theirs in ours."""
+
+from __future__ import annotations
+
+from sde_diffusion._exports import exported
+
+__getattr__, __dir__, __all__ = exported(__name__, __file__)

@@ -1,0 +1,1 @@
+from sde_diffusion.exchange.scheduler import SolverScheduler as SolverScheduler
