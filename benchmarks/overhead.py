@@ -21,7 +21,7 @@ from typing import Any, Final
 
 import torch
 from _common import Spread, interleaved, options, parsed, ratio, table, write
-from _peers import PEERS, RAW, TIMED, Peer, Tick
+from _peers import PEERS, RAW, TIMED, Peer
 from _solvers import DETERMINISTIC, STOCHASTIC
 from torch import Tensor, nn
 
@@ -67,6 +67,7 @@ EQUIVALENT: Final[Mapping[str, tuple[Solver[Any], tuple[str, ...]]]] = {
 CORE: Final = ("DDIM", "AngularAdams", "Heun", "EulerMaruyama", "Ancestral")
 BESIDE: Final = ("diffusers DDIM", "diffusers DDPM", "diffusers Heun", "azula DDPM")
 _PEERS: Final = {**PEERS, **TIMED}
+Tick = Callable[[], object]
 # One solve from noise to data of the given network; tick() follows every step.
 Contender = Callable[[nn.Module, Tick], object]
 
@@ -112,8 +113,17 @@ def theirs(peer: Peer, shape: tuple[int, ...], steps: int) -> Contender:
     grid = uniform(steps)
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     run = peer.make(VPSDE(), grid)
-    times = [torch.full((shape[0],), float(t)) for t in grid]
-    return lambda network, tick: run(lambda x_t, i: network(x_t, times[i]), x, tick)
+    times = {float(t): torch.full((shape[0],), float(t)) for t in grid}
+
+    def solve(network: nn.Module, tick: Tick) -> object:
+        def eps(x_t: Tensor, t: Tensor) -> Tensor:
+            tick()  # of the step before
+            found: Tensor = network(x_t, times[float(t)])
+            return found
+
+        return run(eps, x)
+
+    return solve
 
 
 @dataclass(frozen=True)

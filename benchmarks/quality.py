@@ -276,16 +276,16 @@ def theirs(peer: Peer) -> Solve:
     def solve(model: Any, x: Tensor, grid: Tensor, seed: int) -> tuple[Tensor, int]:  # noqa: ANN401
         calls = 0
 
-        def eps(x_t: Tensor, i: int) -> Tensor:
+        def eps(x_t: Tensor, t: Tensor) -> Tensor:
             nonlocal calls
             calls += 1
-            found: Tensor = model.eps(x_t, grid[i])
+            found: Tensor = model.eps(x_t, t)
             return found
 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             try:
-                return peer.make(model.sde, grid)(eps, x, lambda: None), calls
+                return peer.make(model.sde, grid)(eps, x), calls
             except RuntimeError as error:  # a singular matrix; ours say it with their own errors
                 raise FloatingPointError(str(error)) from error
 

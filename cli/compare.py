@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sde_diffusion.diagnostics.comparison import Comparison, Problem
+    from sde_diffusion.diagnostics.convergence import Convergence, Kind
 
 EXAMPLES: Final = """\b
 Examples:
@@ -29,6 +30,7 @@ Examples:
   sde-diffusion compare --model mnist
   sde-diffusion compare --model mnist --data path/to/mnist --samples 128 --reference-steps 32
   sde-diffusion compare --model runs/mine --data images/ --replicates 10 --grid log-snr
+  sde-diffusion compare --peer diffusers:DPMSolverMultistepScheduler --peer azula:HeunSampler
 """
 _MODELS: Final = ("digits", "ring")
 _SOLVERS: Final = (
@@ -94,6 +96,15 @@ class _Task:
     f"{', '.join(_SOLVERS)} if not given.",
 )
 @click.option(
+    "--peer",
+    "peers",
+    multiple=True,
+    help="Another program's sampler in the same table, from the same noise on the same grid: "
+    "diffusers:NAME, azula:NAME, both with settings as in azula:xEABSampler:order=3, or "
+    "package.module:attr of a function (denoiser, y, sigmas) as k-diffusion has them; "
+    "repeatable. Its order is measured.",
+)
+@click.option(
     "--nfe",
     "budgets",
     multiple=True,
@@ -146,6 +157,7 @@ def command(
     frames: str,
     layout: str | None,
     solvers: tuple[str, ...],
+    peers: tuple[str, ...],
     budgets: tuple[int, ...],
     samples: int | None,
     replicates: int,
@@ -173,11 +185,12 @@ def command(
             f"{len(models)} models",
             "pass one --model with it",
         )
-    for option, names in (("--model", models), ("--solver", solvers)):
+    for option, names in (("--model", models), ("--solver", solvers), ("--peer", peers)):
         if len(set(names)) < len(names):
             got = ", ".join(names)
             raise wrong_value(option, "name", "be given once", got, "drop the repeats")
-    made = {name: _solver(name, tolerance) for name in solvers}
+    others = {name: menu.peer(name) for name in peers}
+    made = {name: _solver(name, tolerance) for name in solvers} | others
     where = _common.resolve_device(device)
     reading = {"split": split, "size": size, "frames": frames, "layout": layout}
     tasks = [
@@ -186,7 +199,8 @@ def command(
     ]
     folder = _common.output_folder(out)
     found = [_compare(task, made, budgets, replicates, seed) for task in tasks]
-    text = "\n\n".join(map(report.comparison_text, found))
+    orders = [_orders(task, others) for task in tasks]
+    text = "\n\n".join(map(report.comparison_text, found, orders))
     result = {
         "grid": grid,
         "denoise": denoise,
@@ -194,6 +208,7 @@ def command(
         "device": str(where),
         "solvers": {name: repr(solver) for name, solver in made.items()},
         "comparisons": [c.to_json() for c in found],
+        "measured_orders": [_orders_as_json(order) for order in orders],
     }
     with (
         _common.shown_if_unwritten(result, [text], as_json=as_json),
@@ -211,6 +226,21 @@ def _solver(name: str, tolerance: float) -> Any:  # noqa: ANN401
     made = menu.solver(name)
     own = ":" in name and not name.startswith("torchdiffeq:")
     return menu.solver(name, tolerance) if menu.is_adaptive(made) and not own else made
+
+
+def _orders(task: _Task, peers: Mapping[str, Any]) -> dict[str, tuple[Kind, Convergence]]:
+    """Return the measured order of every peer, on the SDE of the task's model."""
+    from sde_diffusion.diagnostics.orders import observed_order
+
+    sde = task.problem.model.linear_sde()
+    return {name: observed_order(peer, sde) for name, peer in peers.items()}
+
+
+def _orders_as_json(orders: Mapping[str, tuple[Kind, Convergence]]) -> dict[str, object]:
+    return {
+        name: {"kind": kind, "steps": list(found.steps), "errors": list(found.errors)}
+        for name, (kind, found) in orders.items()
+    }
 
 
 def _task(

@@ -7,6 +7,7 @@ function without arguments is called.
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.resources
 import inspect
@@ -103,6 +104,43 @@ def solver(name: str, tolerance: float | None = None) -> Any:  # noqa: ANN401  (
             "use --steps, or --solver dormand-prince",
         )
     return replace(made, rtol=tolerance, atol=tolerance)
+
+
+def peer(name: str) -> Any:  # noqa: ANN401  (a Peer)
+    """Return another program's sampler as a solver.
+
+    It is ``diffusers:NAME`` or ``azula:NAME`` of a class there, with settings after another colon
+    as in azula:xEABSampler:order=3, or ``module:attr`` of a function (denoiser, y, sigmas).
+
+    Errors: ValueError where the program is not installed, for an unknown name and other settings;
+    TypeError for an object that is no function.
+    """
+    exchange = importlib.import_module("sde_diffusion.exchange")
+    program, _, rest = name.partition(":")
+    kinds = {"diffusers": "DiffusersPeer", "azula": "AzulaPeer"}
+    if program not in kinds:
+        names = [f"{known}:NAME" for known in kinds]
+        return exchange.FunctionPeer(imported("--peer", name, names))
+    kind, _, settings = rest.partition(":")
+    made = exchange.DiffusersPeer if program == "diffusers" else exchange.AzulaPeer
+    return made(kind, _settings(settings))
+
+
+def _settings(text: str) -> dict[str, object]:
+    """Return the settings in a text, ``word=value`` with commas; values are literals or text."""
+    found = dict[str, object]()
+    for part in filter(None, text.split(",")):
+        word, equals, value = part.partition("=")
+        if not equals:
+            rule = "have settings as word=value, with commas between them"
+            raise wrong_value(
+                "--peer", text, rule, part, "write such as azula:xEABSampler:order=3"
+            )
+        try:
+            found[word] = ast.literal_eval(value)
+        except (SyntaxError, ValueError):
+            found[word] = value
+    return found
 
 
 def is_adaptive(made: object) -> bool:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sde_diffusion.diagnostics.comparison import Comparison, ComparisonRow
+    from sde_diffusion.diagnostics.convergence import Convergence, Kind
     from sde_diffusion.diagnostics.metrics import Interval
 
 _SMALL = 1e-3  # half widths below it would take more places than a column has
 _HEADERS = ("solver", "steps", "NFE", "s", "RMS", "SW2", "excess", "MMD2", "FD")
+_ORDERS = {"ode": "order", "weak": "weak order", "strong": "strong order"}
 _LEGEND = """\
 NFE: evaluations of the network a sample; s: seconds of a solve
 RMS: root mean square distance to the ends of the flow from the same noise
@@ -43,8 +45,13 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def comparison_text(comparison: Comparison) -> str:
-    """Return the table of a comparison, under a line that says what was compared."""
+def comparison_text(
+    comparison: Comparison, orders: Mapping[str, tuple[Kind, Convergence]] | None = None
+) -> str:
+    """Return the table of a comparison, under a line that says what was compared.
+
+    ``orders`` are the measured ones of samplers of other programs, by name.
+    """
     c = comparison
     lines = [
         f"{c.problem}: {c.replicates} × {c.samples} samples; values are mean ± 95 % interval",
@@ -55,8 +62,15 @@ def comparison_text(comparison: Comparison) -> str:
         f"the flow: the probability-flow ODE by {c.reference}, {c.reference_nfe} evaluations,",
         f"{c.reference_error:.2g} from itself with half the steps",
     ]
+    lines += [_order_text(name, *found) for name, found in (orders or {}).items()]
     failures = [f"{row.solver}, NFE {row.nfe}: {row.failure}" for row in c.rows if row.failure]
     return "\n".join(lines + failures)
+
+
+def _order_text(name: str, kind: Kind, found: Convergence) -> str:
+    """Return the measured order of a solver in a line."""
+    last = " and ".join(map(str, found.steps[-2:]))
+    return f"{name}: measured {_ORDERS[kind]} {found.order:.2f}, of {last} steps"
 
 
 def write_text(path: Path, text: str) -> None:

@@ -31,6 +31,7 @@ from sde_diffusion.diagnostics.orders import (
     Rule as Rule,
     certify as certify,
     ends as ends,
+    observed_order as observed_order,
     ode_convergence as ode_convergence,
     strong_convergence as strong_convergence,
     weak_convergence as weak_convergence,

@@ -320,6 +320,24 @@ def weak_convergence(
     return Convergence(tuple(steps), tuple(*zip(*map(errors, steps), strict=True)))
 
 
+def observed_order(
+    solver: Solver[Any], sde: LinearSDE, steps: Sequence[int] = (16, 32, 64)
+) -> tuple[Kind, Convergence]:
+    """Return the kind of order of a solver that declares none, and its errors by step count.
+
+    The order is that of its state, "ode", or "weak" for a solver that draws.
+
+    >>> from sde_diffusion import VPSDE
+    >>> from sde_diffusion.solvers import Heun
+    >>> kind, errors = observed_order(Heun(), VPSDE())
+    >>> kind, round(errors.order, 1)
+    ('ode', 2.0)
+    """
+    if cost(solver, sde, uniform(steps[0], *ends(sde))).draws:
+        return "weak", weak_convergence(solver, sde, steps)
+    return "ode", ode_convergence(solver, sde, steps)
+
+
 def strong_convergence(
     solver: Solver[Any],
     sde: LinearSDE,

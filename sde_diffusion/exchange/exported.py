@@ -25,7 +25,7 @@ try:
     from diffusers import ConfigMixin, DDIMPipeline, DDIMScheduler, ModelMixin
     from diffusers.models.unets.unet_2d import UNet2DOutput
 except ImportError as error:
-    raise missing("diffusers", error) from error
+    raise ImportError(missing("diffusers", error)) from error
 
 _WHAT: Final = "save_diffusers"
 # What the network of a model predicts -> the form that it is exported in, and diffusers' name.

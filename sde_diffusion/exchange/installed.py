@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from sde_diffusion._check import Reason
+from sde_diffusion._check import Reason, wrong_value
 
 
 def program(module: str, name: str) -> Any:  # noqa: ANN401  (a module without types)
-    """Return the module of another program, which is imported only here.
+    """Return a module of another program.
 
-    Errors: ImportError that says what to install.
+    Errors: ValueError that says what to install.
     """
     try:
         return importlib.import_module(module)
@@ -19,10 +19,12 @@ def program(module: str, name: str) -> Any:  # noqa: ANN401  (a module without t
         raise missing(name, error) from error
 
 
-def missing(name: str, error: ImportError) -> ImportError:
-    """Return the error of a program that cannot be imported, with what to type."""
-    message = (
-        f"{name}: it must be installed to be exchanged with, got {Reason(error)}; "
-        f"type pip install {name}"
+def missing(name: str, error: ImportError) -> ValueError:
+    """Return the error for a program that cannot be imported, with what to type."""
+    return wrong_value(
+        "exchange",
+        f"the package {name}",
+        "be installed",
+        Reason(error),
+        f"type pip install {name}",
     )
-    return ImportError(message)

@@ -29,7 +29,7 @@ try:
     from diffusers import ConfigMixin, DDPMScheduler, SchedulerMixin
     from diffusers.schedulers.scheduling_utils import SchedulerOutput
 except ImportError as error:
-    raise missing("diffusers", error) from error
+    raise ImportError(missing("diffusers", error)) from error
 
 PREDICTIONS: Final = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 GRIDS: Final = ("recommended", "leading", "trailing", "linspace")
