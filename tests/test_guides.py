@@ -292,6 +292,8 @@ def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+# NumPy 2 warns of the conversion of tensors in diffusers.
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 @pytest.mark.parametrize("page", PAGES)
 def test_every_block_of_a_page_runs_and_prints_what_it_says(page: str, empty: Path) -> None:
     for name in OPTIONAL:

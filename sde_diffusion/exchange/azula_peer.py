@@ -77,7 +77,8 @@ class _Denoiser:
         times = torch.linspace(1.0, 0.0, len(grid), dtype=torch.float64)
         rows = zip(grid, sde.alpha(grid), sde.sigma(grid), strict=True)
         # So that the adapter costs next to nothing in a step.
-        self._known = dict(zip(times.tolist(), rows, strict=True))
+        self._known: dict[float, tuple[Tensor, Tensor, Tensor]] = {}
+        self._known.update(zip(times.tolist(), rows, strict=True))
 
     def __call__(self, x: Tensor, time: Tensor) -> Any:  # noqa: ANN401
         t, alpha, sigma = self._at(time)

@@ -74,7 +74,8 @@ class Peer(Solver[ReverseSDE], ABC):
         try:
             with _Served(self.name, noise if self.draws else _Zeros(), x):
                 found = run(eps, x)
-        except torch.linalg.LinAlgError as error:  # weights that cannot be solved for
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+            # weights that cannot be solved for
             remedy = "use other steps, or another sampler"
             raise diverged(self.name, "x", "stay finite", Reason(error), remedy) from error
         yield found.to(x.dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, final
+from typing import Any, Final, TypeAlias, final
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,7 @@ except ImportError as error:
 
 PREDICTIONS: Final = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 GRIDS: Final = ("recommended", "leading", "trailing", "linspace")
+Generators: TypeAlias = "torch.Generator | list[torch.Generator] | None"
 _WHAT: Final = "SolverScheduler"
 _AGAIN: Final = "call set_timesteps, then step once for each of timesteps, in their order"
 
@@ -172,7 +173,7 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # wit
         sample: Tensor,
         eta: float = 0.0,
         use_clipped_model_output: bool | None = None,
-        generator: torch.Generator | list[torch.Generator] | None = None,
+        generator: Generators = None,
         return_dict: bool = True,
     ) -> SchedulerOutput | tuple[Tensor]:
         """Return the state at which the network is evaluated next, at last the sample.
@@ -220,7 +221,7 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # wit
             rule = f"be the next of timesteps, {due:g}"
             raise wrong_value(_WHAT, "timestep", rule, timestep, _AGAIN)
 
-    def _solve_from(self, sample: Tensor, generator: object) -> PausedSolve:
+    def _solve_from(self, sample: Tensor, generator: Generators) -> PausedSolve:
         """Return the solve that waits for this sample's output, a new one at the first step."""
         solve = self._solve
         if solve is None:
@@ -245,7 +246,7 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # wit
         solve.edit(sample.clone())
         return solve
 
-    def _noise(self, count: int, halves: int, generator: object) -> Noise:
+    def _noise(self, count: int, halves: int, generator: Generators) -> Noise:
         """Return a stream of normals for each sample, of the pipeline's generators if any."""
         own = count // halves
         if generator is None:
