@@ -236,6 +236,31 @@ def test_a_conditional_unet_runs_it() -> None:
     assert off(looped(scheduler, Given(), start()), expected) < EXACT
 
 
+@pytest.mark.parametrize("solver", [AngularAdams(order=3), DDIM(), Heun(), SDEDPMSolverPP()])
+def test_a_pipeline_may_start_from_a_noisy_image(solver, unet, model) -> None:
+    """The first timesteps are left out, as by pipelines from image to image."""
+    scheduler = SolverScheduler(solver, prediction_type="v_prediction")
+    scheduler.set_timesteps(8)
+    first = 3 * scheduler.order
+    x = scheduler.add_noise(0.1 * start(seed=1), start(), scheduler.timesteps[first])
+    grid = recommended(model.sde, 8, solver=solver)[3:]
+    kind = ProbabilityFlow if issubclass(solver.dynamics, (ODE, ProbabilityFlow)) else ReverseSDE
+    noise = PerSampleNoise.numbered(0, 0, 2)
+    with torch.no_grad():
+        expected = integrate(kind(model.sde, model), solver, x, grid, noise=noise).x
+        for k in scheduler.timesteps[first:]:
+            x = scheduler.step(unet(x, k).sample, k, x).prev_sample
+    assert off(x, expected) < EXACT
+
+
+def test_a_solver_with_steps_of_its_own_at_the_start_says_which_one_has_none() -> None:
+    scheduler = SolverScheduler(PLMS())
+    scheduler.set_timesteps(8)
+    x = start()
+    with pytest.raises(ValueError, match=r"pass AngularAdams\(order=3\) or DDIM\(\) to start"):
+        scheduler.step(x, scheduler.timesteps[-2], x)
+
+
 # --- states that a pipeline changes ---
 
 

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from sde_diffusion._check import wrong_value
 from sde_diffusion.coefficients import Level, Levels
-from sde_diffusion.forms import converted
 from sde_diffusion.integration import check_solver, dynamics_for
 from sde_diffusion.noise import WhiteNoise
 from sde_diffusion.scores import ScoreLike
@@ -105,4 +104,6 @@ class _Watched(ScoreLike):
         return -x
 
     def predict(self, form: str, x: Tensor, t: Tensor, at: Level | Levels) -> Tensor:
-        return converted(form, "score", self(x, t), x, at)
+        # eps = sigma x, x0 = alpha x and v = 0, finite where alpha or sigma is 0 too.
+        factor = {"eps": at.sigma, "x0": at.alpha, "v": 0.0}[form]
+        return -self(x, t) * factor

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, TypeAlias, final
+from typing import Any, Final, final
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +15,11 @@ from sde_diffusion.exchange.described import described, solver_from
 from sde_diffusion.exchange.installed import missing
 from sde_diffusion.exchange.paused import PausedSolve
 from sde_diffusion.exchange.plan import Evaluation, evaluations
+from sde_diffusion.exchange.streams import Generators, noise_for
 from sde_diffusion.grids import check_grid, recommended
 from sde_diffusion.integration import check_falling
 from sde_diffusion.lattices import leading, linspace, trailing
 from sde_diffusion.models.wrapped import AtTimesteps
-from sde_diffusion.noise import Noise, PerSampleNoise
 from sde_diffusion.schedules import DiscreteBeta
 from sde_diffusion.scores import check_result
 from sde_diffusion.sde import VPSDE
@@ -33,7 +33,6 @@ except ImportError as error:
 
 PREDICTIONS: Final = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 GRIDS: Final = ("recommended", "leading", "trailing", "linspace")
-Generators: TypeAlias = "torch.Generator | list[torch.Generator] | None"
 _WHAT: Final = "SolverScheduler"
 _AGAIN: Final = "call set_timesteps, then step once for each of timesteps, in their order"
 
@@ -116,6 +115,7 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # wit
         self.timesteps = torch.arange(len(made) - 1, -1, -1)
         self._grid = torch.empty(0)
         self._plan = list[Evaluation]()
+        self._k = list[float]()
         self._solve: PausedSolve | None = None
         evaluations(_WHAT, self.solver, self.sde, recommended(self.sde, 4, solver=self.solver))
 
@@ -151,7 +151,9 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # wit
         _, k = AtTimesteps(nn.Identity(), len(self)).inputs(t, t)
         whole = bool((k == k.round()).all())
         # Pipelines and their networks take an integer as it is, and a fraction as float32.
-        self.timesteps = (k.long() if whole else k.float()).to(device)
+        k = k.long() if whole else k.float()
+        self._k = k.tolist()
+        self.timesteps = k.to(device)
         self.num_inference_steps = len(self._grid) - 1
         self.order = max(len(t) // self.num_inference_steps, 1)
 
@@ -196,13 +198,17 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # wit
             remedy = "set the noise by the solver, as in Ancestral(eta=1.0)"
             got = f"{eta}, {use_clipped_model_output}"
             raise wrong_value(_WHAT, "eta, use_clipped_model_output", rule, got, remedy)
-        self._check_next(float(timestep))
         check_state(_WHAT, sample)
-        solve = self._solve_from(sample, generator)
         channels = sample.shape[1]
         if model_output.shape[1] == 2 * channels:
             model_output = model_output[:, :channels]
-        solve.answer(check_result(_WHAT, model_output, sample))
+        output = check_result(_WHAT, model_output, sample)
+        if self._solve is None:
+            self._solve = self._begun(float(timestep), sample, generator)
+        solve = self._solve
+        self._check_next(float(timestep), solve)
+        self._take(sample, solve)
+        solve.answer(output)
         if not bool(torch.isfinite(solve.x).all()):
             got = Reason(f"NaN or infinity after timestep {float(timestep):g}")
             remedy = "look at the network's output, or use more steps"
@@ -212,29 +218,44 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # wit
         found = solve.x.clone()
         return SchedulerOutput(prev_sample=found) if return_dict else (found,)
 
-    def _check_next(self, timestep: float) -> None:
-        done = 0 if self._solve is None else self._solve.answered
+    def _begun(self, timestep: float, sample: Tensor, generator: Generators) -> PausedSolve:
+        """Return the solve from a timestep on: the first, or a later one at which a step begins.
+
+        Pipelines that start from a noisy image leave out the first timesteps.
+        """
         if not self._plan:
             raise wrong_value(_WHAT, "timesteps", "be set before a step", "none", _AGAIN)
-        due = float(self.timesteps[done])
-        if timestep != due:
-            rule = f"be the next of timesteps, {due:g}"
-            raise wrong_value(_WHAT, "timestep", rule, timestep, _AGAIN)
-
-    def _solve_from(self, sample: Tensor, generator: Generators) -> PausedSolve:
-        """Return the solve that waits for this sample's output, a new one at the first step."""
-        solve = self._solve
-        if solve is None:
-            noise = self._noise(len(sample), _halves(sample), generator)
-            prediction = PREDICTIONS[self.config.prediction_type]
-            start = sample.clone()
-            solve = PausedSolve(
-                self.solver, self.sde, prediction, self._plan, start, self._grid, noise
+        starts = [i for i, e in enumerate(self._plan) if e.at_state and self._k[i] == timestep]
+        if not starts:
+            raise self._unexpected(timestep, self._k[0])
+        grid = self._grid[self._plan[starts[0]].step :]
+        plan = evaluations(_WHAT, self.solver, self.sde, grid)
+        if [e.t for e in plan] != [e.t for e in self._plan[starts[0] :]]:
+            raise wrong_value(
+                _WHAT,
+                "timestep",
+                f"be the first, {self._k[0]:g}: this solver starts otherwise than it goes on",
+                timestep,
+                "pass AngularAdams(order=3) or DDIM() to start from a noisy image",
             )
-            self._solve = solve
+        noise = noise_for(sample, self.config.seed, generator)
+        prediction = PREDICTIONS[self.config.prediction_type]
+        return PausedSolve(self.solver, self.sde, prediction, plan, sample.clone(), grid, noise)
+
+    def _check_next(self, timestep: float, solve: PausedSolve) -> None:
+        due = self._k[len(self._k) - len(solve.plan) + solve.answered]
+        if timestep != due:
+            raise self._unexpected(timestep, due)
+
+    def _unexpected(self, timestep: float, due: float) -> ValueError:
+        rule = f"be the next of timesteps, {due:g}"
+        return wrong_value(_WHAT, "timestep", rule, timestep, _AGAIN)
+
+    def _take(self, sample: Tensor, solve: PausedSolve) -> None:
+        """Let the solve go on from the sample, where a pipeline has changed it."""
         same = sample.shape == solve.x.shape and sample.dtype == solve.x.dtype
         if same and torch.equal(sample, solve.x):
-            return solve
+            return
         if not same or not solve.editable:
             raise wrong_value(
                 _WHAT,
@@ -244,21 +265,6 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # wit
                 "leave it, or pass a solver of one evaluation a step, such as AngularAdams()",
             )
         solve.edit(sample.clone())
-        return solve
-
-    def _noise(self, count: int, halves: int, generator: Generators) -> Noise:
-        """Return a stream of normals for each sample, of the pipeline's generators if any."""
-        own = count // halves
-        if generator is None:
-            seeds = PerSampleNoise.numbered(self.config.seed, 0, own).seeds
-        else:
-            several = generator if isinstance(generator, list) else [generator]
-            draws = [
-                torch.randint(2**32, (own // len(several),), generator=g, device=g.device)
-                for g in several
-            ]
-            seeds = torch.cat(draws).tolist()
-        return PerSampleNoise(seeds * halves)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Return x_t = alpha x0 + sigma eps at t = (k + 1)/N, for the timesteps k.
@@ -267,12 +273,3 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # wit
         """
         t = (timesteps.double() + 1) / len(self)
         return self.sde.perturb(original_samples, t, noise)
-
-
-def _halves(x: Tensor) -> int:
-    """Return 2 where a pipeline guides by two equal halves of the batch, which stay equal, or 1.
-
-    Both must draw the same noise: the pipeline replaces the second by the first.
-    """
-    first, second = x[: len(x) // 2], x[len(x) // 2 :]
-    return 2 if len(first) and first.shape == second.shape and torch.equal(first, second) else 1
