@@ -81,6 +81,9 @@ def solved(solver, sde, steps=7):
     [
         ("diffusers:DDIMScheduler", Ancestral(eta=0.0)),
         ("diffusers:EulerDiscreteScheduler", Ancestral(eta=0.0)),
+        ("diffusers:EDMEulerScheduler", Ancestral(eta=0.0)),
+        ("diffusers:EDMEulerScheduler:prediction_type=v_prediction", Ancestral(eta=0.0)),
+        ("diffusers:FlowMatchEulerDiscreteScheduler", Ancestral(eta=0.0)),
         ("diffusers:DDPMScheduler", Ancestral()),
         ("azula:EulerSampler", Ancestral(eta=0.0)),
         ("azula:DDIMSampler:eta=1.0", Ancestral()),
@@ -119,7 +122,8 @@ def test_functions_and_heuns_steps_are_those_of_ours(sde) -> None:
         ("diffusers:DPMSolverSinglestepScheduler", "ode", 2),
         ("diffusers:UniPCMultistepScheduler", "ode", 2),
         ("diffusers:HeunDiscreteScheduler", "ode", 2),
-        ("diffusers:PNDMScheduler", "ode", 2),
+        ("diffusers:FlowMatchHeunDiscreteScheduler", "ode", 2),
+        ("diffusers:EDMDPMSolverMultistepScheduler", "ode", 2),
         ("diffusers:EulerAncestralDiscreteScheduler", "weak", 1),
         ("diffusers:DPMSolverMultistepScheduler:algorithm_type=sde-dpmsolver++", "weak", 2),
         ("azula:HeunSampler", "ode", 2),
@@ -174,7 +178,7 @@ def test_compare_has_the_peer_in_its_table_from_the_same_noise(tmp_path, monkeyp
     [
         ("diffusers:DPMSolverMultistep", "did you mean DPMSolverMultistepScheduler?"),
         ("diffusers:DDIMScheduler:order=2", "take settings of num_train_timesteps"),
-        ("diffusers:EDMEulerScheduler", "take trained_betas, which are made of the grid"),
+        ("diffusers:ScoreSdeVeScheduler", "take trained_betas, or be one of EDMEulerScheduler"),
         ("diffusers:DDIMInverseScheduler", "evaluate at the times of the grid"),
         ("diffusers:KDPM2DiscreteScheduler", "evaluate at the times of the grid"),
         ("diffusers:LCMScheduler", "take all 7 steps of its lattice"),

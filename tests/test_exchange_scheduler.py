@@ -428,6 +428,29 @@ def test_the_configuration_goes_to_a_folder_and_back(solver, tmp_path) -> None:
     assert other.solver == DDIM()
 
 
+def test_a_pipeline_is_saved_and_opened_with_it(unet, tmp_path) -> None:
+    scheduler = SolverScheduler(Heun(), prediction_type="v_prediction")
+    diffusers.DDPMPipeline(unet, scheduler).save_pretrained(tmp_path)
+    again = diffusers.DDPMPipeline.from_pretrained(tmp_path)
+    assert type(again.scheduler) is SolverScheduler
+    assert dict(again.scheduler.config) == dict(scheduler.config)
+
+
+def test_half_precision_keeps_its_dtype_and_its_place() -> None:
+    """The coefficients are float64, so that bfloat16 is off by its own rounding alone."""
+    ends = []
+    for dtype in (torch.float64, torch.bfloat16):
+        scheduler = SolverScheduler(AngularAdams(), prediction_type="v_prediction")
+        scheduler.set_timesteps(6)
+        x = start().bfloat16().to(dtype)
+        with torch.no_grad():
+            for k in scheduler.timesteps:
+                x = scheduler.step(0.1 * x, k, x).prev_sample
+        assert x.dtype == dtype
+        ends.append(x.double())
+    assert off(*ends) < 0.03 * float(ends[0].abs().max())
+
+
 def test_a_solver_of_ones_own_is_passed_again(tmp_path) -> None:
     class Mine(OneStep[ODE]):
         dynamics = ODE

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sde_diffusion._check import Reason, wrong_value
 from sde_diffusion.exchange.installed import program
+from sde_diffusion.exchange.noise_levels import LevelsRun, kept, repeated
 from sde_diffusion.exchange.peers import Eps, Peer, Run
 from sde_diffusion.sde import LinearSDE
 
@@ -24,23 +25,26 @@ _USUAL: Final[Mapping[str, object]] = {
 }
 
 
-class _Kept(Tensor):
-    """A state that stays float64 where diffusers rounds it to float32, whatever it came as."""
-
-    def to(self, *_: object, **__: object) -> Tensor:
-        return self
+# Those without betas, whose noise levels are set.
+_BY_LEVELS: Final = (
+    "EDMEulerScheduler",
+    "EDMDPMSolverMultistepScheduler",
+    "FlowMatchEulerDiscreteScheduler",
+    "FlowMatchHeunDiscreteScheduler",
+)
 
 
 @final
 class DiffusersPeer(Peer):
-    """A scheduler of diffusers whose training lattice is the grid itself.
+    """A scheduler of diffusers on the times of the grid.
 
-    Training step k is the grid's time n − k, so that n inference steps meet every time exactly
-    and end at the grid's end, not at α = 1. The flow of any linear SDE is that of a VP one in
-    x/√(α² + σ²), with the same eps.
+    One over betas has the grid itself for its training lattice: training step k is the grid's
+    time n − k, so that n inference steps meet every time exactly and end at the grid's end, not at
+    α = 1. The flow of any linear SDE is that of a VP one in x/√(α² + σ²), with the same eps. Those
+    of EDM and of flow matching are set to the grid's noise levels, see `LevelsRun`.
 
     Arguments:
-        kind: the name of the class, of a scheduler over betas.
+        kind: the name of the class.
         settings: of the scheduler, such as ``{"solver_order": 3}``.
 
     Errors: ValueError without diffusers, for another name, or for a scheduler that does not
@@ -68,9 +72,9 @@ class DiffusersPeer(Peer):
         # Strangers' classes are told by their names alone.
         self._class: Any = getattr(library, kind)
         self._words = inspect.signature(self._class.__init__).parameters
-        if "trained_betas" not in self._words:
-            rule = "take trained_betas, which are made of the grid"
-            raise self._refused(rule, "none")
+        if "trained_betas" not in self._words and kind not in _BY_LEVELS:
+            rule = f"take trained_betas, or be one of {', '.join(_BY_LEVELS)}"
+            raise self._refused(rule, "another")
         own = inspect.signature(self._class.step).parameters.values()
         asked = [word.name for word in own if word.default is word.empty]
         if asked[1:4] != ["model_output", "timestep", "sample"] or len(asked) > 4:
@@ -88,6 +92,15 @@ class DiffusersPeer(Peer):
         return f"diffusers:{self.kind}" + (f":{told}" if told else "")
 
     def make(self, sde: LinearSDE, grid: Tensor) -> Run:
+        if self.kind in _BY_LEVELS:
+            scheduler = self._class(**{**self._usual(), **self.settings})
+            run = LevelsRun(scheduler, sde, grid, flow=self.kind.startswith("Flow"))
+            if run.sigmas is None:
+                raise self._miscounted(len(grid) - 1, len(scheduler.sigmas))
+            return run
+        return self._over_betas(sde, grid)
+
+    def _over_betas(self, sde: LinearSDE, grid: Tensor) -> Run:
         n = len(grid) - 1
         alpha, sigma = sde.alpha(grid), sde.sigma(grid)
         radius = (alpha.square() + sigma.square()).sqrt()
@@ -98,15 +111,16 @@ class DiffusersPeer(Peer):
         unit = alpha if scaled else radius
         sigmas = None
         if "sigmas" in vars(scheduler):
-            sigmas = self._sigmas(sigma / alpha, len(scheduler.sigmas))
+            sigmas = repeated(sigma / alpha, len(scheduler.sigmas))
+            if sigmas is None:
+                raise self._miscounted(n, len(scheduler.sigmas))
         places = [n - int(step) for step in scheduler.timesteps]
 
         def run(eps: Eps, x: Tensor) -> Tensor:
             scheduler.set_timesteps(n)  # it forgets the run before
             if sigmas is not None:
                 scheduler.sigmas = sigmas
-            y = x / float(unit[0])
-            y = y.as_subclass(_Kept) if x.dtype == torch.float64 else y
+            y = kept(x / float(unit[0]))
             for i, step in zip(places, scheduler.timesteps, strict=True):
                 seen = scheduler.scale_model_input(y, step).as_subclass(Tensor)
                 found = eps(seen * float(radius[i]), grid[i])
@@ -119,13 +133,12 @@ class DiffusersPeer(Peer):
         """Return the scheduler with these ᾱ, set to take all steps from n to 1."""
         n = len(alphas) - 1
         ratios = torch.cat([alphas[:1], alphas[1:] / alphas[:-1]])
-        usual = {word: value for word, value in _USUAL.items() if word in self._words}
         for offset in (1, 0):  # one of the two makes "leading" mean n, n − 1, …, 1
             spaced = {"steps_offset": offset} if "steps_offset" in self._words else {}
             scheduler = self._class(
                 num_train_timesteps=n + 1,
                 trained_betas=(1 - ratios).numpy(),
-                **{**usual, **spaced, **self.settings},
+                **{**self._usual(), **spaced, **self.settings},
             )
             # In float64, where diffusers rounds the betas and σ/α to float32.
             scheduler.alphas_cumprod = alphas
@@ -145,15 +158,11 @@ class DiffusersPeer(Peer):
         rule = "evaluate at the times of the grid, n to 1, and no others"
         raise self._refused(rule, got)
 
-    def _sigmas(self, sigmas: Tensor, count: int) -> Tensor:
-        """Return σ/α as the scheduler keeps them: one each, or two where it evaluates twice."""
-        n = len(sigmas) - 1
-        if count == n + 1:
-            return sigmas
-        if count == 2 * n:
-            return torch.cat([sigmas[:1], sigmas[1:-1].repeat_interleave(2), sigmas[-1:]])
-        rule = f"keep {n + 1} or {2 * n} noise levels"
-        raise self._refused(rule, str(count))
+    def _usual(self) -> dict[str, object]:
+        return {word: value for word, value in _USUAL.items() if word in self._words}
+
+    def _miscounted(self, n: int, got: int) -> ValueError:
+        return self._refused(f"keep {n + 1} or {2 * n} noise levels", str(got))
 
     def _refused(self, rule: str, got: str) -> ValueError:
         remedy = "pass another, such as diffusers:DPMSolverMultistepScheduler"
