@@ -125,6 +125,19 @@ def test_it_ends_where_sample_ends(solver, unet, model) -> None:
     assert off(looped(scheduler, unet, start()), expected.x) < EXACT
 
 
+def test_a_short_chain_is_left_at_its_first_step(unet) -> None:
+    """Below t = 1/N no timestep was trained, and k = tN − 1 would be negative."""
+    betas = torch.linspace(0.005, 0.2, 50).double()
+    scheduler = SolverScheduler(
+        Heun(), 50, trained_betas=betas.tolist(), prediction_type="v_prediction"
+    )
+    scheduler.set_timesteps(6)
+    assert scheduler.timesteps[-1] == 0
+    model = ScoreModel.from_timesteps(unet, betas, "v")
+    grid = recommended(model.sde, 6, end=1 / 50)
+    assert off(looped(scheduler, unet, start()), sample(model, Heun(), SHAPE, grid=grid).x) < EXACT
+
+
 STOCHASTIC = [
     Ancestral(),
     SDEDPMSolverPP(),

@@ -143,7 +143,7 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # wit
                 _WHAT, "num_inference_steps, grid", rule, got, "call set_timesteps(20)"
             )
         self._grid = self._times(int(num_inference_steps or 0)) if grid is None else grid
-        check_grid(self._grid, self.sde.horizon)
+        check_grid(self._grid)
         check_falling(_WHAT, self._grid)
         self._plan = evaluations(_WHAT, self.solver, self.sde, self._grid)
         self._solve = None
@@ -161,7 +161,8 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # wit
         spacings = {"leading": leading, "trailing": trailing, "linspace": linspace}
         if self.config.grid in spacings:
             return spacings[self.config.grid](len(self), steps)
-        return recommended(self.sde, steps, solver=self.solver)
+        # No network of timesteps was trained below t = 1/N.
+        return recommended(self.sde, steps, end=1 / len(self), solver=self.solver)
 
     def scale_model_input(self, sample: Tensor, timestep: Tensor | int | None = None) -> Tensor:  # noqa: ARG002
         """Return the state itself, which a variance-preserving network takes as it is."""
