@@ -71,6 +71,8 @@ class LevelsRun:
         y = kept(x / float(self.unit[0]))
         for i, step in zip(places, steps, strict=True):
             state = y.as_subclass(Tensor)
+            if not self.flow:
+                self.scheduler.scale_model_input(state, step)  # else EDM's complain
             found = eps(state * float(self.unit[i]), self.grid[i])
             y = kept(self.scheduler.step(self._output(state, found, i), step, y).prev_sample)
         return y.as_subclass(Tensor) * float(self.unit[-1])
