@@ -224,33 +224,28 @@ def x0_of_chain(scheduler: Any, k: Tensor, x: Tensor, out: Tensor) -> Tensor:
     bar = scheduler.alphas_cumprod
     if x.dtype == torch.float64:
         bar = torch.cumprod(1 - scheduler.betas.double(), 0)
-    bar = between(bar, k)
-    rows = []
+    bar = spread(between(bar, k)).to(x.dtype)
     if hasattr(scheduler, "convert_model_output"):
-        scheduler.sigmas = ((1 - bar) / bar).sqrt()
-        for i in range(len(x)):
-            scheduler._step_index = i
-            rows.append(scheduler.convert_model_output(out[i : i + 1], sample=x[i : i + 1]))
-        return torch.cat(rows)
+        return converted(scheduler, ((1 - bar) / bar).sqrt(), x, out)
     if isinstance(scheduler, diffusers.DDIMScheduler):
         scheduler.set_timesteps(N)
-    scheduler.alphas_cumprod = bar  # the timestep i is now the i-th of these times
+    scheduler.alphas_cumprod = bar[None]  # its timestep 0 is now the time of each sample
     scheduler.register_to_config(variance_type="fixed_small")
-    for i in range(len(x)):
-        found = scheduler.step(out[i : i + 1], i, x[i : i + 1])
-        rows.append(found.pred_original_sample)
-    return torch.cat(rows)
+    found: Tensor = scheduler.step(out, 0, x).pred_original_sample
+    return found
+
+
+def converted(scheduler: Any, sigma: Tensor, x: Tensor, out: Tensor) -> Tensor:
+    """The x0 of their multistep schedulers at a sigma for each sample."""
+    scheduler.sigmas = sigma[None]
+    scheduler._step_index = 0
+    found: Tensor = scheduler.convert_model_output(out, sample=x)
+    return found
 
 
 def x0_of_flow(scheduler: Any, sigma: Tensor, x: Tensor, out: Tensor) -> Tensor:
     if hasattr(scheduler, "convert_model_output"):
-        scheduler.sigmas = sigma.to(x.dtype)
-        scheduler._step_index = 0
-        rows = []
-        for i in range(len(x)):
-            scheduler._step_index = i
-            rows.append(scheduler.convert_model_output(out[i : i + 1], sample=x[i : i + 1]))
-        return torch.cat(rows)
+        return converted(scheduler, spread(sigma), x, out)
     if x.dtype == torch.float64:  # which its step rounds to float32
         return x - spread(sigma) * out
     rows = []
