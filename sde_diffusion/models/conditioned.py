@@ -10,6 +10,7 @@ from typing import Any, Self, final
 from torch import Tensor, nn
 
 from sde_diffusion._check import wrong_type, wrong_value
+from sde_diffusion._shown import Size, as_call
 
 
 class Enclosing(nn.Module, ABC):
@@ -141,6 +142,10 @@ class Conditioned(Enclosing):
                 "expand what all samples share: tensor.expand(len(x), -1)",
             )
         self.count = counts.pop()
+
+    def __repr__(self) -> str:
+        given = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
+        return as_call("Conditioned", {"network": Size(self.network), "tensors": given})
 
     @property
     def tensors(self) -> dict[str, Tensor]:
