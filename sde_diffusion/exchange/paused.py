@@ -1,10 +1,11 @@
 """A solve that stops where its network is asked for, and goes on when somebody answers.
 
 A solver calls its score in the middle of a step, and no thread waits there. The first question
-without an answer raises out of the step. When the answer has come the step is run once more from
-its beginning, on a tape of the answers and normals that it had. Where a question is at a state
-that the solver has just yielded, the solver is left alone there and nothing is run twice: so a
-multistep solver keeps one evaluation and one pass a step.
+without an answer raises out of the step. When the answer has come the step of a `OneStep` is run
+once more from its beginning, on a tape of the answers and normals that it had; another solver,
+which remembers earlier steps, is run from the start, n² steps in all. Where a question is at a
+state that the solver has just yielded, the solver is left alone there and nothing is run twice: so
+a multistep solver keeps one evaluation and one pass a step.
 """
 
 from __future__ import annotations
