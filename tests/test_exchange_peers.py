@@ -208,5 +208,5 @@ def test_without_the_program_a_sentence_says_what_to_install(monkeypatch) -> Non
     monkeypatch.setitem(sys.modules, "azula.sample", None)
     done = CliRunner().invoke(main, ["compare", "--peer", "azula:EulerSampler"])
     assert done.exit_code != 0
-    assert "exchange: the package azula must be installed, got" in done.output
+    assert "sde_diffusion: the package azula must be installed, got" in done.output
     assert "type pip install azula" in done.output

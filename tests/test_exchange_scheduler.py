@@ -483,5 +483,5 @@ def test_without_diffusers_a_sentence_says_what_to_install(monkeypatch) -> None:
     with pytest.raises(ImportError) as refused:
         runpy.run_path(source)
     told = str(refused.value)
-    assert told.startswith("exchange: the package diffusers must be installed, got ")
+    assert told.startswith("sde_diffusion: the package diffusers must be installed, got ")
     assert told.endswith("; type pip install diffusers")

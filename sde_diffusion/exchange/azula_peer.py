@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._check import Reason, wrong_value
-from sde_diffusion.exchange.installed import program
 from sde_diffusion.exchange.peers import Eps, Peer, Run
+from sde_diffusion.foreign.installed import program
 from sde_diffusion.sde import LinearSDE
 
 

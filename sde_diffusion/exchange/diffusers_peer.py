@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._check import Reason, wrong_value
-from sde_diffusion.exchange.installed import program
 from sde_diffusion.exchange.noise_levels import LevelsRun, kept, repeated
 from sde_diffusion.exchange.peers import Eps, Peer, Run
+from sde_diffusion.foreign.installed import program
 from sde_diffusion.sde import LinearSDE
 
 # What a scheduler is told where it knows the word: to clip nothing, and to end at the grid's end.

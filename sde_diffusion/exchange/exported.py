@@ -16,7 +16,7 @@ from sde_diffusion._tensors import expand
 from sde_diffusion.checkpoints.checkpoint import configuration_of
 from sde_diffusion.checkpoints.configuration import NETWORKS, UNBUILT, OwnClassError, sde_of
 from sde_diffusion.coefficients import Levels
-from sde_diffusion.exchange.installed import missing
+from sde_diffusion.foreign.installed import missing
 from sde_diffusion.integration import check_evaluation
 from sde_diffusion.models.score import ScoreModel
 from sde_diffusion.sde import LinearSDE

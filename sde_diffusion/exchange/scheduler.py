@@ -12,10 +12,10 @@ from sde_diffusion._check import Reason, diverged, one_of, wrong_value
 from sde_diffusion._seeds import check_seed
 from sde_diffusion._tensors import check_state
 from sde_diffusion.exchange.described import described, solver_from
-from sde_diffusion.exchange.installed import missing
 from sde_diffusion.exchange.paused import PausedSolve
 from sde_diffusion.exchange.plan import Evaluation, evaluations
 from sde_diffusion.exchange.streams import Generators, noise_for
+from sde_diffusion.foreign.installed import missing
 from sde_diffusion.grids import check_grid, recommended
 from sde_diffusion.integration import check_falling
 from sde_diffusion.lattices import leading, linspace, trailing

@@ -6,7 +6,6 @@ safetensors, or torch's file read without its pickle being run, and nothing is d
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from sde_diffusion.data.scaling import Affine
 from sde_diffusion.data.spec import DataSpec
 from sde_diffusion.foreign.diffusers_networks import NETWORKS, told_of
 from sde_diffusion.foreign.diffusers_schedulers import SCHEDULERS, check_steps, model_of
+from sde_diffusion.foreign.installed import program
 from sde_diffusion.models.score import ScoreModel
 
 PREFIX: Final = "diffusers:"
@@ -89,24 +89,16 @@ def load_diffusers(folder: str | Path) -> ScoreModel:
     return from_diffusers(network, scheduler, data=data)
 
 
-def _installed() -> Any:  # noqa: ANN401  (a module)
-    try:
-        return importlib.import_module("diffusers")
-    except ModuleNotFoundError as error:
-        raise wrong_value(
-            "load",
-            "the package diffusers",
-            "be installed to read its models",
-            "none",
-            "type pip install diffusers",
-        ) from error
+def _class(name: str) -> Any:  # noqa: ANN401
+    """Return a class of diffusers, of a name that stands in a table of ours."""
+    return getattr(program("diffusers", "diffusers"), name)
 
 
 def _check_instance(name: str, value: object, names: Iterable[str], remedy: str) -> None:
     """Refuse an object of a class that is not in the table."""
     kind = type(value).__name__
     known = list(names)
-    if kind not in known or not isinstance(value, getattr(_installed(), kind)):
+    if kind not in known or not isinstance(value, _class(kind)):
         rule = f"be one of diffusers' {', '.join(known)}"
         raise wrong_type("from_diffusers", name, rule, kind, remedy)
 
@@ -139,7 +131,7 @@ def _class_in(
     known = list(names)
     match index.get(part):
         case ["diffusers", str(name)] if name in known:
-            return getattr(_installed(), name)
+            return _class(name)
     rule = f"name a class of diffusers for {part}, one of {', '.join(known)}"
     raise wrong_value("load", str(folder), rule, str(index.get(part)), remedy)
 

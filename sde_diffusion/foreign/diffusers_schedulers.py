@@ -23,7 +23,6 @@ _WHAT: Final = "from_diffusers"
 _PREDICTIONS: Final = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 _EDM_SIGNS: Final = {"epsilon": 1, "v_prediction": -1}  # of their c_out beside Karras et al.'s
 _MOST_STEPS: Final = 10**6
-_NEXT_TO_ONE: Final = 1 - 2.0**-53  # the largest float64 below 1
 
 
 @final
@@ -100,18 +99,12 @@ def _chain(scheduler: Any, config: Config, told: Told) -> ScoreModel:  # noqa: A
 
 
 def _betas(scheduler: Any, prediction: str) -> Tensor:  # noqa: ANN401
-    """Return β_1 … β_N, those of a terminal SNR of 0 with 2^−53 for the 1 − β_N = 0.
-
-    x_N is then pure noise in float32 and in float64, and every x_t has a score.
-    """
+    """Return β_1 … β_N, the last 1 for a terminal SNR of 0, where eps would say nothing of x0."""
     betas: Tensor = scheduler.betas.double()
-    no_signal = betas == 1
-    if not bool(no_signal.any()):
-        return betas
-    if prediction == "epsilon":
+    if prediction == "epsilon" and bool((betas == 1).any()):
         rule = "be v_prediction or sample where rescale_betas_zero_snr leaves no signal at the end"
         raise _setting("prediction_type", rule, prediction)
-    return torch.where(no_signal, _NEXT_TO_ONE, betas)
+    return betas
 
 
 def _chain_or_flow(scheduler: Any, config: Config, told: Told) -> ScoreModel:  # noqa: ANN401

@@ -22,7 +22,7 @@ def program(module: str, name: str) -> Any:  # noqa: ANN401  (a module without t
 def missing(name: str, error: ImportError) -> ValueError:
     """Return the error for a program that cannot be imported, with what to type."""
     return wrong_value(
-        "exchange",
+        "sde_diffusion",
         f"the package {name}",
         "be installed",
         Reason(error),
