@@ -119,7 +119,7 @@ def test_rows_are_those_of_the_closed_form(model: ScoreLike) -> None:
     assert torch.allclose(of(model, *index)(x, t), expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["plain", "labelled", "guided in one call"])
+@pytest.mark.parametrize("name", ["plain", "guided in one call"])
 def test_bounds_of_a_data_set_do_not_depend_on_its_batches(name: str) -> None:
     model = MODELS[name]
     x = (MEANS + STDS[:, None] * torch.tensor([[0.3, -1.1]])).float()

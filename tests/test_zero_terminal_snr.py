@@ -28,6 +28,7 @@ from sde_diffusion import (
     zero_terminal_snr,
 )
 from sde_diffusion.ddpm import AnalyticVariance, Chain, vlb
+from sde_diffusion.dynamics import ODE
 from sde_diffusion.integration import dynamics_for
 from sde_diffusion.solvers import (
     DDIM,
@@ -136,8 +137,15 @@ def test_the_bound_of_such_a_chain_is_that_of_nearly_such_a_chain(draws) -> None
 # --- solvers ---
 
 
-@every_problem
-@pytest.mark.parametrize("solver", FIXED.values(), ids=FIXED)
+# Solvers of velocities are refused on the chain, and need the straight path; all else is alike.
+CASES = {
+    f"{name}-{kind}": (solver, *PROBLEMS[kind])
+    for name, solver in FIXED.items()
+    for kind in (["betas", "flow"] if solver.dynamics is ODE else ["betas"])
+}
+
+
+@pytest.mark.parametrize(("solver", "sde", "grid"), CASES.values(), ids=CASES)
 def test_from_pure_noise_every_solver_is_as_exact_in_float32_or_refuses(solver, sde, grid) -> None:
     score = model(sde, "v" if sde is ZERO else "flow")
     velocities = solver.dynamics.__name__ == "ODE" and "Picard()" not in repr(solver)
@@ -154,7 +162,7 @@ def test_from_pure_noise_every_solver_is_as_exact_in_float32_or_refuses(solver, 
     assert float((coarse.x - fine.x).abs().max()) < 5e-6
 
 
-@pytest.mark.parametrize("terminal", [1e-6, 1e-8, 1e-15])
+@pytest.mark.parametrize("terminal", [1e-6, 1e-15])
 def test_the_ddim_is_as_exact_in_float32_from_any_small_alpha(terminal: float) -> None:
     sde = VPSDE(DiscreteBeta(zero_terminal_snr(linear_betas(1000), terminal)))
     for solver in (DDIM(), Ancestral(0.0), Ancestral(), EDMHeun(), DPMSolver(order=2)):
@@ -180,13 +188,13 @@ def test_one_step_from_pure_noise_is_the_mean_of_the_data_and_the_noise(sde, gri
 def test_flows_from_pure_noise_end_where_the_exact_flow_does(sde) -> None:
     score = model(sde, "v" if sde is ZERO else "flow")
     exact = Gaussian(MEAN, STD**2 * torch.eye(2)).diffused(sde)
-    grids = [lattice(1000, n)[:-1] if sde is ZERO else uniform(n, 1.0, 0.02) for n in (30, 120)]
-    for solver, bound in ((DDIM(), 3.0), (EDMHeun(), 8.0), *([] if sde is ZERO else STRAIGHT)):
+    grids = [lattice(1000, n)[:-1] if sde is ZERO else uniform(n, 1.0, 0.02) for n in (20, 80)]
+    for solver, bound in ((DDIM(), 2.7), (EDMHeun(), 8.0), *([] if sde is ZERO else STRAIGHT)):
         errors = []
         for times in grids:
             x, found = solved(solver, score, times)
             errors.append(float((found.x - exact.flow(x, times[0], times[-1])).abs().max()))
-        assert errors[1] < 0.03
+        assert errors[1] < 0.05
         # 4 times the steps: a quarter of the error at first order, less at second.
         assert errors[1] < errors[0] / bound
 
@@ -198,10 +206,10 @@ KEEPING = (Ancestral(), DDPM(), SASolver(), SDEDPMSolverPP(), ERSDE(), SEEDS(), 
 @pytest.mark.parametrize("solver", KEEPING, ids=repr)
 def test_where_x0_is_known_stochastic_steps_from_pure_noise_keep_the_marginals(solver) -> None:
     times = lattice(1000, 25)[:10]
-    _, found = solved(solver, model(ZERO, std=0.0), times, n=1500)
+    _, found = solved(solver, model(ZERO, std=0.0), times, n=600)
     alpha, sigma = (float(f(times[-1])) for f in (ZERO.alpha, ZERO.sigma))
-    assert float(found.x.std(0).mean()) == pytest.approx(sigma, rel=4 / math.sqrt(6000))
-    assert torch.allclose(found.x.mean(0), alpha * MEAN, atol=4 * sigma / math.sqrt(1500))
+    assert float(found.x.std(0).mean()) == pytest.approx(sigma, rel=4 / math.sqrt(2400))
+    assert torch.allclose(found.x.mean(0), alpha * MEAN, atol=4 * sigma / math.sqrt(600))
 
 
 def test_sample_draws_the_noise_of_the_time_at_which_it_starts() -> None:
