@@ -54,6 +54,8 @@ def evaluations(what: str, solver: Solver[Any], sde: LinearSDE, grid: Tensor) ->
     start = torch.linspace(-1, 1, 6, dtype=torch.float64).reshape(_SHAPE)
     watched = _Watched(what, solver, sde, start)
     dynamics = dynamics_for(solver, sde, watched)
+    if dynamics.coefficients is not None:
+        dynamics.coefficients.tabulate(grid)
     for state in solver.steps(dynamics, start, grid, WhiteNoise(0)):
         watched.reach(state)
     if not watched.found or not watched.found[0].at_state:

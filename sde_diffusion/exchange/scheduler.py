@@ -229,19 +229,26 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # wit
         starts = [i for i, e in enumerate(self._plan) if e.at_state and self._k[i] == timestep]
         if not starts:
             raise self._unexpected(timestep, self._k[0])
-        grid = self._grid[self._plan[starts[0]].step :]
+        grid, plan = self._from(starts[0])
+        noise = noise_for(sample, self.config.seed, generator)
+        prediction = PREDICTIONS[self.config.prediction_type]
+        return PausedSolve(self.solver, self.sde, prediction, plan, sample.clone(), grid, noise)
+
+    def _from(self, first: int) -> tuple[Tensor, list[Evaluation]]:
+        """Return the grid and the evaluations of a solve that leaves out the first ones."""
+        if first == 0:
+            return self._grid, self._plan
+        grid = self._grid[self._plan[first].step :]
         plan = evaluations(_WHAT, self.solver, self.sde, grid)
-        if [e.t for e in plan] != [e.t for e in self._plan[starts[0] :]]:
+        if [e.t for e in plan] != [e.t for e in self._plan[first:]]:
             raise wrong_value(
                 _WHAT,
                 "timestep",
                 f"be the first, {self._k[0]:g}: this solver starts otherwise than it goes on",
-                timestep,
+                self._k[first],
                 "pass AngularAdams(order=3) or DDIM() to start from a noisy image",
             )
-        noise = noise_for(sample, self.config.seed, generator)
-        prediction = PREDICTIONS[self.config.prediction_type]
-        return PausedSolve(self.solver, self.sde, prediction, plan, sample.clone(), grid, noise)
+        return grid, plan
 
     def _check_next(self, timestep: float, solve: PausedSolve) -> None:
         due = self._k[len(self._k) - len(solve.plan) + solve.answered]
