@@ -138,6 +138,10 @@ class CountedScore(ScoreLike):
         return self.function.predicts
 
     @property
+    def prediction(self) -> str:
+        return self.function.prediction
+
+    @property
     def row_by_row(self) -> bool:
         return self.function.row_by_row
 

@@ -59,6 +59,10 @@ class ScoreLike(ABC):
             """Whether `predict` gives eps, x0 and v as they are, not made of the score."""
 
         @property
+        def prediction(self) -> str:
+            """What the others are made of: "score", "eps", "x0", "v", "flow" or "edm"."""
+
+        @property
         def row_by_row(self) -> bool:
             """Whether (B,) times are surely taken row by row; else a solve looks at it once."""
 
@@ -84,6 +88,7 @@ class ScoreLike(ABC):
     else:
         device = torch.device("cpu")
         predicts = False
+        prediction = "score"
         row_by_row = False
         variance = "fixed"
         coupling = "independent"

@@ -88,6 +88,21 @@ def start(shape=SHAPE, seed=0):
     return PerSampleNoise.numbered(seed, 0, shape[0]).normal(torch.zeros(shape))
 
 
+def test_a_chain_of_zero_terminal_snr_is_left_from_pure_noise(unet) -> None:
+    """Their DDIM and ours in the same loop, from the same noise at alpha = 0."""
+    settings = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
+    theirs = diffusers.DDIMScheduler(
+        timestep_spacing="trailing", clip_sample=False, set_alpha_to_one=True, **settings
+    )
+    ours = SolverScheduler(DDIM(), grid="trailing", **settings)
+    ends = []
+    for scheduler in (theirs, ours):
+        scheduler.set_timesteps(50)
+        ends.append(looped(scheduler, unet, start()))
+    assert list(ours.timesteps) == list(theirs.timesteps)
+    assert off(*ends) < EXACT
+
+
 @torch.no_grad()
 def looped(scheduler, network, x, **settings):
     """The loop of every pipeline."""

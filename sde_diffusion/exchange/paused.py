@@ -74,6 +74,7 @@ class _Replayed(Noise):
 class _Asking(ScoreLike):
     """The score whose network answers from a tape, or not yet."""
 
+    prediction: str
     predicts = True
     row_by_row = True
 

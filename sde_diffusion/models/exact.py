@@ -154,6 +154,7 @@ class ExactScore(ScoreLike):
     """
 
     sde: LinearSDE
+    prediction = "x0"
     row_by_row = True
 
     def __init__(self, oracle: Oracle, sde: LinearSDE) -> None:

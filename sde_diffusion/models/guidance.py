@@ -102,6 +102,10 @@ class Guided(ScoreLike):
         return self.conditional.predicts and self.unconditional.predicts
 
     @property
+    def prediction(self) -> str:
+        return self.conditional.prediction
+
+    @property
     def row_by_row(self) -> bool:
         return self.conditional.row_by_row and self.unconditional.row_by_row
 

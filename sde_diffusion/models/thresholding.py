@@ -63,6 +63,10 @@ class Threshold(ScoreLike, ABC):
         return self.model.data
 
     @property
+    def prediction(self) -> str:
+        return "x0"
+
+    @property
     def t_min(self) -> float | None:
         return self.model.t_min
 
