@@ -543,6 +543,19 @@ def test_a_conditional_network_is_called_with_its_embeddings() -> None:
     assert torch.equal(model.eps(x, t), expected)
     other = from_diffusers(network, scheduler, embeddings=-rows, data=PICTURE)
     assert not torch.allclose(other.eps(x, t), expected, atol=1e-3)
+    # Each sample has its own condition, which follows it.
+    both = from_diffusers(network, scheduler, embeddings=torch.stack([rows, -rows]))
+    assert error(both.eps(x, t)[:1], expected[:1]) < 1e-6
+    assert error(both.rows(torch.tensor([1])).eps(x[1:], t), other.eps(x, t)[1:]) < 1e-6
+
+
+@pytest.mark.parametrize("name", [*EDMS, VE])
+def test_a_network_of_noise_was_trained_from_its_least_noise_on(name: str) -> None:
+    scheduler = getattr(diffusers, name)(sigma_min=0.03)
+    model = from_diffusers(unet(), scheduler)
+    t = torch.tensor(model.t_min, dtype=torch.float64)
+    sde = model.sde
+    assert float(sde.sigma(t) / sde.alpha(t)) == pytest.approx(0.03)
 
 
 @torch.no_grad()
@@ -806,8 +819,8 @@ def test_what_the_numbers_would_not_mean_is_refused() -> None:
     ddim = diffusers.DDIMScheduler()
     with pytest.raises(ValueError, match=r"embeddings must be given, of shape \(L, 6\)"):
         from_diffusers(conditional(), ddim)
-    with pytest.raises(ValueError, match=r"be one condition for all samples, of shape \(L, 6\)"):
-        from_diffusers(conditional(), ddim, embeddings=torch.zeros(4, 4, 6))
+    with pytest.raises(ValueError, match=r"have shape \(L, 6\), or \(B, L, 6\)"):
+        from_diffusers(conditional(), ddim, embeddings=torch.zeros(4, 4, 5))
     with pytest.raises(ValueError, match="embeddings must be left out for UNet2DModel"):
         from_diffusers(unet(), ddim, embeddings=torch.zeros(4, 6))
     with pytest.raises(ValueError, match="out_channels must be 3 as in_channels, or 6"):

@@ -52,7 +52,8 @@ def from_diffusers(
             is handed in.
         scheduler: a DDPM, DDIM, DPMSolverMultistep, UniPCMultistep, EDMEuler,
             EDMDPMSolverMultistep, FlowMatchEulerDiscrete or ScoreSdeVe scheduler.
-        embeddings: of the condition of a UNet2DConditionModel, one for all samples; (L, E).
+        embeddings: of the condition of a UNet2DConditionModel, (L, E) for all samples or
+            (B, L, E) for each its own.
         null: the class label that means none; a DiT's own if not given, None for a U-Net without.
         data: what the samples are, where that is known.
 

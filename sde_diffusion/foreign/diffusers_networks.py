@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from sde_diffusion._check import wrong_value
 from sde_diffusion.data.spec import DataSpec
 from sde_diffusion.foreign.diffusers_schedulers import Told
+from sde_diffusion.models.conditioned import Conditioned
 from sde_diffusion.models.wrapped import ClassLabels
 
 _WHAT: Final = "from_diffusers"
+_EMBEDDINGS: Final = "encoder_hidden_states"
 # (network, embeddings, null) -> the network called as net(x, c, labels), and its labels
 Caller: TypeAlias = Callable[
     [Any, Tensor | None, int | None], tuple[nn.Module, ClassLabels | None]
@@ -30,7 +32,8 @@ def told_of(
 
     Arguments:
         network: one of a class in `NETWORKS`.
-        embeddings: what a conditional network is given, (L, E); None for no condition.
+        embeddings: what a conditional network is given, (L, E), or (B, L, E) for each sample its
+            own; None for no condition.
         null: the label that means none to it; None if it knows no such label.
         data: what the samples are, where that is known.
 
@@ -93,14 +96,16 @@ def _conditional(
             "none",
             "call from_diffusers(network, scheduler, embeddings=...)",
         )
-    if embeddings is not None and (embeddings.ndim != 2 or embeddings.shape[1] != width):
+    if embeddings is not None and (embeddings.ndim not in (2, 3) or embeddings.shape[-1] != width):
         raise wrong_value(
             _WHAT,
             "embeddings",
-            f"be one condition for all samples, of shape (L, {width})",
+            f"have shape (L, {width}), or (B, L, {width}) with one condition for each sample",
             tuple(embeddings.shape),
-            "pass those of one prompt",
+            "pass those of the prompts",
         )
+    if embeddings is not None and embeddings.ndim == 3:
+        return Conditioned(network, {_EMBEDDINGS: embeddings}), _labels(network, null)
     return WithEmbeddings(network, embeddings), _labels(network, null)
 
 

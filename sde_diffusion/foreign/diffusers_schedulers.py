@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sde_diffusion._check import one_of, positive_integer, wrong_value
 from sde_diffusion.data.spec import DataSpec
 from sde_diffusion.models.score import ScoreModel
-from sde_diffusion.models.wrapped import AtTime, ClassLabels
+from sde_diffusion.models.wrapped import AtTime, ClassLabels, time_of_noise
 from sde_diffusion.sde import EDMSDE, VESDE
 
 _WHAT: Final = "from_diffusers"
@@ -133,10 +133,17 @@ def _edm(scheduler: Any, config: Config, told: Told) -> ScoreModel:  # noqa: ANN
     _check_fixed(scheduler, told)
     prediction = config["prediction_type"]
     one_of(_WHAT, "prediction_type", prediction, _EDM_SIGNS)
-    wrapped = AtTime(told.network, _unchanged, told.labels, sign=_EDM_SIGNS[prediction])
+    sde = EDMSDE(config["sigma_max"])
+    wrapped = AtTime(
+        told.network,
+        _unchanged,
+        told.labels,
+        sign=_EDM_SIGNS[prediction],
+        t_min=time_of_noise(sde, config["sigma_min"]),
+    )
     model = ScoreModel(
         wrapped,
-        EDMSDE(config["sigma_max"]),
+        sde,
         "edm",
         sigma_data=config["sigma_data"],
         data=told.data,
@@ -152,7 +159,9 @@ def _unchanged(c: Tensor) -> Tensor:
 def _ve(scheduler: Any, config: Config, told: Told) -> ScoreModel:  # noqa: ANN401
     _check_fixed(scheduler, told)
     sde = VESDE(config["sigma_min"], config["sigma_max"])
-    return ScoreModel.from_score(told.network, sde, sde.sigma, labels=told.labels, data=told.data)
+    first = time_of_noise(sde, config["sigma_min"])
+    wrapped = AtTime(told.network, sde.sigma, told.labels, t_min=first)
+    return ScoreModel(wrapped, sde, "score", data=told.data).train(told.network.training)
 
 
 SCHEDULERS: Final[Mapping[str, Reader]] = {

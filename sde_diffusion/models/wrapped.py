@@ -215,6 +215,11 @@ def _checked(timesteps: object, steps: int) -> Tensor:
     return timesteps.detach().double()
 
 
+def time_of_noise(sde: LinearSDE, s: float) -> float:
+    """Return the time at which sigma/alpha is s, which is above 0."""
+    return float(sde.time(torch.tensor(-math.log(s), dtype=torch.float64)))
+
+
 @final
 class AtNoise(Wrapped):
     """A denoiser E[x0 | y] = network(y, s) of y = x/alpha = x0 + s eps, s = sigma/alpha.
@@ -252,8 +257,7 @@ class AtNoise(Wrapped):
     @property
     def t_min(self) -> float:
         """The time at which s is sigma_min."""
-        lambda_ = torch.tensor(-math.log(self.sigma_min), dtype=torch.float64)
-        return float(self.sde.time(lambda_))
+        return time_of_noise(self.sde, self.sigma_min)
 
     def inputs(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         alpha = self.sde.alpha(t.double())
@@ -270,6 +274,7 @@ class AtTime(Wrapped):
         time: c of the SDE's t, elementwise in float64; (B,) to (B,).
         labels: how it takes class labels; None for one that takes none.
         sign: −1 for a velocity that points from noise to data, else 1.
+        t_min: the first time that it was trained for; None where that is not known.
 
     Shapes: x (B, *event), t (B,).
     """
@@ -281,10 +286,16 @@ class AtTime(Wrapped):
         labels: ClassLabels | None = None,
         *,
         sign: int = 1,
+        t_min: float | None = None,
     ) -> None:
         super().__init__(network, labels)
         self.time = time
         self.sign = sign
+        self.first = t_min
+
+    @property
+    def t_min(self) -> float | None:
+        return super().t_min if self.first is None else self.first
 
     def inputs(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         return x, self.time(t.double()).to(t.dtype)
