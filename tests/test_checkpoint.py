@@ -291,3 +291,28 @@ def test_the_shipped_digits_beat_the_best_gaussian_on_images_they_never_saw():
     assert labelled < plain < 0.8 * linear
     assert model.data == held.spec
     assert [shipped(), model.prediction] == [["digits", "mnist"], "v"]
+
+
+# --- a network that is read wrongly ---
+
+
+def test_a_network_that_means_something_else_on_the_data_is_refused(tmp_path: Path) -> None:
+    """The shipped model predicts v; the same weights under "eps", or of no use, are found out."""
+    right = load("digits")
+    digits = load_data("digits", split="test").dequantized(torch.Generator().manual_seed(0))
+    assert load("digits", data=digits[:128]).prediction == "v"
+    path = tmp_path / "model.safetensors"
+    save_model(path, ScoreModel(right.network, right.sde, "eps", data=right.data))
+    words = (
+        'the network must predict the noise in the data .* got smaller errors by prediction "v"'
+    )
+    with pytest.raises(ValueError, match=words):
+        load(path, data=digits[:128])
+    with torch.no_grad():
+        for weight in right.network.parameters():
+            weight.mul_(3.0)
+    save_model(path, right)
+    with pytest.raises(ValueError, match="the network must predict the noise in the data"):
+        load(path, data=digits[:128])
+    with pytest.raises(ValueError, match="data must be two samples or more that vary"):
+        load("digits", data=digits[:1])

@@ -35,6 +35,7 @@ from sde_diffusion.checkpoints.configuration import (
 from sde_diffusion.checkpoints.reading import FORMAT, KEY, fill, read
 from sde_diffusion.data.spec import DataSpec
 from sde_diffusion.foreign.diffusers_folder import PREFIX, load_diffusers
+from sde_diffusion.models.conventions import check_convention
 from sde_diffusion.models.score import DirectScore, LearnedScore, ScoreModel
 from sde_diffusion.sde import SDE, LinearSDE
 
@@ -87,6 +88,7 @@ def load(
     network: nn.Module | None = None,
     sde: LinearSDE | None = None,
     device: torch.device | str = "cpu",
+    data: Tensor | None = None,
 ) -> ScoreModel: ...
 @overload
 def load(
@@ -95,6 +97,7 @@ def load(
     network: nn.Module | None = None,
     sde: SDE,
     device: torch.device | str = "cpu",
+    data: Tensor | None = None,
 ) -> LearnedScore: ...
 def load(
     name_or_path: str | Path,
@@ -102,6 +105,7 @@ def load(
     network: nn.Module | None = None,
     sde: SDE | None = None,
     device: torch.device | str = "cpu",
+    data: Tensor | None = None,
 ) -> LearnedScore:
     """Return the model of a checkpoint, in evaluation mode: a `ScoreModel` or a `DirectScore`.
 
@@ -114,9 +118,11 @@ def load(
         network: one of a class of your own, which is not rebuilt from the file.
         sde: one of a class of your own, likewise; any SDE for a `DirectScore`.
         device: where the model is to compute.
+        data: samples in the units of the model's states, on which its network must mean what the
+            file says: see `check_convention`; (B, *event).
 
     Errors: FileNotFoundError; ValueError for files that are damaged, foreign, newer than this
-    version or of another network.
+    version or of another network, and for a network that is read wrongly.
 
     >>> load("no-such-model")
     Traceback (most recent call last):
@@ -124,8 +130,31 @@ def load(
 model (digits, mnist), got 'no-such-model'; check the spelling
     """
     if isinstance(name_or_path, str) and name_or_path.startswith(PREFIX):
-        return _of_diffusers(name_or_path, network, sde).to(device)
-    return _loaded("load", tuple(_BUILDERS), name_or_path, network, sde).to(device)
+        model: LearnedScore = _of_diffusers(name_or_path, network, sde)
+    else:
+        model = _loaded("load", tuple(_BUILDERS), name_or_path, network, sde)
+    model = model.to(device)
+    if data is not None:
+        _check_meaning(model, data)
+    return model
+
+
+def _check_meaning(model: LearnedScore, data: Tensor) -> None:
+    """Refuse a network that does not mean, on the data, what the configuration says."""
+    if not isinstance(model, ScoreModel):
+        got = type(model).__name__
+        raise wrong_value("load", "data", "be left out for what is no ScoreModel", got, "drop it")
+    found = check_convention(model, data)
+    if found.fits:
+        return
+    known = found.best is not found.readings[0]
+    raise wrong_value(
+        "load",
+        "the network",
+        "predict the noise in the data as its configuration says",
+        Reason(f"smaller errors by {found.best.name}" if known else "errors of no denoiser"),
+        "load it without data and print check_convention(model, data)",
+    )
 
 
 def load_direct(
