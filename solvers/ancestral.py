@@ -15,7 +15,7 @@ from sde_diffusion.dynamics import ReverseSDE, linear
 from sde_diffusion.noise import Noise
 from sde_diffusion.solver import OneStep
 from sde_diffusion.solvers._shared.checks import at_least_zero, backward, own_noise
-from sde_diffusion.solvers.edm_heun import ddim_step
+from sde_diffusion.solvers.edm_heun import ddim_form, ddim_step
 
 
 @final
@@ -71,7 +71,8 @@ class Ancestral(OneStep[ReverseSDE]):
         c2 = self.eta**2 * b2 * (to.sigma / at.sigma) ** 2
         # max: rounding may take σ_s² − c² below 0 where almost all of σ_s² is drawn.
         left = Level(to.alpha, math.sqrt(max(to.sigma**2 - c2, 0.0)), to.lambda_)
-        mean = ddim_step(dynamics.score, x, t, at, left)
+        form = ddim_form(dynamics.score, at)
+        mean = ddim_step(form, x, dynamics.score.predict(form, x, t, at), at, left)
         if self.eta == 0:
             return mean
         return mean.add_(noise.unit(x, t, s), alpha=math.sqrt(c2))

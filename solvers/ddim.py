@@ -12,7 +12,7 @@ from sde_diffusion.dynamics import ProbabilityFlow, linear
 from sde_diffusion.forms import turned
 from sde_diffusion.noise import Noise
 from sde_diffusion.solver import OneStep
-from sde_diffusion.solvers.edm_heun import ddim_step
+from sde_diffusion.solvers.edm_heun import ddim_form, ddim_step
 
 
 @final
@@ -50,7 +50,8 @@ class DDIM(OneStep[ProbabilityFlow]):
         score = dynamics.score
         if t.ndim == 0:
             at = known.level(t)
-            return ddim_step(score, x, t, at, known.level(s))
+            form = ddim_form(score, at)
+            return ddim_step(form, x, score.predict(form, x, t, at), at, known.level(s))
         sde = known.sde
         levels = Levels(sde.alpha(t), sde.sigma(t))
         return turned(x, score.predict("v", x, t, levels), levels, sde.alpha(s), sde.sigma(s))

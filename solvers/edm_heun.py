@@ -30,23 +30,29 @@ def euler_in_rho(x: Tensor, eps: Tensor, at: Level, to: Level) -> Tensor:
     return (x * a).add_(eps, alpha=to.sigma - a * at.sigma)
 
 
-def ddim_step(score: CountedScore, x: Tensor, t: Tensor, at: Level, to: Level) -> Tensor:
-    """Return the DDIM step from x_t, by one evaluation.
+def ddim_form(score: CountedScore, at: Level) -> str:
+    """Return the prediction by which a DDIM step is taken: v where the step by eps cancels.
 
-    It is taken by v where σ > α, where the step by eps cancels. Of a score that is made of eps
-    the x0 in v cancels as much, and v would only cost more.
+    That is where σ > α. Of a score that is made of eps the x0 in v cancels as much, and v would
+    only cost more.
+    """
+    of_eps = score.prediction in ("eps", "score")
+    return "v" if at.sigma > at.alpha and (at.pure_noise or not of_eps) else "eps"
+
+
+def ddim_step(form: str, x: Tensor, m: Tensor, at: Level, to: Level) -> Tensor:
+    """Return the DDIM step by a prediction.
 
     Arguments:
-        score: the score that is evaluated.
+        form: what the prediction is of, see `ddim_form`.
         x: the state x_t, (B, *event).
-        t: its time.
+        m: v or eps at (x_t, t), (B, *event).
         at: the coefficients at t.
         to: those at the time to go to.
     """
-    of_eps = score.prediction in ("eps", "score")
-    if at.sigma > at.alpha and (at.pure_noise or not of_eps):
-        return turned(x, score.predict("v", x, t, at), at, to.alpha, to.sigma)
-    return euler_in_rho(x, score.predict("eps", x, t, at), at, to)
+    if form == "v":
+        return turned(x, m, at, to.alpha, to.sigma)
+    return euler_in_rho(x, m, at, to)
 
 
 def middle_in_rho(known: Coefficients, t: Tensor, s: Tensor) -> Tensor:
@@ -133,6 +139,7 @@ class EDMHeun(OneStep[ProbabilityFlow]):
         at = known.level(t)
         to = known.level(s)
         if to.sigma == 0 or at.pure_noise:
-            return ddim_step(dynamics.score, x, t, at, to)
+            form = ddim_form(dynamics.score, at)
+            return ddim_step(form, x, dynamics.score.predict(form, x, t, at), at, to)
         eps = dynamics.score.predict("eps", x, t, at)
         return heun_in_rho(known, dynamics.score, x, eps, t, s)

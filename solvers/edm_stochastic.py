@@ -17,7 +17,7 @@ from sde_diffusion.dynamics import ReverseSDE, linear
 from sde_diffusion.noise import Noise
 from sde_diffusion.solver import Solver
 from sde_diffusion.solvers._shared.checks import at_least_zero, backward, own_noise
-from sde_diffusion.solvers.edm_heun import ddim_step, heun_in_rho
+from sde_diffusion.solvers.edm_heun import ddim_form, ddim_step, heun_in_rho
 
 
 @final
@@ -100,7 +100,8 @@ class EDMStochastic(Solver[ReverseSDE]):
                 t = u
                 at = up
             if to.sigma == 0 or at.pure_noise:
-                x = ddim_step(score, x, t, at, to)
+                form = ddim_form(score, at)
+                x = ddim_step(form, x, score.predict(form, x, t, at), at, to)
             else:
                 x = heun_in_rho(known, score, x, score.predict("eps", x, t, at), t, s)
             yield x

@@ -55,6 +55,7 @@ from sde_diffusion.likelihood.continuous_bound import elbo
 from sde_diffusion.likelihood.decoders import BinDecoder, LevelDecoder, bin_centres
 from sde_diffusion.likelihood.dequantization import TruncatedNormal, Uniform, discrete_log_prob
 from sde_diffusion.parallel import ranks as ranks_module
+from sde_diffusion.parallel.lock import RunLock
 from sde_diffusion.parallel.ranks import Ranks, place, share_of
 from sde_diffusion.solvers import DormandPrince, Heun
 from sde_diffusion.training.folder import check_same
@@ -486,6 +487,29 @@ def test_processes_agree_on_what_the_first_one_makes_and_wait_for_each_other(
     thread.join()
     assert order == ["42", "worked", "waited"]
     assert not folder.exists()
+
+
+def test_the_folder_of_a_run_is_made_by_its_first_process(tmp_path: Path) -> None:
+    """Whichever of them is there first: else the first would not know that it may remove it."""
+    out = tmp_path / "run"
+    met = list[str]()
+
+    def other() -> None:
+        with Ranks(out / "ranks", 1, 2) as ranks:
+            met.append(str(ranks.agree(lambda: {})["answer"]))
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    thread.join(0.5)
+    assert not out.exists()
+    with RunLock("sample", out):
+        with Ranks(out / "ranks", 0, 2) as ranks:
+            ranks.agree(lambda: {"answer": 42})
+            ranks.wait(lambda: None)
+        thread.join()
+        assert out.exists()
+    assert met == ["42"]
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(

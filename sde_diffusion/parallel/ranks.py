@@ -75,6 +75,8 @@ class Ranks:
 
     def __enter__(self) -> Self:
         if self.world > 1:
+            if self.rank:
+                self._wait_for_run()
             self.folder.mkdir(parents=True, exist_ok=True)
             if self.rank == 0:  # left by an earlier launch; the living write theirs again
                 for file in self.folder.glob("rank-*.json"):
@@ -175,6 +177,14 @@ class Ranks:
     def is_over(self) -> bool:
         """Return whether process 0 has ended, and said how: it takes the folder along."""
         return self._read(0) is None
+
+    def _wait_for_run(self) -> None:
+        """Leave it to process 0 to make the folder of the run, which it removes if it is empty."""
+        end = time.monotonic() + _START
+        while not self.folder.parent.exists():
+            if time.monotonic() > end:
+                raise _gone(0, f"no sign of life in {_START:.0f} s")
+            time.sleep(_LOOK)
 
     def _others(self) -> list[int]:
         return [rank for rank in range(self.world) if rank != self.rank]
