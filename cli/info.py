@@ -20,7 +20,7 @@ Examples:
   sde-diffusion info runs/digits-vp --json
   sde-diffusion info digits --data digits
 """
-_CHECKED: Final = 256  # samples of the data on which the convention is checked
+_CHECKED: Final = 1024  # samples of the data on which the convention is checked
 
 
 @click.command(epilog=EXAMPLES)
@@ -30,7 +30,7 @@ _CHECKED: Final = 256  # samples of the data on which the convention is checked
 @click.option(
     "--data",
     default=None,
-    help="Check on the first 256 samples whether the network means what its configuration says: "
+    help="Check on the first 1024 samples whether the network means what its configuration says: "
     "the error of its predicted noise beside those of likely misreadings.",
 )
 @_common.split_option

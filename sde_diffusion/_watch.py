@@ -60,13 +60,10 @@ class Watch:
             ill = ~torch.isfinite(self.last).flatten(1).all(1)
             where = f" in {samples(ill)}" if bool(ill.any()) else ""
             got = Reason(f"NaN or infinity at step {step} (t = {t:.6g}){where}")
-            raise diverged(
-                "integrate",
-                "x",
-                "stay finite",
-                got,
-                "use more steps, or move the ends of the grid",
-            )
+            remedy = "use more steps, or move the ends of the grid"
+            if t == 0:  # where sigma is 0, and with it the score infinite
+                remedy = "end the grid above t = 0, or use DDIM() or AngularAdams()"
+            raise diverged("integrate", "x", "stay finite", got, remedy)
         self.sums.clear()
 
     def check_end(self) -> None:

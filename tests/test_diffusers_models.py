@@ -543,8 +543,10 @@ def test_a_conditional_network_is_called_with_its_embeddings() -> None:
     assert torch.equal(model.eps(x, t), expected)
     other = from_diffusers(network, scheduler, embeddings=-rows, data=PICTURE)
     assert not torch.allclose(other.eps(x, t), expected, atol=1e-3)
-    # Each sample has its own condition, which follows it.
+    # Each sample has its own condition, which follows it; the network keeps its mode.
     both = from_diffusers(network, scheduler, embeddings=torch.stack([rows, -rows]))
+    assert not both.training
+    assert not network.training
     assert error(both.eps(x, t)[:1], expected[:1]) < 1e-6
     assert error(both.rows(torch.tensor([1])).eps(x[1:], t), other.eps(x, t)[1:]) < 1e-6
 
@@ -809,7 +811,9 @@ def test_a_setting_of_another_kind_ends_in_one_sentence_or_is_not_read(kind, jun
 
 
 def test_what_is_no_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"load: the folder must be that of a pipeline"):
+    with pytest.raises(
+        FileNotFoundError, match=r"must name a folder behind diffusers:, got .*absent; check"
+    ):
         load(f"diffusers:{tmp_path / 'absent'}")
     with pytest.raises(ValueError, match="network, sde must be left out for diffusers:FOLDER"):
         load(f"diffusers:{tmp_path}", sde=EDMSDE())

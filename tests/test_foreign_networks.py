@@ -25,6 +25,7 @@ from sde_diffusion import (
     check_convention,
     cosine_betas,
     linear_betas,
+    load,
 )
 
 D: Final = 3
@@ -241,6 +242,17 @@ def test_labels_reach_the_network_and_none_is_its_own_null_class() -> None:
         assert model.given(torch.tensor([4, -1, 0])).eps(x, t)[:, 0].tolist() == [4, 10, 0]
 
 
+def test_labels_of_no_class_are_refused_by_number() -> None:
+    model = load("digits")
+    for wrong in (10, -2, torch.tensor([0, 10])):
+        with pytest.raises(ValueError, match=r"labels must be classes 0 … 9, or -1 for none, got"):
+            model.given(wrong)
+    t = torch.tensor(0.5, dtype=torch.float64)
+    x = torch.ones(2, 1, 8, 8)
+    none = model.given(torch.tensor([-1, 9])).eps(x, t)
+    assert torch.allclose(none[:1], model.eps(x, t)[:1], atol=1e-5)
+
+
 def test_a_network_without_a_null_class_refuses_to_be_called_without_labels() -> None:
     model = ScoreModel.from_timesteps(Classes(), BETAS, labels=ClassLabels(10))
     t = torch.tensor(0.5, dtype=torch.float64)
@@ -306,6 +318,22 @@ def test_each_mistake_is_called_by_its_name(name) -> None:
     found = check_convention(model, data)
     assert not found.fits
     assert found.best.name == name, str(found)
+
+
+@pytest.mark.parametrize("noise_at", [0, 1])
+def test_a_velocity_of_the_other_end_is_called_by_its_name(noise_at) -> None:
+    """Exact for N(0, I/4): noise is at t = 1, or the time and the sign are turned."""
+
+    class Velocity(nn.Module):
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            t = (t if noise_at else 1 - t)[:, None]
+            v = (t - (1 - t) / 4) / (t**2 + (1 - t) ** 2 / 4) * x
+            return v if noise_at else -v
+
+    data = 0.5 * torch.randn(2000, 2, generator=torch.Generator().manual_seed(0))
+    assert check_convention(ScoreModel.from_velocity(Velocity(), noise_at=noise_at), data).fits
+    found = check_convention(ScoreModel.from_velocity(Velocity(), noise_at=1 - noise_at), data)
+    assert found.best.name == "noise at the other end of time"
 
 
 def test_data_of_another_kind_fit_no_reading() -> None:

@@ -72,6 +72,10 @@ def load_diffusers(folder: str | Path) -> ScoreModel:
     diffusers, and for a folder of other classes or one that is damaged.
     """
     folder = Path(folder)
+    if not folder.is_dir():
+        rule = f"name a folder behind {PREFIX}"
+        error = wrong_value("load", "name_or_path", rule, str(folder), "check the path")
+        raise FileNotFoundError(str(error))
     index = _read(folder, "model_index.json")
     part = next((name for name in _PARTS if index.get(name)), _PARTS[0])
     kind = _class_in(folder, index, part, NETWORKS, _WRAP)

@@ -142,6 +142,7 @@ class Conditioned(Enclosing):
                 "expand what all samples share: tensor.expand(len(x), -1)",
             )
         self.count = counts.pop()
+        self.train(network.training)  # its mode, which a new module would set
 
     def __repr__(self) -> str:
         given = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}

@@ -117,7 +117,8 @@ def check_convention(
 
     The others are: the output taken for another prediction or with the other sign, the time one
     step of the chain earlier or later, t for the index and the index for t, time that runs the
-    other way, data in [0, 1] for [−1, 1] and the other way round. All readings see the same noise.
+    other way (of a velocity with its sign), data in [0, 1] for [−1, 1] and the other way round.
+    All readings see the same noise.
 
     Arguments:
         model: the score model of the network in question, with its labels where it needs them.
@@ -229,6 +230,8 @@ def _misread(model: ScoreModel) -> Iterator[tuple[str, nn.Module]]:
     if model.prediction == "edm":  # called with its own number, not with t
         return
     yield "time from noise to data", AtTime(network, lambda t: 1 - t)
+    if model.prediction == "flow":  # d/dt turns with it
+        yield "noise at the other end of time", AtTime(network, lambda t: 1 - t, sign=-1)
     inner = network.network if isinstance(network, Labelled) else network
     if isinstance(inner, AtTimesteps):
         n = inner.steps

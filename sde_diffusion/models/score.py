@@ -104,6 +104,14 @@ class LearnedScore(nn.Module, ScoreLike, ABC):
                 f"{there.dtype} of shape {tuple(there.shape)}",
                 "pass for example torch.tensor([3, 1, 4])",
             )
+        known = self.classes
+        # Of labels on a GPU the range is left to the network: to look at them waits for it.
+        if known is not None and there.numel() and there.device.type == "cpu":
+            wrong = there[(there < -1) | (there >= known)].flatten()
+            if len(wrong):
+                rule = f"be classes 0 … {known - 1}, or -1 for none"
+                got = int(wrong[0])
+                raise wrong_value(type(self).__name__, "labels", rule, got, "pass one of these")
         inner = self.network.network if isinstance(self.network, Labelled) else self.network
         return self._around(Labelled(inner, there.long()))
 
