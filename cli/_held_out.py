@@ -13,35 +13,59 @@ if TYPE_CHECKING:
     from sde_diffusion.data.dataset import Dataset
 
 
-def data_of_model(name: str, model: Any, reading: Mapping[str, Any]) -> Dataset:  # noqa: ANN401
-    """Return the held-out part of the data, with the model's number of levels and its scaling.
+def read_for(name: str, model: Any, reading: Mapping[str, Any]) -> Dataset:  # noqa: ANN401
+    """Return data of the shape of the model's samples, and say once what was made of them.
 
     Arguments:
         name: digits, or a path.
         model: the score model.
-        reading: the options that say how files are read; split None for the held-out part.
+        reading: how files are read; split None for the part that is held out.
+
+    Errors: ValueError for data of another shape, whose likelihood would mean nothing.
     """
-    from sde_diffusion.data.checks import scaled_for
     from sde_diffusion.data.dataset import held_out_split, load_data
-    from sde_diffusion.priors import check_units
+    from sde_diffusion.parallel.ranks import place
 
     event = menu.event_shape(model)
     how = {**reading, "split": reading["split"] or held_out_split(name)}
     dataset = load_data(name, mode=_common.mode_of(event), **how)
-    _common.tell(dataset.notes)
+    if place()[0] == 0:
+        _common.tell(dataset.notes)
     if dataset.spec.shape != event:
         raise wrong_value(
             "--data",
             "data",
-            f"have the shape {event} of the model's",
+            f"have samples of the model's shape {event}",
             dataset.spec.shape,
-            "pass the data it was trained on",
+            "name the data it was trained on",
         )
-    known = model.data
-    # The levels that a file was read with are a guess.
-    guessed = known is not None and known.levels and dataset.spec.levels and name != "digits"
-    if guessed:
-        dataset = replace(dataset, spec=replace(dataset.spec, levels=known.levels))
-    found = scaled_for(known, dataset)
+    return dataset
+
+
+def scaled_like(model: Any, dataset: Dataset) -> Dataset:  # noqa: ANN401
+    """Return the data in the model's scaling.
+
+    Errors: ValueError for data of other levels, or on another scale than the prior covers.
+    """
+    from sde_diffusion.data.checks import scaled_for
+    from sde_diffusion.priors import check_units
+
+    found = scaled_for(model.data, dataset)
     check_units("--data", "data", model.sde, found)
     return found
+
+
+def data_of_model(name: str, model: Any, reading: Mapping[str, Any]) -> Dataset:  # noqa: ANN401
+    """Return the data with the model's number of levels and its scaling.
+
+    Arguments:
+        name: digits, or a path.
+        model: the score model.
+        reading: how files are read, as `read_for` takes it.
+    """
+    dataset = read_for(name, model, reading)
+    known = model.data
+    # The levels that a file was read with are a guess.
+    if known is not None and known.levels and dataset.spec.levels and name != "digits":
+        dataset = replace(dataset, spec=replace(dataset.spec, levels=known.levels))
+    return scaled_like(model, dataset)

@@ -198,7 +198,7 @@ def evaluator_of(
     chosen = _settings(options) if settings is None else EvaluationSettings.from_json(settings)
     solver = _ode_solver(options["--solver"], chosen.tolerance)
     model = menu.model(options["--model"], where)
-    start = first_time(model) if chosen.t_min is None else chosen.t_min
+    start = first_time(model, chosen.t_min)
     times = menu.times(options["--grid"], model.sde, solver, options["--steps"], start)
     dataset = _dataset(options, model)
     return Evaluator(model, dataset, solver, chosen, times.flip(0))
@@ -287,38 +287,13 @@ def _dataset(options: Mapping[str, Any], model: Any) -> Dataset:  # noqa: ANN401
     Errors: ValueError for data of another shape or levels, whose likelihood would mean nothing, or
     on another scale than the prior covers.
     """
-    from sde_diffusion import load_data
-    from sde_diffusion.data.checks import scaled_for
-    from sde_diffusion.data.dataset import held_out_split
-    from sde_diffusion.parallel.ranks import place
-    from sde_diffusion.priors import check_units
+    from sde_diffusion.cli._held_out import read_for, scaled_like
 
-    path = options["--data"]
-    shape = menu.event_shape(model)
-    dataset = load_data(
-        path,
-        options["--split"] or held_out_split(path),
-        options["--limit"],
-        levels=options["--levels"],
-        mode=_common.mode_of(shape),
-        # Runs of version 0.1 know none of these.
-        size=options.get("--size"),
-        frames=options.get("--frames", "first"),
-        layout=options.get("--layout"),
-    )
-    if place()[0] == 0:
-        _common.tell(dataset.notes)
-    if dataset.spec.shape != shape:
-        raise wrong_value(
-            "--data",
-            "data",
-            f"have samples of the model's shape {shape}",
-            dataset.spec.shape,
-            "name the data it was trained on",
-        )
-    found = scaled_for(model.data, dataset)
-    check_units("--data", "data", model.sde, found)
-    return found
+    # Runs of version 0.1 know no size, frames and layout.
+    usual = {"size": None, "frames": "first", "layout": None}
+    reading = {name: options.get(f"--{name}", value) for name, value in usual.items()}
+    reading |= {name: options[f"--{name}"] for name in ("split", "limit", "levels")}
+    return scaled_like(model, read_for(options["--data"], model, reading))
 
 
 def _content(evaluator: Evaluator, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -176,11 +176,13 @@ class ScoreLike(ABC):
         return Levels(sde.alpha(t), sde.sigma(t))
 
 
-def first_time(score: ScoreLike) -> float:
-    """Return the time at which likelihoods begin by default, the score's own t_min or 1e-5.
+def first_time(score: ScoreLike, given: float | None = None) -> float:
+    """Return the time at which likelihoods begin: that given, else the score's own t_min or 1e-5.
 
     Sampling ends by default at the score's own t_min or the SDE's cutoff.
     """
+    if given is not None:
+        return given
     return 1e-5 if score.t_min is None else score.t_min
 
 

@@ -241,7 +241,7 @@ MISTAKES = [
     Mistake(
         "points for pictures",
         "compare --model mnist --data {there}/points.npy --out {there}/out",
-        ("data must have the shape (1, 28, 28) of the model's, got",),
+        ("data must have samples of the model's shape (1, 28, 28), got",),
     ),
     Mistake(
         "guidance to nothing",

@@ -93,7 +93,7 @@ class Evaluator:
         self.model = model
         self.dataset = scaled_for(model.data, dataset)
         self.solver = solver
-        self.t_min = first_time(model) if settings.t_min is None else settings.t_min
+        self.t_min = first_time(model, settings.t_min)
         settings = replace(settings, t_min=self.t_min)
         self.settings = decided_chain(settings, model, dataset.spec)
         self.dimension = math.prod(dataset.spec.shape)

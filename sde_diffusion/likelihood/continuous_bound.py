@@ -126,7 +126,7 @@ def elbo(
     decoder = check_decoder("elbo", x, decoder, levels)
     check_draws("elbo", draws)
     sde = model.linear_sde()
-    t_min = first_time(model) if t_min is None else t_min
+    t_min = first_time(model, t_min)
     counter = Counter()
     predicted = counter.counting(model.eps)
     noise = PerSampleNoise.numbered(mix(seed, Purpose.ELBO), first, len(x))
