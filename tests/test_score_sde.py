@@ -131,6 +131,14 @@ def test_a_network_read_as_another_kind_is_far_off(sde, continuous, read) -> Non
     assert compared(from_score_sde(Net(), config(*read)), sde, continuous)[0] > 1e-3
 
 
+@pytest.mark.parametrize("continuous", [True, False])
+def test_noise_that_explodes_was_trained_from_its_least_level_on(continuous: bool) -> None:
+    given = config("vesde", continuous)
+    model = from_score_sde(Net(), given)
+    t = torch.tensor(model.t_min, dtype=torch.float64)
+    assert float(model.sde.sigma(t)) == pytest.approx(given["model"]["sigma_min"])
+
+
 def test_data_are_in_the_range_that_the_configuration_says() -> None:
     found = from_score_sde(Net(), config("vesde")).data
     assert found == DataSpec("score_sde", (3, 4, 4), 256, Affine(0, 1))

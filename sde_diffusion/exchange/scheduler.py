@@ -15,6 +15,7 @@ from sde_diffusion.exchange.described import described, solver_from
 from sde_diffusion.exchange.paused import PausedSolve
 from sde_diffusion.exchange.plan import Evaluation, evaluations
 from sde_diffusion.exchange.streams import Generators, noise_for
+from sde_diffusion.foreign.diffusers_schedulers import PREDICTIONS
 from sde_diffusion.foreign.installed import missing
 from sde_diffusion.grids import check_grid, recommended
 from sde_diffusion.integration import check_falling
@@ -31,7 +32,6 @@ try:
 except ImportError as error:
     raise ImportError(missing("diffusers", error)) from error
 
-PREDICTIONS: Final = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 GRIDS: Final = ("recommended", "leading", "trailing", "linspace")
 _WHAT: Final = "SolverScheduler"
 _AGAIN: Final = "call set_timesteps, then step once for each of timesteps, in their order"

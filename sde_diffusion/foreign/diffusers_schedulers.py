@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from sde_diffusion._check import one_of, positive_integer, wrong_value
 from sde_diffusion.data.spec import DataSpec
+from sde_diffusion.foreign.score_sde import of_noise
 from sde_diffusion.models.score import ScoreModel
 from sde_diffusion.models.wrapped import AtTime, ClassLabels, time_of_noise
 from sde_diffusion.sde import EDMSDE, VESDE
 
 _WHAT: Final = "from_diffusers"
-_PREDICTIONS: Final = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
+PREDICTIONS: Final = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 _EDM_SIGNS: Final = {"epsilon": 1, "v_prediction": -1}  # of their c_out beside Karras et al.'s
 _MOST_STEPS: Final = 10**6
 
@@ -84,13 +85,13 @@ def _check_fixed(scheduler: object, told: Told) -> None:
 
 def _chain(scheduler: Any, config: Config, told: Told) -> ScoreModel:  # noqa: ANN401
     prediction = config["prediction_type"]
-    one_of(_WHAT, "prediction_type", prediction, _PREDICTIONS)
+    one_of(_WHAT, "prediction_type", prediction, PREDICTIONS)
     if config.get("variance_type") == "learned":
         raise _setting("variance_type", "be learned_range or a fixed one", "learned")
     return ScoreModel.from_timesteps(
         told.network,
         _betas(scheduler, prediction),
-        _PREDICTIONS[prediction],
+        PREDICTIONS[prediction],
         variance=told.variance,
         labels=told.labels,
         data=told.data,
@@ -159,9 +160,7 @@ def _unchanged(c: Tensor) -> Tensor:
 def _ve(scheduler: Any, config: Config, told: Told) -> ScoreModel:  # noqa: ANN401
     _check_fixed(scheduler, told)
     sde = VESDE(config["sigma_min"], config["sigma_max"])
-    first = time_of_noise(sde, config["sigma_min"])
-    wrapped = AtTime(told.network, sde.sigma, told.labels, t_min=first)
-    return ScoreModel(wrapped, sde, "score", data=told.data).train(told.network.training)
+    return of_noise(told.network, sde, told.labels, told.data)
 
 
 SCHEDULERS: Final[Mapping[str, Reader]] = {

@@ -19,7 +19,7 @@ from sde_diffusion.data.scaling import Affine
 from sde_diffusion.data.spec import DataSpec
 from sde_diffusion.foreign.weights import read_weights
 from sde_diffusion.models.score import ScoreModel
-from sde_diffusion.models.wrapped import AtTime, Wrapped
+from sde_diffusion.models.wrapped import AtTime, ClassLabels, Wrapped, time_of_noise
 from sde_diffusion.schedules import LinearBeta, linear_betas
 from sde_diffusion.sde import VESDE, VPSDE, LinearSDE, SubVPSDE
 
@@ -112,8 +112,26 @@ def _ddpm(network: nn.Module, config: Config, data: DataSpec) -> ScoreModel:
 
 
 def _ve(network: nn.Module, config: Config, data: DataSpec) -> ScoreModel:
-    sde = _exploding(config)
-    return ScoreModel(AtTime(network, sde.sigma), sde, "score", data=data)
+    return of_noise(network, _exploding(config), data=data)
+
+
+def of_noise(
+    network: nn.Module,
+    sde: VESDE,
+    labels: ClassLabels | None = None,
+    data: DataSpec | None = None,
+) -> ScoreModel:
+    """Return the model of a network that gives the score and is called with sigma >= σ_min.
+
+    Arguments:
+        network: called as network(x, sigma) or with labels.
+        sde: the noise that it was trained with.
+        labels: how it takes class labels; None for one that takes none.
+        data: what the samples are, where that is known.
+    """
+    first = time_of_noise(sde, sde.sigma_min)
+    wrapped = AtTime(network, sde.sigma, labels, t_min=first)
+    return ScoreModel(wrapped, sde, "score", data=data).train(network.training)
 
 
 def _levels(network: nn.Module, config: Config, data: DataSpec) -> ScoreModel:
@@ -149,6 +167,11 @@ class AtLevels(Wrapped):
         super().__init__(network)
         self.sde = sde
         self.levels = levels
+
+    @property
+    def t_min(self) -> float:
+        """The time of the least noise, σ_min."""
+        return time_of_noise(self.sde, self.sde.sigma_min)
 
     def inputs(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         share = torch.log(self.sde.sigma(t.double()) / self.sde.sigma_min)
