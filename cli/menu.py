@@ -117,17 +117,24 @@ def peer(name: str) -> Any:  # noqa: ANN401  (a Peer)
     """
     exchange = importlib.import_module("sde_diffusion.exchange")
     program, _, rest = name.partition(":")
-    kinds = {"diffusers": "DiffusersPeer", "azula": "AzulaPeer"}
-    if program not in kinds:
-        names = [f"{known}:NAME" for known in kinds]
-        return exchange.FunctionPeer(imported("--peer", name, names))
+    match program:
+        case "diffusers":
+            maker = exchange.DiffusersPeer
+        case "azula":
+            maker = exchange.AzulaPeer
+        case _:
+            known = ("diffusers:NAME", "azula:NAME")
+            return exchange.FunctionPeer(imported("--peer", name, known))
     kind, _, settings = rest.partition(":")
-    made = exchange.DiffusersPeer if program == "diffusers" else exchange.AzulaPeer
-    return made(kind, _settings(settings))
+    return maker(kind, _settings(settings))
 
 
 def _settings(text: str) -> dict[str, object]:
-    """Return the settings in a text, ``word=value`` with commas; values are literals or text."""
+    """Return the settings in a text, ``word=value`` with commas.
+
+    Values are literals or text as it stands, since names of theirs hold hyphens, as in
+    algorithm_type=sde-dpmsolver++, which those of our solvers do not.
+    """
     found = dict[str, object]()
     for part in filter(None, text.split(",")):
         word, equals, value = part.partition("=")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._check import Reason, wrong_value
-from sde_diffusion.exchange.peers import Eps, Peer, Run
+from sde_diffusion.exchange.peers import Eps, Peer, Run, named
 from sde_diffusion.foreign.installed import program
 from sde_diffusion.sde import LinearSDE
 
@@ -48,8 +48,7 @@ class AzulaPeer(Peer):
     @property
     def name(self) -> str:
         """The name of the class, with the settings."""
-        told = ",".join(f"{word}={value}" for word, value in self.settings.items())
-        return f"azula:{self.kind}" + (f":{told}" if told else "")
+        return named("azula", self.kind, self.settings)
 
     def make(self, sde: LinearSDE, grid: Tensor) -> Run:
         n = len(grid) - 1
@@ -77,8 +76,8 @@ class _Denoiser:
         times = torch.linspace(1.0, 0.0, len(grid), dtype=torch.float64)
         rows = zip(grid, sde.alpha(grid), sde.sigma(grid), strict=True)
         # So that the adapter costs next to nothing in a step.
-        self._known: dict[float, tuple[Tensor, Tensor, Tensor]] = {}
-        self._known.update(zip(times.tolist(), rows, strict=True))
+        self._known: dict[float, tuple[Tensor, Tensor, Tensor]]
+        self._known = dict(zip(times.tolist(), rows, strict=True))
 
     def __call__(self, x: Tensor, time: Tensor) -> Any:  # noqa: ANN401
         t, alpha, sigma = self._at(time)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._check import Reason, wrong_value
-from sde_diffusion.exchange.noise_levels import LevelsRun, kept, repeated
-from sde_diffusion.exchange.peers import Eps, Peer, Run
+from sde_diffusion.exchange.noise_levels import EDMRun, FlowRun, LevelsRun, kept, repeated
+from sde_diffusion.exchange.peers import Eps, Peer, Run, named
 from sde_diffusion.foreign.installed import program
 from sde_diffusion.sde import LinearSDE
 
@@ -26,12 +26,12 @@ _USUAL: Final[Mapping[str, object]] = {
 
 
 # Those without betas, whose noise levels are set.
-_BY_LEVELS: Final = (
-    "EDMEulerScheduler",
-    "EDMDPMSolverMultistepScheduler",
-    "FlowMatchEulerDiscreteScheduler",
-    "FlowMatchHeunDiscreteScheduler",
-)
+_BY_LEVELS: Final[Mapping[str, type[LevelsRun]]] = {
+    "EDMEulerScheduler": EDMRun,
+    "EDMDPMSolverMultistepScheduler": EDMRun,
+    "FlowMatchEulerDiscreteScheduler": FlowRun,
+    "FlowMatchHeunDiscreteScheduler": FlowRun,
+}
 
 
 @final
@@ -88,13 +88,12 @@ class DiffusersPeer(Peer):
     @property
     def name(self) -> str:
         """The name of the class, with the settings."""
-        told = ",".join(f"{word}={value}" for word, value in self.settings.items())
-        return f"diffusers:{self.kind}" + (f":{told}" if told else "")
+        return named("diffusers", self.kind, self.settings)
 
     def make(self, sde: LinearSDE, grid: Tensor) -> Run:
         if self.kind in _BY_LEVELS:
             scheduler = self._class(**{**self._usual(), **self.settings})
-            run = LevelsRun(scheduler, sde, grid, flow=self.kind.startswith("Flow"))
+            run = _BY_LEVELS[self.kind](scheduler, sde, grid)
             if run.sigmas is None:
                 raise self._miscounted(len(grid) - 1, len(scheduler.sigmas))
             return run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, final
 
 import torch
@@ -37,29 +38,39 @@ def repeated(levels: Tensor, count: int) -> Tensor | None:
     return None
 
 
-@final
-class LevelsRun:
-    """A solve by a scheduler that keeps y = x/unit, at the noise levels of the grid.
-
-    EDM's keep y = x/α at σ/α and take the inner network F of their preconditioning, flow
-    matching's y = x/(α + σ) at σ/(α + σ) and eps − x0.
+class LevelsRun(ABC):
+    """A solve by a scheduler that keeps y = x/unit, at the noise levels σ/unit of the grid.
 
     Arguments:
         scheduler: a scheduler of diffusers with ``sigmas``.
         sde: whose eps it is.
         grid: the times, falling; (n + 1,).
-        flow: whether it is one of flow matching.
     """
 
-    def __init__(self, scheduler: Any, sde: LinearSDE, grid: Tensor, *, flow: bool) -> None:  # noqa: ANN401
+    def __init__(self, scheduler: Any, sde: LinearSDE, grid: Tensor) -> None:  # noqa: ANN401
         self.scheduler = scheduler
         self.grid = grid
-        self.flow = flow
-        self.alpha, self.sigma = sde.alpha(grid), sde.sigma(grid)
-        self.unit = self.alpha + self.sigma if flow else self.alpha
+        self.alpha = sde.alpha(grid)
+        self.sigma = sde.sigma(grid)
+        self.unit = self.units()
         self.levels = self.sigma / self.unit
         scheduler.set_timesteps(len(grid) - 1)
         self.sigmas = repeated(self.levels, len(scheduler.sigmas))
+
+    @abstractmethod
+    def units(self) -> Tensor:
+        """Return x/y at the times of the grid."""
+
+    @abstractmethod
+    def output(self, y: Tensor, x0: Tensor, eps: Tensor, i: int) -> Tensor:
+        """Return what the scheduler takes from a network, of one evaluation.
+
+        Arguments:
+            y: the state in the scheduler's unit, (B, *event).
+            x0: the predicted data there, (B, *event).
+            eps: the predicted noise there, (B, *event).
+            i: the index of its time in the grid.
+        """
 
     def __call__(self, eps: Eps, x: Tensor) -> Tensor:
         """Return the state at the grid's end."""
@@ -71,20 +82,35 @@ class LevelsRun:
         y = kept(x / float(self.unit[0]))
         for i, step in zip(places, steps, strict=True):
             state = y.as_subclass(Tensor)
-            if not self.flow:
-                self.scheduler.scale_model_input(state, step)  # else EDM's complain
             found = eps(state * float(self.unit[i]), self.grid[i])
-            y = kept(self.scheduler.step(self._output(state, found, i), step, y).prev_sample)
+            x0 = (state * self.unit[i] - self.sigma[i] * found) / self.alpha[i]
+            y = kept(self.scheduler.step(self.output(state, x0, found, i), step, y).prev_sample)
         return y.as_subclass(Tensor) * float(self.unit[-1])
 
-    def _output(self, y: Tensor, eps: Tensor, i: int) -> Tensor:
-        """Return what the scheduler takes from a network, of eps at y."""
-        x0 = (y * self.unit[i] - self.sigma[i] * eps) / self.alpha[i]
-        if self.flow:
-            return eps - x0
+
+@final
+class EDMRun(LevelsRun):
+    """EDM's, which keep y = x/α at σ/α and take the inner network F of their preconditioning."""
+
+    def units(self) -> Tensor:
+        return self.alpha
+
+    def output(self, y: Tensor, x0: Tensor, eps: Tensor, i: int) -> Tensor:  # noqa: ARG002
+        self.scheduler.scale_model_input(y, self.scheduler.timesteps[i])  # else they complain
         level = self.levels[i]
         # Their own preconditioning is linear in F: x0 = skip + scale F.
         skip = self.scheduler.precondition_outputs(y, torch.zeros_like(y), level)
         scale = self.scheduler.precondition_outputs(torch.zeros_like(y), torch.ones_like(y), level)
         found: Tensor = (x0 - skip) / scale
         return found
+
+
+@final
+class FlowRun(LevelsRun):
+    """Flow matching's, which keep y = x/(α + σ) at σ/(α + σ) and take eps − x0."""
+
+    def units(self) -> Tensor:
+        return self.alpha + self.sigma
+
+    def output(self, y: Tensor, x0: Tensor, eps: Tensor, i: int) -> Tensor:  # noqa: ARG002
+        return eps - x0

@@ -219,7 +219,5 @@ class PausedSolve:
         self._score.answers.place = 0
         self._draws.place = 0
         rest = self.grid[step:]
-        self._walk = iter(()) if len(rest) < 2 else self._steps(x, rest)
-
-    def _steps(self, x: Tensor, grid: Tensor) -> Any:  # noqa: ANN401  (an iterator of states)
-        return iter(self.solver.steps(self._dynamics, x, grid, self._noise))
+        steps = [] if len(rest) < 2 else self.solver.steps(self._dynamics, x, rest, self._noise)
+        self._walk = iter(steps)

@@ -81,6 +81,12 @@ class Peer(Solver[ReverseSDE], ABC):
         yield found.to(x.dtype)
 
 
+def named(program: str, kind: str, settings: Mapping[str, object]) -> str:
+    """Return the name of a sampler of a program as --peer has it, with its settings."""
+    told = ",".join(f"{word}={value}" for word, value in settings.items())
+    return f"{program}:{kind}" + (f":{told}" if told else "")
+
+
 @final
 class _Zeros(Noise):
     """No noise at all."""

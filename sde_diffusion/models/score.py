@@ -335,7 +335,6 @@ class ScoreModel(LearnedScore):
 
     def predict(self, form: str, x: Tensor, t: Tensor, at: Level | Levels) -> Tensor:
         check_state("ScoreModel", x)
-        check_told(self.prediction, form, at)
         y, c = self._input(x, t)
         out = self._checked(self.network(y, c), x)
         if self.variance == "learned":
@@ -381,6 +380,7 @@ class ScoreModel(LearnedScore):
 
     def _formed(self, form: str, out: Tensor, x: Tensor, at: Level | Levels) -> Tensor:
         if self.prediction == "edm":
+            check_told("edm", form, at)
             return joined(edm_form(form, at.alpha, at.sigma, self.sigma_data), out, x)
         return converted(form, self.prediction, out, x, at)
 
