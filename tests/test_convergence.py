@@ -21,15 +21,20 @@ from sde_diffusion import (
     integrate,
     uniform,
 )
-from sde_diffusion.coefficients import Coefficients
+from sde_diffusion.coefficients import Coefficients, Levels
 from sde_diffusion.diagnostics.convergence import Convergence, Measurement
 from sde_diffusion.diagnostics.orders import (
-    _both,
-    _Line,
     certify,
     ends,
     ode_convergence,
     weak_convergence,
+)
+from sde_diffusion.diagnostics.problems import (
+    BOTH,
+    LINE,
+    GaussianLine,
+    MixtureAndGaussian,
+    MixtureLine,
 )
 from sde_diffusion.dynamics import ODE
 from sde_diffusion.grids import karras, log_snr
@@ -143,20 +148,27 @@ def test_what_is_drawn_between_the_times_of_the_grid_is_of_the_same_path() -> No
     assert certify(Halves(), VPSDE()).passed
 
 
+@pytest.mark.parametrize("kind", [GaussianLine, MixtureLine, MixtureAndGaussian])
 @every_sde
-def test_the_fast_score_of_the_line_is_the_oracles(sde) -> None:
-    oracle = Gaussian(torch.tensor([0.3]).double(), torch.tensor([[0.25]])).diffused(sde)
-    line = _Line(sde)
-    x = torch.linspace(-2, 2, 7, dtype=torch.float64)[:, None]
+def test_the_fast_scores_are_the_oracles(sde, kind) -> None:
+    fast = kind(sde)
+    oracle = kind.oracle.diffused(sde)
+    generator = torch.Generator().manual_seed(0)
+    x = 2 * torch.randn(7, *kind.oracle.event, generator=generator, dtype=torch.float64)
+    for t in sde.time(torch.tensor([-1.0, 0.0, 0.5], dtype=torch.float64)):
+        assert torch.allclose(fast(x, t), oracle(x, t), atol=1e-12)
+        assert torch.allclose(fast(x, t.expand(7)), oracle(x, t), atol=1e-12)
+        for form in ("eps", "x0", "v"):
+            exact = oracle.predict(form, x, t, Coefficients(sde).level(t))
+            for at in (Coefficients(sde).level(t), Levels(sde.alpha(t), sde.sigma(t))):
+                assert torch.allclose(fast.predict(form, x, t, at), exact, atol=1e-12)
+
+
+@every_sde
+def test_the_moments_of_the_line_are_the_oracles(sde) -> None:
     t = torch.tensor(ends(sde)[0], dtype=torch.float64)
-    assert torch.allclose(line(x, t), oracle(x, t), atol=1e-12)
-    assert torch.allclose(line(x, t.expand(7)), oracle(x, t), atol=1e-12)
-    for form in ("eps", "x0", "v"):
-        at = Coefficients(sde).level(t)
-        found, exact = (m.predict(form, x, t, at) for m in (line, oracle))
-        assert torch.allclose(found, exact, atol=1e-12)
-    marginal = oracle.marginal(t)
-    assert line.moments(float(t)) == pytest.approx(
+    marginal = LINE.diffused(sde).marginal(t)
+    assert GaussianLine(sde).moments(float(t)) == pytest.approx(
         (marginal.means.item(), marginal.variances.item() ** 0.5)
     )
 
@@ -164,11 +176,10 @@ def test_the_fast_score_of_the_line_is_the_oracles(sde) -> None:
 @every_sde
 def test_both_problems_of_the_flow_are_one_mixture(sde) -> None:
     """The density is the product, so the exact flow of each part is its own."""
-    both = _both()
     x = torch.randn(9, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     mixture = GaussianMixture([0.4, 0.6], torch.tensor([[-0.8], [0.7]]).double(), stds=[0.5, 0.3])
-    parts = mixture.log_prob(x[:, :1]) + Gaussian(*_gaussian(both)).log_prob(x[:, 1:])
-    assert torch.allclose(both.log_prob(x), parts, atol=1e-6)
+    parts = mixture.log_prob(x[:, :1]) + Gaussian(*_gaussian(BOTH)).log_prob(x[:, 1:])
+    assert torch.allclose(BOTH.log_prob(x), parts, atol=1e-6)
     found = ode_convergence(DormandPrince(1e-11, 1e-11), sde, (1,)).errors[0]
     assert found < 1e-8
 

@@ -18,9 +18,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._check import wrong_type, wrong_value
-from sde_diffusion._tensors import expand
 from sde_diffusion.brownian import BrownianPath
-from sde_diffusion.coefficients import Level, Levels
 from sde_diffusion.diagnostics.convergence import (
     FLOOR,
     Certificate,
@@ -29,13 +27,20 @@ from sde_diffusion.diagnostics.convergence import (
     Measurement,
     declared,
 )
+from sde_diffusion.diagnostics.problems import (
+    CORRELATED,
+    MIXTURE,
+    GaussianLine,
+    MixtureAndGaussian,
+    MixtureLine,
+    tensor,
+)
 from sde_diffusion.dynamics import ReverseSDE
 from sde_diffusion.grids import uniform
 from sde_diffusion.integration import dynamics_for, integrate
-from sde_diffusion.models.exact import ExactScore, Gaussian, GaussianMixture
 from sde_diffusion.noise import Noise
 from sde_diffusion.sampling.costs import cost
-from sde_diffusion.scores import Score, ScoreLike
+from sde_diffusion.scores import Score
 from sde_diffusion.sde import LinearSDE
 from sde_diffusion.solver import Solver
 
@@ -55,7 +60,7 @@ def ends(sde: LinearSDE, kind: Kind = "ode") -> tuple[float, float]:
     ones, whose error terms add as squares, from −⅛ to ⅛.
     """
     first, last = {"ode": (-1.0, 0.5), "weak": (-0.25, 0.25), "strong": (-0.125, 0.125)}[kind]
-    start, end = sde.time(_tensor(first, last)).tolist()
+    start, end = sde.time(tensor(first, last)).tolist()
     return start, end
 
 
@@ -146,7 +151,7 @@ def _still(c: Convergence, least: int) -> bool:
 
 def _grid(rule: Rule, steps: int, start: float, end: float) -> Tensor:
     found = rule(steps, start, end)
-    ours = len(found) == steps + 1 and torch.allclose(found[[0, -1]], _tensor(start, end))
+    ours = len(found) == steps + 1 and torch.allclose(found[[0, -1]], tensor(start, end))
     if not ours:
         shown = f"{len(found) - 1} steps from {float(found[0]):.6g} to {float(found[-1]):.6g}"
         raise wrong_value(
@@ -159,38 +164,19 @@ def _grid(rule: Rule, steps: int, start: float, end: float) -> Tensor:
     return found
 
 
-def _tensor(*rows: object) -> Tensor:
-    return torch.tensor(rows, dtype=torch.float64)
-
-
-_WEIGHTS = (0.4, 0.6)
-_MEANS = _tensor([-0.8], [0.7])
-_STDS = (0.5, 0.3)
-_MEAN: Final = _tensor(0.3, -0.2, 0.1)
-_COVARIANCE: Final = _tensor([0.6, 0.4, -0.2], [0.4, 0.4, 0.0], [-0.2, 0.0, 0.4])
-
-
-def _both() -> GaussianMixture:
-    """Return the mixture in the first coordinate and the Gaussian in the others, independent."""
-    means = torch.cat([_MEANS, _MEAN.expand(2, 3)], 1)
-    covariances = _tensor(0.0).expand(2, 4, 4).clone()
-    covariances[:, 0, 0], covariances[:, 1:, 1:] = _tensor(*_STDS).square(), _COVARIANCE
-    return GaussianMixture(_WEIGHTS, means, covariances)
-
-
 def _flow_errors(solver: Solver[Any], sde: LinearSDE, rule: Rule) -> _Errors:
     """Return the RMS errors of both problems of the ODE, as a function of the step count.
 
     One solve is of both, side by side; each has its own exact solution.
     """
-    start, end = _tensor(*ends(sde))
+    start, end = tensor(*ends(sde))
     line = torch.linspace(-1.2, 1.3, 33, dtype=torch.float64)
     x = torch.stack([line, (5 * line).sin(), (3 * line).cos(), line.square()], 1)
     x = x * math.hypot(float(sde.alpha(start)), float(sde.sigma(start)))
-    mixture = _mixture(sde)
-    gaussian = Gaussian(_MEAN, _COVARIANCE).diffused(sde)
-    exact = torch.cat([mixture.flow(x[:, :1], start, end), gaussian.flow(x[:, 1:], start, end)], 1)
-    model = _both().diffused(sde)
+    mixture = MIXTURE.diffused(sde).flow(x[:, :1], start, end)
+    gaussian = CORRELATED.diffused(sde).flow(x[:, 1:], start, end)
+    exact = torch.cat([mixture, gaussian], 1)
+    model = MixtureAndGaussian(sde)
 
     def errors(steps: int) -> tuple[float, ...]:
         grid = _grid(rule, steps, *ends(sde))
@@ -230,39 +216,6 @@ class _Probe(Noise):
         return z
 
 
-@final
-class _Line(ScoreLike):
-    """The exact score of N(.3, .5²), faster than the general one of `Gaussian`."""
-
-    sde: LinearSDE
-    predicts = True
-    row_by_row = True
-    mean = 0.3
-    data_variance = 0.25
-
-    def __init__(self, sde: LinearSDE) -> None:
-        self.sde = sde
-
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        a, s = (expand(c, x) for c in (self.sde.alpha(t), self.sde.sigma(t)))
-        return (a * self.mean - x) / (a**2 * self.data_variance + s**2)
-
-    def predict(self, form: str, x: Tensor, t: Tensor, at: Level | Levels) -> Tensor:  # noqa: ARG002
-        a = float(at.alpha)
-        s = float(at.sigma)
-        slope = {"eps": s, "x0": a * self.data_variance, "v": a * s * (1 - self.data_variance)}[
-            form
-        ]
-        slope /= a**2 * self.data_variance + s**2
-        offset = {"eps": 0.0, "x0": self.mean, "v": -s * self.mean}[form]
-        return x.mul(slope).add_(offset - slope * a * self.mean)
-
-    def moments(self, t: float) -> tuple[float, float]:
-        """Return mean and standard deviation at t."""
-        a, s = (float(f(_tensor(t))) for f in (self.sde.alpha, self.sde.sigma))
-        return a * self.mean, math.hypot(a * self.data_variance**0.5, s)
-
-
 def _moment_errors(
     solver: Solver[Any], sde: LinearSDE, rule: Rule, noise_scale: float = 1.0
 ) -> _Errors:
@@ -271,7 +224,7 @@ def _moment_errors(
     A whole solve is an affine map x ↦ a x + c + Σ_j b_j z_j of the start and its normals, whose
     coefficients follow from the images of 0, of x = 1 and of every z_j = 1.
     """
-    model = _Line(sde)
+    model = GaussianLine(sde)
     (start, end) = ends(sde, "weak")
     (first, spread) = model.moments(start)
     (last, wide) = model.moments(end)
@@ -360,8 +313,8 @@ def strong_convergence(
         score: the score; None for the exact one of the mixture.
     """
     start, end = ends(sde, "strong")
-    model = _mixture(sde)
-    x = model.sample(paths, _tensor(start)[0], torch.Generator().manual_seed(seed))
+    model = MixtureLine(sde)
+    x = model.exact.sample(paths, tensor(start)[0], torch.Generator().manual_seed(seed))
     grids = [_grid(grid, n, start, end) for n in (*steps, 2 * steps[-1])]
     dynamics = ReverseSDE(sde, score or model)
     path = BrownianPath(seed, grid=_asked(dynamics, solver, x[:1], grids))
@@ -400,7 +353,3 @@ def _asked(
     times = torch.tensor(sorted(clock.times), dtype=torch.float64)
     apart = times.diff(prepend=times[:1] - 1) > 2.0**-42  # one time, rounded in two ways
     return times[apart]
-
-
-def _mixture(sde: LinearSDE) -> ExactScore:
-    return GaussianMixture(_WEIGHTS, _MEANS, stds=_STDS).diffused(sde)

@@ -17,7 +17,7 @@ from sde_diffusion._check import wrong_type, wrong_value
 from sde_diffusion._shown import shown
 from sde_diffusion._tensors import check_state, expand
 from sde_diffusion.coefficients import Level, Levels
-from sde_diffusion.forms import converted
+from sde_diffusion.forms import Number, converted
 from sde_diffusion.scores import ScoreLike
 from sde_diffusion.sde import LinearSDE
 
@@ -99,7 +99,7 @@ class Oracle:
         return (self.means[k] + z).reshape(n, *self.event)
 
     def _components(
-        self, x: Tensor, alpha: Tensor, sigma: Tensor
+        self, x: Tensor, alpha: Number, sigma: Number
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return r = Qᵀ(x − α m), its variances α²v + σ² and log(w_k N(x; k)).
 
@@ -114,19 +114,22 @@ class Oracle:
                 tuple(x.shape[1:]),
                 "reshape it",
             )
-        expand(alpha, x)  # refuses another number of times than of samples
+        if isinstance(alpha, Tensor):
+            expand(alpha, x)  # refuses another number of times than of samples
         flat = x.flatten(1).double()
         a = self._coefficient(alpha)
         s = self._coefficient(sigma)
         turned = flat[:, None] if self.bases is None else _turn_tiles(flat, self.bases)
         r = turned - a * self._turned_means
-        variance = a.square() * self.variances + s.square()
+        variance = a * a * self.variances + s * s
         log_density = -0.5 * (r**2 / variance + variance.log()).sum(2)
         constant = 0.5 * self.dimension * math.log(2 * math.pi)
         return r, variance, log_density - constant + self.weights.log()
 
-    def _coefficient(self, c: Tensor) -> Tensor:
-        """Return () or (B,) numbers as (1 or B, 1, 1) beside the arrays."""
+    def _coefficient(self, c: Number) -> Number:
+        """Return () or (B,) numbers as (1 or B, 1, 1) beside the arrays; a float as it is."""
+        if not isinstance(c, Tensor):
+            return c
         return c.to(self.means.device, torch.float64).reshape(-1, 1, 1)
 
     def _mean_over_components(self, log_joint: Tensor, rows: Tensor) -> Tensor:
@@ -180,8 +183,8 @@ class ExactScore(ScoreLike):
         rows = self.oracle._turn_back(-r / variance)
         return self.oracle._mean_over_components(log_joint, rows).reshape(x.shape).to(x.dtype)
 
-    def predict(self, form: str, x: Tensor, t: Tensor, at: Level | Levels) -> Tensor:
-        return converted(form, "x0", self.denoise(x, t), x, at)
+    def predict(self, form: str, x: Tensor, t: Tensor, at: Level | Levels) -> Tensor:  # noqa: ARG002
+        return converted(form, "x0", self._x0(x, at.alpha, at.sigma), x, at)
 
     def eps(self, x: Tensor, t: Tensor) -> Tensor:
         """Return E[eps | x_t] = −sigma ∇ log p_t(x)."""
@@ -189,8 +192,12 @@ class ExactScore(ScoreLike):
 
     def denoise(self, x: Tensor, t: Tensor) -> Tensor:
         """Return E[x0 | x_t] = Σ p(k|x) (m_k + α C_k (α²C_k + σ²I)⁻¹(x − α m_k))."""
-        r, variance, log_joint = self._parts(x, t)
-        a = self.oracle._coefficient(self.sde.alpha(t))
+        return self._x0(x, self.sde.alpha(t), self.sde.sigma(t))
+
+    def _x0(self, x: Tensor, alpha: Number, sigma: Number) -> Tensor:
+        """Return E[x0 | x_t = x] at alpha and sigma of t: floats, or tensors () or (B,)."""
+        r, variance, log_joint = self.oracle._components(x, alpha, sigma)
+        a = self.oracle._coefficient(alpha)
         rows = self.oracle._turn_back(a * self.oracle.variances * r / variance)
         x0 = self.oracle._mean_over_components(log_joint, self.oracle.means + rows)
         return x0.reshape(x.shape).to(x.dtype)
