@@ -20,7 +20,10 @@ ROOMS: Final = (
     {"training": "a run: loop, averages, monitors, folder"},
     {"pictures": "a file for each kind of picture"},
     {"evaluation": "a data set's log-likelihoods", "objectives": "what a step minimises"},
-    {"ddpm": "the chain, its variances and its bound"},
+    {
+        "ddpm": "the chain, its variances and its bound",
+        "inverse_problems": "posteriors of measurements",
+    },
     {
         "likelihood": "densities and bounds",
         "diagnostics": "orders, comparisons, metrics",

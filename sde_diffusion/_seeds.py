@@ -33,6 +33,7 @@ class Purpose(IntEnum):
     FLOW_SAMPLES = 0x07E6  # a comparison's samples of the model itself
     SPLIT = 0x5EED  # of a comparison's samples, for an interval
     RESAMPLING = 0x5A3B1E
+    POSTERIOR_RESAMPLING = 40
 
 
 @unique

@@ -87,7 +87,7 @@ class Tilted:
 
     def resampled(self, seed: int = 0) -> Tensor:
         """Return B samples of equal weight, resampled by their weights: some are repeated."""
-        return self.x[_systematic(self.weights, mix(seed, Purpose.RESAMPLING)).to(self.x.device)]
+        return self.x[systematic(self.weights, mix(seed, Purpose.RESAMPLING)).to(self.x.device)]
 
 
 def sample_tilted(
@@ -160,7 +160,7 @@ def sample_tilted(
             weights = log_weights.softmax(0)
             crowded = weights.square().sum() * resample_below * len(x) > 1
             if resample_below and step < len(grid) - 1 and bool(crowded):
-                index = _systematic(weights, mix(seed, Purpose.RESAMPLING, step)).to(x.device)
+                index = systematic(weights, mix(seed, Purpose.RESAMPLING, step)).to(x.device)
                 x = x[index]
                 rate = rate[index]
                 log_mass = log_mass + _log_mean(log_weights)
@@ -274,7 +274,7 @@ def _log_mean(log_weights: Tensor) -> float:
     return float(log_weights.logsumexp(0)) - math.log(len(log_weights))
 
 
-def _systematic(weights: Tensor, seed: int) -> Tensor:
+def systematic(weights: Tensor, seed: int) -> Tensor:
     """Return the indices of systematic resampling: i at least ⌊B W_i⌋ times."""
     n = len(weights)
     u = torch.rand((), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
