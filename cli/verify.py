@@ -13,6 +13,7 @@ import click
 from sde_diffusion._check import wrong_value
 from sde_diffusion._files import writing
 from sde_diffusion.cli import _common, menu, report
+from sde_diffusion.cli._posteriors import verify_posteriors
 from sde_diffusion.cli._solvers import solver_class
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ Examples:
   sde-diffusion verify
   sde-diffusion verify --solver dpm-solver-pp:order=3 --solver heun --sde edm
   sde-diffusion verify --solver my_module:MySolver --grid log-snr
+  sde-diffusion verify --posterior
 """
 _SDES: Final = ("vp", "vp-cosine", "sub-vp", "ve", "edm", "rectified-flow")
 _HEADERS: Final = (
@@ -120,9 +122,43 @@ class OrderRow:
     show_default=True,
     help="Folder for the results.",
 )
+@click.option(
+    "--posterior",
+    is_flag=True,
+    help="Measure posterior samplers against exact posteriors instead; about 5 minutes.",
+)
+@click.option(
+    "--problems",
+    type=click.IntRange(min=2),
+    default=60,
+    show_default=True,
+    help="Of --posterior: the number of measurements.",
+)
+@click.option(
+    "--particles",
+    type=click.IntRange(min=1),
+    default=256,
+    show_default=True,
+    help="Of --posterior: the draws of each posterior.",
+)
+@click.option(
+    "--steps",
+    type=click.IntRange(min=1),
+    default=100,
+    show_default=True,
+    help="Of --posterior: the steps of the samplers.",
+)
 @_common.json_option
 def command(
-    solvers: tuple[str, ...], sdes: tuple[str, ...], grid: str, out: Path, as_json: bool
+    solvers: tuple[str, ...],
+    sdes: tuple[str, ...],
+    grid: str,
+    out: Path,
+    posterior: bool,
+    problems: int,
+    particles: int,
+    steps: int,
+    as_json: bool,
 ) -> None:
     """Measure the order of solvers against closed forms.
 
@@ -131,7 +167,14 @@ def command(
     (strong order). After n steps the error is about C n^-order, C being the error constant.
     Writes table.md, verify.json and orders.png; exits 1 where an observed order is more than 0.15
     from the declared one, or where a solver that was named refuses the grid or the SDE.
+
+    With --posterior: the errors of posterior samplers where the posterior is known in closed form.
+    Writes posterior.txt and posterior.json.
     """
+    if posterior:
+        _only_posteriors(solvers, sdes, grid)
+        verify_posteriors(_common.output_folder(out), problems, particles, steps, as_json=as_json)
+        return
     rows = [OrderRow(name, made) for name, made in _chosen(solvers).items()]
     chosen = {name: menu.sde(name) for name in (_SDES if sdes == ("all",) else sdes)}
     folder = _common.output_folder(out)
@@ -157,6 +200,27 @@ def command(
     if wrong:
         message = f"not certified: {', '.join(wrong)}"
         raise Uncertified(message)
+
+
+def _only_posteriors(solvers: tuple[str, ...], sdes: tuple[str, ...], grid: str) -> None:
+    """Refuse what --posterior does not look at."""
+    given = [
+        name
+        for name, value, usual in (
+            ("--solver", solvers, ()),
+            ("--sde", sdes, ("all",)),
+            ("--grid", grid, "uniform"),
+        )
+        if value != usual
+    ]
+    if given:
+        raise wrong_value(
+            "verify",
+            ", ".join(given),
+            "not be given with --posterior, whose problem is fixed",
+            "both",
+            "drop one",
+        )
 
 
 def _chosen(names: tuple[str, ...]) -> dict[str, Any]:
