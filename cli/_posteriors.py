@@ -85,4 +85,5 @@ def cells(row: PosteriorCertificate) -> Sequence[str]:
 
 
 def _interval(found: Interval) -> str:
-    return f"{found.mean:.3f} ± {found.half_width:.3f}"
+    places = 3 if abs(found.mean) + found.half_width < 10 else 0
+    return f"{found.mean:.{places}f} ± {found.half_width:.{places}f}"

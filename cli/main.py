@@ -25,6 +25,10 @@ _COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
         "sde_diffusion.cli.verify",
         "Measure the order of solvers against closed forms.",
     ),
+    "restore": (
+        "sde_diffusion.cli.restore",
+        "Draw from the posterior of measured data.",
+    ),
     "solvers": ("sde_diffusion.cli.solvers", "List the solvers, their orders and evaluations."),
     "info": ("sde_diffusion.cli.info", "Show what is in a checkpoint."),
     "convert": ("sde_diffusion.cli.convert", "Write another program's weights as .safetensors."),

@@ -34,6 +34,7 @@ class Purpose(IntEnum):
     SPLIT = 0x5EED  # of a comparison's samples, for an interval
     RESAMPLING = 0x5A3B1E
     POSTERIOR_RESAMPLING = 40
+    MEASUREMENT = 41  # the noise of a measurement
 
 
 @unique

@@ -152,8 +152,12 @@ def test_the_density_of_a_measurement_is_the_normal_one() -> None:
 
 def test_a_drawn_measurement_has_its_noise() -> None:
     x = normal(4000, 2)
-    seen = Measurement.drawn(Matrix(torch.eye(2)), x, 0.3, PerSampleNoise.numbered(0, 0, 4000))
+    seen = Measurement.drawn(Matrix(torch.eye(2)), x, 0.3)
     assert float((seen.y - x).std()) == pytest.approx(0.3, rel=0.05)
+    part = Measurement.drawn(seen.operator, x[7:9], 0.3, first=7)
+    assert torch.equal(part.y, seen.y[7:9])
+    prior = PerSampleNoise.numbered(0, 0, 4000).normal(x)
+    assert abs(float(((seen.y - x) * prior).mean())) < 0.02  # of no other draw of the seed
     assert torch.equal(seen.rows(torch.tensor([3, 1])).y, seen.y[[3, 1]])
 
 

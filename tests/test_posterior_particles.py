@@ -126,6 +126,10 @@ def test_a_measurement_is_sampled_as_it_would_be_alone() -> None:
     assert torch.equal(whole.x[:1], first.x)
     assert torch.equal(whole.log_weights[:1], first.log_weights)
     assert torch.equal(whole.log_evidence[:1], first.log_evidence)
+    last = sample_posterior(
+        model, many.rows(torch.tensor([1, 2])), (2,), PiGDM(), first=1, **settings
+    )
+    assert torch.equal(whole.x[1:], last.x)
     assert bool((whole.resamplings > 0).all())
 
 
@@ -146,6 +150,11 @@ def test_weighted_statistics_are_those_of_the_weights() -> None:
     assert found.mean.item() == pytest.approx(1.0)
     assert found.std.item() ** 2 == pytest.approx(0.5 * 1 + 0 + 0.25 * 4)
     assert found.effective_size.item() == pytest.approx(1 / (0.25 + 2 * 0.0625))
+    at = torch.tensor([[1.0], [2.0]], dtype=torch.float64)
+    twice = PosteriorSamples(
+        x.expand(2, -1, -1), weights.log().expand(2, -1), torch.zeros(2), 0, torch.zeros(2)
+    )
+    assert twice.levels(at).flatten().tolist() == pytest.approx([0.625, 0.75])
     drawn = found.resampled(seed=1)[0, :, 0].tolist()
     assert drawn.count(0.0) in (1, 2)  # systematic: ⌊3 · ½⌋ or one more
 

@@ -33,7 +33,6 @@ from sde_diffusion.inverse_problems.measurement import Measurement
 from sde_diffusion.inverse_problems.operators import Matrix
 from sde_diffusion.inverse_problems.particles import PosteriorSamples, sample_posterior
 from sde_diffusion.models.exact import ExactScore, GaussianMixture
-from sde_diffusion.noise import PerSampleNoise
 from sde_diffusion.sde import VPSDE, LinearSDE
 
 # The samplers that are measured: of these twists, and of these likelihood scores alone.
@@ -153,8 +152,7 @@ class _Bench:
         self.data, operator = mixture_problem()
         self.model: ExactScore = self.data.diffused(sde)
         self.truth = self.data.sample(problems, torch.Generator().manual_seed(seed))
-        noise = PerSampleNoise.numbered(seed, 0, problems)
-        self.measurement = Measurement.drawn(operator, self.truth, _STD, noise)
+        self.measurement = Measurement.drawn(operator, self.truth, _STD, seed=seed)
         each = [self.measurement.rows(torch.tensor([q])) for q in range(problems)]
         self.exact = [exact_posterior(self.data, one) for one in each]
         self.particles = particles

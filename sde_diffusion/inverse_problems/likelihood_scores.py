@@ -193,7 +193,8 @@ class TMPD(LikelihoodScore):
 class MMPS(LikelihoodScore):
     """Moment matching posterior sampling: V = (sigma²/alpha) J, S⁻¹ by conjugate gradients.
 
-    Its log-likelihood is that without log det S.
+    Its log-likelihood is that without log det S. Where V of a learned score is negative in some
+    direction, as no covariance is, a sample's iterations end.
 
     Arguments:
         iterations: of conjugate gradients, one vector-Jacobian product each.
@@ -216,6 +217,7 @@ class MMPS(LikelihoodScore):
             lambda u: measurement.std**2 * u + known.pushed(u, gamma),
             known.residual,
             self.iterations,
+            least=measurement.std**2,
         )
         return Guess(known.x0, known.pulled(u), _quadratic(known.residual, u))
 

@@ -8,10 +8,11 @@ from typing import final
 from torch import Tensor
 
 from sde_diffusion._check import wrong_type, wrong_value
+from sde_diffusion._seeds import Purpose, mix
 from sde_diffusion._shown import shown
 from sde_diffusion._tensors import check_state, flat_sum
 from sde_diffusion.inverse_problems.operators import Operator
-from sde_diffusion.noise import Noise
+from sde_diffusion.noise import PerSampleNoise
 
 
 @final
@@ -56,16 +57,20 @@ class Measurement:
         self.std = float(std)
 
     @classmethod
-    def drawn(cls, operator: Operator, x: Tensor, std: float, noise: Noise) -> Measurement:
+    def drawn(
+        cls, operator: Operator, x: Tensor, std: float, *, seed: int = 0, first: int = 0
+    ) -> Measurement:
         """Return a measurement of every sample, with the noise drawn.
 
         Arguments:
             operator: A.
             x: the samples that are measured; (B, *event).
             std: sigma_y.
-            noise: what n is drawn from.
+            seed: of the noise; a sample's depends on it and on the sample's number alone.
+            first: the number of the first sample.
         """
         exact = operator(x)
+        noise = PerSampleNoise.numbered(mix(seed, Purpose.MEASUREMENT), first, len(x))
         return cls(operator, exact + std * noise.normal(exact), std)
 
     def residual(self, x0: Tensor) -> Tensor:

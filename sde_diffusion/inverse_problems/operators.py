@@ -332,16 +332,22 @@ def check_event(what: str, x: Tensor, event: tuple[int, ...]) -> None:
 
 
 def conjugate_gradients(
-    apply: Callable[[Tensor], Tensor], r: Tensor, iterations: int | None = None
+    apply: Callable[[Tensor], Tensor],
+    r: Tensor,
+    iterations: int | None = None,
+    *,
+    least: float = 0.0,
 ) -> Tensor:
-    """Return the u with S u = r of every row, S = ``apply`` symmetric and positive definite.
+    """Return the u with S u = r of every row, S = ``apply`` symmetric with S ≥ ``least`` I.
 
-    A row whose residual is rounding stays as it is, so that it does not depend on the others.
+    A row stays as it is once its residual is rounding, or where S is less than it should be in
+    some direction, so that it does not depend on the other rows.
 
     Arguments:
         apply: u ↦ S u, each row of its own.
         r: the right-hand side; (B, *measurement).
         iterations: how many; as many as a row has elements if not given, which is exact.
+        least: the least eigenvalue that S can have.
 
     Source: Hestenes and Stiefel 1952.
     """
@@ -349,18 +355,22 @@ def conjugate_gradients(
     left = r.clone()
     p = r.clone()
     square = _dot(left, left)
-    least = square * (4 * torch.finfo(r.dtype).eps) ** 2
+    rounding = square * (4 * torch.finfo(r.dtype).eps) ** 2
+    going = square > rounding
     for _ in range(math.prod(r.shape[1:]) if iterations is None else iterations):
-        going = square > least
         if not bool(going.any()):
             break
         sp = apply(p)
-        step = torch.where(going, square / _dot(p, sp), torch.zeros_like(square))
+        curvature = _dot(p, sp)
+        # Half of it, since rounding alone may take a curvature below the least one.
+        going = going & (curvature > 0.5 * least * _dot(p, p)) & (curvature > 0)
+        step = torch.where(going, square / curvature, torch.zeros_like(square))
         u = u + step * p
         left = left - step * sp
         after = _dot(left, left)
         p = left + torch.where(going, after / square, torch.zeros_like(square)) * p
         square = torch.where(going, after, square)
+        going = going & (square > rounding)
     return u
 
 

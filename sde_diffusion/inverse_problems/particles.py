@@ -88,6 +88,17 @@ class PosteriorSamples:
         """The posterior standard deviations, element by element; (Q, *event)."""
         return _weighted(self.weights, (self.x - self.mean[:, None]).square()).sqrt()
 
+    def levels(self, x: Tensor) -> Tensor:
+        """Return P(X < x) + ½ P(X = x) of every element under the weighted samples.
+
+        Where x is a draw of the posterior its levels are uniform, so that a share L of them lies
+        within ½ ± L/2: the coverage.
+
+        Shapes: x (Q, *event) → the same.
+        """
+        below = (self.x < x[:, None]).double() + 0.5 * (self.x == x[:, None]).double()
+        return _weighted(self.weights, below)
+
     def resampled(self, seed: int = 0) -> Tensor:
         """Return P samples of equal weight for each measurement: some are repeated."""
         seeds = (mix(seed, Purpose.POSTERIOR_RESAMPLING, q) for q in range(len(self.x)))
@@ -105,6 +116,7 @@ def sample_posterior(
     steps: int | None = None,
     grid: Tensor | None = None,
     seed: int = 0,
+    first: int = 0,
     resample_below: float = 0.5,
     dtype: torch.dtype = torch.float32,
 ) -> PosteriorSamples:
@@ -123,6 +135,7 @@ def sample_posterior(
         steps: along the `recommended` grid; 100 if there is no grid either.
         grid: the times instead, falling from noise to data; (steps + 1,).
         seed: of the prior, of the noise and of the resampling.
+        first: the number of the first measurement, where those of one run are sampled in parts.
         resample_below: share of P below which the effective size leads to resampling; in [0, 1].
         dtype: of the states.
 
@@ -154,7 +167,7 @@ def sample_posterior(
     check_grid(grid, model.linear_sde().horizon)
     check_falling("sample_posterior", grid)
     with torch.no_grad():
-        return _Particles(model, measurement, method, particles, seed).run(
+        return _Particles(model, measurement, method, particles, seed, first).run(
             tuple(event), grid, resample_below, dtype
         )
 
@@ -170,6 +183,7 @@ class _Particles:
         method: LikelihoodScore,
         particles: int,
         seed: int,
+        first: int,
     ) -> None:
         self._score = CountedScore(model)
         self._groups = len(measurement.y)
@@ -178,6 +192,7 @@ class _Particles:
         self._measurement = measurement.rows(owner)
         self._method = method
         self._seed = seed
+        self._first = first
         self._device = model.device
         zeros = torch.zeros(self._groups, dtype=torch.float64, device=self._device)
         self._log_weights = zeros[:, None].expand(-1, particles)
@@ -189,7 +204,7 @@ class _Particles:
     ) -> PosteriorSamples:
         """Return the particles at the end of the grid."""
         # One stream for each measurement: its particles are resampled among themselves anyway.
-        noise = PerSampleNoise.numbered(self._seed, 0, self._groups)
+        noise = PerSampleNoise.numbered(self._seed, self._first, self._groups)
         prior = self._score.function.linear_sde().prior()
         grouped = (self._groups, self._count, *event)
         x = prior.sample(noise, grouped, dtype=dtype, device=self._device).flatten(0, 1)
@@ -242,7 +257,7 @@ class _Particles:
             return x, guess
         index = torch.arange(len(x)).reshape(self._groups, self._count)
         for group in crowded.nonzero()[:, 0].tolist():
-            seed = mix(self._seed, Purpose.POSTERIOR_RESAMPLING, step, group)
+            seed = mix(self._seed, Purpose.POSTERIOR_RESAMPLING, step, self._first + group)
             index[group] = index[group][systematic(weights[group], seed)]
         self._log_evidence = torch.where(
             crowded, self._log_evidence + _log_mean(self._log_weights), self._log_evidence

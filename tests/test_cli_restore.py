@@ -1,0 +1,139 @@
+"""`restore` and `verify --posterior`: what they print and write, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from sde_diffusion import load, load_data
+from sde_diffusion.cli import _operators
+from sde_diffusion.cli.main import main
+from sde_diffusion.cli.restore import _of_exact_draws
+from sde_diffusion.inverse_problems import MMPS, Measurement, sample_posterior
+
+SMALL = ["--limit", "3", "--draws", "4", "--steps", "6"]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(*words: str) -> Result:
+    return CliRunner().invoke(main, list(words))
+
+
+def arrays_in(folder: Path) -> dict[str, np.ndarray]:
+    with np.load(folder / "restored.npz") as file:
+        return dict(file)
+
+
+def test_it_writes_what_sample_posterior_draws(here: Path) -> None:
+    done = run("restore", "--operator", "inpaint:left", "--weighted", *SMALL, "--json")
+    assert done.exit_code == 0, done.output
+    arrays = arrays_in(here / "restored")
+    truth = load_data("digits", "test").dequantized(torch.Generator().manual_seed(0))[:3]
+    assert np.array_equal(arrays["truth"], truth.numpy())
+    operator = _operators.operator("inpaint:left", (1, 8, 8))
+    seen = Measurement.drawn(operator, truth, 0.05)
+    found = sample_posterior(load("digits"), seen, (1, 8, 8), MMPS(3), particles=4, steps=6)
+    assert np.array_equal(arrays["y"], seen.y.numpy())
+    assert np.allclose(arrays["x"], found.x.numpy(), atol=1e-5)
+    assert np.allclose(arrays["weights"], found.weights.numpy(), atol=1e-5)
+    result = json.loads(done.stdout)
+    assert result["nfe"] == 6
+    assert result["log_evidence"] == pytest.approx(found.log_evidence.tolist(), rel=1e-3)
+    error = (found.mean - truth).square().flatten(1).mean(1).sqrt().mean()
+    assert result["rms_error_of_mean"] == pytest.approx(float(error), rel=1e-3)
+    assert (here / "restored" / "restored.png").stat().st_size > 1000
+
+
+def test_results_do_not_depend_on_the_batch_size(here: Path) -> None:
+    for size in ("4", "100"):
+        words = ["--batch-size", size, "--out", size, "--operator", "downsample:2"]
+        assert run("restore", *words, *SMALL).exit_code == 0
+    small, large = (arrays_in(here / size) for size in ("4", "100"))
+    for name in ("y", "x", "mean"):
+        assert np.allclose(small[name], large[name], atol=1e-4), name
+
+
+def test_draws_without_weights_count_alike(here: Path) -> None:
+    done = run("restore", "--operator", "blur:.8", *SMALL)
+    assert done.exit_code == 0, done.output
+    assert "log p(y)" not in done.output
+    assert np.array_equal(arrays_in(here / "restored")["weights"], np.full((3, 4), 0.25))
+
+
+def test_the_coverage_of_exact_draws_is_that_of_ranks() -> None:
+    """Of 9 draws a true value has one of 10 ranks; 4 … 5 of 9 below it are within the middle."""
+    assert _of_exact_draws(9, 0.2) == pytest.approx(2 / 10)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4000, 10, generator=generator)
+    below = (x[:, 1:] < x[:, :1]).double().mean(1)
+    share = ((2 * (below - 0.5).abs()) <= 0.8).double().mean()
+    assert _of_exact_draws(9, 0.8) == pytest.approx(float(share), abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("name", "hidden"),
+    [("inpaint:left", 32), ("inpaint:top", 32), ("inpaint:box", 16), ("inpaint:.25", 48)],
+)
+def test_masks_hide_what_their_names_say(name: str, hidden: int) -> None:
+    kept = _operators.operator(name, (1, 8, 8)).kept
+    assert int((~kept).sum()) == hidden
+    if name == "inpaint:left":
+        assert not bool(kept[..., :4].any())
+    if name == "inpaint:top":
+        assert not bool(kept[..., :4, :].any())
+
+
+def test_channels_of_a_pixel_are_kept_together() -> None:
+    kept = _operators.operator("inpaint:.5", (3, 4, 4)).kept
+    assert torch.equal(kept[0], kept[1])
+    assert int(kept[0].sum()) == 8
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--operator", "sharpen"], "--operator: operator must be one of inpaint:left"),
+        (["--operator", "inpaint:2"], "share must lie between 0 and 1, got 2.0"),
+        (["--operator", "downsample:3"], r"for samples of shape (1, 8, 8), got downsample:3"),
+        (["--operator", "grey"], "operator must be one of"),
+        (["--operator", "blur:1", "--method", "magic"], "method must be one of mmps, dense-mmps"),
+        (["--operator", "blur:1", "--method", "mmps:0"], "method must be one of mmps, dense-mmps"),
+        (["--operator", "blur:1", "--method", "tmpd:3"], "method must be one of mmps, dense-mmps"),
+        (["--operator", "blur:1", "--noise", "0"], "Invalid value for '--noise'"),
+        (["--operator", "blur:1", "--data", "nothing"], "nothing"),
+    ],
+)
+def test_wrong_words_end_in_one_line(words: list[str], says: str, here: Path) -> None:
+    done = run("restore", *words, *SMALL)
+    assert done.exit_code == 2
+    assert says in done.output
+    assert not (here / "restored").exists()
+
+
+def test_verify_posterior_prints_and_writes_its_table(here: Path) -> None:
+    done = run("verify", "--posterior", "--problems", "3", "--particles", "8", "--steps", "5")
+    assert done.exit_code == 0, done.output
+    for name in ("exact draws", "particles, DenseMMPS", "TMPD", "DPS", "DiffPIR"):
+        assert f"\n{name} " in done.output
+    assert max(map(len, done.output.splitlines())) <= 100
+    written = json.loads((here / "verify-results/posterior.json").read_text())
+    rows = {row["name"]: row for row in written["samplers"]}
+    assert rows["exact draws"]["evidence_error"] is None
+    assert f"{rows['TMPD']['mean_error']['mean']:.3f}" in done.output
+
+
+def test_verify_posterior_refuses_what_it_does_not_look_at(here: Path) -> None:
+    done = run("verify", "--posterior", "--solver", "heun", "--grid", "karras")
+    assert done.exit_code == 2
+    assert "--solver, --grid must not be given with --posterior" in done.output
+    assert not (here / "verify-results").exists()
