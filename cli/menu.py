@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from click.shell_completion import CompletionItem
 
-from sde_diffusion._check import wrong_value
+from sde_diffusion._check import wrong_type, wrong_value
 from sde_diffusion.cli._objects import imported, own
 from sde_diffusion.cli._solvers import exported, of_any_ode, solver_class, solver_with
 
@@ -268,7 +268,12 @@ def model(name: str | Path, device: torch.device | str = "cpu") -> Any:  # noqa:
     what = "a ScoreLike, such as a ScoreModel, of a LinearSDE"
     from torch import nn
 
-    made = own("--model", text, names, _is_model, what)
+    made = own("--model", text, names, lambda x: isinstance(x, nn.Module) or _is_model(x), what)
+    if not _is_model(made):  # a network alone, which says nothing of its noise and its time
+        remedy = "name a model made of it, such as model = ScoreModel.from_timesteps(net, betas)"
+        raise wrong_type(
+            "--model", text, f"be {what}", f"the network {type(made).__name__}", remedy
+        )
     return made.to(device).eval() if isinstance(made, nn.Module) else made
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from numbers import Integral
+import os
+from collections.abc import Iterable, Sequence
+from numbers import Integral, Real
+from pathlib import Path
 from typing import Final
 
 _MOST: Final = 80  # characters of a value that a message shows
@@ -114,6 +116,84 @@ def positive_number(what: str, argument: str, got: object, remedy: str | None = 
         raise wrong_type(what, argument, "be a number", got, remedy)
     if not 0 < got < float("inf"):
         raise wrong_value(what, argument, "be finite and above 0", got, remedy)
+
+
+def number(what: str, argument: str, got: object, remedy: str) -> None:
+    """Refuse anything that is not a finite number.
+
+    Arguments:
+        what: the function or class that refuses.
+        argument: the name of the argument.
+        got: its value.
+        remedy: what to pass instead.
+    """
+    if isinstance(got, bool) or not isinstance(got, Real):
+        raise wrong_type(what, argument, "be a number", kind_of(got), remedy)
+    if not -float("inf") < got < float("inf"):
+        raise wrong_value(what, argument, "be finite", got, remedy)
+
+
+def an_object(
+    what: str, argument: str, got: object, kind: type | tuple[type, ...], remedy: str
+) -> None:
+    """Refuse what is no object of a class: another, the class in its place, or its name.
+
+    Arguments:
+        what: the function or class that refuses.
+        argument: the name of the argument.
+        got: its value.
+        kind: the class, or several.
+        remedy: what to pass instead.
+    """
+    if isinstance(got, type) or not isinstance(got, kind):
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        rule = f"be a {' or a '.join(one.__name__ for one in kinds)} object"
+        raise wrong_type(what, argument, rule, kind_of(got), remedy)
+
+
+def a_function(what: str, argument: str, got: object, form: str, remedy: str) -> None:
+    """Refuse what cannot be called.
+
+    Arguments:
+        what: the function or class that refuses.
+        argument: the name of the argument.
+        got: its value.
+        form: what it is called with and what it returns, such as "(x, t) -> score".
+        remedy: what to pass instead.
+    """
+    if not callable(got):
+        raise wrong_type(what, argument, f"be a callable {form}", kind_of(got), remedy)
+
+
+def kind_of(got: object) -> str:
+    """Return what an object is: a class by its name, a text as it is written, else its type.
+
+    >>> kind_of("posterior"), kind_of(int), kind_of([1])
+    ("'posterior'", 'the class int', 'list')
+    """
+    if isinstance(got, type):
+        return f"the class {got.__name__}"
+    return _repr(got) if isinstance(got, str) else type(got).__name__
+
+
+def check_path(what: str, argument: str, got: object) -> Path:
+    """Return the path, refusing what is none."""
+    if not isinstance(got, (str, os.PathLike)):
+        remedy = "pass a text or a pathlib.Path"
+        raise wrong_type(what, argument, "be a path", kind_of(got), remedy)
+    return Path(got)
+
+
+def check_shape(what: str, shape: object) -> None:
+    """Refuse what is no shape (B, *event) of samples."""
+    remedy = "pass for example shape=(4, 3, 32, 32): 4 samples of 3 × 32 × 32"
+    rule = "be a row of integers (B, *event)"
+    if isinstance(shape, str) or not isinstance(shape, Sequence):
+        raise wrong_type(what, "shape", rule, shape, remedy)
+    if not shape:
+        raise wrong_value(what, "shape", rule, shape, remedy)
+    for size in shape:
+        positive_integer(what, "shape", size)
 
 
 def one_of(what: str, argument: str, got: object, names: Iterable[str]) -> None:

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from sde_diffusion._check import wrong_type, wrong_value
+from sde_diffusion._check import kind_of, wrong_type, wrong_value
 
 
 def expand(c: Tensor, x: Tensor) -> Tensor:
@@ -56,23 +56,47 @@ def per_sample(t: Tensor, x: Tensor) -> Tensor:
     return t.to(device=x.device, dtype=dtype)
 
 
-def check_state(what: str, x: Tensor) -> None:
+def check_state(what: str, x: Tensor, name: str = "x") -> None:
     """Refuse a state that is not a floating-point tensor (B, *event)."""
     if not isinstance(x, Tensor):
         got = type(x).__name__
-        raise wrong_type(what, "x", "be a torch.Tensor", got, "use torch.as_tensor(x)")
+        raise wrong_type(what, name, "be a torch.Tensor", got, f"use torch.as_tensor({name})")
     if not x.is_floating_point():
-        raise wrong_type(
-            what, "x", "have a floating-point dtype", str(x.dtype), "convert it with x.float()"
-        )
+        remedy = f"convert it with {name}.float()"
+        raise wrong_type(what, name, "have a floating-point dtype", str(x.dtype), remedy)
     if x.ndim < 2 or x.shape[0] == 0:
         raise wrong_value(
             what,
-            "x",
+            name,
             "have shape (B, *event) with B at least 1",
             tuple(x.shape),
-            "add the missing dimension, for example x[:, None] or x[None]",
+            f"add the missing dimension, for example {name}[:, None] or {name}[None]",
         )
+
+
+def check_times(what: str, t: object) -> None:
+    """Refuse what is no tensor of times."""
+    if not isinstance(t, Tensor):
+        remedy = "pass torch.tensor(0.5, dtype=torch.float64), or one time for each sample"
+        raise wrong_type(what, "t", "be a torch.Tensor", kind_of(t), remedy)
+
+
+def check_device(what: str, device: object) -> torch.device:
+    """Return the device, refusing what names none."""
+    if isinstance(device, torch.device):
+        return device
+    try:
+        return torch.device(device if isinstance(device, str) else "none")
+    except RuntimeError as error:
+        rule = "be a device of torch"
+        raise wrong_type(what, "device", rule, kind_of(device), "pass 'cpu' or 'cuda'") from error
+
+
+def check_dtype(what: str, dtype: object) -> None:
+    """Refuse what is no dtype of states."""
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        rule = "be a floating-point dtype of torch"
+        raise wrong_type(what, "dtype", rule, kind_of(dtype), "pass dtype=torch.float32")
 
 
 def rms(x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Final, final
 import torch
 from torch import Tensor
 
-from sde_diffusion._check import Reason, diverged, wrong_type, wrong_value
+from sde_diffusion._check import Reason, a_function, diverged, wrong_type, wrong_value
 
 Callback = Callable[[int, Tensor, Tensor], object]  # (step from 1, its time, its state)
 
@@ -24,6 +24,9 @@ class Watch:
     """
 
     def __init__(self, solver: str, x: Tensor, grid: Tensor, callback: Callback | None) -> None:
+        if callback is not None:
+            form = "(step, t, x)"
+            a_function("integrate", "callback", callback, form, "drop it, or pass a function")
         self.solver = solver
         self.shape = x.shape
         self.dtype = x.dtype

@@ -14,7 +14,7 @@ from typing import Final, final
 
 from torch import Tensor
 
-from sde_diffusion._check import wrong_type, wrong_value
+from sde_diffusion._check import number, wrong_type, wrong_value
 from sde_diffusion._diffusion import diffusion_of
 from sde_diffusion._shown import as_call, shown
 from sde_diffusion.coefficients import Coefficients
@@ -69,13 +69,15 @@ class ReverseSDE(SDE):
     def __init__(self, sde: SDE, score: Score, noise_scale: float = 1.0) -> None:
         self.score = CountedScore.of("ReverseSDE", score, sde)
         check_coupling("ReverseSDE", "score", self.score)
-        if not 0 <= noise_scale < float("inf"):
+        remedy = "pass 1.0 for the reverse SDE"
+        number("ReverseSDE", "noise_scale", noise_scale, remedy)
+        if noise_scale < 0:
             raise wrong_value(
                 "ReverseSDE",
                 "noise_scale",
-                "be finite and at least 0",
+                "be at least 0",
                 noise_scale,
-                "pass 1.0 for the reverse SDE",
+                remedy,
             )
         self.sde = sde
         self.noise_scale = noise_scale

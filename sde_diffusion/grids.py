@@ -16,10 +16,16 @@ from typing import Any, TypeAlias, final
 import torch
 from torch import Tensor
 
-from sde_diffusion._check import positive_integer, positive_number, wrong_type, wrong_value
+from sde_diffusion._check import (
+    number,
+    positive_integer,
+    positive_number,
+    wrong_type,
+    wrong_value,
+)
 from sde_diffusion._shown import shown
 from sde_diffusion.sde import LinearSDE
-from sde_diffusion.solver import Solver
+from sde_diffusion.solver import Solver, check_solver
 
 
 def check_grid(grid: Tensor, horizon: float = 1.0) -> None:
@@ -56,6 +62,8 @@ def check_grid(grid: Tensor, horizon: float = 1.0) -> None:
 
 def _check_ends(what: str, steps: int, start: float, end: float) -> None:
     positive_integer(what, "steps", steps)
+    for name, t in (("start", start), ("end", end)):
+        number(what, name, t, "pass for example start=1.0, end=1e-3")
     if not (0 <= end <= 1 and 0 <= start <= 1 and start != end):
         raise wrong_value(
             what,
@@ -286,6 +294,8 @@ def recommended(
         solver: the solver that will step along the grid, if there is one already.
     """
     start, end = sampling_ends("recommended", sde, steps, start, end)
+    if solver is not None:
+        check_solver("recommended", solver)
     own = None if solver is None else solver.grid(sde, steps, start, end)
     if own is not None:
         return own

@@ -18,10 +18,10 @@ from sde_diffusion._tensors import check_state
 from sde_diffusion._watch import Callback, Watch
 from sde_diffusion.dynamics import ODE, ProbabilityFlow, ReverseSDE, linear
 from sde_diffusion.grids import Denoised, Grid, check_grid, times_of
-from sde_diffusion.noise import Noise, NoNoise
+from sde_diffusion.noise import Noise, given_noise
 from sde_diffusion.scores import Score, ScoreLike, first_time
 from sde_diffusion.sde import SDE, LinearSDE
-from sde_diffusion.solver import Adaptive, DynamicsT, Reached, Solver
+from sde_diffusion.solver import Adaptive, DynamicsT, Reached, Solver, check_solver
 
 WITH_SCORE: Final = (ReverseSDE, ProbabilityFlow)  # the dynamics that have one
 
@@ -93,7 +93,7 @@ def integrate(
     begin = time.perf_counter()
     before = _evaluations(dynamics)
     watch = Watch(type(solver).__name__, x, grid, callback)
-    noise = NoNoise() if noise is None else noise
+    noise = given_noise("integrate", noise)
     state = x
     lost: Tensor | None = None
     with _graph(x, keep_graph=keep_graph), _tabulated(dynamics, grid):
@@ -175,15 +175,6 @@ def dynamics_for(solver: Solver[Any], sde: SDE, score: Score) -> ReverseSDE | Pr
     if issubclass(ReverseSDE, solver.dynamics):
         return ReverseSDE(sde, score)
     return ProbabilityFlow(sde, score)
-
-
-def check_solver(what: str, solver: object) -> None:
-    """Refuse what is no solver, and a class in place of its object."""
-    if not isinstance(solver, Solver):
-        got = solver.__name__ if isinstance(solver, type) else type(solver).__name__
-        raise wrong_type(
-            what, "solver", "be a solver object", got, "pass for example Heun(), with its brackets"
-        )
 
 
 def _check_dynamics(dynamics: object, solver: Solver[Any]) -> None:

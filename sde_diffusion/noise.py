@@ -17,7 +17,7 @@ from typing import Final, final
 import torch
 from torch import Tensor
 
-from sde_diffusion._check import wrong_type, wrong_value
+from sde_diffusion._check import an_object, positive_integer, wrong_type, wrong_value
 from sde_diffusion._seeds import check_seed, mix
 from sde_diffusion._shown import shown
 from sde_diffusion._tensors import expand
@@ -146,6 +146,7 @@ class PerSampleNoise(Noise):
             draw_dtype: in which the normals are drawn, float32 or float64.
         """
         check_seed("PerSampleNoise", seed)
+        positive_integer("PerSampleNoise", "first", first, least=0)
         base = mix(seed)
         seeds = ((base + 2654435761 * i) & 0xFFFFFFFF for i in range(first, first + count))
         return cls(seeds, draw_dtype=draw_dtype)
@@ -179,3 +180,11 @@ class NoNoise(Noise):
             "none",
             "pass noise=WhiteNoise(seed) or PerSampleNoise(seeds)",
         )
+
+
+def given_noise(what: str, noise: Noise | None) -> Noise:
+    """Return the noise, refusing what is none; that of a solve without any draws nothing."""
+    if noise is None:
+        return NoNoise()
+    an_object(what, "noise", noise, Noise, "pass for example PerSampleNoise(range(len(x)))")
+    return noise

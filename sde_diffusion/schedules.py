@@ -14,7 +14,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from sde_diffusion._check import positive_integer, wrong_type, wrong_value
+from sde_diffusion._check import number, positive_integer, wrong_type, wrong_value
 from sde_diffusion._shown import shown
 
 
@@ -318,6 +318,7 @@ def zero_terminal_snr(betas: Tensor, terminal: float = 0.0) -> Tensor:
     >>> zero_terminal_snr(linear_betas(1000))[-1].item()
     1.0
     """
+    number("zero_terminal_snr", "terminal", terminal, "pass 0.0 or 1e-3")
     root = torch.cumprod(1 - DiscreteBeta(betas).betas, 0).sqrt()
     if not (0 <= terminal < float(root[0]) and len(root) > 1):
         rule = f"be at least 0 and below √ᾱ_1 = {float(root[0]):.4g}, with two betas or more"

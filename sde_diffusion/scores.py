@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Self, TypeAlias, final
 import torch
 from torch import Tensor, nn
 
-from sde_diffusion._check import wrong_type, wrong_value
+from sde_diffusion._check import a_function, number, wrong_type, wrong_value
 from sde_diffusion._shown import shown
-from sde_diffusion._tensors import check_state, expand
+from sde_diffusion._tensors import check_device, check_state, expand
 from sde_diffusion.coefficients import Level, Levels
 from sde_diffusion.forms import converted
 from sde_diffusion.sde import SDE, LinearSDE
@@ -182,6 +182,7 @@ def first_time(score: ScoreLike, given: float | None = None) -> float:
     Sampling ends by default at the score's own t_min or the SDE's cutoff.
     """
     if given is not None:
+        number("likelihood", "t_min", given, "pass for example t_min=1e-5")
         return given
     return 1e-5 if score.t_min is None else score.t_min
 
@@ -216,17 +217,11 @@ each of x
             raise wrong_type(
                 "FunctionScore", "sde", "be an SDE", type(sde).__name__, "pass for example VPSDE()"
             )
-        if not callable(function):
-            raise wrong_type(
-                "FunctionScore",
-                "function",
-                "be a callable (x, t) -> score",
-                type(function).__name__,
-                "pass a function or a network",
-            )
+        form = "(x, t) -> score"
+        a_function("FunctionScore", "function", function, form, "pass a function or a network")
         self.function = function
         self.sde = sde
-        self._device = torch.device("cpu" if device is None else device)
+        self._device = check_device("FunctionScore", "cpu" if device is None else device)
 
     @property
     def device(self) -> torch.device:
@@ -318,12 +313,5 @@ def score_of(what: str, score: object, sde: SDE) -> ScoreLike:
                 "pass its own .sde, or a function of (x, t) that calls it for its score alone",
             )
         return score
-    if not callable(score):
-        raise wrong_type(
-            what,
-            "score",
-            "be a callable (x, t) -> score",
-            type(score).__name__,
-            "pass a ScoreModel or a function",
-        )
+    a_function(what, "score", score, "(x, t) -> score", "pass a ScoreModel or a function")
     return FunctionScore(score, sde)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from torch import Tensor
 
+from sde_diffusion._check import kind_of, wrong_type
 from sde_diffusion._shown import shown
 from sde_diffusion.dynamics import ODE
 from sde_diffusion.noise import Noise
@@ -86,6 +87,14 @@ class Solver(ABC, Generic[ContraT]):
             grid: the times, strictly monotone; (steps + 1,), float64 on the CPU.
             noise: every random draw of the solver.
         """
+
+
+def check_solver(what: str, solver: object) -> None:
+    """Refuse what is no solver, and a class in place of its object."""
+    if not isinstance(solver, Solver):
+        got = solver.__name__ if isinstance(solver, type) else kind_of(solver)
+        remedy = "pass for example Heun(), with its brackets"
+        raise wrong_type(what, "solver", "be a solver object", got, remedy)
 
 
 class OneStep(Solver[DynamicsT], ABC, Generic[DynamicsT]):

@@ -10,6 +10,7 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
+from sde_diffusion._check import an_object
 from sde_diffusion.ddpm.chain import Chain
 from sde_diffusion.ddpm.variances import Variance, counted, predicted, reverse_step
 from sde_diffusion.dynamics import ReverseSDE, linear
@@ -45,6 +46,10 @@ class DDPM(Solver[ReverseSDE]):
     order: ClassVar[float] = 1
     strong_order: ClassVar[float] = 1
     evaluations: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        if self.variance is not None:
+            an_object("DDPM", "variance", self.variance, Variance, "pass PosteriorVariance()")
 
     def steps(
         self, dynamics: ReverseSDE, x: Tensor, grid: Tensor, noise: Noise

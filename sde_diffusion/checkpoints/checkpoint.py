@@ -20,8 +20,9 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from sde_diffusion._check import Reason, shown, wrong_type, wrong_value
+from sde_diffusion._check import Reason, check_path, shown, wrong_type, wrong_value
 from sde_diffusion._files import write_atomically
+from sde_diffusion._tensors import check_device
 from sde_diffusion._version import __version__
 from sde_diffusion.checkpoints.configuration import (
     NETWORKS,
@@ -61,6 +62,7 @@ def save_model(
             type(model).__name__,
             "wrap the network: ScoreModel(network, sde)",
         )
+    path = check_path("save_model", "path", path)
     configuration = configuration_of(model) | dict(extra or {})
     try:
         metadata = {KEY: json.dumps(configuration, allow_nan=False)}
@@ -129,11 +131,12 @@ def load(
     FileNotFoundError: load: name_or_path must be a file, a run folder or the name of a shipped \
 model (digits, mnist), got 'no-such-model'; check the spelling
     """
+    there = check_device("load", device)
     if isinstance(name_or_path, str) and name_or_path.startswith(PREFIX):
         model: LearnedScore = _of_diffusers(name_or_path, network, sde)
     else:
         model = _loaded("load", tuple(_BUILDERS), name_or_path, network, sde)
-    model = model.to(device)
+    model = model.to(there)
     if data is not None:
         _check_meaning(model, data)
     return model
@@ -265,7 +268,7 @@ def _locate(name_or_path: str | Path) -> Path:
     if isinstance(name_or_path, str) and name_or_path in names:
         folder = importlib.resources.files("sde_diffusion.pretrained")
         return Path(str(folder / f"{name_or_path}.safetensors"))
-    path = Path(name_or_path)
+    path = check_path("load", "name_or_path", name_or_path)
     path = path / "model.safetensors" if path.is_dir() else path
     if not path.is_file():
         rule = f"be a file, a run folder or the name of a shipped model ({', '.join(names)})"

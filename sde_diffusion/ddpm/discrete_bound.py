@@ -10,8 +10,8 @@ from typing import final
 import torch
 from torch import Tensor
 
-from sde_diffusion._check import wrong_value
-from sde_diffusion._seeds import Purpose, mix
+from sde_diffusion._check import an_object, wrong_value
+from sde_diffusion._seeds import Purpose, check_seed, mix
 from sde_diffusion._shown import shown
 from sde_diffusion._tensors import flat_sum
 from sde_diffusion.coefficients import Levels
@@ -192,6 +192,9 @@ def vlb(
     True
     """
     check_model("vlb", x, model)
+    check_seed("vlb", seed)
+    if variance is not None:
+        an_object("vlb", "variance", variance, Variance, "pass for example PosteriorVariance()")
     decoder = check_decoder("vlb", x, decoder, levels)
     sde = model.linear_sde()
     chain = Chain(sde, grid)

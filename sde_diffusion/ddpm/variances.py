@@ -10,8 +10,8 @@ from typing import Self, final
 import torch
 from torch import Tensor
 
-from sde_diffusion._check import wrong_value
-from sde_diffusion._seeds import Purpose, mix
+from sde_diffusion._check import a_function, an_object, wrong_value
+from sde_diffusion._seeds import Purpose, check_seed, mix
 from sde_diffusion._shown import shown
 from sde_diffusion.coefficients import Level, Levels
 from sde_diffusion.counting import CountedScore
@@ -89,6 +89,9 @@ class LearnedVariance(Variance):
 
     __repr__ = shown
 
+    def __post_init__(self) -> None:
+        a_function("LearnedVariance", "v", self.v, "(x, t) -> v", "pass model.fraction")
+
     def table(self, chain: Chain) -> Tensor:
         return PosteriorVariance().table(chain)
 
@@ -130,6 +133,10 @@ class AnalyticVariance(Variance):
         NFE: N.
         """
         check_model("AnalyticVariance", x0, model)
+        an_object(
+            "AnalyticVariance", "chain", chain, Chain, "pass Chain(model.sde, lattice(1000))"
+        )
+        check_seed("AnalyticVariance", seed)
         noise = PerSampleNoise.numbered(mix(seed, Purpose.ANALYTIC_VARIANCE), 0, len(x0))
         with torch.no_grad():
             rows = [

@@ -16,8 +16,9 @@ from typing import Any, Final, final
 import torch
 from torch import Tensor
 
-from sde_diffusion._check import wrong_value
-from sde_diffusion.dynamics import ProbabilityFlow
+from sde_diffusion._check import an_object, wrong_value
+from sde_diffusion._tensors import check_state
+from sde_diffusion.dynamics import ProbabilityFlow, check_flow
 from sde_diffusion.evaluation.ledger import LINES, Ledger, Line
 from sde_diffusion.evaluation.truncation import truncation
 from sde_diffusion.likelihood.continuous_bound import prior_kl
@@ -80,7 +81,12 @@ def audit(
     >>> abs(ledger.corrected + 1.837877) <= ledger.half_width() + 1e-6
     True
     """
+    check_state("audit", x)
+    check_flow("audit", flow)
     divergence = Hutchinson(probes=4) if divergence is None else divergence
+    an_object("audit", "divergence", divergence, Divergence, "pass for example Exact()")
+    if end is not None:
+        an_object("audit", "end", end, Density, "pass for example fit_gaussian(latents)")
     same = _SameProbes(divergence, divergence.draw(x))
     spent = list[int]()
 

@@ -12,7 +12,7 @@ from typing import Any, Final, final
 import torch
 from torch import Tensor
 
-from sde_diffusion._check import wrong_value
+from sde_diffusion._check import an_object, kind_of, wrong_type, wrong_value
 from sde_diffusion._shown import shown
 from sde_diffusion.data.checks import scaled_for
 from sde_diffusion.data.dataset import Dataset
@@ -28,6 +28,7 @@ from sde_diffusion.evaluation.chains import chain_times, decided_chain
 from sde_diffusion.evaluation.failures import separated
 from sde_diffusion.evaluation.sample_log import EvaluatedBatch
 from sde_diffusion.evaluation.settings import EvaluationSettings
+from sde_diffusion.grids import check_grid
 from sde_diffusion.likelihood.decoders import GaussianDecoder
 from sde_diffusion.likelihood.dequantization import (
     Dequantizer,
@@ -41,7 +42,8 @@ from sde_diffusion.likelihood.flow import frozen
 from sde_diffusion.likelihood.flow_variables import Angle, LogSNR, Time
 from sde_diffusion.priors import check_noise
 from sde_diffusion.scores import ScoreLike, first_time
-from sde_diffusion.solver import Solver
+from sde_diffusion.sde import LinearSDE
+from sde_diffusion.solver import Solver, check_solver
 
 _FEW: Final = 16  # dimensions or samples that cost little
 # Of the truncated normal, in bins: the edges, which a smooth model hardly covers, are drawn less.
@@ -87,6 +89,9 @@ class Evaluator:
         grid: Tensor | None = None,
     ) -> None:
         settings = EvaluationSettings() if settings is None else settings
+        _check(model, dataset, solver, settings)
+        if grid is not None:
+            check_grid(grid, model.sde.horizon)
         if settings.tolerance is not None:
             solver = _with_tolerance(solver, settings.tolerance)
         check_noise("evaluate", model.sde)
@@ -253,6 +258,22 @@ class Evaluator:
         """Return x where and as the model computes: float32, or the dtype of its parameters."""
         like = next(self.model.parameters(), torch.zeros(()))
         return x.to(self.model.device, like.dtype)
+
+
+def _check(model: object, dataset: object, solver: object, settings: object) -> None:
+    """Refuse parts of another kind."""
+    if not isinstance(model, ScoreLike) or not isinstance(model.sde, LinearSDE):
+        raise wrong_type(
+            "evaluate",
+            "model",
+            "be a score model of a LinearSDE",
+            kind_of(model),
+            "pass a ScoreModel, or an oracle's .diffused(sde)",
+        )
+    an_object("evaluate", "dataset", dataset, Dataset, "pass load_data(name)")
+    check_solver("evaluate", solver)
+    remedy = "pass for example EvaluationSettings(probes=4)"
+    an_object("evaluate", "settings", settings, EvaluationSettings, remedy)
 
 
 def _with_tolerance(solver: Any, tolerance: float) -> Any:  # noqa: ANN401  (a solver)

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
-from sde_diffusion._check import Reason, wrong_value
+from sde_diffusion._check import Reason, check_path, wrong_value
 from sde_diffusion._files import write_atomically
 from sde_diffusion.foreign.pickle_reader import Made, PickleRefusedError
 from sde_diffusion.foreign.torch_file import tensor_of, value_of
@@ -74,7 +74,7 @@ def read_weights(path: str | Path, part: str | None = None) -> ForeignWeights:
     Errors: FileNotFoundError; ValueError for a damaged file, one that holds anything else, and
     where it has several parts.
     """
-    path = Path(path)
+    path = check_path("read_weights", "path", path)
     data = path.read_bytes()
     try:
         if data[8:9] == b"{":  # safetensors: the length of a JSON text, and the text
@@ -95,7 +95,7 @@ def convert_weights(source: str | Path, target: str | Path, part: str | None = N
 
     Errors: as `read_weights`; ValueError for a target that does not end in ``.safetensors``.
     """
-    target = Path(target)
+    target = check_path("convert_weights", "target", target)
     if target.suffix != ".safetensors":
         raise wrong_value(
             "convert_weights", "target", "end in .safetensors", target.name, "pass net.safetensors"

@@ -19,9 +19,10 @@ from typing import final
 import torch
 from torch import Tensor
 
-from sde_diffusion._seeds import Purpose, mix
+from sde_diffusion._check import an_object
+from sde_diffusion._seeds import Purpose, check_seed, mix
 from sde_diffusion._shown import shown
-from sde_diffusion._tensors import flat_sum
+from sde_diffusion._tensors import check_state, flat_sum
 from sde_diffusion.coefficients import Coefficients, Level
 from sde_diffusion.counting import Counter
 from sde_diffusion.likelihood.decoders import Decoder
@@ -125,6 +126,7 @@ def elbo(
     check_model("elbo", x, model)
     decoder = check_decoder("elbo", x, decoder, levels)
     check_draws("elbo", draws)
+    check_seed("elbo", seed)
     sde = model.linear_sde()
     t_min = first_time(model, t_min)
     counter = Counter()
@@ -179,6 +181,9 @@ def score_form(bound: Bound, x: Tensor, sde: LinearSDE) -> Bound:
     `GaussianDecoder`. With ∇log q = −eps/sigma, ∇·f = D dlog alpha/dt and
     g²/sigma² = −2 dλ/dt they sum to what the terms of the bound sum to.
     """
+    an_object("score_form", "bound", bound, Bound, "pass what elbo(x, model) returned")
+    check_state("score_form", x)
+    an_object("score_form", "sde", sde, LinearSDE, "pass model.sde")
     d = x[0].numel()
     start = _level(sde, bound.t_min)
     end = _level(sde, sde.horizon)

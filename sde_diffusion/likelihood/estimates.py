@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from sde_diffusion._check import diverged, positive_integer, wrong_type, wrong_value
+from sde_diffusion._check import an_object, diverged, positive_integer, wrong_type, wrong_value
 from sde_diffusion._tensors import check_state, flat_sum
 from sde_diffusion.data.checks import check_dequantized
 from sde_diffusion.data.spec import DataSpec
@@ -94,6 +94,8 @@ def check_decoder(what: str, x: Tensor, decoder: Decoder | None, levels: int | N
         levels: the levels of dequantized integers, if given.
     """
     decoder = GaussianDecoder() if decoder is None else decoder
+    remedy = "pass for example BinDecoder(bin_centres(256)), or drop it"
+    an_object(what, "decoder", decoder, Decoder, remedy)
     decoder.check(what, x)
     if levels is not None:
         if not isinstance(decoder, GaussianDecoder):

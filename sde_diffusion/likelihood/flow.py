@@ -12,12 +12,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, final
+from typing import Any, Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from sde_diffusion._check import positive_integer, wrong_type, wrong_value
+from sde_diffusion._check import a_function, an_object, positive_integer, wrong_type, wrong_value
 from sde_diffusion._shown import shown
 from sde_diffusion._tensors import check_state
 from sde_diffusion.data.checks import check_dequantized
@@ -38,6 +38,7 @@ from sde_diffusion.sde import LinearSDE
 from sde_diffusion.solver import Solver
 
 
+@runtime_checkable
 class Density(Protocol):
     """What a prior needs."""
 
@@ -192,7 +193,13 @@ def log_prob(
     check_grid(grid, flow.horizon)
     check_rising("log_prob", grid)
     divergence = Hutchinson(probes=2) if divergence is None else divergence
-    prior = prior_of("log_prob", flow, keep_graph=keep_graph) if prior is None else prior
+    an_object("log_prob", "divergence", divergence, Divergence, "pass for example Exact()")
+    if prior is None:
+        prior = prior_of("log_prob", flow, keep_graph=keep_graph)
+    check_prior("log_prob", prior)
+    if variable is not None:
+        form = "(flow, times) -> Variable"
+        a_function("log_prob", "variable", variable, form, "pass Angle, LogSNR or Time")
     base = (_best_variable(flow, grid) if variable is None else variable)(flow, grid)
     before = flow.score.counter.here
     event = tuple(x.shape[1:])
@@ -293,6 +300,12 @@ def _check_parts(flow: ProbabilityFlow, solver: Solver[Any]) -> None:
             "pass for example DormandPrince()",
         )
     check_evaluation("log_prob", flow.score)
+
+
+def check_prior(what: str, prior: object) -> None:
+    """Refuse what has no density."""
+    remedy = "drop it for the SDE's own, or pass an object with log_prob(x)"
+    an_object(what, "prior", prior, Density, remedy)
 
 
 def prior_of(what: str, flow: ProbabilityFlow, *, keep_graph: bool = False) -> Density:

@@ -17,7 +17,8 @@ from torch import Tensor
 from sde_diffusion._check import wrong_type
 from sde_diffusion._tensors import expand
 from sde_diffusion.coefficients import Levels
-from sde_diffusion.dynamics import ODE, ProbabilityFlow
+from sde_diffusion.dynamics import ODE, ProbabilityFlow, check_flow
+from sde_diffusion.grids import check_grid
 from sde_diffusion.sde import LinearSDE
 
 
@@ -61,7 +62,9 @@ class Time(Variable):
     [0.0, 1.0]
     """
 
-    def __init__(self, flow: ProbabilityFlow, times: Tensor) -> None:  # noqa: ARG002
+    def __init__(self, flow: ProbabilityFlow, times: Tensor) -> None:
+        check_flow("Time", flow)
+        check_grid(times, flow.horizon)
         self.flow = flow
         self.horizon = flow.horizon
 
@@ -114,7 +117,9 @@ class Angle(_Turning):
     [0.0, 1.564225]
     """
 
-    def __init__(self, flow: ProbabilityFlow, times: Tensor) -> None:  # noqa: ARG002
+    def __init__(self, flow: ProbabilityFlow, times: Tensor) -> None:
+        check_flow("Angle", flow)
+        check_grid(times, flow.horizon)
         self.flow = flow
         self.sde = _linear("Angle", flow)
         self.horizon = 0.5 * torch.pi
@@ -140,6 +145,8 @@ class LogSNR(_Turning):
     """
 
     def __init__(self, flow: ProbabilityFlow, times: Tensor) -> None:
+        check_flow("LogSNR", flow)
+        check_grid(times, flow.horizon)
         self.flow = flow
         self.sde = _linear("LogSNR", flow)
         ends = self.sde.lambda_(times[[0, -1]])

@@ -15,7 +15,14 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from sde_diffusion._check import Reason, diverged, positive_integer, positive_number, wrong_value
+from sde_diffusion._check import (
+    Reason,
+    an_object,
+    diverged,
+    positive_integer,
+    positive_number,
+    wrong_value,
+)
 from sde_diffusion._files import write_atomically
 from sde_diffusion._seeds import Purpose, check_seed, mix
 from sde_diffusion._tensors import flat_sum
@@ -206,6 +213,9 @@ def fit_dequantizer(
     Errors: ValueError for a model in training mode or of other data; FloatingPointError where the
     score is not finite.
     """
+    an_object("fit_dequantizer", "dequantizer", dequantizer, Variational, "pass Variational(spec)")
+    an_object("fit_dequantizer", "dataset", dataset, Dataset, "pass load_data(name)")
+    an_object("fit_dequantizer", "model", model, ScoreLike, "pass a ScoreModel")
     check_evaluation("fit_dequantizer", model)
     check_fits(dequantizer.spec, dataset.spec)
     positive_integer("fit_dequantizer", "steps", steps)

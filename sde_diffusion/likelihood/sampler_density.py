@@ -15,12 +15,12 @@ from typing import Any, Final, final
 
 from torch import Tensor
 
-from sde_diffusion._check import wrong_value
+from sde_diffusion._check import an_object, wrong_value
 from sde_diffusion._shown import shown
 from sde_diffusion._tensors import check_state
 from sde_diffusion.dynamics import ProbabilityFlow
 from sde_diffusion.grids import Grid, times_of
-from sde_diffusion.likelihood.flow import Density, prior_of
+from sde_diffusion.likelihood.flow import Density, check_prior, prior_of
 from sde_diffusion.likelihood.log_det import ArnoldiLogDet, ExactLogDet, LogDet
 from sde_diffusion.sampling.sampler_map import SamplerMap
 from sde_diffusion.solver import Solver
@@ -96,8 +96,9 @@ def sampler_log_prob(
     """
     check_state("sampler_log_prob", z)
     map_ = SamplerMap("sampler_log_prob", flow, solver, grid)
-    log_det = _default(z) if log_det is None else log_det
+    log_det = _given("sampler_log_prob", log_det, z)
     prior = prior_of("sampler_log_prob", flow) if prior is None else prior
+    check_prior("sampler_log_prob", prior)
     before = flow.score.counter.here
     found = log_det.evaluate(map_, z)
     _check_folds(found.fold, times_of(grid))
@@ -136,7 +137,7 @@ def first_fold(
     """
     check_state("first_fold", z)
     map_ = SamplerMap("first_fold", flow, solver, grid)
-    return (_default(z) if log_det is None else log_det).evaluate(map_, z).fold
+    return _given("first_fold", log_det, z).evaluate(map_, z).fold
 
 
 def check_injective(z: Tensor, flow: ProbabilityFlow, solver: Solver[Any], grid: Grid) -> None:
@@ -176,8 +177,12 @@ def check_injective(z: Tensor, flow: ProbabilityFlow, solver: Solver[Any], grid:
         )
 
 
-def _default(z: Tensor) -> LogDet:
-    return ExactLogDet() if z[0].numel() <= _EXACT else ArnoldiLogDet()
+def _given(what: str, log_det: LogDet | None, z: Tensor) -> LogDet:
+    """Return the way to find log|det J|, `ExactLogDet` of few dimensions if none is given."""
+    if log_det is None:
+        return ExactLogDet() if z[0].numel() <= _EXACT else ArnoldiLogDet()
+    an_object(what, "log_det", log_det, LogDet, "pass for example ExactLogDet()")
+    return log_det
 
 
 def _check_folds(fold: Tensor, times: Tensor) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self, final
 
 from torch import Tensor, nn
 
-from sde_diffusion._check import wrong_type, wrong_value
+from sde_diffusion._check import Reason, kind_of, wrong_type, wrong_value
 from sde_diffusion._shown import Size, as_call
 
 
@@ -26,6 +27,31 @@ class Enclosing(nn.Module, ABC):
     @abstractmethod
     def rows(self, index: Tensor) -> Enclosing:
         """Return the network of the samples ``index`` of the batch, or itself if it is alike."""
+
+
+def check_call(
+    what: str, network: nn.Module, words: Sequence[str], remedy: str, error: TypeError
+) -> None:
+    """Refuse a network whose ``forward`` does not take what it was called with.
+
+    Arguments:
+        what: the wrapper that called it.
+        network: the network.
+        words: what it was called with: "x" and "t" by place, "y=" by name.
+        remedy: what to pass instead.
+        error: what the call raised, of whatever cause.
+    """
+    named = {word[:-1]: None for word in words if word.endswith("=")}
+    placed = [None for word in words if not word.endswith("=")]
+    try:
+        inspect.signature(network.forward).bind(*placed, **named)
+    except TypeError as unbound:
+        kind = type(network).__name__
+        rule = f"take ({', '.join(words)}) in its forward"
+        got = Reason(f"{kind}: {unbound}")
+        raise wrong_type(what, "network", rule, got, remedy) from error
+    except ValueError:  # a forward that tells no signature
+        return
 
 
 def rows_of(network: nn.Module, index: Tensor) -> nn.Module:
@@ -81,7 +107,12 @@ class Labelled(Enclosing):
                 f"{len(labels)} labels",
                 "pass as many as samples",
             )
-        out: Tensor = self.network(x, c, labels.expand(x.shape[0]))
+        try:
+            out: Tensor = self.network(x, c, labels.expand(x.shape[0]))
+        except TypeError as error:
+            remedy = "pass labels=ClassLabels(…, keyword=…) to the call that makes the model"
+            check_call("ScoreModel.given", self.network, ("x", "t", "labels"), remedy, error)
+            raise
         return out
 
 
@@ -121,15 +152,22 @@ class Conditioned(Enclosing):
                 "wrap your function in a Module",
             )
         self.network = network
+        example = "pass for example {'y': torch.zeros(len(x), 8)}"
+        if not isinstance(tensors, Mapping):
+            rule = "be a dictionary of tensors by the names of the network's arguments"
+            raise wrong_type("Conditioned", "tensors", rule, kind_of(tensors), example)
         self.names = tuple(tensors)
         for name, tensor in tensors.items():
+            if not isinstance(name, str):
+                rule = "have names of arguments as its keys"
+                raise wrong_type("Conditioned", "tensors", rule, kind_of(name), example)
             if not isinstance(tensor, Tensor) or tensor.ndim == 0:
                 raise wrong_type(
                     "Conditioned",
                     f"tensors[{name!r}]",
                     "be a tensor with one row for each sample",
                     type(tensor).__name__ if not isinstance(tensor, Tensor) else "a 0-d tensor",
-                    "pass for example {'y': torch.zeros(len(x), 8)}",
+                    example,
                 )
             self.register_buffer(f"given_{name}", tensor, persistent=False)
         counts = {len(tensor) for tensor in tensors.values()}
@@ -168,4 +206,11 @@ class Conditioned(Enclosing):
                 f"{len(x)}",
                 "pass as many, or model.rows(index) of the samples that they are",
             )
-        return self.network(x, c, *args, **self.tensors, **kwargs)
+        try:
+            return self.network(x, c, *args, **self.tensors, **kwargs)
+        except TypeError as error:
+            given = ("labels",) * len(args)
+            words = ("x", "t", *given, *(f"{name}=" for name in (*self.names, *kwargs)))
+            remedy = "name the arguments of its forward in the dictionary, and all of them"
+            check_call("Conditioned", self.network, words, remedy, error)
+            raise

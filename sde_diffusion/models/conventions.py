@@ -17,8 +17,8 @@ from typing import Final, final
 import torch
 from torch import Tensor, nn
 
-from sde_diffusion._check import wrong_type, wrong_value
-from sde_diffusion._seeds import Purpose, mix
+from sde_diffusion._check import kind_of, positive_number, wrong_type, wrong_value
+from sde_diffusion._seeds import Purpose, check_seed, mix
 from sde_diffusion._shown import shown
 from sde_diffusion._tensors import check_state
 from sde_diffusion.forms import FORMS
@@ -145,7 +145,9 @@ def check_convention(
         raise wrong_type(
             "check_convention", "model", "be a ScoreModel", got, "pass ScoreModel(network, sde)"
         )
-    check_state("check_convention", data)
+    check_state("check_convention", data, "data")
+    check_seed("check_convention", seed)
+    _check_times(times)
     variance = float(data.double().var(0).mean()) if len(data) > 1 else math.nan
     if not 0 < variance < math.inf:
         rule = "be two samples or more that vary"
@@ -179,6 +181,15 @@ _SCALES: Final = {
     "data in [0, 1], not [-1, 1]": (0.5, 0.5),
     "data in [-1, 1], not [0, 1]": (2.0, -1.0),
 }
+
+
+def _check_times(times: object) -> None:
+    """Refuse times that are none of noise."""
+    remedy = "pass for example times=(0.1, 0.5)"
+    if times is not None and not isinstance(times, (tuple, list)):
+        raise wrong_type("check_convention", "times", "be a row", kind_of(times), remedy)
+    for t in times or ():
+        positive_number("check_convention", "times", t, remedy)
 
 
 def _times(model: ScoreModel, variance: float) -> tuple[float, ...]:

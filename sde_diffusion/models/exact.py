@@ -13,7 +13,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from sde_diffusion._check import wrong_type, wrong_value
+from sde_diffusion._check import kind_of, number, wrong_type, wrong_value
 from sde_diffusion._shown import shown
 from sde_diffusion._tensors import check_state, expand
 from sde_diffusion.coefficients import Level, Levels
@@ -33,6 +33,10 @@ def fit_gaussian(samples: Tensor, shrinkage: float = 0.1) -> Gaussian:
     >>> fit_gaussian(torch.tensor([[-1.0], [1.0]])).variances.item()
     2.0
     """
+    if not isinstance(samples, Tensor) or not samples.ndim:
+        remedy = "pass the training data, (N, *event)"
+        raise wrong_type("fit_gaussian", "samples", "be rows", kind_of(samples), remedy)
+    number("fit_gaussian", "shrinkage", shrinkage, "pass 0.1")
     if not 0 <= shrinkage <= 1:
         raise wrong_value("fit_gaussian", "shrinkage", "lie in [0, 1]", shrinkage, "pass 0.1")
     if len(samples) < 2:

@@ -9,24 +9,29 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, Self, final
+from typing import Any, Final, Self, final
 
 import torch
 from torch import Tensor, nn
 
-from sde_diffusion._check import one_of, positive_number, wrong_type, wrong_value
+from sde_diffusion._check import (
+    an_object,
+    kind_of,
+    one_of,
+    positive_number,
+    wrong_type,
+    wrong_value,
+)
 from sde_diffusion._shown import Size, as_call
 from sde_diffusion._tensors import check_state, expand, per_sample
 from sde_diffusion.coefficients import Level, Levels
+from sde_diffusion.data.spec import DataSpec
 from sde_diffusion.forms import FORMS, check_told, converted, edm_form, joined
-from sde_diffusion.models.conditioned import Enclosing, Labelled, rows_of
-from sde_diffusion.models.wrapped import AtNoise, AtTime, AtTimesteps, ClassLabels
+from sde_diffusion.models.conditioned import Enclosing, Labelled, check_call, rows_of
+from sde_diffusion.models.wrapped import MORE, AtNoise, AtTime, AtTimesteps, ClassLabels
 from sde_diffusion.schedules import DiscreteBeta
 from sde_diffusion.scores import ScoreLike, check_floating, check_result, tensor_in
 from sde_diffusion.sde import EDMSDE, SDE, VPSDE, LinearSDE, RectifiedFlow
-
-if TYPE_CHECKING:
-    from sde_diffusion.data.spec import DataSpec
 
 PREDICTIONS: Final = (*FORMS, "edm")
 VARIANCES: Final = ("fixed", "learned")
@@ -52,6 +57,9 @@ class LearnedScore(nn.Module, ScoreLike, ABC):
                 type(network).__name__,
                 "wrap your function in a Module",
             )
+        if data is not None:
+            remedy = 'pass for example DataSpec("points", (2,), None)'
+            an_object(type(self).__name__, "data", data, DataSpec, remedy)
         self.network = network
         self.data = data
 
@@ -94,8 +102,13 @@ class LearnedScore(nn.Module, ScoreLike, ABC):
 
         Shapes: labels () or (B,), integers.
         """
-        # On the network's device once, rather than at every step.
-        there = torch.as_tensor(labels, device=self.device)
+        try:  # on the network's device once, rather than at every step
+            there = torch.as_tensor(labels, device=self.device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            rule = "be one integer, or one a sample"
+            remedy = "pass for example torch.tensor([3, 1, 4])"
+            got = kind_of(labels)
+            raise wrong_type(type(self).__name__, "labels", rule, got, remedy) from error
         if there.is_floating_point() or there.dtype == torch.bool or there.ndim > 1:
             raise wrong_value(
                 type(self).__name__,
@@ -336,7 +349,12 @@ class ScoreModel(LearnedScore):
     def predict(self, form: str, x: Tensor, t: Tensor, at: Level | Levels) -> Tensor:
         check_state("ScoreModel", x)
         y, c = self._input(x, t)
-        out = self._checked(self.network(y, c), x)
+        try:  # here, where the network is called, so that a step has one call less
+            output = self.network(y, c)
+        except TypeError as error:
+            check_call("ScoreModel", self.network, ("x", "t"), MORE, error)
+            raise
+        out = self._checked(output, x)
         if self.variance == "learned":
             out = out[:, : x.shape[1]]
         return self._formed(form, out, x, at)
@@ -346,7 +364,12 @@ class ScoreModel(LearnedScore):
         if self.variance != "learned":
             return super().with_fraction(form, x, t)
         y, c = self._input(x, t)
-        out, second = self._checked(self.network(y, c), x).chunk(2, dim=1)
+        try:
+            output = self.network(y, c)
+        except TypeError as error:
+            check_call("ScoreModel", self.network, ("x", "t"), MORE, error)
+            raise
+        out, second = self._checked(output, x).chunk(2, dim=1)
         return self._formed(form, out, x, self._levels(x, t)), 0.5 * (second + 1)
 
     def fraction(self, x: Tensor, t: Tensor) -> Tensor:
@@ -422,4 +445,9 @@ class DirectScore(LearnedScore):
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         check_state("DirectScore", x)
-        return check_result("DirectScore", tensor_in(self.network(x, per_sample(t, x))), x)
+        try:
+            output = self.network(x, per_sample(t, x))
+        except TypeError as error:
+            check_call("DirectScore", self.network, ("x", "t"), MORE, error)
+            raise
+        return check_result("DirectScore", tensor_in(output), x)

@@ -15,12 +15,24 @@ from typing import Final, Self, final
 import torch
 from torch import Tensor, nn
 
-from sde_diffusion._check import positive_integer, positive_number, wrong_type, wrong_value
+from sde_diffusion._check import (
+    Reason,
+    a_function,
+    kind_of,
+    positive_integer,
+    positive_number,
+    wrong_type,
+    wrong_value,
+)
 from sde_diffusion._tensors import expand
-from sde_diffusion.models.conditioned import Enclosing, around, rows_of
+from sde_diffusion.models.conditioned import Enclosing, around, check_call, rows_of
 from sde_diffusion.scores import tensor_in
 from sde_diffusion.sde import LinearSDE
 
+MORE: Final = (
+    "pass labels=ClassLabels(…) where it takes classes, Conditioned(network, {name: tensor}) "
+    "where it takes more, or a module of your own whose forward(x, t) calls it"
+)
 _NEAR: Final = 1e-3  # of an index: float32 has t = k/N to 6e-8, which is 6e-5 of 1000
 
 
@@ -48,6 +60,9 @@ class ClassLabels:
         positive_integer("ClassLabels", "count", self.count)
         if self.null is not None:
             positive_integer("ClassLabels", "null", self.null, least=0)
+        if self.keyword is not None and not isinstance(self.keyword, str):
+            remedy = "pass the name of the network's argument, such as keyword='y'"
+            raise wrong_type("ClassLabels", "keyword", "be a name", self.keyword, remedy)
 
     def call(self, network: nn.Module, x: Tensor, c: Tensor, labels: Tensor | None) -> object:
         """Return network(x, c, labels), with the network's own label for none.
@@ -70,9 +85,20 @@ class ClassLabels:
                 "the label -1, for none",
                 "call model.given(labels), or pass null= the label that means none to it",
             )
-        if self.keyword is None:
-            return network(x, c, labels)
-        return network(x, c, **{self.keyword: labels})
+        try:
+            if self.keyword is None:
+                return network(x, c, labels)
+            return network(x, c, **{self.keyword: labels})
+        except TypeError as error:
+            words = ("x", "t", "labels" if self.keyword is None else f"{self.keyword}=")
+            remedy = "pass ClassLabels(…, keyword=…) with the name of its argument"
+            check_call("ClassLabels", network, words, remedy, error)
+            raise
+        except IndexError as error:  # of a table of classes
+            rule = "be rows of the network's table of classes"
+            got = Reason(f"{int(labels.min())} … {int(labels.max())}: {error}")
+            remedy = "pass ClassLabels(count, null) of that table"
+            raise wrong_value("ClassLabels", "labels", rule, got, remedy) from error
 
 
 class Wrapped(Enclosing, ABC):
@@ -120,9 +146,13 @@ class Wrapped(Enclosing, ABC):
         Shapes: x (B, *event), t (B,), labels (B,) or None.
         """
         y, c = self.inputs(x, t)
-        if self.labels is None:
+        if self.labels is not None:
+            return self.outputs(self.labels.call(self.network, y, c, labels))
+        try:
             return self.outputs(self.network(y, c))
-        return self.outputs(self.labels.call(self.network, y, c, labels))
+        except TypeError as error:
+            check_call("ScoreModel", self.network, ("x", "t"), MORE, error)
+            raise
 
     def outputs(self, output: object) -> object:
         """Return the output in the sign that the prediction has here."""
@@ -168,6 +198,9 @@ class AtTimesteps(Wrapped):
     ) -> None:
         super().__init__(network, labels)
         positive_integer("AtTimesteps", "steps", steps)
+        if not isinstance(dtype, torch.dtype):
+            remedy = "pass dtype=torch.long, or leave it out"
+            raise wrong_type("AtTimesteps", "dtype", "be one of torch", kind_of(dtype), remedy)
         self.steps = steps
         self.dtype = dtype
         self.timesteps = None if timesteps is None else _checked(timesteps, steps)
@@ -213,6 +246,17 @@ def _checked(timesteps: object, steps: int) -> Tensor:
             "pass the map of the same chain, or leave it out",
         )
     return timesteps.detach().double()
+
+
+def _check_time(time: object) -> None:
+    """Refuse what is no function of t, or gives no time for each sample."""
+    remedy = "pass for example time=lambda t: 999 * t"
+    a_function("from_score", "time", time, "of t", remedy)
+    found = time(torch.full((1,), 0.5, dtype=torch.float64)) if callable(time) else None
+    if not isinstance(found, Tensor) or found.shape != (1,):
+        got = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else kind_of(found)
+        rule = "give a tensor with one number for each t"
+        raise wrong_type("from_score", "time", rule, got, remedy)
 
 
 def time_of_noise(sde: LinearSDE, s: float) -> float:
@@ -289,6 +333,7 @@ class AtTime(Wrapped):
         t_min: float | None = None,
     ) -> None:
         super().__init__(network, labels)
+        _check_time(time)
         self.time = time
         self.sign = sign
         self.first = t_min

@@ -6,8 +6,8 @@ from typing import final
 
 from torch import Tensor
 
-from sde_diffusion._check import wrong_value
-from sde_diffusion._tensors import flat_sum
+from sde_diffusion._check import a_function, an_object, wrong_value
+from sde_diffusion._tensors import check_state, check_times, flat_sum
 from sde_diffusion.models.score import ScoreModel
 from sde_diffusion.objectives.base import Batch, Objective
 from sde_diffusion.objectives.coupling import Coupling
@@ -51,6 +51,7 @@ def denoising_loss(
     >>> denoising_loss(ScoreModel(Zero(), VPSDE()), torch.zeros(1, 2), t, eps).tolist()
     [5.0]
     """
+    _check("denoising_loss", model, (x0, eps), t, weighting)
     x_t = model.linear_sde().perturb(x0, t, eps)
     return _weighted(model, eps - model.eps(x_t, t), t, weighting)
 
@@ -87,8 +88,25 @@ def explicit_loss(
     >>> explicit_loss(exact, exact, torch.ones(2, 1), t, torch.ones(2, 1)).tolist()
     [0.0, 0.0]
     """
+    _check("explicit_loss", model, (x0, eps), t, weighting)
+    an_object("explicit_loss", "exact", exact, ScoreLike, "pass an oracle's .diffused(sde)")
     x_t = model.linear_sde().perturb(x0, t, eps)
     return _weighted(model, exact.eps(x_t, t) - model.eps(x_t, t), t, weighting)
+
+
+def _check(
+    what: str,
+    model: ScoreLike,
+    states: tuple[Tensor, Tensor],
+    t: Tensor,
+    weighting: Weighting,
+) -> None:
+    """Refuse parts of another kind: a model, x0 and eps, times, or a weight."""
+    an_object(what, "model", model, ScoreLike, "pass ScoreModel(network, sde)")
+    for name, x in zip(("x0", "eps"), states, strict=True):
+        check_state(what, x, name)
+    check_times(what, t)
+    a_function(what, "weighting", weighting, "(sde, t) -> w", "pass for example perceptual")
 
 
 def _weighted(model: ScoreLike, error: Tensor, t: Tensor, weighting: Weighting) -> Tensor:

@@ -13,9 +13,9 @@ from typing import Any, Final, final
 import torch
 from torch import Tensor
 
-from sde_diffusion._check import wrong_type, wrong_value
+from sde_diffusion._check import a_function, an_object, wrong_type, wrong_value
 from sde_diffusion._shown import shown
-from sde_diffusion._tensors import flat_sum
+from sde_diffusion._tensors import check_state, check_times, flat_sum
 from sde_diffusion.grids import check_grid
 from sde_diffusion.integration import integrate
 from sde_diffusion.likelihood.divergence import Exact, Hutchinson, signs
@@ -24,7 +24,7 @@ from sde_diffusion.noise import Noise
 from sde_diffusion.objectives.base import Batch, Objective
 from sde_diffusion.scores import Score
 from sde_diffusion.sde import SDE, LinearSDE
-from sde_diffusion.solver import Solver
+from sde_diffusion.solver import Solver, check_solver
 from sde_diffusion.time_distributions import TimeDistribution
 
 _BLOCK: Final = 32  # draws of a sample's noise at a time
@@ -40,6 +40,7 @@ def implicit_loss(score: Score, x: Tensor, t: Tensor) -> Tensor:
     >>> implicit_loss(lambda x, t: -x, torch.ones(1, 3), torch.tensor(0.5)).tolist()
     [-1.5]
     """
+    _check("implicit_loss", score, x, t)
     exact = Exact()
     s, divergence = exact.evaluate(lambda x: score(x, t), x, exact.draw(x), create_graph=True)
     return 0.5 * flat_sum(s.double().square()) + divergence[:, 0]
@@ -62,10 +63,19 @@ def sliced_loss(score: Score, x: Tensor, t: Tensor, noise: Noise) -> Tensor:
     >>> sliced_loss(lambda x, t: -x, torch.ones(1, 3), torch.tensor(0.5), WhiteNoise(0)).tolist()
     [-1.5]
     """
+    _check("sliced_loss", score, x, t)
+    an_object("sliced_loss", "noise", noise, Noise, "pass for example WhiteNoise(0)")
     s, form = Hutchinson().evaluate(
         lambda x: score(x, t), x, signs(noise.normal(x))[:, None], create_graph=True
     )
     return 0.5 * flat_sum(s.double().square()) + form[:, 0]
+
+
+def _check(what: str, score: Score, x: Tensor, t: Tensor) -> None:
+    """Refuse parts of another kind."""
+    a_function(what, "score", score, "(x, t) -> score", "pass a ScoreModel or a function")
+    check_state(what, x)
+    check_times(what, t)
 
 
 @final
@@ -91,6 +101,7 @@ class Paths(TimeDistribution):
     __repr__ = shown
 
     def __post_init__(self) -> None:
+        check_solver("Paths", self.solver)
         check_grid(self.grid)
         if float(self.grid[0]) != 0:
             raise wrong_value(

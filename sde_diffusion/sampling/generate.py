@@ -8,8 +8,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from sde_diffusion._check import positive_integer, wrong_type, wrong_value
+from sde_diffusion._check import check_shape, wrong_type, wrong_value
 from sde_diffusion._progress import bar
+from sde_diffusion._tensors import check_dtype
 from sde_diffusion._watch import Callback
 from sde_diffusion.grids import Denoised, Grid, check_grid, recommended, times_of
 from sde_diffusion.integration import (
@@ -22,7 +23,7 @@ from sde_diffusion.integration import (
 from sde_diffusion.noise import PerSampleNoise
 from sde_diffusion.scores import ScoreLike
 from sde_diffusion.sde import IsotropicNormal, LinearSDE
-from sde_diffusion.solver import Solver
+from sde_diffusion.solver import Solver, check_solver
 
 GridT = TypeVar("GridT", bound=Grid)
 
@@ -70,8 +71,9 @@ def sample(
         )
     sde = model.linear_sde()
     check_evaluation("sample", model)
-    for size in shape:
-        positive_integer("sample", "shape", size)
+    check_solver("sample", solver)
+    check_shape("sample", shape)
+    check_dtype("sample", dtype)
     grid = grid_for("sample", model, solver, steps, grid)
     check_grid(times_of(grid), sde.latest)
     check_falling("sample", times_of(grid))

@@ -10,14 +10,15 @@ from typing import Any, Final, final
 import torch
 from torch import Tensor
 
-from sde_diffusion._check import diverged, positive_integer, wrong_type, wrong_value
+from sde_diffusion._check import check_shape, diverged, wrong_type, wrong_value
+from sde_diffusion._tensors import check_dtype
 from sde_diffusion.grids import cosine, karras, log_snr, quadratic, sampling_ends
 from sde_diffusion.integration import check_evaluation, dynamics_for, integrate
 from sde_diffusion.noise import PerSampleNoise
 from sde_diffusion.sampling.costs import adapts, cost
 from sde_diffusion.scores import ScoreLike
 from sde_diffusion.sde import LinearSDE
-from sde_diffusion.solver import Solver
+from sde_diffusion.solver import Solver, check_solver
 
 _REFERENCE: Final = 32  # Runge–Kutta steps of the reference flow
 _LOCAL: Final = 12  # Runge–Kutta steps beside all steps of the grid, at least one beside each
@@ -81,8 +82,9 @@ def optimised(
         )
     sde = model.linear_sde()
     check_evaluation("optimised", model)
-    for size in shape:
-        positive_integer("optimised", "shape", size)
+    check_solver("optimised", solver)
+    check_shape("optimised", shape)
+    check_dtype("optimised", dtype)
     end = model.t_min if end is None else end
     start, end = sampling_ends("optimised", sde, steps, start, end)
     if not start > end:

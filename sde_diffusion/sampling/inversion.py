@@ -9,7 +9,7 @@ from typing import Any, Final, final
 import torch
 from torch import Tensor
 
-from sde_diffusion._check import diverged, positive_integer, positive_number
+from sde_diffusion._check import an_object, diverged, positive_integer, positive_number
 from sde_diffusion._shown import shown
 from sde_diffusion._tensors import check_state, rms
 from sde_diffusion.dynamics import ProbabilityFlow
@@ -170,6 +170,7 @@ def sampler_inverse(
     positive_number("sampler_inverse", "tolerance", tolerance)
     if method is None:
         method = Newton() if x[0].numel() <= _LOW else FixedPoint()
+    an_object("sampler_inverse", "method", method, Iteration, "pass for example Newton()")
     before = flow.score.counter.here
     x = x.detach()
     z = _backwards(map_, x)

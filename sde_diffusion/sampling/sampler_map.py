@@ -15,7 +15,7 @@ from sde_diffusion._check import diverged, wrong_type, wrong_value
 from sde_diffusion.dynamics import ProbabilityFlow, check_flow
 from sde_diffusion.grids import Denoised, Grid, check_grid, times_of
 from sde_diffusion.integration import check_falling, integrate
-from sde_diffusion.solver import OneStep, Solver
+from sde_diffusion.solver import OneStep, Solver, check_solver
 
 _STATES: Final = 1024  # solved at once, or the columns of one sample if they are more
 
@@ -49,6 +49,7 @@ class SamplerMap:
 
     def __init__(self, what: str, flow: ProbabilityFlow, solver: Solver[Any], grid: Grid) -> None:
         check_flow(what, flow)
+        check_solver(what, solver)
         if solver.adaptive:
             raise wrong_value(
                 what,

@@ -29,10 +29,10 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from sde_diffusion._check import diverged, positive_integer, wrong_type, wrong_value
+from sde_diffusion._check import check_shape, diverged, wrong_type, wrong_value
 from sde_diffusion._seeds import Purpose, mix
 from sde_diffusion._shown import shown
-from sde_diffusion._tensors import expand, flat_sum
+from sde_diffusion._tensors import check_dtype, expand, flat_sum
 from sde_diffusion.coefficients import Level, Levels
 from sde_diffusion.counting import CountedScore, Counter
 from sde_diffusion.dynamics import ProbabilityFlow, ReverseSDE, check_coupling
@@ -137,6 +137,7 @@ def sample_tilted(
     (0.24, 0.31, 41)
     """
     weight = _checked(guided, solver, shape, resample_below)
+    check_dtype("sample_tilted", dtype)
     grid = grid_for("sample_tilted", guided, solver, steps, grid)
     check_grid(grid, guided.sde.horizon)
     check_falling("sample_tilted", grid)
@@ -235,8 +236,7 @@ def _checked(guided: object, solver: object, shape: Sequence[int], resample_belo
         )
     check_evaluation(what, guided)
     check_coupling(what, "guided", guided)
-    for size in shape:
-        positive_integer(what, "shape", size)
+    check_shape(what, shape)
     if callable(guided.weight):
         raise wrong_value(
             what,

@@ -11,7 +11,7 @@ from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any, final
 
-from sde_diffusion._check import wrong_type, wrong_value
+from sde_diffusion._check import an_object, wrong_type, wrong_value
 from sde_diffusion._progress import bar
 from sde_diffusion.checkpoints.checkpoint import save_model
 from sde_diffusion.data.dataset import Dataset
@@ -273,6 +273,9 @@ def _check(
         )
     if len(dataset) == 0:
         raise wrong_value("train", "dataset", "have rows", 0, "check the source of the data")
+    if objective is not None:
+        remedy = "drop it for that of the config, or pass objective_of(config)"
+        an_object("train", "objective", objective, Objective, remedy)
     t_min = config.t_min if objective is None else objective.t_min
     if t_min >= model.sde.horizon:
         rule = f"be below the SDE's horizon {model.sde.horizon}"
