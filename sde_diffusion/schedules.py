@@ -9,13 +9,16 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import final
+from typing import Final, final
 
 import torch
 from torch import Tensor
 
 from sde_diffusion._check import number, positive_integer, wrong_type, wrong_value
 from sde_diffusion._shown import shown
+
+_NO_SIGNAL: Final = 1e-20  # of ᾱ: published chains end above 1e-10, or at 0 in their last step
+_ALL_SIGNAL: Final = 0.99  # of ᾱ_N: the linear chain has that after 3 steps
 
 
 class Beta(ABC):
@@ -152,7 +155,8 @@ class DiscreteBeta(Beta):
     Schedules of equal betas are equal, and hash alike.
 
     Shapes: betas (N,), β_1 … β_N.
-    Errors: TypeError unless a tensor; ValueError unless every β_k lies in (0, 1), β_N in (0, 1].
+    Errors: TypeError unless a tensor; ValueError unless every β_k lies in (0, 1), β_N in (0, 1],
+    and for the alphas or ᾱ of a chain in place of its betas.
     Source: Ho et al. 2020 for betas; the embedding is exact by construction.
 
     >>> import torch
@@ -196,6 +200,7 @@ class DiscreteBeta(Beta):
                 float(betas[k - 1]),
                 "clip them, for example at .999",
             )
+        _check_chain(betas)
         object.__setattr__(self, "betas", betas)
         knots = torch.cat([betas.new_zeros(1), torch.cumsum(-torch.log1p(-betas), 0)])
         object.__setattr__(self, "knots", knots)
@@ -244,6 +249,27 @@ class DiscreteBeta(Beta):
         high = knots[cell + 1]
         part = torch.where(high.isinf(), -torch.expm1(-0.5 * rise), rise / (high - knots[cell]))
         return ((cell + part) / n).to(integral.dtype)
+
+
+def _check_chain(betas: Tensor) -> None:
+    """Refuse numbers in (0, 1) that are alphas, ᾱ or 1 − ᾱ, or that leave no noise at the end."""
+    n = len(betas)
+    bar = torch.cumprod(1 - betas, 0)
+    of_bar = "with a = alphas_cumprod pass 1 - a / torch.cat([a.new_ones(1), a[:-1]])"
+    if n > 2 and float(betas[0]) > 0.5 and float(betas[-1]) <= float(betas[0]):
+        rule = "begin with small ones, as those of a chain"
+        got = f"numbers from {float(betas[0]):.6g} to {float(betas[-1]):.6g}, as alphas or ᾱ are"
+        raise wrong_value("DiscreteBeta", "betas", rule, got, f"pass 1 - alphas, or {of_bar}")
+    if n > 2 and float(bar[-2]) < _NO_SIGNAL:
+        k = int((bar < _NO_SIGNAL).nonzero()[0]) + 1
+        rule = f"leave a signal up to the last of {n} steps, as those of a chain"
+        got = f"none after step {k}, as of 1 - ᾱ"
+        raise wrong_value("DiscreteBeta", "betas", rule, got, of_bar)
+    if n >= 10 and float(bar[-1]) > _ALL_SIGNAL:
+        rule = f"leave noise after {n} steps, as those of a chain"
+        got = f"ᾱ_N = {float(bar[-1]):.6g}"
+        remedy = "pass those that the network was trained with, such as linear_betas(1000)"
+        raise wrong_value("DiscreteBeta", "betas", rule, got, remedy)
 
 
 def linear_betas(n: int, first: float = 1e-4, last: float = 0.02) -> Tensor:

@@ -235,3 +235,58 @@ def test_zero_terminal_snr_is_that_of_diffusers() -> None:
 def test_bad_schedules_are_refused(make, error, text) -> None:
     with pytest.raises(error, match=text):
         make()
+
+
+# --- numbers that are no betas ---
+
+CHAINS = {
+    "linear": linear_betas(1000),
+    "scaled linear": scaled_linear_betas(1000),
+    "cosine": cosine_betas(1000),
+    "sigmoid": sigmoid_betas(1000),
+    "cosine of 4": cosine_betas(4),
+    "sigmoid of 10": sigmoid_betas(10),
+    "constant": torch.full((1000,), 0.01, dtype=torch.float64),
+}
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_the_alphas_of_a_chain_are_refused_and_the_remedy_gives_its_betas(name: str) -> None:
+    betas = CHAINS[name]
+    alphas = 1 - betas
+    a = torch.cumprod(alphas, 0)
+    for wrong in (alphas, a, a.sqrt()):
+        with pytest.raises(ValueError, match="betas must begin with small ones") as refused:
+            DiscreteBeta(wrong)
+        said = str(refused.value).partition("; ")[2]
+        assert said.startswith("pass 1 - alphas, or with a = alphas_cumprod pass ")
+        for part, remedied in (("pass 1 - alphas", 1 - alphas), ("pass 1 - a / torch.cat", None)):
+            assert part in said
+            if remedied is None:  # typed as it stands
+                remedied = eval(said.rpartition("pass ")[2], {"a": a, "torch": torch})
+            assert torch.allclose(DiscreteBeta(remedied).betas, betas, rtol=1e-6, atol=1e-12)
+
+
+def test_noise_levels_and_chains_that_end_in_data_are_refused() -> None:
+    a = torch.cumprod(1 - linear_betas(1000), 0)
+    with pytest.raises(ValueError, match=r"leave a signal up to the last of 1000 steps.*1 - ᾱ; "):
+        DiscreteBeta(1 - a)
+    with pytest.raises(
+        ValueError, match=r"leave noise after 1000.* ᾱ_N = 0\.99; pass"
+    ):
+        DiscreteBeta(linear_betas(1000) / 1000)  # e^{-10.05/1000}
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 6, 10, 50])
+@pytest.mark.parametrize(
+    "family", [linear_betas, scaled_linear_betas, cosine_betas, sigmoid_betas]
+)
+def test_short_respaced_and_zero_terminal_chains_are_chains(family, n: int) -> None:
+    betas = family(n)
+    assert len(DiscreteBeta(betas).betas) == n
+    if n > 1:
+        assert DiscreteBeta(zero_terminal_snr(betas)).betas[-1] == 1
+    # Every third, fourth … step of a long chain, the last kept, as in "trailing".
+    bar = torch.cumprod(1 - family(1000), 0)[999 % (1000 // n) :: 1000 // n]
+    respaced = 1 - bar / torch.cat([bar.new_ones(1), bar[:-1]])
+    assert torch.equal(DiscreteBeta(respaced).betas, respaced)
