@@ -47,19 +47,20 @@ def command(
     MODEL is digits (the default), mnist, the path of a checkpoint or run folder, ring,
     diffusers:FOLDER, or package.module:attr.
     """
-    configuration = _configuration(model)
+    configuration, built = _configuration(model)
     lines = _lines(model, configuration)
     if data is not None:
-        found = _convention(model, data, reading)
+        found = _convention(menu.model(model) if built is None else built, data, reading)
         lines += ["", f"mean square error of the predicted noise in {data}, by reading", ""]
         lines += [line.rstrip() for line in str(found).splitlines()]
         errors = {one.name: one.mean for one in found.readings}
         checked = {"times": found.times, "errors": errors, "fits": found.fits}
-        configuration = configuration | {"convention": checked | {"best": found.best.name}}
+        checked |= {"best": found.best.name, "remedy": found.best.remedy}
+        configuration = configuration | {"convention": checked}
     _common.show({"model": model} | configuration, lines, as_json=as_json)
 
 
-def _convention(name: str, data: str, reading: Mapping[str, Any]) -> ConventionCheck:
+def _convention(model: Any, data: str, reading: Mapping[str, Any]) -> ConventionCheck:  # noqa: ANN401
     """Return how well the model predicts noise in the data."""
     import torch
 
@@ -67,7 +68,6 @@ def _convention(name: str, data: str, reading: Mapping[str, Any]) -> ConventionC
     from sde_diffusion.models.conventions import check_convention
     from sde_diffusion.models.score import ScoreModel
 
-    model = menu.model(name)
     if not isinstance(model, ScoreModel):
         got = type(model).__name__
         rule = "be a network's, for --data to check what it means"
@@ -79,8 +79,8 @@ def _convention(name: str, data: str, reading: Mapping[str, Any]) -> ConventionC
     return check_convention(model, x0)
 
 
-def _configuration(name: str) -> dict[str, Any]:
-    """Return the configuration and the number of parameters."""
+def _configuration(name: str) -> tuple[dict[str, Any], Any]:
+    """Return the configuration with the number of parameters, and the model, if it was built."""
     from sde_diffusion.checkpoints.checkpoint import configuration_of, describe, shipped
     from sde_diffusion.models.score import ScoreModel
     from sde_diffusion.models.wrapped import Wrapped
@@ -88,22 +88,22 @@ def _configuration(name: str) -> dict[str, Any]:
     if name in shipped() or Path(name).exists():
         described = describe(name)
         # A network of the user's own class cannot be built here, and need not be.
-        count = _parameters(name) if _known(described) else None
-        return described | {"parameters": count}
+        built = menu.model(name) if _known(described) else None
+        return described | {"parameters": None if built is None else _parameters(built)}, built
     model = menu.model(name)
     if isinstance(model, ScoreModel):
         found = configuration_of(model)
         if isinstance(model.network, Wrapped):  # a network of another program, by its own name
             kind = type(model.network.network)
             found["network"] = {"class": f"{kind.__module__}.{kind.__qualname__}"}
-        return found | {"parameters": sum(p.numel() for p in model.parameters())}
+        return found | {"parameters": _parameters(model)}, model
     settings = {name: str(value) for name, value in vars(model.sde).items()}
     return {
         "network": {"class": type(model).__name__},
         "sde": {"class": type(model.sde).__name__} | settings,
         "data": {"shape": list(menu.event_shape(model))},
         "parameters": 0,
-    }
+    }, model
 
 
 def _known(configuration: dict[str, Any]) -> bool:
@@ -111,10 +111,8 @@ def _known(configuration: dict[str, Any]) -> bool:
     return all("." not in part["class"] for part in parts)
 
 
-def _parameters(name: str) -> int:
-    from sde_diffusion import load
-
-    return sum(parameter.numel() for parameter in load(name).parameters())
+def _parameters(model: Any) -> int:  # noqa: ANN401
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _lines(name: str, configuration: dict[str, Any]) -> list[str]:

@@ -774,3 +774,27 @@ def test_more_memory_than_there_is_is_one_line(allocate: Callable[[], object]) -
     assert found is not None
     assert found.startswith("out of memory; pass a smaller --batch-size, width or number of steps")
     assert "\n" not in found
+
+
+def test_info_with_data_builds_the_model_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_counted_model.py").write_text(
+        "from pathlib import Path\n"
+        "from torch import nn\n"
+        "from sde_diffusion import VPSDE, DataSpec, ScoreModel\n"
+        "class Net(nn.Module):\n"  # exact for data from N(0, 1)
+        "    def forward(self, x, t):\n"
+        "        return VPSDE().sigma(t)[:, None] * x\n"
+        "def made():\n"
+        "    with Path('calls').open('a') as file:\n"
+        "        file.write('call ')\n"
+        "    return ScoreModel(Net(), VPSDE(), 'v', data=DataSpec('points', (2,), None))\n"
+    )
+    np.save("x.npy", np.random.default_rng(0).normal(size=(500, 2)))
+    found = CliRunner().invoke(main, ["info", "my_counted_model:made", "--data", "x.npy"])
+    assert found.exit_code == 0, found.output
+    told = 'The convention does not fit; this does better: prediction "eps": prediction="eps".'
+    assert told in found.output
+    assert (tmp_path / "calls").read_text() == "call "

@@ -6,6 +6,7 @@ SDE of ours: E[x0 | x_t] of a mixture of two normals at alpha and sigma.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -14,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import sde_diffusion
 from sde_diffusion import (
     EDMSDE,
     VPSDE,
@@ -27,6 +29,7 @@ from sde_diffusion import (
     linear_betas,
     load,
 )
+from sde_diffusion.models.conventions import ConventionCheck, Reading
 
 D: Final = 3
 N: Final = 1000
@@ -298,26 +301,218 @@ def test_a_right_convention_fits(kind) -> None:
     assert found.fits, str(found)
 
 
-MISTAKES = {
-    'prediction "eps"': (chain("eps", read="v"), DATA),
-    'prediction "v"': (chain("v", read="eps"), DATA),
-    'prediction "x0"': (chain("x0", read="eps"), DATA),
-    "the other sign": (turned(lambda net, x, k: -net(x, k)), DATA),
-    "time from noise to data": (turned(lambda net, x, k: net(x, N - 2 - k)), DATA),
-    "index k + 1 for k": (chain(slip=-1, spread=0.004), NARROW),
-    "index k - 1 for k": (chain(slip=1, spread=0.004), NARROW),
-    "t for the index": (turned(lambda net, x, k: net(x, N * k - 1)), DATA),
-    "data in [0, 1], not [-1, 1]": (chain(), 2 * DATA - 1),
-    "data in [-1, 1], not [0, 1]": (chain(), 0.5 * (DATA + 1)),
+class Rescaled(nn.Module):
+    """A chain's network that counts as if there were ``count`` steps, or from another one."""
+
+    def __init__(self, call: Callable[[Tensor], Tensor], **settings: Any) -> None:
+        super().__init__()
+        self.network = Chain(BETAS, **settings)
+        self.call = call
+
+    def forward(self, x: Tensor, k: Tensor) -> Tensor:
+        return self.network(x, self.call(k.double()))
+
+
+def negated(network: nn.Module) -> nn.Module:
+    return Turned(network, lambda net, x, k: -net(x, k))
+
+
+def turned_round(network: nn.Module) -> nn.Module:
+    return Turned(network, lambda net, x, k: net(x, N - 1 - k))
+
+
+# Network, the arguments it is given, the data, the name of what is wrong.
+MISTAKES: dict[str, tuple[nn.Module, dict[str, Any], Tensor, str]] = {
+    "eps": (Chain(BETAS), {"prediction": "v"}, DATA, 'prediction "eps"'),
+    "v": (Chain(BETAS, "v"), {}, DATA, 'prediction "v"'),
+    "x0": (Chain(BETAS, "x0"), {}, DATA, 'prediction "x0"'),
+    "score": (Chain(BETAS, "score"), {}, DATA, 'prediction "score"'),
+    "sign": (negated(Chain(BETAS)), {}, DATA, "the other sign"),
+    "turned": (turned_round(Chain(BETAS)), {}, DATA, "time from noise to data"),
+    "from 1": (Rescaled(lambda k: k - 1, spread=0.004), {}, NARROW, "index k + 1 for k"),
+    "from -1": (Rescaled(lambda k: k + 1, spread=0.004), {}, NARROW, "index k - 1 for k"),
+    "of t": (Rescaled(lambda k: N * k - 1), {}, DATA, "t for the index"),
+    "[0, 1]": (Chain(BETAS), {}, 2 * DATA - 1, "data in [0, 1], not [-1, 1]"),
+    "[-1, 1]": (Chain(BETAS), {}, 0.5 * (DATA + 1), "data in [-1, 1], not [0, 1]"),
+    "0 … 255": (Chain(BETAS), {}, DATA / 127.5 - 1, "data in 0 … 255"),
 }
 
 
+def remedied(
+    network: nn.Module, make: Callable[..., ScoreModel], given: dict[str, Any], remedy: str
+) -> ScoreModel:
+    """Return the model after what a remedy says is typed."""
+    names = {"torch": torch, "net": network, **vars(sde_diffusion)}
+    if remedy.startswith("a module of "):
+        written = compile(remedy.removeprefix("a module of "), "remedy", "eval")
+        wrapped = Turned(
+            network,
+            lambda net, x, c: eval(written, {"net": net, "x": x, "k": c, "t": c, "sigma": c}),
+        )
+        return make(wrapped, **given)
+    if remedy.startswith("from_score("):
+        found: ScoreModel = eval(f"ScoreModel.{remedy}", names | given)
+        return found
+    return make(network, **given | eval(f"dict({remedy})", names | given))
+
+
 @pytest.mark.parametrize("name", MISTAKES)
-def test_each_mistake_is_called_by_its_name(name) -> None:
-    model, data = MISTAKES[name]
-    found = check_convention(model, data)
+def test_each_mistake_is_called_by_its_name_and_its_remedy_fits(name: str) -> None:
+    network, given, data, called = MISTAKES[name]
+
+    def made(network: nn.Module, **given: Any) -> ScoreModel:
+        return ScoreModel.from_timesteps(network, BETAS, **given)
+
+    found = check_convention(made(network, **given), data)
     assert not found.fits
-    assert found.best.name == name, str(found)
+    assert found.best.name == called, str(found)
+    assert str(found).endswith(f"this does better: {called}: {found.best.remedy}.")
+    scaling = re.fullmatch(r"DataSpec\(…, scaling=(.*)\)", found.best.remedy)
+    if scaling is None:
+        right = remedied(network, made, given, found.best.remedy)
+    else:  # from where the data are now to where they should be
+        right = made(network, **given)
+        low, high = (float(side) for side in re.findall(r"-?\d+", scaling[1]))
+        old = (0.0, 1.0) if called == "data in [-1, 1], not [0, 1]" else (-1.0, 1.0)
+        data = low + (high - low) * (data - old[0]) / (old[1] - old[0])
+    assert check_convention(right, data).fits, str(check_convention(right, data))
+
+
+@pytest.mark.parametrize("count", [250, 4000])
+def test_a_chain_that_counts_in_thousandths_is_called_by_its_name(count: int) -> None:
+    betas = linear_betas(count, 0.1 / count, 20 / count)
+    chain = Chain(betas)
+    chain.bar = torch.cumprod(1 - betas, 0)
+
+    class Thousandths(nn.Module):
+        def forward(self, x: Tensor, k: Tensor) -> Tensor:
+            alpha = chain.bar[(k * count / 1000).round().long().clamp(0, count - 1)].sqrt()
+            return predicted("eps", x, alpha, (1 - alpha**2).sqrt())
+
+    found = check_convention(ScoreModel.from_timesteps(Thousandths(), betas), DATA)
+    assert found.best.name == "1000 k/N for the index", str(found)
+    right = remedied(
+        Thousandths(),
+        lambda net, **given: ScoreModel.from_timesteps(net, betas, **given),
+        {},
+        found.best.remedy,
+    )
+    assert check_convention(right, DATA).fits
+
+
+class Mixture(nn.Module):
+    """The mixture's prediction at alpha and sigma, and the other way round, of its own time."""
+
+    def __init__(
+        self,
+        levels: Callable[[Tensor], tuple[Tensor, Tensor]],
+        kind: str = "score",
+        sign: int = 1,
+    ) -> None:
+        super().__init__()
+        self.levels = levels
+        self.kind = kind
+        self.sign = sign
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        alpha, sigma = self.levels(c.double())
+        if self.kind == "flow":
+            x0 = posterior(x, alpha, sigma)
+            a, s = (level[:, None].to(x.dtype) for level in (alpha, sigma))
+            return self.sign * ((x - a * x0) / s - x0)
+        return self.sign * predicted(self.kind, x, alpha, sigma)
+
+
+def of_sigma(change: Callable[[Tensor], Tensor]) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    return lambda c: (torch.ones_like(c), change(c))
+
+
+def of_vp(change: Callable[[Tensor], Tensor]) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    return lambda c: (VPSDE().alpha(change(c)), VPSDE().sigma(change(c)))
+
+
+VELOCITY = ScoreModel.from_velocity
+OTHERWISE: dict[str, tuple[Callable[..., ScoreModel], dict[str, Any], nn.Module]] = {
+    "velocity of 1000 t": (VELOCITY, {}, Mixture(lambda c: (1 - c / 1000, c / 1000), "flow")),
+    "velocity of t": (VELOCITY, {"scale": 1000.0}, Mixture(lambda c: (1 - c, c), "flow")),
+    "velocity to data": (VELOCITY, {}, Mixture(lambda c: (c, 1 - c), "flow", -1)),
+    "velocity to data, 1000": (
+        VELOCITY,
+        {},
+        Mixture(lambda c: (c / 1000, 1 - c / 1000), "flow", -1),
+    ),
+    "eps of a flow": (VELOCITY, {}, Mixture(lambda c: (1 - c, c), "eps")),
+    "score of 999 t": (ScoreModel.from_score, {"sde": VPSDE()}, Mixture(of_vp(lambda c: c / 999))),
+    "score of sigma": (
+        ScoreModel.from_score,
+        {"sde": EDMSDE()},
+        Mixture(of_sigma(lambda c: c)),
+    ),
+    "score of log sigma": (
+        ScoreModel.from_score,
+        {"sde": EDMSDE(), "time": EDMSDE().sigma},
+        Mixture(of_sigma(torch.exp)),
+    ),
+    "eps of sigma": (ScoreModel.from_denoiser, {}, Mixture(of_sigma(lambda c: c), "eps")),
+    "denoiser of a log": (ScoreModel.from_denoiser, {}, Mixture(of_sigma(torch.exp), "x0")),
+    "denoiser of EDM's number": (
+        ScoreModel.from_denoiser,
+        {},
+        Mixture(of_sigma(lambda c: (4 * c).exp()), "x0"),
+    ),
+    "bare, of 1000 t": (
+        ScoreModel,
+        {"sde": VPSDE(), "prediction": "eps"},
+        Mixture(of_vp(lambda c: c / 1000), "eps"),
+    ),
+    "bare, v": (ScoreModel, {"sde": VPSDE()}, Mixture(of_vp(lambda c: c), "v")),
+}
+
+
+@pytest.mark.parametrize("name", OTHERWISE)
+def test_the_remedy_for_each_other_network_fits(name: str) -> None:
+    make, given, network = OTHERWISE[name]
+    found = check_convention(make(network, **given), DATA)
+    assert not found.fits, str(found)
+    right = remedied(network, make, given, found.best.remedy)
+    assert check_convention(right, DATA).fits, f"{found}\n{check_convention(right, DATA)}"
+    if make is not ScoreModel:
+        assert max(len(line) for line in str(found).splitlines()[:-1]) <= 110
+
+
+def test_a_reading_that_is_better_by_chance_alone_is_told_as_unclear() -> None:
+    """Its errors are smaller by three standard errors: not clear, and not hidden."""
+    given = torch.linspace(0.5, 1.5, 101).expand(2, -1)
+    # Differences of mean m and deviation s: m = 3 s/√101.
+    difference = torch.linspace(-1, 1, 101)
+    difference = difference / difference.std() + 3 / 101**0.5
+    other = given - 0.1 * difference
+    found = ConventionCheck(
+        (0.1, 0.5),
+        (Reading("as given", given), Reading('prediction "v"', other, 'prediction="v"')),
+    )
+    assert found.best is found.readings[0]
+    assert found.gain(found.readings[1]) == pytest.approx(3, rel=1e-4)
+    told = (
+        'By 3.0 standard errors this does better, which is not clear (4 would be): prediction "v"'
+    )
+    assert told in str(found)
+    assert str(found).endswith("More samples would decide, or times nearer to 0.")
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"), [("epsilon", "eps"), ("sample", "x0"), ("v_prediction", "v")]
+)
+def test_the_spellings_of_other_programs_are_told_in_ours(theirs: str, ours: str) -> None:
+    for make in (
+        lambda word: ScoreModel.from_timesteps(Chain(BETAS), BETAS, word),
+        lambda word: ScoreModel.from_score(Chain(BETAS), VPSDE(), prediction=word),
+        lambda word: ScoreModel.from_denoiser(Chain(BETAS), prediction=word),
+    ):
+        with pytest.raises(ValueError, match=f"prediction must be one of eps, x0.*'{ours}'") as it:
+            make(theirs)
+        assert str(it.value).endswith(f"pass prediction='{ours}'")
+        assert make(ours).prediction == ours
 
 
 @pytest.mark.parametrize("noise_at", [0, 1])
@@ -333,7 +528,8 @@ def test_a_velocity_of_the_other_end_is_called_by_its_name(noise_at) -> None:
     data = 0.5 * torch.randn(2000, 2, generator=torch.Generator().manual_seed(0))
     assert check_convention(ScoreModel.from_velocity(Velocity(), noise_at=noise_at), data).fits
     found = check_convention(ScoreModel.from_velocity(Velocity(), noise_at=1 - noise_at), data)
-    assert found.best.name == "noise at the other end of time"
+    assert found.best.name == "noise at the other end"
+    assert found.best.remedy == f"noise_at={noise_at}"
 
 
 def test_data_of_another_kind_fit_no_reading() -> None:

@@ -271,9 +271,7 @@ def test_noise_levels_and_chains_that_end_in_data_are_refused() -> None:
     a = torch.cumprod(1 - linear_betas(1000), 0)
     with pytest.raises(ValueError, match=r"leave a signal up to the last of 1000 steps.*1 - ᾱ; "):
         DiscreteBeta(1 - a)
-    with pytest.raises(
-        ValueError, match=r"leave noise after 1000.* ᾱ_N = 0\.99; pass"
-    ):
+    with pytest.raises(ValueError, match=r"leave noise after 1000.* ᾱ_N = 0\.99; pass"):
         DiscreteBeta(linear_betas(1000) / 1000)  # e^{-10.05/1000}
 
 

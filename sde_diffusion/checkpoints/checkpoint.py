@@ -150,12 +150,15 @@ def _check_meaning(model: LearnedScore, data: Tensor) -> None:
     found = check_convention(model, data)
     if found.fits:
         return
-    known = found.best is not found.readings[0]
+    best = found.best
+    known = best is not found.readings[0]
     raise wrong_value(
         "load",
         "the network",
         "predict the noise in the data as its configuration says",
-        Reason(f"smaller errors by {found.best.name}" if known else "errors of no denoiser"),
+        Reason(
+            f"smaller errors by {best.name}: {best.remedy}" if known else "no denoiser's errors"
+        ),
         "load it without data and print check_convention(model, data)",
     )
 

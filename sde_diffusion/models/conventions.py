@@ -10,25 +10,26 @@ is far above.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sde_diffusion._check import kind_of, positive_number, wrong_type, wrong_value
 from sde_diffusion._seeds import Purpose, check_seed, mix
 from sde_diffusion._shown import shown
 from sde_diffusion._tensors import check_state
-from sde_diffusion.forms import FORMS
 from sde_diffusion.models.conditioned import Labelled
+from sde_diffusion.models.readings import others
 from sde_diffusion.models.score import ScoreModel
-from sde_diffusion.models.wrapped import AtTime, AtTimesteps
+from sde_diffusion.models.wrapped import AtTimesteps
 from sde_diffusion.noise import WhiteNoise
 
 _SLACK: Final = 1.25  # the error that a network may have, in units of the linear prediction's
 _CLEAR: Final = 4.0  # standard errors by which another convention must be better
+_UNCLEAR: Final = 2.0  # those of one that is told of
+_NAMES: Final = 28  # the width of a reading's name
 
 
 @final
@@ -44,6 +45,7 @@ class Reading:
 
     name: str
     errors: Tensor
+    remedy: str = ""  # what to write for it
 
     @property
     def mean(self) -> list[float]:
@@ -75,14 +77,20 @@ class ConventionCheck:
     @property
     def best(self) -> Reading:
         """The reading of the least error that is clearly better than the one given, or that."""
-        given = self.readings[0]
-        chosen = given
+        return self._better(_CLEAR)
+
+    def _better(self, errors: float) -> Reading:
+        """Return the best of the readings that are better by so many standard errors."""
+        chosen = self.readings[0]
         for other in self.readings[1:]:
-            gain = given.excess(other)
-            clear = gain.mean() > _CLEAR * gain.std() / math.sqrt(len(gain))
-            if clear and chosen.excess(other).mean() > 0:
+            if self.gain(other) > errors and chosen.excess(other).mean() > 0:
                 chosen = other
         return chosen
+
+    def gain(self, other: Reading) -> float:
+        """Return by how much another reading is better than the one given, in standard errors."""
+        gain = self.readings[0].excess(other)
+        return float(gain.mean() / (gain.std() / math.sqrt(len(gain))).clamp(min=1e-30))
 
     @property
     def fits(self) -> bool:
@@ -91,22 +99,33 @@ class ConventionCheck:
         return small and self.best is self.readings[0]
 
     def __str__(self) -> str:
-        head = "reading".ljust(34) + "".join(f"  t = {t:<8.4g}" for t in self.times)
-        rows = [head, "linear prediction".ljust(34) + _columns([1.0] * len(self.times))]
-        rows += [reading.name.ljust(34) + _columns(reading.mean) for reading in self.readings]
-        if self.fits:
-            rows.append("The convention fits.")
-        elif self.best is self.readings[0]:
-            rows.append(
-                "The errors are too large for a denoiser, and no other reading explains it."
+        head = "reading".ljust(_NAMES) + "".join(f"  t = {t:<7.4g}" for t in self.times)
+        rows = [f"{head}  what to write"]
+        rows += ["linear prediction".ljust(_NAMES) + _columns([1.0] * len(self.times))]
+        for one in self.readings:
+            rows.append(f"{one.name:<{_NAMES}}{_columns(one.mean)}  {one.remedy}".rstrip())
+        return "\n".join([*rows, self._verdict()])
+
+    def _verdict(self) -> str:
+        given, best, close = self.readings[0], self.best, self._better(_UNCLEAR)
+        if best is not given:
+            return f"The convention does not fit; this does better: {best.name}: {best.remedy}."
+        found = (
+            "The convention fits."
+            if self.fits
+            else "The errors are too large for a denoiser, and no other reading explains it."
+        )
+        if close is not given:
+            found += (
+                f" By {self.gain(close):.1f} standard errors this does better, which is not clear "
+                f"({_CLEAR:g} would be): {close.name}: {close.remedy}. More samples would decide"
+                ", or times nearer to 0."
             )
-        else:
-            rows.append(f"The convention does not fit; this one does better: {self.best.name}.")
-        return "\n".join(rows)
+        return found
 
 
 def _columns(values: list[float]) -> str:
-    return "".join(f"  {value:<12.4g}" for value in values)
+    return "".join(f"  {value:<11.4g}" for value in values)
 
 
 @torch.no_grad()
@@ -117,8 +136,8 @@ def check_convention(
 
     The others are: the output taken for another prediction or with the other sign, the time one
     step of the chain earlier or later, t for the index and the index for t, time that runs the
-    other way (of a velocity with its sign), data in [0, 1] for [−1, 1] and the other way round.
-    All readings see the same noise.
+    other way (of a velocity with its sign), data in [0, 1] for [−1, 1] and the other way round, or
+    in 0 … 255. Each says what to write for it. All readings see the same noise.
 
     Arguments:
         model: the score model of the network in question, with its labels where it needs them.
@@ -131,7 +150,7 @@ def check_convention(
     Errors: TypeError for what is no ScoreModel; ValueError for data that do not vary.
 
     >>> from sde_diffusion import VPSDE
-    >>> class Noise(nn.Module):  # predicts eps where the data are N(0, 1): sigma x
+    >>> class Noise(torch.nn.Module):  # predicts eps where the data are N(0, 1): sigma x
     ...     def forward(self, x, t):
     ...         return VPSDE().sigma(t)[:, None] * x
     >>> x0 = torch.randn(500, 2, generator=torch.Generator().manual_seed(0))
@@ -171,15 +190,17 @@ def check_convention(
         return torch.stack(rows).cpu()
 
     readings = [Reading("as given", errors(model, 1, 0))]
-    readings += [Reading(name, errors(other, 1, 0)) for name, other in _others(model)]
-    readings += [Reading(name, errors(model, *change)) for name, change in _SCALES.items()]
+    readings += [Reading(one.name, errors(one.model, 1, 0), one.remedy) for one in others(model)]
+    for name, (scale, shift, remedy) in _SCALES.items():
+        readings.append(Reading(name, errors(model, scale, shift), remedy))
     return ConventionCheck(tuple(chosen), tuple(readings))
 
 
-# What the data would have to be: scale · x0 + shift.
+# What the data would have to be, scale · x0 + shift, and what gives them.
 _SCALES: Final = {
-    "data in [0, 1], not [-1, 1]": (0.5, 0.5),
-    "data in [-1, 1], not [0, 1]": (2.0, -1.0),
+    "data in [0, 1], not [-1, 1]": (0.5, 0.5, "DataSpec(…, scaling=Affine(0, 1))"),
+    "data in [-1, 1], not [0, 1]": (2.0, -1.0, "DataSpec(…, scaling=Affine(-1, 1))"),
+    "data in 0 … 255": (127.5, 127.5, "DataSpec(…, scaling=Affine(0, 255))"),
 }
 
 
@@ -210,46 +231,3 @@ def _linear(model: ScoreModel, t: Tensor, variance: float) -> float:
     """Return the mean square error of the best linear prediction of eps."""
     signal = float(model.sde.alpha(t)) ** 2 * variance
     return signal / (signal + float(model.sde.sigma(t)) ** 2)
-
-
-def _others(model: ScoreModel) -> Iterator[tuple[str, ScoreModel]]:
-    """Yield what else the network could mean, each with its name."""
-
-    def read(network: nn.Module, prediction: str) -> ScoreModel:
-        other = ScoreModel(
-            network,
-            model.sde,
-            prediction,
-            sigma_data=model.sigma_data,
-            variance=model.variance,
-        )
-        return other.train(model.training)
-
-    network = model.network
-    prediction = model.prediction
-    if prediction in FORMS:
-        for name in FORMS:
-            if name != prediction:
-                yield f'prediction "{name}"', read(network, name)
-    for name, network in _misread(model):
-        yield name, read(network, prediction)
-
-
-def _misread(model: ScoreModel) -> Iterator[tuple[str, nn.Module]]:
-    network = model.network
-    yield "the other sign", AtTime(network, lambda t: t, sign=-1)
-    if model.prediction == "edm":  # called with its own number, not with t
-        return
-    yield "time from noise to data", AtTime(network, lambda t: 1 - t)
-    if model.prediction == "flow":  # d/dt turns with it
-        yield "noise at the other end of time", AtTime(network, lambda t: 1 - t, sign=-1)
-    inner = network.network if isinstance(network, Labelled) else network
-    if isinstance(inner, AtTimesteps):
-        n = inner.steps
-        yield "index k + 1 for k", AtTime(network, lambda t: t + 1 / n)
-        yield "index k - 1 for k", AtTime(network, lambda t: t - 1 / n)
-        yield "t for the index", AtTime(network, lambda t: (t + 1) / n)
-        return
-    yield "the index 1000 t - 1 for t", AtTime(network, lambda t: 1000 * t - 1)
-    yield "999 t for t", AtTime(network, lambda t: 999 * t)
-    yield "sigma for t", AtTime(network, model.sde.sigma)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final, Self, final
 
 import torch
@@ -36,6 +36,23 @@ from sde_diffusion.sde import EDMSDE, SDE, VPSDE, LinearSDE, RectifiedFlow
 PREDICTIONS: Final = (*FORMS, "edm")
 VARIANCES: Final = ("fixed", "learned")
 COUPLINGS: Final = ("independent", "optimal-transport")
+
+
+_SPELLINGS: Final = {  # of other programs, for what is called here by the first name
+    "eps": ("epsilon", "noise", "pred_noise"),
+    "x0": ("sample", "x_0", "x_start", "xstart", "start_x", "pred_x0", "pred_x_start"),
+    "v": ("v_prediction", "velocity", "pred_v"),
+    "flow": ("flow_prediction", "flow_matching", "rectified_flow"),
+}
+
+
+def _check_prediction(what: str, prediction: object, names: Iterable[str]) -> None:
+    """Refuse an unknown prediction, and say how the name of another program is spelled here."""
+    for ours, theirs in _SPELLINGS.items():
+        if prediction in theirs:
+            rule = f"be one of {', '.join(names)}"
+            raise wrong_value(what, "prediction", rule, prediction, f"pass prediction={ours!r}")
+    one_of(what, "prediction", prediction, names)
 
 
 class LearnedScore(nn.Module, ScoreLike, ABC):
@@ -205,7 +222,7 @@ class ScoreModel(LearnedScore):
                 type(sde).__name__,
                 "pass for example VPSDE()",
             )
-        one_of("ScoreModel", "prediction", prediction, PREDICTIONS)
+        _check_prediction("ScoreModel", prediction, PREDICTIONS)
         one_of("ScoreModel", "variance", variance, VARIANCES)
         one_of("ScoreModel", "coupling", coupling, COUPLINGS)
         positive_number("ScoreModel", "sigma_data", sigma_data)
@@ -256,6 +273,7 @@ class ScoreModel(LearnedScore):
         network: nn.Module,
         sde: LinearSDE | None = None,
         *,
+        prediction: str = "x0",
         sigma_min: float = 0.002,
         labels: ClassLabels | None = None,
         data: DataSpec | None = None,
@@ -265,14 +283,17 @@ class ScoreModel(LearnedScore):
         Arguments:
             network: called as network(y, s) with s the standard deviation of the noise, (B,).
             sde: the noise of the model; `EDMSDE()` if not given, whose x is y.
+            prediction: what the output means, where it is no x0: "eps", "v", "score" or "flow", of
+                the noise of ``sde``.
             sigma_min: the least s that it was trained for: sampling ends and likelihoods begin
                 there by default.
             labels: how it takes class labels; None for a network that takes none.
             data: what the samples are, where that is known.
         """
         sde = EDMSDE() if sde is None else sde
+        _check_prediction("from_denoiser", prediction, FORMS)
         wrapped = AtNoise(network, sde, labels, sigma_min=sigma_min)
-        model = cls(wrapped, sde, "x0", data=data)
+        model = cls(wrapped, sde, prediction, data=data)
         return model.train(network.training)
 
     @classmethod
@@ -312,6 +333,7 @@ class ScoreModel(LearnedScore):
         sde: LinearSDE,
         time: Callable[[Tensor], Tensor] = lambda t: t,
         *,
+        prediction: str = "score",
         labels: ClassLabels | None = None,
         data: DataSpec | None = None,
     ) -> ScoreModel:
@@ -321,10 +343,12 @@ class ScoreModel(LearnedScore):
             network: called as network(x, c), (B, *event) and (B,) to (B, *event).
             sde: the SDE it was trained for.
             time: c of t, such as ``lambda t: 999 * t`` or ``sde.sigma``; (B,) to (B,).
+            prediction: what the output means, where it is no score: "eps", "x0", "v" or "flow".
             labels: how it takes class labels; None for a network that takes none.
             data: what the samples are, where that is known.
         """
-        model = cls(AtTime(network, time, labels), sde, "score", data=data)
+        _check_prediction("from_score", prediction, FORMS)
+        model = cls(AtTime(network, time, labels), sde, prediction, data=data)
         return model.train(network.training)
 
     def _around(self, network: nn.Module) -> ScoreModel:
