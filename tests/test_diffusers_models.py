@@ -737,7 +737,7 @@ DAMAGES: Final[dict[str, tuple[Callable[[Path], object], type[Exception], str]]]
     "no weights": (
         lambda f: (f / "unet" / "diffusion_pytorch_model.safetensors").unlink(),
         ValueError,
-        "must hold a network and a scheduler as diffusers saves them",
+        "describe a network of the 0 bytes of weights beside it",
     ),
     "weights of another size": (
         replaced("unet/config.json", block_out_channels=[16]),
@@ -769,6 +769,26 @@ DAMAGES: Final[dict[str, tuple[Callable[[Path], object], type[Exception], str]]]
         replaced(SCHEDULER, trained_betas=[2.0]),
         ValueError,
         r"for a last one of 1, got 2",
+    ),
+    "widths of a billion": (
+        replaced("unet/config.json", block_out_channels=[2**30]),
+        ValueError,
+        r"describe a network of the \d+ bytes of weights beside it, got block_out_channels = 1073",
+    ),
+    "a billion layers": (
+        replaced("unet/config.json", layers_per_block=10**9),
+        ValueError,
+        r"weights beside it, got layers_per_block = 1000000000; save it",
+    ),
+    "samples of a million million": (
+        replaced("unet/config.json", sample_size=10**4),
+        ValueError,
+        r"weights beside it, got sample_size = 10000; save it",
+    ),
+    "more weights than bytes": (
+        replaced("unet/config.json", block_out_channels=[256]),
+        ValueError,
+        r"bytes of weights beside it, got \d{7} weights; save it",
     ),
     "a side missing": (
         replaced("unet/config.json", sample_size=[8]),
@@ -808,6 +828,42 @@ def test_a_setting_of_another_kind_ends_in_one_sentence_or_is_not_read(kind, jun
     assert refusals
     for said in refusals:
         assert re.fullmatch(r"\w+: .* must .*, got .*; .*", said), said
+
+
+def test_the_positions_of_a_transformer_are_bounded_before_they_are_made(tmp_path, vae) -> None:
+    """Its table, of 4000² rows, is in no file of weights."""
+    name = saved(tmp_path, dit(), diffusers.DDIMScheduler(), vae)
+    edit(tmp_path / "transformer/config.json", sample_size=4000, patch_size=1)
+    with pytest.raises(ValueError, match="weights beside it, got sample_size = 4000"):
+        load(name)
+
+
+@torch.no_grad()
+def test_load_takes_the_null_class_and_the_condition_of_a_folder(tmp_path, vae) -> None:
+    network = NETWORKS["unet of classes"]()
+    name = saved(tmp_path / "classes", network, diffusers.DDIMScheduler(), vae)
+    t = torch.tensor(0.5, dtype=torch.float64)
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match=r"labels must be classes 0 … 4, .*null= .*to load"):
+        load(name).eps(x, t)
+    model = load(name, null=CLASSES - 1)
+    k = torch.full((2,), 499)
+    expected = network(x, k, class_labels=torch.full((2,), CLASSES - 1)).sample
+    assert torch.equal(model.eps(x, t), expected)
+    assert torch.equal(guided(model, 3, 0.0).eps(x, t), model.given(3).eps(x, t))
+
+    network = conditional()
+    name = saved(tmp_path / "text", network, diffusers.DDIMScheduler(), vae)
+    with pytest.raises(ValueError, match=r"embeddings must be given.*pass embeddings= to load"):
+        load(name)
+    rows = torch.randn(4, 6, generator=torch.Generator().manual_seed(3))
+    expected = network(x, k, encoder_hidden_states=torch.stack([rows, rows])).sample
+    assert torch.equal(load(name, embeddings=rows).eps(x, t), expected)
+    for wrong in (rows.numpy(), rows.tolist()):
+        with pytest.raises(TypeError, match=r"embeddings must be a tensor, .*torch\.as_tensor"):
+            load(name, embeddings=wrong)  # type: ignore[call-overload]
+    with pytest.raises(ValueError, match="embeddings, null must be left out for what is no"):
+        load("digits", null=3)
 
 
 def test_what_is_no_folder_is_refused(tmp_path: Path) -> None:

@@ -205,4 +205,4 @@ def test_without_the_program_a_sentence_says_what_to_install(monkeypatch) -> Non
     done = CliRunner().invoke(main, ["compare", "--peer", "azula:EulerSampler"])
     assert done.exit_code != 0
     assert "sde_diffusion: the package azula must be installed, got" in done.output
-    assert "type pip install azula" in done.output
+    assert "type pip install --no-deps azula einops" in done.output

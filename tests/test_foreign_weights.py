@@ -25,7 +25,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sde_diffusion import convert_weights, read_weights
+from sde_diffusion import convert_weights, load, read_weights
 from sde_diffusion.cli.main import main
 from sde_diffusion.foreign.pickle_reader import read_pickle
 
@@ -345,3 +345,27 @@ def test_wrong_parts_are_told_with_the_right_ones(tmp_path) -> None:
     assert read_weights(path, "model").tensors["w"].item() == 1
     with pytest.raises(FileNotFoundError):
         read_weights(tmp_path / "none.pt")
+
+
+@pytest.mark.parametrize("ending", ["pt", "pth", "ckpt", "pkl"])
+def test_load_and_the_commands_say_how_weights_alone_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    network = torch.nn.Linear(2, 3)
+    path = tmp_path / f"net.{ending}"
+    torch.save(network.state_dict(), path)
+    with pytest.raises(ValueError, match=r"checkpoint of this package, got net\..*read_weights"):
+        load(path)
+    for line in (f"info {path}", f"sample --model {path} -n 1 --out {tmp_path / 'out'}"):
+        told = CliRunner().invoke(main, line.split())
+        assert told.exit_code == 2
+        assert "sde-diffusion convert PATH net.safetensors; then network.load" in told.output
+    # The remedy, typed.
+    done = CliRunner().invoke(main, ["convert", str(path), "net.safetensors"])
+    assert done.exit_code == 0, done.output
+    other = torch.nn.Linear(2, 3)
+    other.load_state_dict(read_weights("net.safetensors").tensors)
+    assert torch.equal(other.weight, network.weight)
+    with pytest.raises(ValueError, match=r"or take its weights alone with read_weights\(path\)"):
+        load("net.safetensors")

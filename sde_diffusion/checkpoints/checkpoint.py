@@ -40,6 +40,7 @@ from sde_diffusion.models.conventions import check_convention
 from sde_diffusion.models.score import DirectScore, LearnedScore, ScoreModel
 from sde_diffusion.sde import SDE, LinearSDE
 
+_WEIGHTS: Final = (".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".bin")  # of other programs
 # (network, sde, data, configuration) -> model
 Build: TypeAlias = Callable[[nn.Module, Any, DataSpec | None, dict[str, Any]], LearnedScore]
 
@@ -91,6 +92,8 @@ def load(
     sde: LinearSDE | None = None,
     device: torch.device | str = "cpu",
     data: Tensor | None = None,
+    embeddings: Tensor | None = None,
+    null: int | None = None,
 ) -> ScoreModel: ...
 @overload
 def load(
@@ -100,6 +103,8 @@ def load(
     sde: SDE,
     device: torch.device | str = "cpu",
     data: Tensor | None = None,
+    embeddings: Tensor | None = None,
+    null: int | None = None,
 ) -> LearnedScore: ...
 def load(
     name_or_path: str | Path,
@@ -108,6 +113,8 @@ def load(
     sde: SDE | None = None,
     device: torch.device | str = "cpu",
     data: Tensor | None = None,
+    embeddings: Tensor | None = None,
+    null: int | None = None,
 ) -> LearnedScore:
     """Return the model of a checkpoint, in evaluation mode: a `ScoreModel` or a `DirectScore`.
 
@@ -122,6 +129,9 @@ def load(
         device: where the model is to compute.
         data: samples in the units of the model's states, on which its network must mean what the
             file says: see `check_convention`; (B, *event).
+        embeddings: the condition of a conditional U-Net in a folder of diffusers, (L, E) for all
+            samples or (B, L, E) for each its own.
+        null: the label that means none to a U-Net with classes in such a folder.
 
     Errors: FileNotFoundError; ValueError for files that are damaged, foreign, newer than this
     version or of another network, and for a network that is read wrongly.
@@ -133,8 +143,13 @@ model (digits, mnist), got 'no-such-model'; check the spelling
     """
     there = check_device("load", device)
     if isinstance(name_or_path, str) and name_or_path.startswith(PREFIX):
-        model: LearnedScore = _of_diffusers(name_or_path, network, sde)
+        _check_alone(network, sde)
+        folder = name_or_path.removeprefix(PREFIX)
+        model: LearnedScore = load_diffusers(folder, embeddings=embeddings, null=null)
     else:
+        if embeddings is not None or null is not None:
+            rule = f"be left out for what is no {PREFIX}FOLDER"
+            raise wrong_value("load", "embeddings, null", rule, "one of them", "drop it")
         model = _loaded("load", tuple(_BUILDERS), name_or_path, network, sde)
     model = model.to(there)
     if data is not None:
@@ -187,12 +202,12 @@ def load_direct(
     return found.to(device)
 
 
-def _of_diffusers(name: str, network: nn.Module | None, sde: SDE | None) -> ScoreModel:
+def _check_alone(network: nn.Module | None, sde: SDE | None) -> None:
+    """Refuse what a folder of diffusers tells itself."""
     if network is not None or sde is not None:
         rule = f"be left out for {PREFIX}FOLDER, which tells them"
         remedy = "call from_diffusers(network, scheduler) for a network in memory"
         raise wrong_value("load", "network, sde", rule, "one of them", remedy)
-    return load_diffusers(name.removeprefix(PREFIX))
 
 
 def _score_model(
@@ -279,6 +294,15 @@ def _locate(name_or_path: str | Path) -> Path:
             "load", "name_or_path", rule, repr(str(name_or_path)), "check the spelling"
         )
         raise FileNotFoundError(str(error))
+    if path.suffix in _WEIGHTS:
+        rule = "be a checkpoint of this package"
+        got = f"{path.name}, weights alone"
+        remedy = (
+            "read them with read_weights(path), or type sde-diffusion convert PATH "
+            "net.safetensors; then network.load_state_dict(weights.tensors) and a call of "
+            "docs/your_model.md, such as ScoreModel.from_timesteps(network, betas)"
+        )
+        raise wrong_value("load", "name_or_path", rule, got, remedy)
     return path
 
 

@@ -51,7 +51,8 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     except (KeyError, TypeError, ValueError) as error:
         rule = "carry the configuration that save_model writes"
         got = "none that can be read"
-        raise wrong_value("load", str(path), rule, got, "save it with save_model") from error
+        remedy = "save it with save_model, or take its weights alone with read_weights(path)"
+        raise wrong_value("load", str(path), rule, got, remedy) from error
     if newer:
         raise wrong_value(
             "load",

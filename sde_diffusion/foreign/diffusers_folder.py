@@ -19,6 +19,7 @@ from sde_diffusion.data.scaling import Affine
 from sde_diffusion.data.spec import DataSpec
 from sde_diffusion.foreign.diffusers_networks import NETWORKS, told_of
 from sde_diffusion.foreign.diffusers_schedulers import SCHEDULERS, check_steps, model_of
+from sde_diffusion.foreign.diffusers_sizes import check_built, check_settings
 from sde_diffusion.foreign.installed import program
 from sde_diffusion.models.score import ScoreModel
 
@@ -65,8 +66,15 @@ def from_diffusers(
     return model_of(scheduler, told_of(network, embeddings, null, data))
 
 
-def load_diffusers(folder: str | Path) -> ScoreModel:
+def load_diffusers(
+    folder: str | Path, *, embeddings: Tensor | None = None, null: int | None = None
+) -> ScoreModel:
     """Return the score model of a folder that a pipeline of diffusers was saved to.
+
+    Arguments:
+        folder: the folder.
+        embeddings: of the condition of a UNet2DConditionModel, as in `from_diffusers`.
+        null: the class label that means none, likewise.
 
     Errors: FileNotFoundError for a folder that is not there or no pipeline's; ValueError without
     diffusers, and for a folder of other classes or one that is damaged.
@@ -82,7 +90,10 @@ def load_diffusers(folder: str | Path) -> ScoreModel:
     scheduler_kind = _class_in(folder, index, "scheduler", SCHEDULERS, _AS_DDIM)
     config = _read(folder, "scheduler/scheduler_config.json")
     check_steps(config)
+    settings = _read(folder, f"{part}/config.json")
+    check_settings(folder / part, settings)
     try:
+        check_built(kind, folder / part, settings)
         scheduler = scheduler_kind.from_config(config)
         network = _network(kind, folder, part)
     # Whatever another program raises over a file that it cannot read.
@@ -91,7 +102,7 @@ def load_diffusers(folder: str | Path) -> ScoreModel:
         rule = "hold a network and a scheduler as diffusers saves them"
         raise wrong_value("load", str(folder), rule, got, _REMEDY) from error
     data = _data(folder.name, network.config, scheduler_kind.__name__, index)
-    return from_diffusers(network, scheduler, data=data)
+    return from_diffusers(network, scheduler, embeddings=embeddings, null=null, data=data)
 
 
 def _class(name: str) -> Any:  # noqa: ANN401

@@ -8,7 +8,7 @@ from typing import Any, Final, TypeAlias, final
 import torch
 from torch import Tensor, nn
 
-from sde_diffusion._check import wrong_value
+from sde_diffusion._check import kind_of, wrong_type, wrong_value
 from sde_diffusion.data.spec import DataSpec
 from sde_diffusion.foreign.diffusers_schedulers import Told
 from sde_diffusion.models.conditioned import Conditioned
@@ -87,6 +87,7 @@ def _conditional(
             raise _asks_for_more(name, "be None", config[name])
     blocks = (*config["down_block_types"], config["mid_block_type"], *config["up_block_types"])
     width = config["cross_attention_dim"]
+    _check_tensor(embeddings)
     attends = any("CrossAttn" in str(block) for block in blocks)
     if attends and embeddings is None:
         raise wrong_value(
@@ -94,7 +95,8 @@ def _conditional(
             "embeddings",
             f"be given, of shape (L, {width}), to a network that attends to them",
             "none",
-            "call from_diffusers(network, scheduler, embeddings=...)",
+            "pass embeddings= to load or from_diffusers; a command takes --model module:function "
+            "of one that returns such a model",
         )
     if embeddings is not None and (embeddings.ndim not in (2, 3) or embeddings.shape[-1] != width):
         raise wrong_value(
@@ -131,7 +133,14 @@ class WithEmbeddings(nn.Module):
         return self.network(x, k, encoder_hidden_states=rows, class_labels=class_labels)
 
 
+def _check_tensor(embeddings: object) -> None:
+    if embeddings is not None and not isinstance(embeddings, Tensor):
+        remedy = "pass torch.as_tensor(embeddings)"
+        raise wrong_type(_WHAT, "embeddings", "be a tensor", kind_of(embeddings), remedy)
+
+
 def _check_none(network: object, embeddings: Tensor | None) -> None:
+    _check_tensor(embeddings)
     if embeddings is not None:
         raise wrong_value(
             _WHAT,

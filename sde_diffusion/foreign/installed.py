@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import Any, Final
 
 from sde_diffusion._check import Reason, wrong_value
+
+# Of what asks for more than is used here: torchvision would change torch's build.
+_LINES: Final = {"azula": "pip install --no-deps azula einops"}
 
 
 def program(module: str, name: str) -> Any:  # noqa: ANN401  (a module without types)
@@ -26,5 +29,5 @@ def missing(name: str, error: ImportError) -> ValueError:
         f"the package {name}",
         "be installed",
         Reason(error),
-        f"type pip install {name}",
+        f"type {_LINES.get(name, f'pip install {name}')}",
     )

@@ -83,7 +83,8 @@ class ClassLabels:
                 "labels",
                 f"be classes 0 … {self.count - 1}, of a network without a null class",
                 "the label -1, for none",
-                "call model.given(labels), or pass null= the label that means none to it",
+                "call model.given(labels), or pass null= the label that means none to it, to load "
+                "for a folder",
             )
         try:
             if self.keyword is None:
