@@ -125,6 +125,8 @@ def _lines(name: str, configuration: dict[str, Any]) -> list[str]:
     lines.append(f"  settings    {_settings(network.get('config'))}")
     lines.append(f"  sde         {_settings(configuration['sde'])}")
     lines.append(f"  prediction  {configuration.get('prediction', 'exact score')}")
+    if configuration.get("variance") == "learned":
+        lines.append("  variance    learned: the solver ddpm and the bound vlb take it")
     lines.append(f"  data        {_settings(configuration.get('data'))}")
     for key in ("objective", "training", "dataset", "step", "versions"):
         if configuration.get(key) is not None:

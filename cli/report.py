@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sde_diffusion.diagnostics.metrics import Interval
 
 _SMALL = 1e-3  # half widths below it would take more places than a column has
+_NAME = 21  # the width of a solver's name
 _HEADERS = ("solver", "steps", "NFE", "s", "RMS", "SW2", "excess", "MMD2", "FD")
 _ORDERS = {"ode": "order", "weak": "weak order", "strong": "strong order"}
 _LEGEND = """\
@@ -55,7 +56,7 @@ def comparison_text(
     c = comparison
     lines = [
         f"{c.problem}: {c.replicates} × {c.samples} samples; values are mean ± 95 % interval",
-        table(_HEADERS, [_cells(row) for row in c.rows]),
+        table(_HEADERS, [line for row in c.rows for line in _folded(_cells(row))]),
         _LEGEND.format(against=c.against),
         f"noise floor, these against themselves: SW2 {_interval(c.floor_sliced_wasserstein)}, "
         f"MMD2 {_interval(c.floor_mmd)}, FD {_interval(c.floor_frechet)}",
@@ -104,6 +105,15 @@ def _cells(row: ComparisonRow) -> tuple[str, ...]:
         _interval(row.mmd),
         _interval(row.frechet),
     )
+
+
+def _folded(cells: Sequence[str]) -> list[Sequence[str]]:
+    """Return a row in as many lines as its name takes, as those of other programs' samplers."""
+    name = cells[0]
+    first, rest = name[:_NAME], name[_NAME:]
+    pieces = [rest[i : i + _NAME - 2] for i in range(0, len(rest), _NAME - 2)]
+    more = [(f"  {piece}", *[""] * (len(cells) - 1)) for piece in pieces]
+    return [(first, *cells[1:]), *more]
 
 
 def _interval(interval: Interval | None) -> str:

@@ -25,7 +25,8 @@ class Ancestral(OneStep[ReverseSDE]):
 
     x_s = α_s x0 + √(σ_s² − c²) eps + c z, c² = η² β̃, β̃ = (σ_s²/σ_t²)(σ_t² − (α_t/α_s)²σ_s²), with
     eps = −σ_t score and x0 = (x_t − σ_t eps)/α_t. On the lattice of `DiscreteBeta`, η = 1 is the
-    DDPM (Ho et al., algorithm 2, variance β̃) and η = 0 the DDIM.
+    DDPM (Ho et al., algorithm 2, variance β̃) and η = 0 the DDIM. A variance that the model has
+    learned is not used here: `DDPM` steps by it.
 
     Order: weak 1 (of the state at η = 0). NFE: 1 a step.
     Errors: ValueError for η outside [0, 1], a grid that runs forward, or dynamics with

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sde_diffusion import (
     VPSDE,
+    Gaussian,
     GaussianMixture,
     LinearSDE,
     Noise,
@@ -39,6 +40,7 @@ from sde_diffusion.sampling.costs import adapts, cost, plan, steps_within
 from sde_diffusion.scores import ScoreLike
 from sde_diffusion.solver import Solver
 from sde_diffusion.solvers import (
+    DDIM,
     AdamsBashforth,
     Ancestral,
     AnnealedLangevin,
@@ -506,3 +508,25 @@ def test_a_shipped_model_is_compared_with_data_that_are_named(tmp_path: Path, mn
         found["rows"][0]["sliced_wasserstein"]["mean"]
         < 1.5 * found["floor_sliced_wasserstein"]["mean"]
     )
+
+
+def test_long_names_of_other_programs_are_folded_into_the_table() -> None:
+    name = "diffusers:DPMSolverMultistepScheduler:solver_order=3,algorithm_type=dpmsolver"
+    model = Gaussian(torch.zeros(2), torch.eye(2)).diffused(VPSDE())
+    data = torch.randn(32, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = compare(
+        Problem("normal", model, data, dtype=torch.float64),
+        {name: DDIM(), "ddim": DDIM()},
+        (4,),
+        reference=Heun(),
+        reference_steps=8,
+        samples=4,
+        replicates=2,
+    )
+    text = comparison_text(found)
+    assert max(map(len, text.splitlines())) <= 100
+    lines = text.splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("diffusers:DPMSolverMu"))
+    pieces = [lines[first][:21], *(line.strip() for line in lines[first + 1 : first + 4])]
+    assert "".join(pieces) == name
+    assert lines[first].split()[1:3] == ["4", "4"]  # steps and evaluations
