@@ -243,6 +243,54 @@ def test_a_state_with_another_number_than_its_checksum_has_is_refused(
     assert _read_state(tmp_path / "state.pt")[0]["step"] == 2
 
 
+def test_no_damage_of_a_checkpoint_goes_unnoticed(
+    fuzz: ModuleType, whole: Path, tmp_path: Path
+) -> None:
+    """Whatever is loaded in spite of a damage is what was saved."""
+    content = (whole / "model.safetensors").read_bytes()
+    good = load(whole)
+    path = tmp_path / "m.safetensors"
+    chance = random.Random(0)
+    refused = 0
+    for _ in range(250):
+        path.write_bytes(fuzz.damaged(content, chance))
+        try:
+            found = load(path)
+        except ValueError as error:
+            refused += 1
+            message = str(error)
+            assert f"{path} must " in message
+        else:
+            assert describe(path) == describe(whole)
+            assert same(found.state_dict(), good.state_dict())
+    assert refused > 200
+
+
+def test_another_weight_or_setting_than_the_checksums_have_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    save_model(path, ScoreModel(MLP(2, width=8), VPSDE()))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))  # one bit of the last weight
+    network = MLP(2, width=8, seed=5)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    with pytest.raises(ValueError, match=r"the weights of .* must have the checksum .*; copy or"):
+        load(path, network=network)
+    assert same(network.state_dict(), before)
+    path.write_bytes(whole.replace(b'high\\": 20.0', b'high\\": 21.0'))
+    for reader in (describe, load):
+        with pytest.raises(ValueError, match=r"the configuration of .* must have the checksum"):
+            reader(path)
+    save_file(load_file(path), path, metadata={"sde_diffusion": json.dumps(describe_of(whole))})
+    load(path)  # without checksums, as version 0.1 wrote it
+
+
+def describe_of(content: bytes) -> dict[str, Any]:
+    """The configuration in the content of a checkpoint."""
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    found: dict[str, Any] = json.loads(header["__metadata__"]["sde_diffusion"])
+    return found
+
+
 def delete_line(path: Path, message: str) -> None:
     number = re.search(r"line (\d+) of", message)
     assert number is not None

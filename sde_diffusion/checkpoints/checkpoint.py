@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias, cast, overload
 
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from sde_diffusion._check import Reason, check_path, shown, wrong_type, wrong_value
@@ -33,7 +32,7 @@ from sde_diffusion.checkpoints.configuration import (
     network_of,
     sde_of,
 )
-from sde_diffusion.checkpoints.reading import FORMAT, KEY, fill, read
+from sde_diffusion.checkpoints.reading import FORMAT, content, fill, read
 from sde_diffusion.data.spec import DataSpec
 from sde_diffusion.foreign.diffusers_folder import PREFIX, load_diffusers
 from sde_diffusion.models.conventions import check_convention
@@ -66,7 +65,7 @@ def save_model(
     path = check_path("save_model", "path", path)
     configuration = configuration_of(model) | dict(extra or {})
     try:
-        metadata = {KEY: json.dumps(configuration, allow_nan=False)}
+        text = json.dumps(configuration, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise wrong_value(
             "save_model",
@@ -81,7 +80,7 @@ def save_model(
         for name, value in model.network.state_dict().items()
     }
     # Not save_file: when it is killed, a temporary file with a name of its own stays behind.
-    write_atomically(path, lambda file: file.write_bytes(save(tensors, metadata)))
+    write_atomically(path, lambda file: file.write_bytes(content(text, tensors)))
 
 
 @overload

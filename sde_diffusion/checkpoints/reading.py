@@ -1,6 +1,7 @@
 """Reading a checkpoint: its configuration, the shapes of its tensors, and then the tensors.
 
 Nothing is unpickled, and nothing is made for a tensor before its shape is that of the network's.
+Beside the configuration stand checksums of it and of the tensors; version 0.1 wrote none.
 """
 
 from __future__ import annotations
@@ -12,13 +13,18 @@ from typing import Any, Final
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from sde_diffusion._check import Reason, shown, wrong_value
 from sde_diffusion._files import json_object
+from sde_diffusion.checkpoints.fingerprint import fingerprint
 
 FORMAT: Final = 2
 KEY: Final = "sde_diffusion"
+_OF_KEY: Final = "checksum of the configuration"
+_OF_TENSORS: Final = "checksum of the weights"
+_COPY: Final = "copy or download it again"
 _AGAIN: Final = "save it again with save_model"
 _DTYPES: Final = {
     "F64": torch.float64,
@@ -32,6 +38,20 @@ _DTYPES: Final = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+
+
+def content(configuration: str, tensors: Mapping[str, Tensor]) -> bytes:
+    """Return the content of a file that holds a configuration, as JSON, and tensors."""
+    metadata = {
+        KEY: configuration,
+        _OF_KEY: fingerprint(configuration),
+        _OF_TENSORS: _fingerprint(tensors),
+    }
+    return save(dict(tensors), metadata)
+
+
+def _fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    return fingerprint(dict(sorted(tensors.items())))  # a file has them in another order
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -53,6 +73,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         got = "none that can be read"
         remedy = "save it with save_model, or take its weights alone with read_weights(path)"
         raise wrong_value("load", str(path), rule, got, remedy) from error
+    _check_sum("the configuration", path, metadata.get(_OF_KEY), fingerprint(metadata[KEY]))
     if newer:
         raise wrong_value(
             "load",
@@ -79,8 +100,14 @@ def _opened(path: Path) -> Iterator[Any]:
             yield file
     except SafetensorError as error:
         rule = "be a whole .safetensors file"
-        remedy = "copy or download it again"
-        raise wrong_value("load", str(path), rule, Reason(error), remedy) from error
+        raise wrong_value("load", str(path), rule, Reason(error), _COPY) from error
+
+
+def _check_sum(part: str, path: Path, saved: str | None, found: str) -> None:
+    """Refuse a part of a file that was damaged since it was written."""
+    if saved not in (None, found):
+        rule = f"have the checksum {saved} that was written with it"
+        raise wrong_value("load", f"{part} of {path}", rule, found, _COPY)
 
 
 def fill(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -91,16 +118,17 @@ def fill(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
         tensors: what `read` returned.
         path: the file.
 
-    Errors: ValueError for weights of other names, shapes or kinds of numbers; then nothing is
-    read, and the network stays as it is.
+    Errors: ValueError for weights of other names, shapes or kinds of numbers, or that are damaged;
+    the network then stays as it is.
     """
     check_weights(network, tensors, path)
+    found = values(path)
     if any(tensor.is_meta for tensor in network.state_dict().values()):
         network.to_empty(device="cpu")
     for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
         if name in tensors:
             tensor.data = tensor.data.to(tensors[name].dtype)
-    network.load_state_dict(values(path))
+    network.load_state_dict(found)
 
 
 def check_weights(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -119,9 +147,16 @@ def check_weights(network: nn.Module, tensors: Mapping[str, Tensor], path: Path)
 
 
 def values(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a file that `read` has seen, with their values."""
+    """Return the tensors of a file that `read` has seen, with their values.
+
+    Errors: ValueError where they are not those that were written.
+    """
     with _opened(path) as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        saved = (file.metadata() or {}).get(_OF_TENSORS)
+        found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if saved is not None:
+        _check_sum("the weights", path, saved, _fingerprint(found))
+    return found
 
 
 def _of(name: str, path: Path) -> str:

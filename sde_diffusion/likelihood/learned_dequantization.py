@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Final, Self, final
 
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from sde_diffusion._check import (
@@ -28,7 +27,7 @@ from sde_diffusion._seeds import Purpose, check_seed, mix
 from sde_diffusion._tensors import flat_sum
 from sde_diffusion._version import __version__
 from sde_diffusion.checkpoints.configuration import UNBUILT, check_data, check_integer
-from sde_diffusion.checkpoints.reading import FORMAT, KEY, check_weights, fill, read
+from sde_diffusion.checkpoints.reading import FORMAT, check_weights, content, fill, read
 from sde_diffusion.data.checks import check_fits
 from sde_diffusion.data.dataset import Dataset
 from sde_diffusion.data.shuffling import batch_rows
@@ -145,8 +144,8 @@ class Variational(Dequantizer):
             "versions": {"sde_diffusion": __version__},
         }
         tensors = {k: v.detach().cpu().contiguous() for k, v in self.layers.state_dict().items()}
-        content = save(tensors, {KEY: json.dumps(configuration)})
-        write_atomically(path, lambda file: file.write_bytes(content))
+        whole = content(json.dumps(configuration), tensors)
+        write_atomically(path, lambda file: file.write_bytes(whole))
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
