@@ -12,12 +12,23 @@ from typing import TYPE_CHECKING, Any, Final
 from sde_diffusion.cli import report
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from sde_diffusion.cli._likelihood_job import LikelihoodJob
     from sde_diffusion.ddpm.discrete_bound import StepTable
     from sde_diffusion.evaluation.results import Evaluation
 
 _SHOWN: Final = 10  # indices of samples
-_TABLE: Final = ("term", "step", "t", "number", "nats", "bits_per_dim", "standard_error")
+_TABLE: Final = (
+    "term",
+    "step",
+    "t",
+    "number",
+    "nats",
+    "nats_error",
+    "bits_per_dim",
+    "bits_per_dim_error",
+)
 
 
 def write_results(out: Path, job: LikelihoodJob, found: Evaluation) -> dict[str, Any]:
@@ -212,23 +223,31 @@ def _columns(found: Evaluation) -> dict[str, list[Any]]:
     """Return the columns of the table of samples; with several bounds their names come first."""
     columns: dict[str, list[Any]] = {"index": found.index.tolist()}
     for bound in found.bounds:
-        known = {
-            "nats": found.nats(bound),
-            "bits_per_dim": found.bits_per_dim(bound),
-            "standard_error": found.standard_error(bound),
-        }
-        columns |= {_column(found, bound, name): x.tolist() for name, x in known.items()}
+        for name, values in _with_errors(found, bound).items():
+            columns[_column(found, bound, name)] = values.tolist()
     return columns
+
+
+def _with_errors(found: Evaluation, bound: str) -> dict[str, Tensor]:
+    """Return both units of every sample's likelihood, each with its own error in that unit."""
+    error = found.standard_error(bound)
+    return {
+        "nats": found.nats(bound),
+        "nats_error": error,
+        "bits_per_dim": found.bits_per_dim(bound),
+        "bits_per_dim_error": error / (found.dimension * math.log(2)),
+    }
 
 
 def _arrays(found: Evaluation) -> dict[str, Any]:
     """Return everything that is known of the samples, the terms too."""
     arrays = {}
     for bound in found.bounds:
-        arrays[_column(found, bound, "bits_per_dim")] = found.bits_per_dim(bound)
+        known = _with_errors(found, bound)
+        arrays |= {_column(found, bound, name): values for name, values in known.items()}
         for name, values in found.values.items():
             kind, _, key = name.partition("_")
-            if kind == bound:
+            if kind == bound and key not in ("nats", "standard_error"):
                 arrays[_column(found, bound, key)] = values
     return {name: values.numpy() for name, values in arrays.items()}
 
@@ -239,12 +258,20 @@ def _column(found: Evaluation, bound: str, name: str) -> str:
 
 def _terms(job: LikelihoodJob, found: Evaluation, table: StepTable) -> list[Sequence[Any]]:
     """Return the rows of the table of the vlb: L_0, L_1 … and L_T, over samples and draws."""
-    columns = (table.number, table.nats, table.bits_per_dim, table.standard_error)
+    scale = table.dimension * math.log(2)
+    errors = (table.standard_error, table.bits_per_dim, table.standard_error / scale)
+    columns = (table.number, table.nats, *errors)
     times = job.evaluator.chain().flip(0)[1:]
     numbers = zip(times.tolist(), *(column.tolist() for column in columns), strict=True)
     rows: list[Sequence[Any]] = [(f"L_{k}", k + 1, *row) for k, row in enumerate(numbers)]
-    rows[0] = ("L_0", 1, float(times[0]), *found.term("vlb_reconstruction"))
-    return [*rows, ("L_T", len(times), float(times[-1]), *found.term("vlb_prior"))]
+    rows[0] = ("L_0", 1, float(times[0]), *_term(found, "vlb_reconstruction"))
+    return [*rows, ("L_T", len(times), float(times[-1]), *_term(found, "vlb_prior"))]
+
+
+def _term(found: Evaluation, name: str) -> tuple[int, float, float, float, float]:
+    """Return a term's samples and its mean in both units, each with its error in that unit."""
+    number, nats, bits, error = found.term(name)
+    return number, nats, error, bits, error / (found.dimension * math.log(2))
 
 
 def _write_csv(path: Path, names: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

@@ -501,10 +501,13 @@ def test_the_probes_part_of_the_error_is_that_of_the_rows(points: Path, tmp_path
         tmp_path,
     ]
     found = result_of(*options, "--probes", 5)
-    errors = [row["standard_error"] for row in lines_of(tmp_path / "likelihood.csv")]
-    assert min(errors) > 0
-    nats = math.sqrt(sum(error**2 for error in errors)) / 7
-    assert found["probe_error"] == pytest.approx(nats / (2 * math.log(2)))
+    rows = lines_of(tmp_path / "likelihood.csv")
+    assert list(rows[0])[1:] == ["nats", "nats_error", "bits_per_dim", "bits_per_dim_error"]
+    for unit, scale in (("nats", 2 * math.log(2)), ("bits_per_dim", 1.0)):
+        errors = [row[f"{unit}_error"] for row in rows]
+        assert min(errors) > 0
+        mean = math.sqrt(sum(error**2 for error in errors)) / 7
+        assert found["probe_error"] == pytest.approx(mean / scale)
     assert result_of(*options, "--probes", 1)["probe_error"] is None  # unknown, not 0
     assert result_of(*options, "--limit", 1)["standard_error"] is None
 

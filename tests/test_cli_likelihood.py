@@ -182,7 +182,8 @@ def test_three_bounds_are_those_of_the_library(here: Path) -> None:
     saved = arrays(here / "out")
     assert saved["index"].tolist() == list(range(N))
     for key, column in expected.values.items():
-        assert np.array_equal(saved[key], column.numpy()), key
+        name = key.replace("standard_error", "nats_error")
+        assert np.array_equal(saved[name], column.numpy()), key
     rows = table(here / "out" / "likelihood.csv")
     for bound in expected.bounds:
         summary = expected.summary(bound)
@@ -226,6 +227,10 @@ def test_the_table_of_the_terms_adds_up_to_the_vlb(here: Path, noise: str) -> No
     total = sum(float(row["bits_per_dim"]) for row in terms)
     assert total == pytest.approx(found["bits_per_dim"], abs=1e-5)
     assert found["steps"] == 4
+    for row in terms:  # the data have two dimensions
+        for value in ("", "_error"):
+            bits = float(row[f"nats{value}"]) / (2 * math.log(2))
+            assert float(row[f"bits_per_dim{value}"]) == pytest.approx(bits, nan_ok=True), value
 
 
 @pytest.mark.usefixtures("here")
