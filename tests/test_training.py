@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -30,10 +31,12 @@ from sde_diffusion import (
     LinearSDE,
     ScoreModel,
     TrainingConfig,
+    describe,
     load,
     train,
 )
 from sde_diffusion._seeds import mix
+from sde_diffusion.checkpoints.fingerprint import network_settings
 from sde_diffusion.cli.main import main
 from sde_diffusion.data.shuffling import batch_rows
 from sde_diffusion.noise import PerSampleNoise
@@ -258,8 +261,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
     kept = load(tmp_path, network=Breaks(0, 1.0))
     assert torch.isfinite(kept.network.weight).all()
     config = replace(CONFIG, checkpoint_every=2)
-    healed = ScoreModel(Breaks(0, 1.0), VPSDE())
-    steps = train(healed, points(), config, out=tmp_path, resume=True)
+    steps = train(model, points(), config, out=tmp_path, resume=True)  # it breaks once
     assert [p.step for p in steps] == [5, 6, 7, 8, 9]
 
 
@@ -534,9 +536,70 @@ def test_what_cannot_be_trained_or_written_is_refused_at_once(whole: Path, tmp_p
         train(fresh().requires_grad_(requires_grad=False), points(), CONFIG)
 
 
+class OwnNetwork(nn.Module):
+    """A network with settings that its weights do not show, and with notes that it takes."""
+
+    def __init__(self, scale: float = 1.0, p: float = 0.1, width: int = 3) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2))
+        self.drop = nn.Dropout(p)
+        self.size = torch.Size([width])
+        self._kind = np.float32(scale)
+        self.register_buffer("waves", torch.arange(3) * scale, persistent=False)
+        self.calls = 0
+        self.table: Tensor | None = None
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:  # noqa: ARG002
+        self.calls += 1
+        self.table = x.detach()
+        return self.drop(self.weight * x)
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        (
+            {"p": 0.2},
+            r"network\.settings\.drop\.p must be 0\.1 as .*, got 0\.2; pass the network",
+        ),
+        ({"width": 4}, r"network\.settings\.size must be \[3\]"),
+        ({"scale": 2.0}, r"network\.settings\._kind must be 'np\.float32\(1\.0\)'"),
+    ],
+)
+def test_resuming_with_another_network_of_ones_own_is_refused(
+    tmp_path: Path, settings: dict[str, float], name: str
+):
+    model = ScoreModel(OwnNetwork(), VPSDE())
+    run = train(model, points(), CONFIG, out=tmp_path)
+    first = [next(run).loss, next(run).loss]
+    run.close()
+    before = (tmp_path / "state.pt").read_bytes()
+    other = ScoreModel(OwnNetwork(**settings), VPSDE())
+    with pytest.raises(ValueError, match=name):
+        train(other, points(), CONFIG, out=tmp_path, resume=True)
+    assert (tmp_path / "state.pt").read_bytes() == before
+    # The same network goes on, whether it has run before or not.
+    for again in (model, ScoreModel(OwnNetwork(), VPSDE())):
+        run = train(again, points(), CONFIG, out=tmp_path, resume=True)
+        found = next(run)
+        run.close()
+        assert found.step == len(first) + 1
+        first.append(found.loss)
+    uncut = list(train(ScoreModel(OwnNetwork(), VPSDE()), points(), CONFIG))
+    assert [step.loss for step in uncut][:4] == first
+    described = describe(tmp_path)["network"]["settings"]
+    assert described["calls"] == described["table"] == "changes in use"
+    assert described["drop.p"] == 0.1
+
+
+def test_a_buffer_that_is_not_saved_is_a_setting_of_a_network():
+    one, two = (network_settings(OwnNetwork(scale=scale)) for scale in (1.0, 2.0))
+    assert {name for name in one if one[name] != two[name]} == {"_kind", "waves"}
+
+
 def test_resuming_with_other_weights_is_refused(tmp_path: Path):
     wider = Breaks(0, 1.0)
-    wider.bias = nn.Parameter(torch.zeros(2))  # the configuration knows the class's name only
+    wider.bias = nn.Parameter(torch.zeros(2))  # weights are no settings
     for _ in train(ScoreModel(Breaks(0, 1.0), VPSDE()), points(), CONFIG, out=tmp_path):
         pass
     with pytest.raises(ValueError, match="model must fit the weights of the run that is resumed"):

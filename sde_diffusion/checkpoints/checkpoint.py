@@ -11,7 +11,6 @@ can run code.
 from __future__ import annotations
 
 import importlib.resources
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeAlias, cast, overload
@@ -32,6 +31,7 @@ from sde_diffusion.checkpoints.configuration import (
     network_of,
     sde_of,
 )
+from sde_diffusion.checkpoints.fingerprint import network_settings
 from sde_diffusion.checkpoints.reading import FORMAT, content, fill, read
 from sde_diffusion.data.spec import DataSpec
 from sde_diffusion.foreign.diffusers_folder import PREFIX, load_diffusers
@@ -64,8 +64,13 @@ def save_model(
         )
     path = check_path("save_model", "path", path)
     configuration = configuration_of(model) | dict(extra or {})
+    # Clones, because the format refuses tensors that share memory (tied weights).
+    tensors = {
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, value in model.network.state_dict().items()
+    }
     try:
-        text = json.dumps(configuration, allow_nan=False)
+        whole = content(configuration, tensors)
     except (TypeError, ValueError) as error:
         raise wrong_value(
             "save_model",
@@ -74,13 +79,8 @@ def save_model(
             Reason(error),
             "pass numbers, strings, lists and dicts",
         ) from error
-    # Clones, because the format refuses tensors that share memory (tied weights).
-    tensors = {
-        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, value in model.network.state_dict().items()
-    }
     # Not save_file: when it is killed, a temporary file with a name of its own stays behind.
-    write_atomically(path, lambda file: file.write_bytes(content(text, tensors)))
+    write_atomically(path, lambda file: file.write_bytes(whole))
 
 
 @overload
@@ -261,6 +261,7 @@ def configuration_of(model: LearnedScore) -> dict[str, Any]:
         network["config"] = model.network.config
     else:
         network["class"] = f"{kind.__module__}.{kind.__qualname__}"
+        network["settings"] = network_settings(model.network)
     own: dict[str, Any] = {}
     if isinstance(model, ScoreModel):
         own = {

@@ -33,6 +33,9 @@ _FIRST_HOME: Final = {
 }  # fmt: skip
 
 
+IN_USE: Final = "changes in use"  # in place of a setting that the running of a network changes
+
+
 def fingerprint(value: object) -> str:
     """Return a hash of everything in an object: numbers, tensors, weights, objects inside it.
 
@@ -50,8 +53,8 @@ def fingerprint(value: object) -> str:
 def description(value: object, above: tuple[int, ...] = ()) -> Any:  # noqa: ANN401  (JSON)
     """Return the class of an object and its settings, and so on down, as JSON.
 
-    Of tensors it is their shape and a hash, of functions their name. What a module learns or notes
-    in training, its parameters and buffers, is no setting.
+    Of tensors it is their shape and a hash, of functions their name, of what has no attributes its
+    repr. What a module learns or notes in training, its parameters and buffers, is no setting.
 
     Arguments:
         value: the object.
@@ -77,7 +80,46 @@ def description(value: object, above: tuple[int, ...] = ()) -> Any:  # noqa: ANN
     inside = (*above, id(value))
     if isinstance(value, (list, tuple)):
         return [description(item, inside) for item in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(repr, value))
+    if _attributes(value) is None and not isinstance(value, (Mapping, torch.device)):
+        text = repr(value)
+        return named if " at 0x" in text else text
     return named | {name: description(part, inside) for name, part in _settings(value)}
+
+
+def network_settings(network: nn.Module) -> dict[str, Any]:
+    """Return what was chosen of every module of a network, by its name there, as JSON.
+
+    It tells two networks of one class apart whose weights have the same names and shapes. A buffer
+    that no checkpoint keeps is a setting, since only the network's constructor can make it.
+
+    >>> network_settings(nn.Sequential(nn.Dropout(0.25)))["0.p"]
+    0.25
+    """
+    found: dict[str, Any] = {}
+    for path, module in network.named_modules():
+        start = f"{path}." if path else ""
+        found[f"{start}class"] = _stable_name(type(module))
+        kept = module.state_dict(keep_vars=True)
+        chosen = [pair for pair in _settings(module) if not isinstance(pair[1], nn.Module)]
+        chosen += [pair for pair in module.named_buffers(recurse=False) if pair[0] not in kept]
+        found |= {f"{start}{name}": description(part) for name, part in chosen}
+    return found
+
+
+def steady(settings: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a network as they were, `IN_USE` for what is something else by now.
+
+    Counters and tables that a network fills in as it runs are none of its settings.
+
+    >>> steady({"p": 0.5, "calls": 0}, {"p": 0.5, "calls": 8, "table": 1})
+    {'p': 0.5, 'calls': 'changes in use', 'table': 'changes in use'}
+    """
+    changed = {
+        name for name in settings.keys() | now.keys() if settings.get(name) != now.get(name)
+    }
+    return {**settings, **dict.fromkeys(sorted(changed), IN_USE)}
 
 
 def _settings(value: object) -> Iterator[tuple[str, object]]:
@@ -89,7 +131,7 @@ def _settings(value: object) -> Iterator[tuple[str, object]]:
         yield from (("func", value.func), ("args", value.args), ("keywords", value.keywords))
     derived = set[str]()
     if isinstance(value, nn.Module):
-        derived |= nn.Module().__dict__.keys()
+        derived |= nn.Module().__dict__.keys() | {"_compiled_call_impl"}
         yield from value.named_children()
     if dataclasses.is_dataclass(value):
         derived |= {field.name for field in dataclasses.fields(value) if not field.init}

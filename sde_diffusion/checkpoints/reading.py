@@ -1,11 +1,12 @@
 """Reading a checkpoint: its configuration, the shapes of its tensors, and then the tensors.
 
 Nothing is unpickled, and nothing is made for a tensor before its shape is that of the network's.
-Beside the configuration stand checksums of it and of the tensors; version 0.1 wrote none.
+The configuration carries checksums of itself and of the tensors; version 0.1 wrote none.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,14 +17,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from sde_diffusion._check import Reason, shown, wrong_value
+from sde_diffusion._check import Reason, positive_integer, shown, wrong_value
 from sde_diffusion._files import json_object
 from sde_diffusion.checkpoints.fingerprint import fingerprint
 
 FORMAT: Final = 2
 KEY: Final = "sde_diffusion"
-_OF_KEY: Final = "checksum of the configuration"
-_OF_TENSORS: Final = "checksum of the weights"
+_SUMS: Final = "checksums"
 _COPY: Final = "copy or download it again"
 _AGAIN: Final = "save it again with save_model"
 _DTYPES: Final = {
@@ -40,14 +40,15 @@ _DTYPES: Final = {
 }
 
 
-def content(configuration: str, tensors: Mapping[str, Tensor]) -> bytes:
-    """Return the content of a file that holds a configuration, as JSON, and tensors."""
-    metadata = {
-        KEY: configuration,
-        _OF_KEY: fingerprint(configuration),
-        _OF_TENSORS: _fingerprint(tensors),
-    }
-    return save(dict(tensors), metadata)
+def content(configuration: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bytes:
+    """Return the content of a file that holds a configuration, of JSON values, and tensors.
+
+    Errors: TypeError or ValueError where it holds other values.
+    """
+    plain = json.loads(json.dumps(configuration, allow_nan=False))
+    sums = {"configuration": fingerprint(plain), "weights": _fingerprint(tensors)}
+    # One entry: the format has them in no order, and equal files would differ in their bytes.
+    return save(dict(tensors), {KEY: json.dumps(plain | {_SUMS: sums})})
 
 
 def _fingerprint(tensors: Mapping[str, Tensor]) -> str:
@@ -60,21 +61,13 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     Errors: ValueError for a file that is damaged, foreign or newer than this version.
     """
     with _opened(path) as file:
-        metadata = file.metadata() or {}
+        metadata = file.metadata()
         parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
         kinds = {name: part.get_dtype() for name, part in parts.items()}
         shapes = {name: part.get_shape() for name, part in parts.items()}
-    try:
-        configuration = json_object(metadata[KEY])
-        version = configuration["format"]
-        newer = version > FORMAT
-    except (KeyError, TypeError, ValueError) as error:
-        rule = "carry the configuration that save_model writes"
-        got = "none that can be read"
-        remedy = "save it with save_model, or take its weights alone with read_weights(path)"
-        raise wrong_value("load", str(path), rule, got, remedy) from error
-    _check_sum("the configuration", path, metadata.get(_OF_KEY), fingerprint(metadata[KEY]))
-    if newer:
+    configuration, _ = _configuration(metadata, path)
+    version = configuration["format"]
+    if version > FORMAT:
         raise wrong_value(
             "load",
             str(path),
@@ -91,6 +84,25 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         for name, shape in shapes.items()
     }
     return configuration, tensors
+
+
+def _configuration(
+    metadata: Mapping[str, str] | None, path: Path
+) -> tuple[dict[str, Any], str | None]:
+    """Return the configuration in a file's metadata, and the checksum of its tensors, if any."""
+    try:
+        found = json_object((metadata or {})[KEY])
+        sums = found.pop(_SUMS, {})
+        own = sums.get("configuration")
+        of_tensors: str | None = sums.get("weights")
+        positive_integer("configuration", "format", found["format"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        rule = "carry the configuration that save_model writes"
+        got = "none that can be read"
+        remedy = "save it with save_model, or take its weights alone with read_weights(path)"
+        raise wrong_value("load", str(path), rule, got, remedy) from error
+    _check_sum("the configuration", path, own, fingerprint(found))
+    return found, of_tensors
 
 
 @contextmanager
@@ -152,7 +164,7 @@ def values(path: Path) -> dict[str, Tensor]:
     Errors: ValueError where they are not those that were written.
     """
     with _opened(path) as file:
-        saved = (file.metadata() or {}).get(_OF_TENSORS)
+        _, saved = _configuration(file.metadata(), path)
         found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if saved is not None:
         _check_sum("the weights", path, saved, _fingerprint(found))

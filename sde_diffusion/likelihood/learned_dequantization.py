@@ -6,7 +6,6 @@ the bin matters for it, and ∇ log p is what a score model returns.
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any, Final, Self, final
@@ -144,7 +143,7 @@ class Variational(Dequantizer):
             "versions": {"sde_diffusion": __version__},
         }
         tensors = {k: v.detach().cpu().contiguous() for k, v in self.layers.state_dict().items()}
-        whole = content(json.dumps(configuration), tensors)
+        whole = content(configuration, tensors)
         write_atomically(path, lambda file: file.write_bytes(whole))
 
     @classmethod

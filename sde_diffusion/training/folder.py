@@ -16,7 +16,7 @@ import torch
 from sde_diffusion._check import Reason, positive_integer, shown, wrong_type, wrong_value
 from sde_diffusion._files import json_object, write_atomically, writing
 from sde_diffusion.checkpoints.checkpoint import save_model
-from sde_diffusion.checkpoints.fingerprint import fingerprint
+from sde_diffusion.checkpoints.fingerprint import IN_USE, fingerprint
 from sde_diffusion.models.score import LearnedScore
 from sde_diffusion.parallel.lock import RunLock
 from sde_diffusion.training.averages import SNAPSHOTS
@@ -267,6 +267,8 @@ def _completed(saved: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     network = now["network"] | saved["network"]
     if "config" in saved["network"] and "config" in now["network"]:
         network["config"] = now["network"]["config"] | saved["network"]["config"]
+    if "settings" in saved["network"] and "settings" in now["network"]:
+        network["settings"] = _without_use(network["settings"], now["network"]["settings"])
     usual = json.loads(json.dumps(asdict(TrainingConfig())))
     if saved["objective"] is not None:
         usual = {k: v for k, v in usual.items() if k not in OF_OBJECTIVE}
@@ -281,6 +283,13 @@ def _completed(saved: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
             "dataset": now["dataset"] | saved["dataset"],
         }
     )
+
+
+def _without_use(saved: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of a network, with those of now for what changes in use."""
+    varying = [name for name, value in saved.items() if value == IN_USE]
+    fixed = {name: value for name, value in saved.items() if value != IN_USE}
+    return fixed | {name: now[name] for name in varying if name in now}
 
 
 def _filled(saved: Any, now: Any) -> Any:  # noqa: ANN401  (JSON)
@@ -306,6 +315,8 @@ def _check_same(
     def remedy(name: str) -> str:
         if name.startswith("objective"):
             return "pass the objective that the run was started with"
+        if name.startswith("network.settings"):
+            return "pass the network that the run was started with"
         same = name.startswith("dataset.")
         return "pass the same data, limit and levels" if same else _ELSEWHERE
 

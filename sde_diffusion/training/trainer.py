@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sde_diffusion._check import Reason, diverged, wrong_value
 from sde_diffusion.checkpoints.checkpoint import configuration_of
-from sde_diffusion.checkpoints.fingerprint import description
+from sde_diffusion.checkpoints.fingerprint import description, network_settings, steady
 from sde_diffusion.data.dataset import Dataset
 from sde_diffusion.data.shuffling import batch_rows
 from sde_diffusion.data.spec import DataSpec
@@ -322,6 +322,7 @@ class Trainer:
 
     def save(self, folder: RunFolder) -> None:
         """Write a checkpoint of this step."""
+        self._drop_what_runs()
         state = {
             "step": self.step,
             "seconds": self.seconds,
@@ -336,6 +337,14 @@ class Trainer:
         }
         folder.save(state, self.averages.main, self.configuration | {"step": self.step})
         self.processes.note(self.step)
+
+    def _drop_what_runs(self) -> None:
+        """Take out of the record what the steps have changed of a network of one's own."""
+        described = self.configuration["network"]
+        if "settings" in described:
+            described["settings"] = steady(
+                described["settings"], network_settings(self.model.network)
+            )
 
     def restore(self, state: dict[str, Any]) -> None:
         """Restore the run that was saved.
