@@ -20,11 +20,13 @@ def as_typed(message: str, command: click.Command | None) -> str:
     An argument that is no option is one of a solver, as in ``--solver unipc:p=3``, or of the
     network, as in ``--network heads=1``; other messages stay as they are.
     """
+    options = set() if command is None else {str(param.name) for param in command.params}
+    if "keep_finite" in options:
+        message = message.replace(" sample_finite keeps", " --keep-finite keeps")
     found = _REMEDY.search(message)
     if found is None or command is None:
         return message
     verb, name, value = found.groups()
-    options = {str(param.name) for param in command.params}
     value = ",".join(part.strip() for part in value.strip("()'").split(",") if part.strip())
     what = message.partition(":")[0]
     own = {made: name for name, made in exported().items() if name in menu.SOLVER_NAMES}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from sde_diffusion._check import wrong_value
+from sde_diffusion._check import Reason, diverged, wrong_value
 from sde_diffusion._files import writing
 from sde_diffusion.cli import _common, menu
 
@@ -29,6 +29,7 @@ Examples:
   sde-diffusion sample --model runs/digits-vp --solver ancestral --steps 200 -n 100
   torchrun --nproc-per-node 2 -m sde_diffusion.cli sample -n 1000
 """
+_SHOWN: Final = 10  # numbers of samples that diverged
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class SamplingJob:
         seed: of the prior and of the solver's noise.
         labels: the class of each sample, int64; (number,), or None for no classes.
         guidance: weight of classifier-free guidance; None for none.
+        keep_finite: whether samples that diverge are left out.
     """
 
     model: Any
@@ -54,6 +56,7 @@ class SamplingJob:
     seed: int
     labels: Tensor | None
     guidance: float | None
+    keep_finite: bool
 
     def given(self, first: int, count: int) -> Any:  # noqa: ANN401  (a score model)
         """Return the model of samples first … first + count − 1."""
@@ -93,6 +96,11 @@ class SamplingJob:
     help="Weight of classifier-free guidance, (1+W) eps of the class − W eps of all data; the "
     "network evaluates two rows for each sample.",
 )
+@click.option(
+    "--keep-finite",
+    is_flag=True,
+    help="Leave out samples that diverge, and say which and why, rather than end with them.",
+)
 @_common.common_options(out="samples")
 def command(
     model_name: str,
@@ -105,6 +113,7 @@ def command(
     batch_size: int,
     classes: str | None,
     guidance: float | None,
+    keep_finite: bool,
     seed: int,
     device: str,
     out: Path,
@@ -113,7 +122,8 @@ def command(
     """Draw samples of a model with any solver.
 
     Writes samples.npz, with the samples as `x` (and as whole `levels` where the data has them),
-    their `labels` and the `guidance`, and samples.png, a picture. Real data are in their own
+    their `labels` and the `guidance`, and samples.png, a picture. Where some were left out the
+    `number` of each is there too. Real data are in their own
     units. Sample i depends on --seed and i
     alone, not on --batch-size nor on the number of processes; torchrun shares the batches among
     several.
@@ -131,7 +141,9 @@ def command(
         model = menu.model(model_name, where)
         times = last(menu.times(grid, model.sde, made, steps, model.t_min))
         labels = _labels(model_name, model, classes, guidance, number)
-        job = SamplingJob(model, made, times, number, batch_size, seed, labels, guidance)
+        job = SamplingJob(
+            model, made, times, number, batch_size, seed, labels, guidance, keep_finite
+        )
         job.given(0, number)  # refuses a weight that is no number
         return job
 
@@ -140,7 +152,8 @@ def command(
         draws = _shared(job, ranks)
         if rank or draws is None:
             return
-        files, failure = _write(out, job, draws.x)
+        _check_any(draws)
+        files, failure = _write(out, job, draws)
     result = {
         "model": model_name,
         "solver": solver,
@@ -149,7 +162,8 @@ def command(
         "denoise": denoise,
         "class": classes,
         "guidance": guidance,
-        "number": number,
+        "number": len(draws.x),
+        "failures": {str(i): why for i, why in draws.failures.items()},
         "seed": seed,
         "processes": world,
         "device": str(job.model.device),
@@ -164,12 +178,36 @@ def command(
         what = f"{what} with guidance {guidance:g}"
         rows = " of two rows"
     lines = [
-        f"{number} samples of {what}, by {solver}: {draws.nfe} network evaluations each{rows}, "
-        f"{draws.seconds:.1f} s",
+        f"{len(draws.x)} samples of {what}, by {solver}: {draws.nfe} network evaluations "
+        f"each{rows}, {draws.seconds:.1f} s",
+        *_failure_lines(draws),
         *(f"wrote {file}" for file in files),
         *([] if failure is None else [failure]),
     ]
     _common.show(result, lines, as_json=as_json)
+
+
+def _check_any(draws: Draws) -> None:
+    """Refuse a draw in which all samples diverged."""
+    if not len(draws.x):
+        why = Reason(f"none of {len(draws.failures)}: {next(iter(draws.failures.values()))}")
+        remedy = "pass more --steps, or another --solver"
+        raise diverged("sample", "x", "stay finite for some sample", why, remedy)
+
+
+def _failure_lines(draws: Draws) -> list[str]:
+    """Return how many samples diverged, which, and why the first did."""
+    if not draws.failures:
+        return []
+    shown = ", ".join(map(str, [*draws.failures][:_SHOWN]))
+    more = ", …" if len(draws.failures) > _SHOWN else ""
+    index, why = next(iter(draws.failures.items()))
+    count = len(draws.failures)
+    noun = "sample" if count == 1 else "samples"
+    return [
+        f"{count} {noun} diverged and left out: {shown}{more}",
+        f"sample {index}: {why}",
+    ]
 
 
 def _agreed(ranks: Ranks, prepare: Callable[[], SamplingJob], out: Path) -> SamplingJob:
@@ -205,6 +243,7 @@ def _shared(job: SamplingJob, ranks: Ranks) -> Draws | None:
                 event=menu.event_shape(job.model),
                 grid=job.grid,
                 seed=job.seed,
+                keep_finite=job.keep_finite,
                 progress=lambda done: shown.update(done - shown.n),
             )
     except (KeyboardInterrupt, ChildProcessError) as error:
@@ -312,7 +351,7 @@ def _record(name: str, part: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _write(folder: Path, job: SamplingJob, x: Tensor) -> tuple[list[Path], str | None]:
+def _write(folder: Path, job: SamplingJob, draws: Draws) -> tuple[list[Path], str | None]:
     """Write the arrays, and the picture; return the files, and why there is no picture."""
     import numpy as np
 
@@ -320,15 +359,18 @@ def _write(folder: Path, job: SamplingJob, x: Tensor) -> tuple[list[Path], str |
     from sde_diffusion.pictures.samples import sample_picture
 
     spec = job.model.data
+    x = draws.x
     arrays: dict[str, Any] = {"x": x.numpy()}
     if spec is not None and spec.levels is None:
         arrays["x"] = spec.decode(x).numpy()
     elif spec is not None and spec.levels is not None:
         arrays["levels"] = spec.decode(x).numpy().astype(np.uint8 if spec.levels <= 256 else int)
     if job.labels is not None:
-        arrays["labels"] = job.labels.numpy()
+        arrays["labels"] = job.labels[draws.number].numpy()
     if job.guidance is not None:
         arrays["guidance"] = job.guidance
+    if draws.failures:
+        arrays["number"] = draws.number.numpy()
     npz = folder / "samples.npz"
     png = folder / "samples.png"
     with writing("sample", folder, f"the {len(x)} samples are lost", "draw them again"):

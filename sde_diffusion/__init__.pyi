@@ -1,3 +1,4 @@
+from sde_diffusion._watch import DivergedError as DivergedError
 from sde_diffusion.brownian import BrownianPath as BrownianPath
 from sde_diffusion.checkpoints.checkpoint import (
     describe as describe,
@@ -146,6 +147,10 @@ from sde_diffusion.sampling.encoding import (
     encode as encode,
     interpolate as interpolate,
     reconstruct as reconstruct,
+)
+from sde_diffusion.sampling.finite import (
+    FiniteSamples as FiniteSamples,
+    sample_finite as sample_finite,
 )
 from sde_diffusion.sampling.generate import sample as sample
 from sde_diffusion.sampling.grid_fitting import optimised as optimised

@@ -17,6 +17,25 @@ _NAMED: Final = 5  # samples that an error names by their numbers
 
 
 @final
+class DivergedError(FloatingPointError):
+    """A solve that ended because samples left the finite numbers, or could not go on.
+
+    Arguments:
+        message: what is said of all.
+        ill: which samples of the batch they are, none where that is unknown; (B,), bool.
+        why: what happened to them, and where.
+
+    >>> DivergedError("x must stay finite", torch.tensor([False, True]), "NaN at step 3").why
+    'NaN at step 3'
+    """
+
+    def __init__(self, message: str, ill: Tensor, why: str) -> None:
+        super().__init__(message)
+        self.ill = ill
+        self.why = why
+
+
+@final
 class Watch:
     """Sees every state: its form, whether it is finite, and that the callback gets a copy.
 
@@ -62,11 +81,14 @@ class Watch:
             t = float(self.grid[min(step, len(self.grid) - 1)])
             ill = ~torch.isfinite(self.last).flatten(1).all(1)
             where = f" in {samples(ill)}" if bool(ill.any()) else ""
-            got = Reason(f"NaN or infinity at step {step} (t = {t:.6g}){where}")
+            why = f"NaN or infinity at step {step} (t = {t:.6g})"
             remedy = "use more steps, or move the ends of the grid"
             if t == 0:  # where sigma is 0, and with it the score infinite
                 remedy = "end the grid above t = 0, or use DDIM() or AngularAdams()"
-            raise diverged("integrate", "x", "stay finite", got, remedy)
+            if bool(ill.any()) and not bool(ill.all()):
+                remedy = f"{remedy}; sample_finite keeps the others"
+            error = diverged("integrate", "x", "stay finite", Reason(f"{why}{where}"), remedy)
+            raise DivergedError(str(error), ill, of_first(why, ill))
         self.sums.clear()
 
     def check_end(self) -> None:
@@ -101,6 +123,12 @@ class Watch:
                 f"{tuple(x.shape)} and {x.dtype}",
                 "return every sample's state at s; a velocity or drift in x's dtype",
             )
+
+
+def of_first(why: str, bad: Tensor) -> str:
+    """Return what happened to the first of the samples that a mask (B,) marks, as such."""
+    count = int(bad.sum())
+    return why if count < 2 else f"{why} in the first of {count} samples"
 
 
 def samples(bad: Tensor) -> str:

@@ -5,6 +5,10 @@ from sde_diffusion.sampling.encoding import (
     interpolate as interpolate,
     reconstruct as reconstruct,
 )
+from sde_diffusion.sampling.finite import (
+    FiniteSamples as FiniteSamples,
+    sample_finite as sample_finite,
+)
 from sde_diffusion.sampling.generate import sample as sample
 from sde_diffusion.sampling.grid_fitting import optimised as optimised
 from sde_diffusion.sampling.inversion import (

@@ -12,6 +12,7 @@ from sde_diffusion._check import check_shape, wrong_type, wrong_value
 from sde_diffusion._progress import bar
 from sde_diffusion._tensors import check_dtype
 from sde_diffusion._watch import Callback
+from sde_diffusion.dynamics import ProbabilityFlow, ReverseSDE
 from sde_diffusion.grids import Denoised, Grid, check_grid, recommended, times_of
 from sde_diffusion.integration import (
     Solution,
@@ -20,7 +21,7 @@ from sde_diffusion.integration import (
     dynamics_for,
     integrate,
 )
-from sde_diffusion.noise import PerSampleNoise
+from sde_diffusion.noise import Noise, PerSampleNoise
 from sde_diffusion.scores import ScoreLike
 from sde_diffusion.sde import IsotropicNormal, LinearSDE
 from sde_diffusion.solver import Solver, check_solver
@@ -60,23 +61,10 @@ def sample(
 
     Shapes: result's x (B, *event).
     Errors: those of `integrate`; ValueError for steps and grid together or a model in training.
+    Where samples diverge `sample_finite` keeps the others.
     """
-    if not isinstance(model, ScoreLike) or not isinstance(model.sde, LinearSDE):
-        raise wrong_type(
-            "sample",
-            "model",
-            "be a ScoreLike of a LinearSDE",
-            type(model).__name__,
-            "pass a ScoreModel, an oracle's .diffused(sde) or FunctionScore(function, sde)",
-        )
-    sde = model.linear_sde()
-    check_evaluation("sample", model)
-    check_solver("sample", solver)
-    check_shape("sample", shape)
+    grid = checked_grid("sample", model, solver, shape, steps, grid)
     check_dtype("sample", dtype)
-    grid = grid_for("sample", model, solver, steps, grid)
-    check_grid(times_of(grid), sde.latest)
-    check_falling("sample", times_of(grid))
     noise = PerSampleNoise.numbered(seed, first, shape[0])
     steps_in_all = len(times_of(grid)) - 1 + isinstance(grid, Denoised)
     with torch.no_grad(), bar(steps_in_all, "step", shown=progress) as done:
@@ -86,11 +74,70 @@ def sample(
             if callback is not None:
                 callback(step, t, x)
 
-        prior = prior_at(sde, times_of(grid)[0])
-        x = prior.sample(noise, shape, dtype=dtype, device=model.device)
-        dynamics = dynamics_for(solver, sde, model)
         told = after if progress else callback
+        x, dynamics = begun(model, solver, noise, shape, grid, dtype)
         return integrate(dynamics, solver, x, grid, noise=noise, callback=told)
+
+
+def checked_grid(
+    what: str,
+    model: ScoreLike,
+    solver: Solver[Any],
+    shape: Sequence[int],
+    steps: int | None,
+    grid: Grid | None,
+) -> Grid:
+    """Return the times of a draw, once nothing is found wrong with what it is of.
+
+    Arguments:
+        what: the function that draws, for the error.
+        model: the score model or exact score.
+        solver: the solver.
+        shape: (B, *event), of the samples.
+        steps: of the recommended grid; None for 20.
+        grid: the grid itself, if one is given.
+
+    Errors: those of `sample` before it solves anything.
+    """
+    if not isinstance(model, ScoreLike) or not isinstance(model.sde, LinearSDE):
+        raise wrong_type(
+            what,
+            "model",
+            "be a ScoreLike of a LinearSDE",
+            type(model).__name__,
+            "pass a ScoreModel, an oracle's .diffused(sde) or FunctionScore(function, sde)",
+        )
+    check_evaluation(what, model)
+    check_solver(what, solver)
+    check_shape(what, shape)
+    found = grid_for(what, model, solver, steps, grid)
+    check_grid(times_of(found), model.sde.latest)
+    check_falling(what, times_of(found))
+    return found
+
+
+def begun(
+    model: ScoreLike,
+    solver: Solver[Any],
+    noise: Noise,
+    shape: Sequence[int],
+    grid: Grid,
+    dtype: torch.dtype,
+) -> tuple[Tensor, ReverseSDE | ProbabilityFlow]:
+    """Return a draw of the prior at the grid's first time, and what the solver is to solve.
+
+    Arguments:
+        model: the score model or exact score.
+        solver: the solver.
+        noise: that of the prior.
+        shape: (B, *event), of the samples.
+        grid: the times, falling.
+        dtype: of the states.
+    """
+    sde = model.linear_sde()
+    prior = prior_at(sde, times_of(grid)[0])
+    x = prior.sample(noise, shape, dtype=dtype, device=model.device)
+    return x, dynamics_for(solver, sde, model)
 
 
 def prior_at(sde: LinearSDE, t: Tensor) -> IsotropicNormal:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -13,8 +14,10 @@ from torch import Tensor
 
 from sde_diffusion._check import positive_integer
 from sde_diffusion._files import write_arrays, writing
+from sde_diffusion._shown import shown
 from sde_diffusion.grids import Grid
 from sde_diffusion.parallel.ranks import Ranks, share_of
+from sde_diffusion.sampling.finite import sample_finite
 from sde_diffusion.sampling.generate import sample
 from sde_diffusion.scores import ScoreLike
 from sde_diffusion.solver import Solver
@@ -25,15 +28,21 @@ from sde_diffusion.solver import Solver
 class Draws:
     """Samples on the CPU, and what they cost: of several processes the one that needed most.
 
-    ``nfe`` are the evaluations of the score of one batch, the largest of all batches; ``seconds``
-    the time of all solves of one process.
-
-    Shapes: x (N, *event), float32.
+    Arguments:
+        x: the samples, by number; (n, *event), float32.
+        number: their numbers, 0 … N − 1 unless some diverged; (n,), int64.
+        failures: why each of the others is missing, by its number.
+        nfe: the evaluations of the score of one batch, the largest of all batches.
+        seconds: the time of all solves of one process.
     """
 
     x: Tensor
+    number: Tensor
+    failures: Mapping[int, str]
     nfe: int
     seconds: float
+
+    __repr__ = shown
 
 
 def draw(
@@ -46,6 +55,7 @@ def draw(
     event: Sequence[int],
     grid: Grid,
     seed: int = 0,
+    keep_finite: bool = False,
     progress: Callable[[int], object] | None = None,
 ) -> Draws | None:
     """Return, in process 0, the samples that all processes have drawn; None in the others.
@@ -65,6 +75,7 @@ def draw(
         event: the shape of one sample.
         grid: the times of every solve, falling.
         seed: of the prior and of the solver's noise.
+        keep_finite: whether samples that diverge are left out, as by `sample_finite`.
         progress: called after each batch with the samples that all processes have done.
 
     Shapes: result (number, *event).
@@ -90,18 +101,14 @@ def draw(
         if progress is not None:
             progress(done + ranks.told("done"))
 
-    parts = [torch.empty(0, *event)]
-    nfe = 0
-    seconds = 0.0
+    parts = [_nothing(event)]
     for first in sorted(share_of(range(0, number, batch_size), ranks.rank, ranks.world)):
         count = min(batch_size, number - first)
-        model = given(first, count)
-        solution = sample(model, solver, (count, *event), grid=grid, seed=seed, first=first)
-        parts.append(solution.x.float().cpu())
-        nfe = max(nfe, solution.nfe)
-        seconds = seconds + solution.seconds
+        drawer = _finite if keep_finite else _every
+        parts.append(drawer(given(first, count), solver, (count, *event), grid, seed, first))
         tick(count)
-    own = Draws(torch.cat(parts), nfe, seconds)
+    seconds = sum(part.seconds for part in parts)
+    own = replace(_joined(parts), seconds=seconds)
     if ranks.rank:
         _leave(own, ranks)
         return None
@@ -110,17 +117,40 @@ def draw(
     return _joined([own, *(_left(ranks, rank) for rank in range(1, ranks.world))])
 
 
+def _nothing(event: Sequence[int]) -> Draws:
+    return Draws(torch.empty(0, *event), torch.arange(0), {}, 0, 0.0)
+
+
+def _every(
+    model: ScoreLike, solver: Solver[Any], shape: Sequence[int], grid: Grid, seed: int, first: int
+) -> Draws:
+    found = sample(model, solver, shape, grid=grid, seed=seed, first=first)
+    number = torch.arange(first, first + shape[0])
+    return Draws(found.x.float().cpu(), number, {}, found.nfe, found.seconds)
+
+
+def _finite(
+    model: ScoreLike, solver: Solver[Any], shape: Sequence[int], grid: Grid, seed: int, first: int
+) -> Draws:
+    found = sample_finite(model, solver, shape, grid=grid, seed=seed, first=first)
+    x = found.x.float().cpu()
+    return Draws(x, found.number, found.failures, found.nfe, found.seconds)
+
+
 def _leave(draws: Draws, ranks: Ranks) -> None:
     """Write a share where process 0 finds it, in the folder that it removes at the end."""
     cost = {"nfe": draws.nfe, "seconds": draws.seconds}
+    told = {"number": draws.number.numpy(), "failures": json.dumps(dict(draws.failures))}
     lost = f"the {len(draws.x)} samples of process {ranks.rank} are lost"
     with writing("draw", ranks.folder, lost, "start again"):
-        write_arrays(_part(ranks, ranks.rank), {"x": draws.x.numpy()} | cost)
+        write_arrays(_part(ranks, ranks.rank), {"x": draws.x.numpy()} | told | cost)
 
 
 def _left(ranks: Ranks, rank: int) -> Draws:
     with np.load(_part(ranks, rank), allow_pickle=False) as file:
-        return Draws(torch.from_numpy(file["x"]), int(file["nfe"]), float(file["seconds"]))
+        failures = {int(i): why for i, why in json.loads(str(file["failures"])).items()}
+        x, number = (torch.from_numpy(file[name]) for name in ("x", "number"))
+        return Draws(x, number, failures, int(file["nfe"]), float(file["seconds"]))
 
 
 def _part(ranks: Ranks, rank: int) -> Path:
@@ -128,5 +158,13 @@ def _part(ranks: Ranks, rank: int) -> Path:
 
 
 def _joined(parts: Sequence[Draws]) -> Draws:
-    x = torch.cat([part.x for part in parts])
-    return Draws(x, max(part.nfe for part in parts), max(part.seconds for part in parts))
+    """Return the samples of all parts by number; the most evaluations and seconds of one."""
+    number, order = torch.cat([part.number for part in parts]).sort()
+    failures = {i: why for part in parts for i, why in part.failures.items()}
+    return Draws(
+        torch.cat([part.x for part in parts])[order],
+        number,
+        dict(sorted(failures.items())),
+        max(part.nfe for part in parts),
+        max(part.seconds for part in parts),
+    )

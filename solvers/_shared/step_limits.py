@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sde_diffusion._check import Reason, diverged, wrong_value
 from sde_diffusion._tensors import rms
-from sde_diffusion._watch import samples
+from sde_diffusion._watch import DivergedError, of_first, samples
 
 
 class Sized(Protocol):
@@ -58,7 +58,7 @@ def too_many(
     """
     first = active[0]
     left = torch.zeros_like(p.t, dtype=torch.bool).index_fill(0, active, value=True)
-    return diverged(
+    error = diverged(
         what,
         "steps",
         f"number at most max_steps={max_steps} between two times of the grid",
@@ -68,6 +68,7 @@ def too_many(
         ),
         "raise rtol and atol, or max_steps where the score is smooth, or use fixed steps",
     )
+    return DivergedError(str(error), left, f"more than max_steps={max_steps} steps")
 
 
 def check_steps(what: str, argument: str, p: Sized, i: Tensor, t: Tensor, least: float) -> None:
@@ -85,10 +86,12 @@ def check_steps(what: str, argument: str, p: Sized, i: Tensor, t: Tensor, least:
     if bool(small.any()):
         where = float(t[small.nonzero()[0, 0]])
         stuck = torch.zeros_like(p.t, dtype=torch.bool).index_fill(0, i[small], value=True)
-        raise diverged(
+        why = f"a step below {least:g} at t = {where:.6g}"
+        error = diverged(
             what,
             argument,
             "be finite and smooth",
-            f"a step below {least:g} at t = {where:.6g} in {samples(stuck)}",
+            f"{why} in {samples(stuck)}",
             "move the ends of the grid, or raise rtol and atol",
         )
+        raise DivergedError(str(error), stuck, of_first(why, stuck))
