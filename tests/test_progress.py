@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -16,14 +17,22 @@ from sde_diffusion import (
     Denoised,
     EvaluationSettings,
     GaussianMixture,
+    ProbabilityFlow,
     ScoreModel,
     TrainingConfig,
+    elbo,
     evaluate,
+    lattice,
     load,
+    log_prob,
     sample,
+    sample_finite,
     train,
     uniform,
+    vlb,
 )
+from sde_diffusion._progress import way
+from sde_diffusion.likelihood.flow_variables import Time
 from sde_diffusion.solvers import DormandPrince, Heun
 
 RING = GaussianMixture.ring(8).diffused(VPSDE())
@@ -49,6 +58,13 @@ def test_a_bar_of_samples_counts_steps(grid, steps, capsys) -> None:
     assert torch.equal(found, quiet)
 
 
+def test_a_bar_of_finite_samples_counts_them(capsys) -> None:
+    quiet = sample_finite(RING, Heun(), (3, 2), steps=4).x
+    assert capsys.readouterr().err == ""
+    assert torch.equal(sample_finite(RING, Heun(), (3, 2), steps=4, progress=True).x, quiet)
+    assert last(capsys.readouterr().err) == (3, 3)
+
+
 def test_a_bar_of_an_evaluation_counts_samples(capsys) -> None:
     settings = EvaluationSettings(batch_size=4)
     quiet = evaluate(RING, DATA, DormandPrince(1e-2, 1e-2), settings)
@@ -56,6 +72,45 @@ def test_a_bar_of_an_evaluation_counts_samples(capsys) -> None:
     found = evaluate(RING, DATA, DormandPrince(1e-2, 1e-2), settings, progress=True)
     assert last(capsys.readouterr().err) == (10, 10)
     assert torch.equal(found.nats("flow"), quiet.nats("flow"))
+
+
+X = torch.linspace(-1, 1, 6, dtype=torch.float64).reshape(3, 2)
+FLOW = ProbabilityFlow(RING.sde, RING)
+RISING = uniform(9, 1e-3, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("measured", "units"),
+    [
+        (lambda **shown: log_prob(X, FLOW, DormandPrince(1e-3, 1e-3), **shown), 100),
+        (lambda **shown: log_prob(X, FLOW, Heun(), grid=RISING, **shown), 100),
+        (lambda **shown: log_prob(X, FLOW, Heun(), grid=RISING, variable=Time, **shown), 100),
+        (lambda **shown: elbo(X, RING, draws=12, **shown), 12),
+        (lambda **shown: vlb(X, RING, lattice(7), **shown), 14),
+        (lambda **shown: vlb(X, RING, lattice(7), draws=6, **shown), 6),
+    ],
+    ids=["flow", "flow of steps", "flow in time", "elbo", "vlb", "vlb of draws"],
+)
+def test_a_bar_of_a_likelihood_counts_to_its_end(measured, units, capsys) -> None:
+    quiet = measured()
+    assert capsys.readouterr().err == ""
+    found = measured(progress=True)
+    error = capsys.readouterr().err
+    assert last(error) == (units, units)
+    seen = [int(n) for n in re.findall(r"(\d+)/\d+", error)]
+    assert seen == sorted(seen)
+    assert torch.equal(found.nats, quiet.nats)
+    assert found.nfe == quiet.nfe
+
+
+def test_the_way_is_that_of_the_slowest_sample(capsys) -> None:
+    with way(0.5, 0.1, shown=True) as see:
+        for t in ([0.5, 0.5], [0.4, 0.2], [0.1, 0.4], [0.19, 0.2]):
+            see(torch.tensor(t, dtype=torch.float64))
+            time.sleep(0.11)  # a bar is drawn ten times a second at most
+    seen = [int(n) for n in re.findall(r"(\d+)/\d+", capsys.readouterr().err)]
+    assert set(seen) <= {0, 25, 75, 100}
+    assert seen == sorted(seen)
 
 
 def test_a_bar_of_training_counts_steps_and_a_break_saves_as_ever(tmp_path: Path, capsys) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._check import an_object, wrong_value
+from sde_diffusion._progress import bar
 from sde_diffusion._seeds import Purpose, check_seed, mix
 from sde_diffusion._shown import shown
 from sde_diffusion._tensors import flat_sum
@@ -163,6 +164,7 @@ def vlb(
     seed: int = 0,
     first: int = 0,
     levels: int | None = None,
+    progress: bool = False,
 ) -> DiscreteBound:
     """Return the DDPM's bound L_T + Σ L_{k−1} + L_0 on log p(x) of every sample.
 
@@ -180,6 +182,7 @@ def vlb(
         seed: the seed of eps and k.
         first: the index of the first sample in its data set: sample i draws by first + i.
         levels: of dequantized integers, whose offset log2(levels/2) bits_per_dim then has.
+        progress: show a bar of the evaluations that are done.
 
     NFE: 2N, or ``draws``, of B rows each; twice that with a `LearnedVariance` that is given.
     Errors: as `elbo`, and ValueError for a grid that does not fall to 0.
@@ -230,7 +233,8 @@ def vlb(
         # less its control variate, c (‖eps‖² − D) with the same weight and mean 0
         return value - c * pull.to(x.device)[k - 1] * excess, snr * squares(x - x0_hat)
 
-    with torch.no_grad():
+    evaluations = 2 * len(chain) if draws is None else draws
+    with torch.no_grad(), bar(evaluations, "evaluation", shown=progress) as done:
         control = Control(x)
         pairs = Pairs(2, x)
         for ks, weights in _steps(chain, draws, noise, x):
@@ -242,6 +246,7 @@ def vlb(
             halves[:, row] = torch.stack([one, other]) * weights.to(x.device)
             pairs.add(*halves)
             control.see(e1, e2)
+            done.update(2)
         # −log p(x0) ≤ L_T + Σ L_{k−1} + L_0
         terms = {
             "prior": prior_kl(x, sde),

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._check import an_object
+from sde_diffusion._progress import bar
 from sde_diffusion._seeds import Purpose, check_seed, mix
 from sde_diffusion._shown import shown
 from sde_diffusion._tensors import check_state, flat_sum
@@ -90,6 +91,7 @@ def elbo(
     first: int = 0,
     t_min: float | None = None,
     levels: int | None = None,
+    progress: bool = False,
 ) -> Bound:
     """Return the evidence lower bound in continuous time on log p(x) of every sample.
 
@@ -111,6 +113,7 @@ def elbo(
         t_min: the time of the decoder, at which the diffusion term begins; in (0, 1). None for
             the model's own, or 1e-5.
         levels: of dequantized integers, whose offset log2(levels/2) bits_per_dim then has.
+        progress: show a bar of the evaluations that are done.
 
     NFE: ``draws``, of B rows each.
     Errors: ValueError for an odd number of draws, a model in training mode, data that the decoder
@@ -154,7 +157,7 @@ def elbo(
         reconstruction = -left - 0.5 * decoder.control * excess
         return torch.stack([diffusion, reconstruction]) / draws, error
 
-    with torch.no_grad():
+    with torch.no_grad(), bar(draws, "evaluation", shown=progress) as done:
         control = Control(x)
         pairs = Pairs(2, x)
         for stratum in range(strata):
@@ -162,6 +165,7 @@ def elbo(
             (other, e2) = draw(stratum, control)
             pairs.add(one, other)
             control.see(e1, e2)
+            done.update(2)
         # −log p(x0) ≤ KL(q(x_T|x0) ‖ π) + diffusion + reconstruction
         terms = {
             "prior": prior_kl(x, sde),

@@ -8,7 +8,7 @@ every evaluation is one network call with vector-Jacobian products of that call.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._check import a_function, an_object, positive_integer, wrong_type, wrong_value
+from sde_diffusion._progress import way
 from sde_diffusion._shown import shown
 from sde_diffusion._tensors import check_state
 from sde_diffusion.data.checks import check_dequantized
@@ -61,6 +62,7 @@ class _Augmented(ODE):
         z: Tensor,
         event: tuple[int, ...],
         dtype: torch.dtype,
+        seen: Callable[[Tensor], object],
         *,
         keep_graph: bool,
     ) -> None:
@@ -69,10 +71,12 @@ class _Augmented(ODE):
         self.z = z
         self.event = event
         self.dtype = dtype
+        self.seen = seen  # is told the time of every evaluation
         self.keep_graph = keep_graph
         self.horizon = base.horizon
 
     def velocity(self, x: Tensor, t: Tensor) -> Tensor:
+        self.seen(t)
         y = x[:, : math.prod(self.event)].reshape(-1, *self.event).to(self.dtype)
         velocity = partial(self.base.velocity, t=t)
         try:
@@ -101,6 +105,7 @@ class _Augmented(ODE):
             self.z[index],
             self.event,
             self.dtype,
+            self.seen,
             keep_graph=self.keep_graph,
         )
 
@@ -150,6 +155,7 @@ def log_prob(
     prior: Density | None = None,
     levels: int | None = None,
     keep_graph: bool = False,
+    progress: bool = False,
 ) -> LogLikelihood:
     """Return log p(x) of every sample by integrating the flow from the data to the prior.
 
@@ -171,6 +177,7 @@ def log_prob(
         prior: the distribution of x_1; by default the SDE's own prior.
         levels: of dequantized integers, whose offset log2(levels/2) bits_per_dim then has.
         keep_graph: whether the result is differentiable.
+        progress: show a bar of the way that the slowest sample has behind it.
 
     Errors: TypeError for another flow, a solver of SDEs, or a score without a graph back to x;
     ValueError for a model in training mode, a fixed-step solver without a grid, and, with
@@ -203,11 +210,14 @@ def log_prob(
     base = (_best_variable(flow, grid) if variable is None else variable)(flow, grid)
     before = flow.score.counter.here
     event = tuple(x.shape[1:])
-    with nullcontext() if keep_graph else _without_graph(flow.score):
+    times = base.grid(grid)
+    with (
+        nullcontext() if keep_graph else _without_graph(flow.score),
+        way(float(times[0]), float(times[-1]), shown=progress) as seen,
+    ):
         z = divergence.draw(x.detach())
-        ode = _Augmented(base, divergence, z, event, x.dtype, keep_graph=keep_graph)
-        begun = _begun(x, ode, grid)
-        end = integrate(ode, solver, begun, base.grid(grid), keep_graph=keep_graph)
+        ode = _Augmented(base, divergence, z, event, x.dtype, seen, keep_graph=keep_graph)
+        end = integrate(ode, solver, _begun(x, ode, grid), times, keep_graph=keep_graph)
         integral, lost, latent = _ended(end, ode, grid)
         at_prior = prior.log_prob(latent)
     nats = at_prior + integral.mean(1)

@@ -9,6 +9,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from sde_diffusion._progress import bar
 from sde_diffusion._shown import shown
 from sde_diffusion._tensors import check_dtype
 from sde_diffusion._watch import DivergedError
@@ -52,6 +53,7 @@ def sample_finite(
     seed: int = 0,
     first: int = 0,
     dtype: torch.dtype = torch.float32,
+    progress: bool = False,
 ) -> FiniteSamples:
     """Return what `sample` returns, but without the samples that diverge, where it raises.
 
@@ -67,6 +69,7 @@ def sample_finite(
         seed: of the prior and of the solver's noise.
         first: the number of the first sample.
         dtype: of the states.
+        progress: show a bar of the samples that are solved or have diverged.
 
     Errors: those of `sample`, but for FloatingPointError.
 
@@ -84,23 +87,26 @@ def sample_finite(
     rows: list[Tensor] = []
     solved: list[Solution] = []
     failures: dict[int, str] = {}
-    while batches:
-        index = batches.pop()
-        noise = PerSampleNoise([seeds[i] for i in index])
-        size = (len(index), *event)
-        try:
-            with torch.no_grad():
-                x, dynamics = begun(model.rows(index), solver, noise, size, times, dtype)
-                solution = integrate(dynamics, solver, x, times, noise=noise)
-        except FloatingPointError as error:
-            ill, why = _blamed(error, len(index))
-            failures |= {first + int(i): why for i in index[ill]}
-            left = index[~ill]
-            parts = 1 if bool(ill.any()) else 2  # without one to blame it is in one of the halves
-            batches += [part for part in left.chunk(parts) if len(part)]
-        else:
-            rows.append(index)
-            solved.append(solution)
+    with bar(count, "sample", shown=progress) as done:
+        while batches:
+            index = batches.pop()
+            noise = PerSampleNoise([seeds[i] for i in index])
+            size = (len(index), *event)
+            try:
+                with torch.no_grad():
+                    x, dynamics = begun(model.rows(index), solver, noise, size, times, dtype)
+                    solution = integrate(dynamics, solver, x, times, noise=noise)
+            except FloatingPointError as error:
+                ill, why = _blamed(error, len(index))
+                failures |= {first + int(i): why for i in index[ill]}
+                left = index[~ill]
+                # Without one to blame it is in one of the halves.
+                parts = 1 if bool(ill.any()) else 2
+                batches += [part for part in left.chunk(parts) if len(part)]
+            else:
+                rows.append(index)
+                solved.append(solution)
+            done.update(sum(map(len, rows)) + len(failures) - done.n)
     nothing = torch.empty(0, *event, dtype=dtype, device=model.device)
     numbers, order = torch.cat([torch.arange(0), *rows]).sort()
     ends = torch.cat([nothing, *(solution.x for solution in solved)])
