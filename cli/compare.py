@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from sde_diffusion.cli._comparison_log import ComparisonLog
+    from sde_diffusion.data.spec import DataSpec
     from sde_diffusion.diagnostics.comparison import Comparison, Problem
     from sde_diffusion.diagnostics.convergence import Convergence, Kind
 
@@ -30,6 +33,7 @@ Examples:
   sde-diffusion compare --model mnist
   sde-diffusion compare --model mnist --data path/to/mnist --samples 128 --reference-steps 32
   sde-diffusion compare --model runs/mine --data images/ --replicates 10 --grid log-snr
+  sde-diffusion compare --model runs/a --model runs/b --data images/ --solver angular-adams
   sde-diffusion compare --peer diffusers:DPMSolverMultistepScheduler --peer azula:HeunSampler
 """
 _MODELS: Final = ("digits", "ring")
@@ -81,8 +85,9 @@ class _Task:
 @click.option(
     "--data",
     default=None,
-    help="Held-out data of the one --model; its own test data if not given. Where there are none, "
-    "distances are to samples of its probability-flow ODE from other noise.",
+    help="Held-out data of all --model, which then stand in one table with their differences; "
+    "a model's own test data if not given. Where there are none, distances are to samples of its "
+    "probability-flow ODE from other noise.",
 )
 @_common.split_option
 @_common.reading_options
@@ -174,17 +179,13 @@ def command(
 
     All solvers start from the same noise. Deterministic ones are compared with an accurate
     solution of the probability-flow ODE, and all with held-out data, beside the distance of data
-    to data: sliced W2, MMD^2, and the Frechet distance in 32 principal components. Writes
-    table.txt, results.json, error_vs_nfe.png and samples-MODEL.png.
+    to data: sliced W2, MMD^2, and the Frechet distance in 32 principal components. Several
+    models on one --data are compared with the first one, replicate by replicate, from the same
+    noise. Writes table.txt, results.json, error_vs_nfe.png and samples-MODEL.png. Rows that are
+    done are kept when it is stopped; the same command then goes on.
     """
-    if data is not None and len(models) > 1:
-        raise wrong_value(
-            "--data",
-            "data",
-            "belong to one model",
-            f"{len(models)} models",
-            "pass one --model with it",
-        )
+    from sde_diffusion.diagnostics.model_comparison import differences
+
     for option, names in (("--model", models), ("--solver", solvers), ("--peer", peers)):
         if len(set(names)) < len(names):
             got = ", ".join(names)
@@ -197,10 +198,17 @@ def command(
         _task(name, data, reading, samples, grid, denoise, reference_steps, seed, where)
         for name in models
     ]
+    if data is not None:
+        tasks = _in_units_of_first(tasks)
     folder = _common.output_folder(out)
-    found = [_compare(task, made, budgets, replicates, seed) for task in tasks]
+    with _kept_in(folder) as log:
+        found = [_compare(task, made, budgets, replicates, seed, log) for task in tasks]
     orders = [_orders(task, others) for task in tasks]
+    together = data is not None and len(found) > 1
+    apart = differences(found) if together else []
     text = "\n\n".join(map(report.comparison_text, found, orders))
+    if together:
+        text = report.models_text(found, apart)
     result = {
         "grid": grid,
         "denoise": denoise,
@@ -208,6 +216,7 @@ def command(
         "device": str(where),
         "solvers": {name: repr(solver) for name, solver in made.items()},
         "comparisons": [c.to_json() for c in found],
+        "differences": [difference.to_json() for difference in apart],
         "measured_orders": [_orders_as_json(order) for order in orders],
     }
     with (
@@ -217,8 +226,55 @@ def command(
         files, missing = _write(folder, found, text)
         written = {**result, "files": [str(file) for file in files], "no_pictures": missing}
         report.write_json(folder / "results.json", written)
+    log.remove()
     lines = [text, "", *(f"wrote {file}" for file in files), *missing]
     _common.show(written, lines, as_json=as_json)
+
+
+@contextmanager
+def _kept_in(folder: Path) -> Iterator[ComparisonLog]:
+    """Keep rows that are done, say what was taken of an earlier run, and what an interrupt leaves.
+
+    Errors: KeyboardInterrupt that says how far it came.
+    """
+    from sde_diffusion.cli._comparison_log import ComparisonLog
+    from sde_diffusion.cli._together import terminations
+
+    log = ComparisonLog(folder)
+    kept = "the rows before it are kept"
+    try:
+        with terminations(), writing("compare", folder, kept, "run it again"):
+            yield log
+    except KeyboardInterrupt as interrupt:
+        kept = f"{len(log.rows)} rows are kept in {log.file}"
+        message = f"Interrupted; {kept}, and the same command goes on from there."
+        raise KeyboardInterrupt(message) from interrupt
+    if log.taken:
+        _common.tell([f"{log.taken} rows are of a run that was stopped, in {log.file}"])
+
+
+def _in_units_of_first(tasks: Sequence[_Task]) -> list[_Task]:
+    """Return the tasks with the data of the first, and samples in its scaling, so that all agree.
+
+    Errors: ValueError for models of data of other shapes.
+    """
+    first = tasks[0].problem
+    data = first.model.data
+    found = [tasks[0]]
+    for task in tasks[1:]:
+        own = task.problem.model.data
+        problem = replace(task.problem, data=first.data)
+        if data is not None and own is not None and own.scaling != data.scaling:
+            problem = replace(problem, units=partial(_rescaled, own, data))
+        found.append(replace(task, problem=problem))
+    return found
+
+
+def _rescaled(own: DataSpec, to: DataSpec, x: Tensor) -> Tensor:
+    """Return values in one scaling in another."""
+    from_levels = 1 if own.levels is None else own.levels
+    to_levels = 1 if to.levels is None else to.levels
+    return to.scaling.forward(own.scaling.inverse(x, from_levels), to_levels)
 
 
 def _solver(name: str, tolerance: float) -> Any:  # noqa: ANN401
@@ -318,7 +374,9 @@ def _compare(
     budgets: Sequence[int],
     replicates: int,
     seed: int,
+    log: ComparisonLog,
 ) -> Comparison:
+    from sde_diffusion.checkpoints.fingerprint import fingerprint
     from sde_diffusion.diagnostics.comparison import THE_FLOW, compare, flow_samples
 
     problem = task.problem
@@ -335,6 +393,8 @@ def _compare(
             shape = (_HELD_OUT * task.samples, *problem.data.shape[1:])
             data = flow_samples(problem.model, task.reference, times, shape, seed)
             problem = replace(problem, data=data, against=THE_FLOW)
+        settings = (task.samples, replicates, seed, steps, repr(task.reference))
+        made = {name: repr(solver) for name, solver in solvers.items()}
         return compare(
             problem,
             solvers,
@@ -345,6 +405,7 @@ def _compare(
             replicates=replicates,
             seed=seed,
             progress=progress,
+            kept=log.of(fingerprint((problem, settings, made))),
         )
 
 

@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from sde_diffusion.diagnostics.comparison import Comparison, ComparisonRow
     from sde_diffusion.diagnostics.convergence import Convergence, Kind
     from sde_diffusion.diagnostics.metrics import Interval
+    from sde_diffusion.diagnostics.model_comparison import ModelDifference
 
+_NAMED = 8  # differences that a legend names
+_LONGEST = 94  # characters of a model's name
 _SMALL = 1e-3  # half widths below it would take more places than a column has
 _NAME = 21  # the width of a solver's name
 _HEADERS = ("solver", "steps", "NFE", "s", "RMS", "SW2", "excess", "MMD2", "FD")
@@ -25,8 +28,17 @@ SW2, MMD2, FD: sliced 2-Wasserstein distance, squared maximum mean discrepancy a
 to {against}; excess: SW2 above the noise floor"""
 
 
-def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return the cells as text: the first column flush left, the others flush right.
+_MODELS = ("", "solver", "steps", "NFE", "s", "SW2", "MMD2", "FD")
+_OF_MODELS = """\
+NFE: evaluations of the network a sample; s: seconds of a solve
+SW2, MMD2, FD: sliced 2-Wasserstein distance, squared maximum mean discrepancy and Frechet distance
+to {against}, mean ± 95 % interval over {replicates} replicates of {samples} samples
+{letters}: mean of the differences d of each replicate, which has the same noise and split of
+the data for all models, ± t s_d/√{replicates}, t = {quantile:.2f}; * where 0 is outside"""
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """Return the cells as text: the first ``left`` columns flush left, the others flush right.
 
     >>> print(table(("solver", "NFE"), [("heun", "20"), ("rk4", "8")]))
     solver  NFE
@@ -39,7 +51,7 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [headers, ["-" * width for width in widths], *rows]
     return "\n".join(
         "  ".join(
-            cell.rjust(width) if i else cell.ljust(width)
+            cell.rjust(width) if i >= left else cell.ljust(width)
             for i, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in lines
@@ -66,6 +78,83 @@ def comparison_text(
     lines += [_order_text(name, *found) for name, found in (orders or {}).items()]
     failures = [f"{row.solver}, NFE {row.nfe}: {row.failure}" for row in c.rows if row.failure]
     return "\n".join(lines + failures)
+
+
+def models_text(comparisons: Sequence[Comparison], apart: Sequence[ModelDifference]) -> str:
+    """Return one table of several models on the same data, with their differences to the first."""
+    letters = {c.problem: _letter(i) for i, c in enumerate(comparisons)}
+    failures = [
+        f"{letters[c.problem]}, {row.solver}, NFE {row.nfe}: {row.failure}"
+        for c in comparisons
+        for row in c.rows
+        if row.failure
+    ]
+    return "\n".join(
+        [
+            *(f"{letter}: {_clipped(name)}" for name, letter in letters.items()),
+            table(_MODELS, _model_rows(comparisons, apart, letters), left=2),
+            _models_legend(comparisons[0], [*letters.values()][1:_NAMED]),
+            *failures,
+        ]
+    )
+
+
+def _model_rows(
+    comparisons: Sequence[Comparison],
+    apart: Sequence[ModelDifference],
+    letters: Mapping[str, str],
+) -> list[tuple[str, ...]]:
+    """Return the rows by solver and steps, each model's followed by its difference."""
+    rows = {(c.problem, row.solver, row.steps): row for c in comparisons for row in c.rows}
+    known = {(d.model, d.solver, d.steps): d for d in apart}
+    cells = list[tuple[str, ...]]()
+    for solver, steps in dict.fromkeys(key[1:] for key in rows):
+        for model, letter in letters.items():
+            row = rows.get((model, solver, steps))
+            if row is not None:
+                own = _cells(row)
+                cells.append((letter, *own[:4], own[5], *own[7:]))
+            difference = known.get((model, solver, steps))
+            if difference is not None:
+                cells.append(_difference_cells(difference, letters))
+    return cells
+
+
+def _models_legend(first: Comparison, others: Sequence[str]) -> str:
+    from scipy.special import stdtrit
+
+    floors = {
+        "SW2": first.floor_sliced_wasserstein,
+        "MMD2": first.floor_mmd,
+        "FD": first.floor_frechet,
+    }
+    legend = _OF_MODELS.format(
+        against=first.against,
+        replicates=first.replicates,
+        samples=first.samples,
+        letters=", ".join(f"{letter}−A" for letter in others),
+        quantile=float(stdtrit(first.replicates - 1, 0.975)),
+    )
+    floor = ", ".join(f"{name} {_interval(interval)}" for name, interval in floors.items())
+    return f"{legend}\nnoise floor, these against themselves: {floor}"
+
+
+def _difference_cells(d: ModelDifference, letters: Mapping[str, str]) -> tuple[str, ...]:
+    steps = "own" if d.steps is None else str(d.steps)
+    values = (
+        _interval(interval) + ("" if 0.0 in interval else "*")
+        for interval in (d.sliced_wasserstein, d.mmd, d.frechet)
+    )
+    return (f"{letters[d.model]}−{letters[d.baseline]}", d.solver, steps, "", "", *values)
+
+
+def _letter(i: int) -> str:
+    """Return A … Z, then A1 … Z1 and so on."""
+    return chr(ord("A") + i % 26) + (str(i // 26) if i >= 26 else "")
+
+
+def _clipped(name: str) -> str:
+    return name if len(name) <= _LONGEST else f"… {name[-_LONGEST + 2 :]}"
 
 
 def _order_text(name: str, kind: Kind, found: Convergence) -> str:

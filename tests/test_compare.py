@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import statistics
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,9 @@ from click.testing import CliRunner
 from torch import Tensor
 
 from sde_diffusion import (
+    VESDE,
     VPSDE,
+    DataSpec,
     Gaussian,
     GaussianMixture,
     LinearSDE,
@@ -26,7 +31,9 @@ from sde_diffusion import (
     sample,
     uniform,
 )
+from sde_diffusion._seeds import Purpose, mix
 from sde_diffusion.cli.compare import command
+from sde_diffusion.cli.main import main
 from sde_diffusion.cli.report import comparison_text, table
 from sde_diffusion.diagnostics.comparison import (
     THE_FLOW,
@@ -35,7 +42,13 @@ from sde_diffusion.diagnostics.comparison import (
     compare,
     flow_samples,
 )
-from sde_diffusion.diagnostics.metrics import rms_distance
+from sde_diffusion.diagnostics.metrics import (
+    Interval,
+    paired_interval,
+    rms_distance,
+    sliced_wasserstein,
+)
+from sde_diffusion.diagnostics.model_comparison import differences
 from sde_diffusion.sampling.costs import adapts, cost, plan, steps_within
 from sde_diffusion.scores import ScoreLike
 from sde_diffusion.solver import Solver
@@ -434,10 +447,159 @@ def test_the_command_writes_what_it_prints(tmp_path: Path) -> None:
     assert {Path(file).name for file in printed["files"]} == {p.name for p in tmp_path.iterdir()}
 
 
-def test_the_command_refuses_one_data_set_for_two_models(tmp_path: Path) -> None:
-    arguments = ["--data", "digits", "--out", str(tmp_path)]
-    with pytest.raises(ValueError, match="--data: data must belong to one model"):
-        CliRunner().invoke(command, arguments, catch_exceptions=False)
+# --- several models on one data set ---
+
+
+def test_differences_are_paired_by_replicate() -> None:
+    """From the samples of each model themselves, by scipy's interval of a mean."""
+    from scipy import stats
+
+    data = ring_problem().data
+    found = [
+        compare(
+            Problem(name, RING.diffused(sde), data, quadratic, torch.float64),
+            {"heun": Heun()},
+            [8],
+            **TIGHT,
+            samples=50,
+            replicates=3,
+        )
+        for name, sde in (("one", VPSDE()), ("other", VESDE(0.01, 5.0)))
+    ]
+    [difference] = differences(found)
+    assert (difference.model, difference.baseline) == ("other", "one")
+    values = [c.rows[0].replicates["sliced_wasserstein"] for c in found]
+    for c, row in zip(found, values, strict=True):
+        assert c.rows[0].sliced_wasserstein == paired_interval(row)
+    gaps = [b - a for a, b in zip(*values, strict=True)]
+    low, high = stats.t.interval(0.95, 2, statistics.fmean(gaps), stats.sem(gaps))
+    assert difference.sliced_wasserstein.mean == pytest.approx(statistics.fmean(gaps))
+    assert difference.sliced_wasserstein.half_width == pytest.approx((high - low) / 2)
+    # The first replicate, from nothing but a draw and its part of the data.
+    x = sample(RING.diffused(VPSDE()), Heun(), (50, 2), grid=quadratic(4), dtype=torch.float64).x
+    order = torch.randperm(400, generator=torch.Generator().manual_seed(mix(0, Purpose.SPLIT, 0)))
+    again = sliced_wasserstein(x, data[order[50:]], seed=mix(0, Purpose.SPLIT, 0))
+    assert values[0][0] == pytest.approx(again, rel=1e-9)
+
+
+def test_a_model_differs_in_nothing_from_itself() -> None:
+    runs = [
+        compare(
+            replace(ring_problem(), name=name),
+            {"heun": Heun(), "ancestral": Ancestral()},
+            [6, 12],
+            **TIGHT,
+            samples=40,
+            replicates=2,
+        )
+        for name in ("one", "same")
+    ]
+    found = differences(runs)
+    assert len(found) == 4
+    for d in found:
+        assert d.sliced_wasserstein == d.mmd == d.frechet == Interval(0.0, 0.0)
+    other = replace(runs[1], data=runs[1].data + 1)
+    with pytest.raises(ValueError, match="data must be the same for one and same, to pair them"):
+        differences([runs[0], other])
+
+
+def test_distances_are_in_the_units_of_the_data() -> None:
+    """Twice the units are twice the distances, while errors stay those of the states."""
+    plain = ring_problem()
+    twice = replace(plain, data=2 * plain.data, units=lambda x: 2 * x)
+    rows = [
+        compare(problem, {"heun": Heun()}, [8], **TIGHT, samples=40, replicates=2).rows[0]
+        for problem in (plain, twice)
+    ]
+    for name in ("sliced_wasserstein", "frechet"):
+        one, two = (getattr(row, name).mean for row in rows)
+        assert two == pytest.approx(2 * one)
+    assert rows[0].error == rows[1].error
+    assert rows[0].mmd.mean == pytest.approx(rows[1].mmd.mean)  # its kernel knows no units
+
+
+def rows_of(folder: Path) -> Any:
+    """The comparisons of a folder without the times that they took."""
+    found = json.loads((folder / "results.json").read_text())["comparisons"]
+    for comparison in found:
+        for row in comparison["rows"]:
+            del row["seconds"]
+    return found
+
+
+class Ring(ScoreLike):
+    """The ring's score, interrupted at an evaluation whose number is in the environment."""
+
+    calls = 0
+
+    def __init__(self) -> None:
+        self.sde = VPSDE()
+        self.data = DataSpec("ring", (2,), None)
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        Ring.calls += 1
+        if str(Ring.calls) == os.environ.get("INTERRUPTED_AT"):
+            raise KeyboardInterrupt
+        return RING.diffused(self.sde).score(x, t)
+
+
+def compared(out: Path, data: Path, *more: str) -> Any:
+    words = ["compare", "--model", f"{__name__}:Ring", "--model", "ring:ve", "--data", str(data)]
+    words += ["--samples", "40", "--replicates", "3", "--reference-steps", "20", "--nfe", "8"]
+    words += ["--solver", "heun", "--solver", "ancestral", "--solver", "euler", "--out", str(out)]
+    return CliRunner().invoke(main, [*words, *more])
+
+
+def test_models_stand_in_one_table_and_what_is_done_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tmp_path / "ring.npy"
+    np.save(data, RING.sample(600, torch.Generator().manual_seed(1)).numpy())
+    whole = compared(tmp_path / "whole", data)
+    assert whole.exit_code == 0, whole.output
+    text = (tmp_path / "whole" / "table.txt").read_text()
+    lines = text.splitlines()
+    assert lines[:2] == [f"A: {__name__}:Ring", "B: ring:ve"]
+    assert [line.split()[:2] for line in lines[4:13]] == [
+        [label, solver] for solver in ("heun", "ancestral", "euler") for label in ("A", "B", "B−A")
+    ]
+    legend = " ".join(lines[13:])
+    assert all(f"{name}:" in legend or f"{name}," in legend for name in lines[2].split()[2:])
+    assert "B−A: mean of the differences" in legend
+    assert max(map(len, lines)) <= 100
+    found = json.loads((tmp_path / "whole" / "results.json").read_text())
+    assert [d["solver"] for d in found["differences"]] == ["heun", "ancestral", "euler"]
+    for d, line in zip(found["differences"], (lines[6], lines[9], lines[12]), strict=True):
+        interval = d["sliced_wasserstein"]
+        shown, half = line.split()[3].rstrip("*").split("±")
+        assert float(shown) == pytest.approx(interval["mean"], abs=0.06 * float(half))
+        outside = abs(interval["mean"]) > interval["half_width"]
+        assert line.split()[3].endswith("*") is outside
+
+    calls, Ring.calls = Ring.calls, 0
+    monkeypatch.setenv("INTERRUPTED_AT", str(calls - 3))  # in the last solve of the first model
+    out = tmp_path / "out"
+    stopped = compared(out, data)
+    assert stopped.exit_code == 130, stopped.output
+    log = out / "unfinished" / "rows.jsonl"
+    assert f"Interrupted; 2 rows are kept in {log}, and the same command goes on" in stopped.stderr
+    assert not (out / "results.json").exists()
+    with log.open("a") as file:
+        file.write('\n{"of": "cut sho')  # as a killed process leaves it
+    shutil.copytree(out, tmp_path / "another")
+    monkeypatch.delenv("INTERRUPTED_AT")
+    Ring.calls = 0
+    again = compared(out, data)
+    assert again.exit_code == 0
+    assert "note: 2 rows are of a run that was stopped" in again.stderr
+    assert Ring.calls < calls - 8  # of Heun and Ancestral none was taken again
+    assert rows_of(out) == rows_of(tmp_path / "whole")
+    assert not (out / "unfinished").exists()
+    pictures = ("samples-ring-ve.png", "error_vs_nfe.png", f"samples-{__name__}-Ring.png")
+    assert all((out / name).is_file() for name in pictures)
+    other = compared(tmp_path / "another", data, "--grid", "uniform")
+    assert other.exit_code == 0
+    assert "run that was stopped" not in other.stderr  # rows on another grid are others
 
 
 def test_a_shipped_model_is_compared_by_name_alone(

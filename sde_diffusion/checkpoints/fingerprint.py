@@ -179,6 +179,8 @@ def _items(value: object) -> Iterator[tuple[str, object]]:
     elif isinstance(value, (set, frozenset)):
         yield "", sorted(map(repr, value))
     else:
+        if isinstance(value, partial):
+            yield "partial", (value.func, value.args, value.keywords)
         yield "__qualname__", _qualified_name(value)
         kept = dict(_attributes(value) or {})
         if isinstance(value, nn.Module):  # of torch's own, what the computation depends on

@@ -3,6 +3,7 @@ from sde_diffusion.diagnostics.comparison import (
     THE_FLOW as THE_FLOW,
     Comparison as Comparison,
     ComparisonRow as ComparisonRow,
+    Kept as Kept,
     OnSolve as OnSolve,
     Problem as Problem,
     compare as compare,
@@ -26,6 +27,11 @@ from sde_diffusion.diagnostics.metrics import (
     paired_interval as paired_interval,
     rms_distance as rms_distance,
     sliced_wasserstein as sliced_wasserstein,
+)
+from sde_diffusion.diagnostics.model_comparison import (
+    METRICS as METRICS,
+    ModelDifference as ModelDifference,
+    differences as differences,
 )
 from sde_diffusion.diagnostics.orders import (
     Rule as Rule,

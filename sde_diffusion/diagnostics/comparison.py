@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import Any, Final, TypeAlias, final
+from typing import Any, Final, Protocol, TypeAlias, final
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ OnSolve: TypeAlias = Callable[[int, int], object]  # called as (solves done, sol
 
 _SHOWN: Final = 1000  # samples kept for pictures
 _AT_ONCE: Final = 1 << 18  # values in the states of one solve, which bounds a network's memory
+_INTERVALS: Final = ("error", "sliced_wasserstein", "excess", "mmd", "frechet")
 HELD_OUT: Final = "held-out data"
 THE_FLOW: Final = "the flow from other noise"
 
@@ -49,6 +50,8 @@ class Problem:
         dtype: of the states.
         denoise: `Denoised` for a Tweedie step at the end of every solve; None for none.
         against: what the data are, `HELD_OUT` or, for those of `flow_samples`, `THE_FLOW`.
+        units: what makes of the model's samples values in the units of ``data``; None where they
+            are in them.
     """
 
     name: str
@@ -58,6 +61,11 @@ class Problem:
     dtype: torch.dtype = torch.float32
     denoise: type[Denoised] | None = None
     against: str = HELD_OUT
+    units: Callable[[Tensor], Tensor] | None = None
+
+    def in_units(self, x: Tensor) -> Tensor:
+        """Return the model's samples in the units of the data."""
+        return x if self.units is None else self.units(x)
 
     def rule(self, solver: Solver[Any]) -> GridRule:
         """Return the rule of the grids for one solver."""
@@ -84,6 +92,7 @@ class ComparisonRow:
         mmd: unbiased MMD² to the data.
         frechet: Fréchet distance to the data.
         failure: why there are no distances; None where there are.
+        replicates: by the names of the distances to the data, those of each replicate.
         samples: at most 1000 of them, for pictures; (n, *event).
     """
 
@@ -97,13 +106,22 @@ class ComparisonRow:
     mmd: Interval | None = None
     frechet: Interval | None = None
     failure: str | None = None
+    replicates: Mapping[str, Sequence[float]] = field(default_factory=dict)
     samples: Tensor | None = field(default=None, compare=False, repr=False)
 
     def to_json(self) -> dict[str, object]:
         """Return the row without its samples, as JSON values."""
-        values = asdict(self)
+        values = asdict(replace(self, samples=None))
         del values["samples"]
         return values
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any], samples: Tensor | None = None) -> ComparisonRow:
+        """Return the row that `to_json` was asked of, with its samples if they were kept."""
+        found = dict(values)
+        for name in _INTERVALS:
+            found[name] = None if found[name] is None else Interval(**found[name])
+        return cls(**found, samples=samples)
 
 
 @final
@@ -159,6 +177,16 @@ class Comparison:
         }
 
 
+class Kept(Protocol):
+    """Rows that were computed before, and a place for those that are now."""
+
+    def find(self, solver: str, steps: int | None) -> ComparisonRow | None:
+        """Return the row of a solver and a number of steps, None where there is none yet."""
+
+    def keep(self, row: ComparisonRow) -> None:
+        """Take a row that is done."""
+
+
 @dataclass(frozen=True, eq=False)
 class _Replicate:
     """What one replicate's samples are compared with."""
@@ -181,6 +209,7 @@ def compare(
     replicates: int = 3,
     seed: int = 0,
     progress: OnSolve | None = None,
+    kept: Kept | None = None,
 ) -> Comparison:
     """Return errors, distances to data, counted evaluations and times of ``solvers``.
 
@@ -203,6 +232,7 @@ def compare(
         replicates: disjoint sets of samples, at least 2.
         seed: of the prior draws, the solvers' noise and the splits of the data.
         progress: called after every solve.
+        kept: rows of a comparison that was stopped, which are not computed again; None for none.
 
     Errors: ValueError for budgets below one step, fewer than 2 replicates or too little data; a
     solver that diverges gets a row that says so.
@@ -230,7 +260,12 @@ def compare(
     ]
     rows = list[ComparisonRow]()
     for name, steps in plans:
-        rows.append(_row(problem, name, solvers[name], steps, parts, seed))
+        row = None if kept is None else kept.find(name, steps)
+        if row is None:
+            row = _row(problem, name, solvers[name], steps, parts, seed)
+            if kept is not None:
+                kept.keep(row)
+        rows.append(row)
         report(1 + len(rows), 1 + len(plans))
     order = list(solvers)
     rows.sort(key=lambda row: (row.nfe, order.index(row.solver)))
@@ -350,9 +385,15 @@ def _row(
     except FloatingPointError as error:
         return ComparisonRow(name, steps, paid.nfe, None, failure=str(error))
     pairs = list(zip(torch.split(solution.x, len(starts)), parts, strict=True))
-    distances = [part.data.sliced_wasserstein(x) for x, part in pairs]
-    excess = [d - p.floor_sliced_wasserstein for d, p in zip(distances, parts, strict=True)]
     errors = None if paid.draws else [rms_distance(x, part.flow) for x, part in pairs]
+    seen = [(problem.in_units(x), part) for x, part in pairs]
+    distances = [part.data.sliced_wasserstein(x) for x, part in seen]
+    excess = [d - p.floor_sliced_wasserstein for d, p in zip(distances, parts, strict=True)]
+    found = {
+        "sliced_wasserstein": distances,
+        "mmd": [part.data.mmd(x) for x, part in seen],
+        "frechet": [part.data.frechet(x) for x, part in seen],
+    }
     return ComparisonRow(
         name,
         steps,
@@ -361,7 +402,8 @@ def _row(
         error=None if errors is None else paired_interval(errors),
         sliced_wasserstein=paired_interval(distances),
         excess=paired_interval(excess),
-        mmd=paired_interval([part.data.mmd(x) for x, part in pairs]),
-        frechet=paired_interval([part.data.frechet(x) for x, part in pairs]),
-        samples=solution.x[:_SHOWN].cpu(),
+        mmd=paired_interval(found["mmd"]),
+        frechet=paired_interval(found["frechet"]),
+        replicates=found,
+        samples=problem.in_units(solution.x[:_SHOWN]).cpu(),
     )
