@@ -80,7 +80,7 @@ _OTHERS: Final[Mapping[str, Sequence[str]]] = {
     "Data": ("data", "levels", "limit", "mode", "size", "frames", "layout"),
     "Model": MODEL_OPTIONS,
     "Evaluation": ("held_out",),
-    "Run": ("out", "resume", "config", "device", "as_json"),
+    "Run": ("out", "resume", "config", "log", "device", "as_json"),
 }
 # What most runs set, under the first heading; the rest is advanced.
 _BASIC: Final = (
@@ -282,6 +282,13 @@ def _other_options() -> list[Callable[[Any], Any]]:
             default=None,
             metavar="FILE.toml",
             help="Settings by the names of these options; the command line takes precedence.",
+        ),
+        click.option(
+            "--log",
+            type=click.Choice(["tensorboard"]),
+            default=None,
+            help="Write the metrics for this program too, to a folder of its name in --out; "
+            "needs pip install 'sde_diffusion[tensorboard]'.",
         ),
         click.option(
             "--device",

@@ -87,9 +87,10 @@ def _own(folder: Path, command: click.Command) -> dict[str, Any]:
 def _run(
     options: dict[str, Any], given: set[str], folder: Path, processes: Processes
 ) -> dict[str, Any]:
-    from sde_diffusion import TrainingConfig, load, train
+    from sde_diffusion import TensorBoard, TrainingConfig, load, train
 
     where = _common.resolve_device(options["device"])
+    loggers = [] if options["log"] is None else [TensorBoard(folder / options["log"])]
     config = TrainingConfig(**{f.name: options[f.name] for f in fields(TrainingConfig)})
     dataset, held_out = _data(options, config)
     if options["resume"] and not set(MODEL_OPTIONS) & given:
@@ -108,6 +109,7 @@ def _run(
         out=folder,
         resume=options["resume"],
         monitors=monitors,
+        loggers=loggers,
         processes=processes,
     )
     if processes.leads:

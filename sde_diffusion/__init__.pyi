@@ -189,6 +189,7 @@ from sde_diffusion.solver import (
     Solver as Solver,
 )
 from sde_diffusion.training.config import TrainingConfig as TrainingConfig
+from sde_diffusion.training.loggers import Logger as Logger, TensorBoard as TensorBoard
 from sde_diffusion.training.loop import train as train
 from sde_diffusion.training.monitors import (
     HeldOutBound as HeldOutBound,

@@ -6,7 +6,7 @@ run that is stopped and resumed takes the same steps as one that is not.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any, final
@@ -20,6 +20,7 @@ from sde_diffusion.objectives.base import Objective
 from sde_diffusion.parallel.processes import Processes
 from sde_diffusion.training.config import TrainingConfig
 from sde_diffusion.training.folder import RunFolder
+from sde_diffusion.training.loggers import Logger, check_loggers
 from sde_diffusion.training.manifest import Manifest
 from sde_diffusion.training.monitors import (
     BOUND,
@@ -42,6 +43,7 @@ def train(
     resume: bool = False,
     objective: Objective | None = None,
     monitors: Sequence[Monitor] = (),
+    loggers: Sequence[Logger] = (),
     processes: Processes | None = None,
     progress: bool = False,
 ) -> Iterator[Progress]:
@@ -69,6 +71,7 @@ def train(
         objective: what is minimised; the one that the settings name if None. A `DirectScore` takes
             one such as ``Sliced(Paths(…), Stratified(), 0.0)``.
         monitors: called with the averaged model every ``evaluate_every`` steps and at the end.
+        loggers: told what stands in metrics.jsonl, with a folder or without one.
         processes: the processes of torchrun; this one alone if None.
         progress: show a bar of the steps that are done, with the loss.
 
@@ -85,6 +88,7 @@ def train(
     """
     _check(model, dataset, config, objective)
     check_monitors(monitors, model)
+    check_loggers(loggers)
     if monitors and not config.evaluate_every:
         raise wrong_value(
             "train", "evaluate_every", "be above 0 with monitors", 0, "pass evaluate_every=1000"
@@ -105,7 +109,7 @@ def train(
     if out is not None and run.leads:
         folder = RunFolder(out, resume=resume, lock=run.processes.lock(Path(out)))
     try:
-        loop = _Loop(run, folder, monitors, resume=resume)
+        loop = _Loop(run, folder, monitors, loggers if run.leads else (), resume=resume)
     except BaseException:
         if folder is not None:
             folder.close()
@@ -146,12 +150,14 @@ class _Loop:
         run: Trainer,
         folder: RunFolder | None,
         monitors: Sequence[Monitor],
+        loggers: Sequence[Logger],
         *,
         resume: bool,
     ) -> None:
         self.run = run
         self.folder = folder
         self.monitors = monitors
+        self.loggers = loggers
         if resume:
             run.restore(run.processes.share(self._saved_state))
         self.saved = run.step or None  # a fresh run has no checkpoint yet
@@ -168,8 +174,12 @@ class _Loop:
 
     def close(self) -> None:
         """Leave the folder to other runs."""
-        if self.folder is not None:
-            self.folder.close()
+        try:
+            for logger in self.loggers:
+                logger.close()
+        finally:
+            if self.folder is not None:
+                self.folder.close()
 
     def begin(self) -> bool:
         """Write the files of the start; return whether the run is complete already."""
@@ -180,6 +190,8 @@ class _Loop:
             self.folder.truncate(run.step)
             if run.step == 0:
                 self.save()
+        for logger in self.loggers:
+            logger.begin(run.step)
         ended = run.step >= run.config.steps or out_of_patience(run.notes, run.config.patience)
         if ended:
             run.finish()
@@ -192,9 +204,9 @@ class _Loop:
         ended = run.step == config.steps
         if self.monitors and self._due(config.evaluate_every, last=ended):
             ended |= bool(run.agree(self._evaluate()))
+        if self._told and self._due(config.log_every, last=ended):
+            self._tell(run.line(progress))
         if self.folder is not None:
-            if self._due(config.log_every, last=ended):
-                self.folder.append(run.line(progress))
             if self._due(config.snapshot_every, last=ended):
                 with self.folder.writing():
                     run.averages.snapshot(self.folder.path, self._record(), run.step)
@@ -203,6 +215,19 @@ class _Loop:
         if ended:
             run.finish()
         return ended
+
+    @property
+    def _told(self) -> bool:
+        """Whether anything is told the metrics."""
+        return self.folder is not None or bool(self.loggers)
+
+    def _tell(self, line: Mapping[str, Any]) -> None:
+        """Write a line of metrics, and tell the loggers."""
+        if self.folder is not None:
+            self.folder.append(dict(line))
+        values = {name: value for name, value in line.items() if name != "step"}
+        for logger in self.loggers:
+            logger.log(line["step"], values)
 
     def _due(self, every: int, *, last: bool) -> bool:
         return last or (every > 0 and self.run.step % every == 0)
@@ -229,12 +254,11 @@ class _Loop:
                 "add a HeldOutBound",
             )
         better = note_best(run.notes, run.step, found)
-        if folder is not None:
-            best = {"best": run.notes["best"]} if "best" in run.notes else {}
-            folder.append({"step": run.step, "evaluation": found} | best)
-            if better:
-                with folder.writing():
-                    save_model(folder.best, run.averages.main, self._record())
+        best = {"best": run.notes["best"]} if "best" in run.notes else {}
+        self._tell({"step": run.step, "evaluation": found} | best)
+        if folder is not None and better:
+            with folder.writing():
+                save_model(folder.best, run.averages.main, self._record())
         return out_of_patience(run.notes, config.patience)
 
     def save(self) -> None:
