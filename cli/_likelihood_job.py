@@ -158,7 +158,7 @@ def _resumed(given: Mapping[str, Any], saved: Mapping[str, Any], where: torch.de
     content = _content(evaluator, saved["options"])
     before = {part: dict(saved[part]) for part in content}
     for record in (before, content):
-        record["data"].pop("name")
+        record["data"].pop("name", None)
     check_same("--resume", before, content, _same_part)
     return evaluator
 

@@ -72,9 +72,10 @@ def imported(option: str, name: str, names: Iterable[str]) -> Any:  # noqa: ANN4
         try:
             found = getattr(found, part)  # the user names the attribute on the command line
         except AttributeError as error:
+            inside = vars(found) if isinstance(found, (ModuleType, type)) else {}
             public = [
                 known
-                for known, value in vars(found).items()
+                for known, value in inside.items()
                 if not known.startswith("_") and not isinstance(value, ModuleType)
             ]
             raise wrong_value(
@@ -95,7 +96,7 @@ def _module(option: str, path: str, names: Iterable[str]) -> ModuleType:
         return importlib.import_module(path)
     except ModuleNotFoundError as error:
         if error.name and (path == error.name or path.startswith(f"{error.name}.")):
-            rule = f"name a module, or be one of {', '.join(names)}"
+            rule = f"name a module, or be {_named(option, names)}"
             raise wrong_value(
                 option, "module", rule, path, "check the spelling and the current folder"
             ) from error
@@ -113,10 +114,15 @@ def _broken(option: str, path: str, error: Exception) -> ValueError:
 
 def _unknown(option: str, name: str, names: Iterable[str]) -> ValueError:
     names = list(names)
-    every = "a name of `sde-diffusion solvers`" if option == "--solver" else None
-    rule = f"be {every or 'one of ' + ', '.join(names)}, or {_OWN}"
+    rule = f"be {_named(option, names)}, or {_OWN}"
     near = _near(name, names) or f"pass for example {option} {names[0]}"
     return wrong_value(option, "name", rule, repr(name), near)
+
+
+def _named(option: str, names: Iterable[str]) -> str:
+    """Return which names a flag takes; those of solvers are too many for a line."""
+    known = "a name of `sde-diffusion solvers`"
+    return known if option == "--solver" else f"one of {', '.join(names)}"
 
 
 def _near(name: str, names: Iterable[str]) -> str:

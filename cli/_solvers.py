@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from sde_diffusion import solvers
-from sde_diffusion._check import Reason, wrong_type, wrong_value
+from sde_diffusion._check import Reason, shown, wrong_type, wrong_value
 
 _PARTS: Final = ("Corrector", "Langevin", "AnnealedLangevin", "SongLangevin")  # no solvers
 # Words that the capitals of a class name do not tell apart, and shorter ones.
@@ -73,7 +73,7 @@ def solver_with(name: str, arguments: str) -> Any:  # noqa: ANN401  (any Solver)
         known = ", ".join(inspect.signature(kind).parameters) or "none"
         raise wrong_type(
             "--solver",
-            arguments,
+            shown(arguments),
             f"be arguments of {name} ({known})",
             Reason(error),
             f"write --solver {_example(name)}",
@@ -93,10 +93,11 @@ def _values(name: str, arguments: str) -> tuple[list[object], dict[str, object]]
         call: Any = ast.parse(f"f({arguments or repr('')})", mode="eval").body
         named = {str(word.arg): _value(word.value) for word in call.keywords}
         return [_value(node) for node in call.args], named
-    except (SyntaxError, ValueError, AttributeError) as error:  # AttributeError: not one call
+    # AttributeError: not one call; the others: nested too deeply.
+    except (SyntaxError, ValueError, AttributeError, RecursionError, MemoryError) as error:
         raise wrong_value(
             "--solver",
-            arguments,
+            shown(arguments),
             "hold numbers, words or literals",
             "others",
             f"write --solver {_example(name)}",

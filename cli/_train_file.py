@@ -12,7 +12,7 @@ from typing import Any, Final
 import click
 from click.core import ParameterSource
 
-from sde_diffusion._check import Reason, wrong_value
+from sde_diffusion._check import Reason, shown, wrong_value
 
 FILE: Final = "config.toml"
 _NOT_SETTINGS: Final = ("config", "resume", "as_json", "help")
@@ -29,7 +29,7 @@ def read(path: Path, command: click.Command) -> dict[str, Any]:
         raise FileNotFoundError(str(error))
     try:
         found = tomllib.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # not TOML, or not text
+    except (ValueError, RecursionError) as error:  # not TOML, or not text, or nested too deeply
         raise wrong_value(
             "--config", str(path), "be a TOML file", Reason(error), "write lines like steps = 2000"
         ) from error
@@ -104,7 +104,10 @@ def _value(ctx: click.Context, param: click.Parameter, value: object) -> Any:  #
     count = isinstance(param.type, click.types.IntParamType)
     if isinstance(value, bool) != flag or (count and isinstance(value, float)):
         raise _misplaced(ctx, param, f"{value!r} is of another type.")
-    return param.process_value(ctx, value)
+    try:
+        return param.process_value(ctx, value)
+    except OverflowError as error:  # a whole number that no float holds
+        raise _misplaced(ctx, param, f"{shown(value)} is too large.") from error
 
 
 def _misplaced(ctx: click.Context, param: click.Parameter, message: str) -> click.BadParameter:

@@ -104,7 +104,7 @@ def numbers(ctx: click.Context, param: click.Parameter, value: Any) -> tuple[flo
     parts = value.split(",") if isinstance(value, str) else value
     try:
         return tuple(float(part) for part in parts)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         message = f"{value!r} is not numbers with commas between them."
         raise click.BadParameter(message, ctx=ctx, param=param) from error
 
@@ -128,11 +128,11 @@ def _assignment(ctx: click.Context, param: click.Parameter, words: str) -> tuple
         raise click.BadParameter(message, ctx=ctx, param=param)
     try:
         return name, tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         pass
     try:
         return name, tomllib.loads(f"value = [{text.strip('()')}]")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         return name, text
 
 

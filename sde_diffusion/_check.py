@@ -53,7 +53,8 @@ def _cut(text: str, most: int) -> str:
 
 
 def _text(what: str, argument: str, rule: str, got: object, remedy: str) -> str:
-    return printable(f"{what}: {argument} must {rule}, got {shown(got)}; {remedy}")
+    named = _cut(printable(argument), _REASON)  # a path, or words of the user's
+    return printable(f"{what}: {named} must {rule}, got {shown(got)}; {remedy}")
 
 
 def wrong_value(what: str, argument: str, rule: str, got: object, remedy: str) -> ValueError:

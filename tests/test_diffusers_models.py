@@ -685,7 +685,7 @@ def test_weights_in_torchs_format_are_read_without_being_run(tmp_path, vae) -> N
         def __reduce__(self) -> Any:
             return Path.touch, (ran,)
 
-    torch.save({"conv_in.weight": Bomb()}, weights)
+    torch.save(network.state_dict() | {"conv_in.weight": Bomb()}, weights)
     with pytest.raises(ValueError, match=r"load: .* must hold a network"):
         load(name)
     assert not ran.exists()
@@ -715,8 +715,16 @@ DAMAGES: Final[dict[str, tuple[Callable[[Path], object], type[Exception], str]]]
         r"with model_index\.json, got",
     ),
     "no scheduler": (lambda f: (f / SCHEDULER).unlink(), FileNotFoundError, "with scheduler/"),
-    "no JSON": (lambda f: (f / INDEX).write_text("{"), ValueError, "must hold JSON, got"),
-    "a list": (lambda f: (f / INDEX).write_text("[]"), ValueError, "hold a JSON object, got list"),
+    "no JSON": (
+        lambda f: (f / INDEX).write_text("{"),
+        ValueError,
+        "must hold a JSON object, got JSON",
+    ),
+    "a list": (
+        lambda f: (f / INDEX).write_text("[]"),
+        ValueError,
+        "hold a JSON object, got ValueError: a list",
+    ),
     "another library": (
         replaced(INDEX, unet=["transformers", "UNet2DModel"]),
         ValueError,
@@ -739,8 +747,23 @@ DAMAGES: Final[dict[str, tuple[Callable[[Path], object], type[Exception], str]]]
         ValueError,
         "describe a network of the 0 bytes of weights beside it",
     ),
+    "a network of 300 GB": (
+        replaced("unet/config.json", block_out_channels=[2**30]),
+        ValueError,
+        "ask for no larger a network than its .* bytes of weights can fill, got .* or more",
+    ),
+    "a network of a billion layers": (
+        replaced("unet/config.json", layers_per_block=10**9),
+        ValueError,
+        "ask for no larger a network than its .* bytes of weights can fill",
+    ),
+    "JSON that is nested deeply": (
+        lambda f: (f / INDEX).write_text('{"unet": ' + 100 * "[" + 100 * "]" + "}"),
+        ValueError,
+        "got ValueError: lists and objects that are nested too deeply",
+    ),
     "weights of another size": (
-        replaced("unet/config.json", block_out_channels=[16]),
+        replaced("unet/config.json", block_out_channels=[4]),
         ValueError,
         "must hold a network and a scheduler",
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import os
@@ -10,7 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -34,38 +35,49 @@ from sde_diffusion import (
 )
 from sde_diffusion._check import Reason, wrong_value
 from sde_diffusion._files import json_object
+from sde_diffusion.cli import _likelihood_job, _train_file, menu
+from sde_diffusion.cli.train import command as train_command
 from sde_diffusion.training.folder import _read_state
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="memory has no limit to set there")
 
 
 @pytest.fixture(scope="module")
-def fuzz(root: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("fuzz", root / "tests" / "fuzz.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def fuzz(root: Path) -> Iterator[ModuleType]:
+    """The script tests/fuzz.py, which holds a table of all formats."""
+    sys.path.insert(0, str(root / "tests"))
+    yield importlib.import_module("fuzz")
+    sys.path.remove(str(root / "tests"))
+
+
+def names_of(fuzz: ModuleType) -> list[str]:
+    installed = importlib.util.find_spec("diffusers") is not None
+    return [name for name in fuzz.FORMATS if installed or "diffusers" not in name]
 
 
 def test_hostile_files_are_read_or_refused(
-    fuzz: ModuleType, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fuzz: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    found = fuzz.tried(60, 1, root / "tests" / "files_of_0_1", tmp_path)
-    assert sum(found.values()) == 60
-    assert [how for how in found if fuzz.WRONG in how] == []
+    for name in names_of(fuzz):
+        (tmp_path / name).mkdir()
+        found = fuzz.tried(name, 12, tmp_path / name)
+        assert found["tried"] == 12
+        assert [how for how in found if fuzz.WRONG in how] == []
 
 
 @pytest.mark.slow
-def test_more_hostile_files_are_read_or_refused(root: Path) -> None:
-    """As many as SDE_DIFFUSION_FUZZ says, for example 100000."""
-    number = os.environ.get("SDE_DIFFUSION_FUZZ", "300")
-    program = [sys.executable, str(root / "tests" / "fuzz.py"), number, "2"]
+def test_more_hostile_files_are_read_or_refused(root: Path, fuzz: ModuleType) -> None:
+    """Of each format as many as SDE_DIFFUSION_FUZZ says, for example 100000."""
+    number = os.environ.get("SDE_DIFFUSION_FUZZ", "200")
+    program = [sys.executable, str(root / "tests" / "fuzz.py"), number, *names_of(fuzz)]
     done = subprocess.run(program, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert sum(json.loads(done.stdout).values()) == int(number)
+    for line in done.stdout.splitlines():
+        ((name, found),) = json.loads(line).items()
+        assert found["tried"] == int(number)
+        # It would find nothing where all are read, or none.
+        assert 0 < found.get("read", 0) < int(number), name
 
 
 # --- checkpoints ---
@@ -217,7 +229,7 @@ def test_no_damage_of_a_state_goes_unnoticed(
     chance = random.Random(0)
     refused = 0
     for _ in range(250):
-        path.write_bytes(fuzz.damaged(content, chance))
+        path.write_bytes(fuzz.mutations.damaged(content, chance))
         try:
             found = _read_state(path)
         except ValueError as error:
@@ -326,3 +338,64 @@ def test_a_damaged_record_is_named_and_the_remedy_works(
     else:
         mend(path, str(caught.value))
     run(out, resume=True)
+
+
+# --- what is typed, and settings ---
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (
+            "learning-rate = " + 400 * "9",
+            "hold a value that --learning-rate takes, got .* too lar",
+        ),
+        ("ema-half-lives = [" + 400 * "9" + "]", "hold a value that --ema-half-lives takes, got "),
+        ("steps = " + 5000 * "[", "be a TOML file, got "),
+    ],
+)
+def test_settings_that_no_number_holds_are_refused_by_the_file(
+    tmp_path: Path, line: str, message: str
+) -> None:
+    path = tmp_path / "settings.toml"
+    path.write_text(line, encoding="utf-8")
+    with pytest.raises(ValueError, match=message) as caught:
+        _train_file.read(path, train_command)
+    assert len(str(caught.value)) < 700
+
+
+@pytest.mark.parametrize("words", [5000 * "-" + "1", 5000 * "{", 5000 * "(", 5000 * "\x1b"])
+def test_a_solver_of_any_words_is_refused_in_a_short_line(words: str) -> None:
+    with pytest.raises(ValueError, match="write --solver unipc:p=3") as caught:
+        menu.solver(f"unipc:{words}")
+    assert len(str(caught.value)) < 200
+    with pytest.raises(ValueError, match="must be a name of `sde-diffusion solvers`") as caught:
+        menu.solver(words)
+    assert len(str(caught.value)) < 300
+
+
+def test_a_number_has_nothing_to_name_in_it() -> None:
+    with pytest.raises(ValueError, match=r"math:pi\.x must name something in math, got no 'x'"):
+        menu.solver("math:pi.x")
+
+
+def test_a_message_shows_a_long_name_by_its_ends() -> None:
+    text = str(wrong_value("f", "a" + 5000 * "\x1b" + "z", "be short", 1, "cut it"))
+    assert re.fullmatch(r"f: a\\x1b.* … .*\\x1bz must be short, got 1; cut it", text)
+    assert len(text) < 450
+
+
+def test_a_manifest_whose_data_have_no_name_goes_on(
+    root: Path, tmp_path: Path, monkeypatch
+) -> None:
+    """Data are known by what they hold; their name may change, and be missing."""
+    shutil.copytree(root / "tests" / "files_of_0_1", tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / "evaluation"
+    path = out / "unfinished" / "manifest.json"
+    where = torch.device("cpu")
+    pending = _likelihood_job.prepared({}, set(), out, where, resume=True).pending
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    del manifest["data"]["name"]
+    path.write_text(json.dumps(manifest), encoding="utf-8")
+    assert _likelihood_job.prepared({}, set(), out, where, resume=True).pending == pending

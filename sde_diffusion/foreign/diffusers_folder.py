@@ -6,7 +6,6 @@ safetensors, or torch's file read without its pickle being run, and nothing is d
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -15,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from sde_diffusion._check import Reason, wrong_type, wrong_value
+from sde_diffusion._files import json_object
 from sde_diffusion.data.scaling import Affine
 from sde_diffusion.data.spec import DataSpec
 from sde_diffusion.foreign.diffusers_networks import NETWORKS, told_of
 from sde_diffusion.foreign.diffusers_schedulers import SCHEDULERS, check_steps, model_of
-from sde_diffusion.foreign.diffusers_sizes import check_built, check_settings
+from sde_diffusion.foreign.diffusers_sizes import TooLargeError, check_size
 from sde_diffusion.foreign.installed import program
 from sde_diffusion.models.score import ScoreModel
 
@@ -91,11 +91,12 @@ def load_diffusers(
     config = _read(folder, "scheduler/scheduler_config.json")
     check_steps(config)
     settings = _read(folder, f"{part}/config.json")
-    check_settings(folder / part, settings)
     try:
-        check_built(kind, folder / part, settings)
+        check_size(kind, settings, folder / part)
         scheduler = scheduler_kind.from_config(config)
         network = _network(kind, folder, part)
+    except TooLargeError:
+        raise
     # Whatever another program raises over a file that it cannot read.
     except Exception as error:
         got = Reason(f"{type(error).__name__}: {error}")
@@ -130,14 +131,10 @@ def _read(folder: Path, name: str) -> dict[str, Any]:
         error = wrong_value("load", "the folder", rule, str(folder), _REMEDY)
         raise FileNotFoundError(str(error))
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        return json_object(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         got = Reason(f"{type(error).__name__}: {error}")
-        raise wrong_value("load", str(path), "hold JSON", got, _REMEDY) from error
-    if not isinstance(found, dict):
-        kind = type(found).__name__
-        raise wrong_value("load", str(path), "hold a JSON object", kind, _REMEDY)
-    return found
+        raise wrong_value("load", str(path), "hold a JSON object", got, _REMEDY) from error
 
 
 def _class_in(

@@ -1,93 +1,81 @@
-"""The sizes in a folder's configuration, held against its weights before anything is built.
+"""The size that a network's configuration asks for, against that of its weights' files.
 
-A configuration is a text that anybody can write: widths of a million would fill the memory before
-the first weight is read.
+A configuration of a few bytes can ask for a network of any size. It is built without memory first,
+and given up as soon as it has more numbers, or more tensors, than the files can hold.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from threading import get_ident
 from typing import Any, Final
 
 import torch
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from sde_diffusion._check import Reason, wrong_value
+from sde_diffusion._check import positive_integer, wrong_value
 
-_ENDINGS: Final = (".safetensors", ".bin")
+
+class TooLargeError(ValueError):
+    """A configuration of a larger network than its files can hold."""
+
+
 _REMEDY: Final = "save it with pipeline.save_pretrained(folder)"
-_LEAST: Final = 2**16  # what any setting may be, such as a number of timesteps
-_LAYERS: Final = ("layers_per_block", "num_layers", "transformer_layers_per_block")
-_LEAST_BYTES: Final = 64  # of a tensor in a file, with its name
-_MOST_ELEMENTS: Final = 2**24  # of a sample
-_MOST_POSITIONS: Final = 2**26  # of the table of positions of a transformer, which no file holds
+_WEIGHTS: Final = (".safetensors", ".bin")
+_LEAST_TENSOR: Final = 50  # bytes that a file needs to name one
+_MOST_SIDE: Final = 1024  # of a transformer's sample, which has an embedding for each patch
 
 
-def check_settings(folder: Path, config: Mapping[str, Any]) -> None:
-    """Refuse a configuration with a number that the weights beside it do not bear out.
-
-    Arguments:
-        folder: with the weights.
-        config: the network's configuration.
-
-    Errors: ValueError that names the setting.
-    """
-    size = _bytes(folder)
-    for name, number in _numbers(config):
-        most = size // _LEAST_BYTES if name in _LAYERS else max(size, _LEAST)
-        if abs(number) > most:
-            raise _refused(folder, size, f"{name} = {number}")
-    _check_samples(folder, size, config)
-
-
-def check_built(kind: Any, folder: Path, config: Mapping[str, Any]) -> None:  # noqa: ANN401
-    """Refuse a configuration whose network has more weights than there are bytes of them.
+def check_size(kind: Any, config: Mapping[str, Any], part: Path) -> None:  # noqa: ANN401
+    """Refuse a configuration of a larger network than its weights' files can hold.
 
     Arguments:
         kind: the network's class, of diffusers.
-        folder: with the weights.
-        config: the network's configuration, which `check_settings` has seen.
+        config: its configuration.
+        part: the folder of its weights.
 
-    Errors: ValueError that names the number of weights; those of the class.
+    Errors: TooLargeError, a ValueError; and whatever the class raises over such a configuration.
     """
-    size = _bytes(folder)
-    with torch.device("meta"):
-        made = kind.from_config(config)
-    weights = sum(tensor.numel() for tensor in made.state_dict().values())
-    if weights > size:
-        raise _refused(folder, size, f"{weights} weights")
+    if "Transformer" in kind.__name__:
+        _check_sides(config.get("sample_size", 1), part)
+    files = [file for file in part.iterdir() if file.suffix in _WEIGHTS]
+    if not files:  # then diffusers says so, and builds nothing
+        return
+    with _at_most(sum(file.stat().st_size for file in files), part), torch.device("meta"):
+        kind.from_config(config)
 
 
-def _bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.iterdir() if path.suffix in _ENDINGS)
+def _check_sides(size: object, part: Path) -> None:
+    for side in size if isinstance(size, list) else [size]:
+        positive_integer("load", f"sample_size of {part}", side)
+        if side > _MOST_SIDE:
+            raise _too_large(part, f"have a sample_size of at most {_MOST_SIDE}", side)
 
 
-def _numbers(config: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """Yield every number with the name of its setting."""
-    for name, value in config.items():
-        rows = list(value) if isinstance(value, (list, tuple)) else [value]
-        while rows:
-            item = rows.pop()
-            if isinstance(item, (list, tuple)):
-                rows.extend(item)
-            elif isinstance(item, (int, float)):
-                yield name, item
+@contextmanager
+def _at_most(size: int, part: Path) -> Iterator[None]:
+    """Refuse in this thread, as they are made, more parameters than fit into ``size`` bytes."""
+    here = get_ident()
+    made = 0
+
+    def count(_module: nn.Module, _name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal made
+        if parameter is None or get_ident() != here:
+            return
+        made += max(parameter.numel(), _LEAST_TENSOR)
+        if made > size:
+            rule = f"ask for no larger a network than its {size} bytes of weights can fill"
+            raise _too_large(part, rule, f"{made} numbers or more")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
-def _check_samples(folder: Path, size: int, config: Mapping[str, Any]) -> None:
-    """Refuse samples of too many elements, and tables of their positions that are too large."""
-    given = config.get("sample_size")
-    sides = [side for side in (given if isinstance(given, list) else [given, given]) if side]
-    if not all(isinstance(side, int) for side in sides):
-        return  # refused by its name where it is read
-    heads = [config.get(name) for name in ("num_attention_heads", "attention_head_dim")]
-    width = math.prod(number for number in heads if isinstance(number, int))
-    area = math.prod(sides)
-    if area > _MOST_ELEMENTS or area * width > _MOST_POSITIONS:
-        raise _refused(folder, size, f"sample_size = {given}")
-
-
-def _refused(folder: Path, size: int, got: str) -> ValueError:
-    rule = f"describe a network of the {size} bytes of weights beside it"
-    return wrong_value("load", str(folder / "config.json"), rule, Reason(got), _REMEDY)
+def _too_large(part: Path, rule: str, got: object) -> TooLargeError:
+    return TooLargeError(str(wrong_value("load", str(part), rule, got, _REMEDY)))
