@@ -206,6 +206,10 @@ def hostile(touched: Path) -> dict[str, bytes]:
     bomb = io.BytesIO()
     with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("a/data.pkl", bytes(3_000_000))
+    far = io.BytesIO()
+    with zipfile.ZipFile(far, "w") as file:
+        file.writestr("a/data.pkl", b"N.")
+        file.filelist[0].header_offset = 2**63
     twice = archive.getvalue().replace(b"FloatStorage", b"LongStorage\n")
     return {
         "code": pickle.dumps(Runs(touched)),
@@ -234,6 +238,7 @@ def hostile(touched: Path) -> dict[str, bytes]:
         "a tensor outside of its storage": old.getvalue().replace(b"K\x03\x85", b"K\x7f\x85"),
         "an archive that expands": bomb.getvalue(),
         "an archive of another kind of number": twice,
+        "an archive with a part behind its end": far.getvalue(),
         "an archive cut short": archive.getvalue()[:-30],
         "nothing": b"",
         "a text": b"hello",

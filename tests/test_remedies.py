@@ -1,12 +1,19 @@
-"""A remedy that an error names on the command line works when it is typed.
+"""A remedy that an error names works when it is typed, in Python and on the command line.
 
-A row is a wrong command, the remedy it must print, and what is typed instead of what: the words
-of the remedy itself, wherever it names any.
+A row of `ROWS` is a wrong command, the remedy it must print, and what is typed instead of what:
+the words of the remedy itself, wherever it names any. A row of `remedies.txt` is a wrong line of
+Python, the remedy of its error, and the right lines, in which what stands between « and » is taken
+from the remedy word for word. All remedies of the package are read from its source: one that names
+something to type stands in a row, or in `remedies_untyped.txt`, which says why it does not.
 """
 
 from __future__ import annotations
 
+import importlib
+import re
 from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -18,8 +25,9 @@ TINY = "train --steps 1 --batch-size 4 --width 8 --device cpu --out new"
 DRAW = "sample -n 2 --steps 2 --device cpu"
 SOLVES = "compare --model ring --samples 2 --replicates 2 --reference-steps 2 --device cpu"
 OWN = """
-from sde_diffusion import DataSpec, GaussianMixture, VPSDE
+from sde_diffusion import DataSpec, GaussianMixture, VPSDE, uniform
 ring = GaussianMixture.ring(8)
+times = uniform(3)
 model = ring.diffused(VPSDE())
 number = 3
 """
@@ -140,6 +148,22 @@ ROWS = [
         "--nfe 2",
     ),
     ("verify --solver heun --sde zzz", "pass for example --sde vp", "zzz", "vp"),
+    (f"{DRAW} --device cuda:99", "pass --device auto or cpu", "cuda:99", "auto"),
+    ("info ring --data points.npy", "leave out --data", "--data points.npy", ""),
+    (
+        f"{DRAW} --grid own_remedies:times",
+        "leave out --steps, or name a function (sde, steps)",
+        "--steps 2",
+        "",
+    ),
+    (
+        f"{TINY} --data points.npy --held-out 4 --evaluate-every 1 --patience 2 "
+        "--coupling optimal-transport",
+        "drop --patience",
+        "--patience 2",
+        "",
+    ),
+    (f"{TINY} --config wrong.toml", "write lines like steps = 2000", "wrong.toml", "right.toml"),
     ("info digitz", "did you mean digits?", "digitz", "digits"),
     ("infos", "did you mean info?", "infos", "info"),
 ]
@@ -150,12 +174,16 @@ def there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "own_remedies.py").write_text(OWN, encoding="utf-8")
+    (tmp_path / "wrong.toml").write_text("steps 2000", encoding="utf-8")
+    (tmp_path / "right.toml").write_text("steps = 2000", encoding="utf-8")
     np.save("points.npy", np.random.default_rng(0).normal(size=(40, 2)))
     return tmp_path
 
 
 @pytest.mark.parametrize(("wrong", "remedy", "words", "instead"), ROWS, ids=lambda v: str(v)[-40:])
-def test_the_remedy_works(wrong: str, remedy: str, words: str, instead: str, there: Path) -> None:
+def test_the_remedy_of_a_command_works(
+    wrong: str, remedy: str, words: str, instead: str, there: Path
+) -> None:
     failed = CliRunner().invoke(main, wrong.split())
     assert failed.exit_code == 2, failed.output
     told = " ".join(failed.output.split())
@@ -176,3 +204,136 @@ def test_numbers_with_commas_are_a_sequence() -> None:
         assert done.exit_code == 0, done.output
         shown = CliRunner().invoke(main, ["info", f"new-{text}"]).output
         assert "multipliers=[1, 2, 2]" in shown
+
+
+# --- in Python ---
+
+NAMES = """
+import math
+import os
+from dataclasses import replace
+import numpy as np
+import torch
+from torch import nn
+from sde_diffusion import *
+from sde_diffusion.ddpm import *
+from sde_diffusion.diagnostics import *
+from sde_diffusion.exchange import *
+from sde_diffusion.likelihood import *
+from sde_diffusion.likelihood.decoders import bin_centres
+from sde_diffusion.objectives import *
+from sde_diffusion.objectives.spacings import *
+from sde_diffusion.objectives.weighting import P2
+from sde_diffusion.pictures import *
+from sde_diffusion.pictures.samples import tiles
+from sde_diffusion.solvers import *
+from sde_diffusion.time_distributions import *
+
+X = 0.1 + torch.arange(8.0).reshape(4, 2) / 8
+T = torch.tensor(0.5, dtype=torch.float64)
+RING = GaussianMixture.ring(8).diffused(VPSDE())
+FLOW = ProbabilityFlow(VPSDE(), RING)
+BACK = ReverseSDE(VPSDE(), RING)
+NOISE = PerSampleNoise(range(4))
+NUMBERS = DataSpec("numbers", (2,), None)
+
+def mlp(**more):
+    return MLP(2, width=8, depth=1, **more)
+
+def net():
+    return ScoreModel(mlp(), VPSDE(), data=NUMBERS)
+
+def points():
+    return Dataset(NUMBERS, torch.linspace(-1, 1, 16).reshape(8, 2), None)
+
+def grey():
+    levels = torch.arange(128).reshape(8, 1, 4, 4) % 17
+    return Dataset(DataSpec("grey", (1, 4, 4), 17), levels, None)
+
+def run(model, dataset=None, *, out=None, **settings):
+    names = ("resume", "monitors", "objective")
+    more = {name: settings.pop(name) for name in names if name in settings}
+    config = replace(settings.pop("settings", TrainingConfig()), steps=1, batch_size=4, **settings)
+    return list(train(model, dataset or points(), config, out=out, **more))
+
+def solve(solver, dynamics=FLOW, x=X, grid=None, **more):
+    return integrate(dynamics, solver, x, uniform(4) if grid is None else grid, **more)
+
+class Brown(SDE):
+    def __init__(self, g):
+        self.g = g
+    def drift(self, x, t):
+        return torch.zeros_like(x)
+    def diffusion(self, x, t):
+        return self.g(x, t)
+
+class Plain(nn.Module):
+    def forward(self, x, c):
+        return 0.1 * x
+"""
+
+
+class Row(NamedTuple):
+    """A wrong line of Python, the remedy of its error, and right lines with its words marked."""
+
+    wrong: str
+    remedy: str
+    right: str
+
+
+def rows() -> list[Row]:
+    text = (Path(__file__).parent / "remedies.txt").read_text(encoding="utf-8")
+    split = re.compile(r"^; (.*)\n", re.MULTILINE)
+    return [Row(*split.split(block, maxsplit=1)) for block in text.strip().split("\n\n")]
+
+
+PYTHON = rows()
+
+
+@pytest.fixture(scope="module")
+def names() -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    exec(NAMES, found)
+    return found
+
+
+@pytest.mark.parametrize("row", PYTHON, ids=lambda row: row.wrong[:60])
+def test_the_remedy_in_python_works(
+    row: Row, names: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((ValueError, TypeError, ArithmeticError, OSError)) as caught:
+        exec(row.wrong, {**names})
+    assert str(caught.value).endswith(f"; {row.remedy}")
+    words = re.findall("«(.*?)»", row.right)
+    assert all(word in row.remedy for word in words)
+    exec(row.right.replace("«", "").replace("»", ""), {**names})
+
+
+# --- all of them ---
+
+
+@pytest.fixture
+def said(root: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(root / "tests"))
+    return importlib.import_module("said")
+
+
+def as_flags(text: str) -> str:
+    """Return a remedy as the command line has it: `dropout=0.1` is `--dropout 0.1` there."""
+    return re.sub(r"(\w+)=(\S+)", lambda m: f"--{m[1].replace('_', '-')} {m[2]}", text)
+
+
+def test_every_remedy_is_typed(said: ModuleType, root: Path) -> None:
+    typed = [row.remedy for row in PYTHON] + [row[1] for row in ROWS]
+    open_ = (root / "tests" / "remedies_untyped.txt").read_text(encoding="utf-8").splitlines()
+    listed = [line for line in open_ if line and not line.startswith("#")]
+    missing = []
+    found = said.remedies(root)
+    for text, place in found.items():
+        ways = [re.escape(way).replace("…", ".*") for way in {text, as_flags(text)}]
+        known = any(re.fullmatch(way, one) for way in ways for one in typed)
+        if known == (text in listed):
+            missing.append(f"{place}: {text}")
+    assert missing == []
+    assert set(listed) <= found.keys()

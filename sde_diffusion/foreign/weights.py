@@ -31,6 +31,8 @@ _DAMAGED: Final = (
     zipfile.BadZipFile,
     struct.error,
     EOFError,
+    ArithmeticError,
+    LookupError,
     NotImplementedError,
     RuntimeError,
     ValueError,

@@ -176,7 +176,7 @@ def check_input(what: str, x: Tensor, event: tuple[int | str, ...], weight: Tens
             "x",
             f"have the weights' dtype {weight.dtype}",
             str(x.dtype),
-            "convert it with x.to(…), or the network with .to(…)",
+            f"convert it with x.to({weight.dtype}), or the network with .to({x.dtype})",
         )
 
 

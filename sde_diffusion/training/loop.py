@@ -291,6 +291,14 @@ def _check(
                 type(value).__name__,
                 f"pass {name}={kind.__name__}(...)",
             )
+    if objective is not None and not isinstance(objective, Objective):
+        raise wrong_type(
+            "train",
+            "objective",
+            "be an Objective or None",
+            type(objective).__name__,
+            "pass TrainingConfig(objective='vlb') for one by its name",
+        )
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise wrong_value(
             "train", "model", "have parameters to train", "none", "call model.requires_grad_()"
