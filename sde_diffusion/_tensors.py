@@ -28,7 +28,14 @@ def expand(c: Tensor, x: Tensor) -> Tensor:
             tuple(c.shape),
             "pass one time, or one time per sample",
         )
-    return c.to(device=x.device, dtype=x.dtype).reshape(-1, *(1 for _ in x.shape[1:]))
+    return moved(c, x.device, x.dtype).reshape(-1, *(1 for _ in x.shape[1:]))
+
+
+def moved(c: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return ``c`` on a device in a dtype; what comes from the CPU does not wait for a GPU."""
+    if c.device.type == "cpu":
+        return c.to(dtype=dtype).to(device=device, non_blocking=True)
+    return c.to(device=device, dtype=dtype)
 
 
 def plus(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
@@ -53,7 +60,7 @@ def per_sample(t: Tensor, x: Tensor) -> Tensor:
         return t.to(dtype).expand(x.shape[0])
     if t.ndim == 0:
         return torch.full((x.shape[0],), float(t), dtype=dtype, device=x.device)
-    return t.to(device=x.device, dtype=dtype)
+    return moved(t, x.device, dtype)
 
 
 def check_state(what: str, x: Tensor, name: str = "x") -> None:

@@ -15,11 +15,11 @@ from sde_diffusion._tensors import expand, rms
 from sde_diffusion.dynamics import ODE
 from sde_diffusion.noise import Noise
 from sde_diffusion.solver import Adaptive, Reached
-from sde_diffusion.solvers._shared.adams_history import RATIO, History, adams_weights, moved
+from sde_diffusion.solvers._shared.adams_history import History, adams_weights, moved
 from sde_diffusion.solvers._shared.adaptive import growth, kept, settle, under_way
 from sde_diffusion.solvers._shared.checks import above_zero, choice
 from sde_diffusion.solvers._shared.dormand_prince import first_sizes
-from sde_diffusion.solvers._shared.step_limits import check_steps, check_tolerance
+from sde_diffusion.solvers._shared.step_limits import Limits, check_tolerance
 
 
 @final
@@ -86,9 +86,10 @@ class AdaptiveAdams(Adaptive[ODE]):
         scale = self.atol + self.rtol * x.abs()
         h = first_sizes(dynamics, x, grid[0], grid[-1], v, scale)
         past = History.begun(x, grid[0], h, v, self.highest - 1)
+        limits = Limits("AdaptiveAdams", "velocity", self.max_steps, 1, 1e-14)
         for stop in grid[1:].tolist():
-            for i in under_way("AdaptiveAdams", past, stop, self.max_steps, 1):
-                self._try(dynamics, past, stop, i)
+            for now in under_way(limits, past, stop):
+                self._try(dynamics, past, stop, now.i)
             yield Reached(past.x, past.lost)
 
     def _try(self, ode: ODE, p: History, stop: float, i: Tensor) -> None:
@@ -107,7 +108,7 @@ class AdaptiveAdams(Adaptive[ODE]):
         v = ode.velocity(predicted, s)
         nodes = torch.cat([torch.ones_like(nodes[:, :1]), nodes], 1)
         x_s = x + moved(adams_weights(nodes, known + 1), torch.cat([v[None], past]), dt)
-        error = expand(RATIO.to(dt.device)[known - 1], x) * (x_s - predicted)
+        error = expand(p.ratio[known - 1], x) * (x_s - predicted)
         norm = rms(error / (self.atol + self.rtol * torch.maximum(x.abs(), x_s.abs())))
         good = norm <= 1  # false for NaN
         h = growth(norm, 1 / (known + 1.0)).clamp(0.2, 2.0) * dt.abs()
@@ -116,4 +117,3 @@ class AdaptiveAdams(Adaptive[ODE]):
         p.lost = kept(p.lost, i, good, p.lost[i] + error.detach().abs())
         p.push(i, good, s, v)
         settle(p, i, good, s)
-        check_steps("AdaptiveAdams", "velocity", p, i, t, 1e-14)

@@ -17,7 +17,7 @@ from sde_diffusion.solver import Adaptive, Reached
 from sde_diffusion.solvers._shared.adaptive import under_way
 from sde_diffusion.solvers._shared.adaptive_dpm import DPMBatch, attempt, start
 from sde_diffusion.solvers._shared.checks import above_zero, choice
-from sde_diffusion.solvers._shared.step_limits import check_tolerance
+from sde_diffusion.solvers._shared.step_limits import Limits, check_tolerance
 
 
 @final
@@ -102,5 +102,6 @@ class AdaptiveDPMSolver(Adaptive[ProbabilityFlow]):
     def advance(self, flow: ProbabilityFlow, p: DPMBatch, end: Tensor) -> None:
         """Carry every sample of ``p`` to the time ``end``, at which sigma is above 0."""
         stop = float(end)
-        for i in under_way("AdaptiveDPMSolver", p, stop, self.max_steps, self.order):
-            attempt(self.order, self.rtol, self.atol, flow, p, i, stop)
+        limits = Limits("AdaptiveDPMSolver", "score", self.max_steps, self.order, 1e-12)
+        for now in under_way(limits, p, stop):
+            attempt(self.order, self.rtol, self.atol, flow, p, now, stop)

@@ -17,10 +17,10 @@ from sde_diffusion.dynamics import ReverseSDE
 from sde_diffusion.noise import Noise
 from sde_diffusion.sde import SDE
 from sde_diffusion.solver import Adaptive, Reached
-from sde_diffusion.solvers._shared.adaptive import growth
+from sde_diffusion.solvers._shared.adaptive import Round, growth, under_way
 from sde_diffusion.solvers._shared.brownian_pieces import BrownianBatch, start
 from sde_diffusion.solvers._shared.checks import above_zero
-from sde_diffusion.solvers._shared.step_limits import check_steps, check_tolerance, too_many
+from sde_diffusion.solvers._shared.step_limits import Limits, check_tolerance
 from sde_diffusion.solvers.sra import check_additive
 
 
@@ -81,22 +81,19 @@ class AdaptiveSDE(Adaptive[SDE]):
         check_tolerance("AdaptiveSDE", x, self.rtol, self.atol)
         check_additive("AdaptiveSDE", dynamics, x, grid[0])
         p = start(x, grid, noise)
-        tries = 0
-        most = self.max_steps * (len(grid) - 1)
-        while len(active := p.ahead()):
-            if tries == most:
-                raise too_many("AdaptiveSDE", self.max_steps, p, active, self.evaluations)
+        limits = Limits("AdaptiveSDE", "drift", self.max_steps, self.evaluations, 1e-14)
+        for now in under_way(limits, p, float(grid[-1]), len(grid) - 1):
             # All rows draw at every try: a sample's k-th draw is that of its k-th try.
-            self._try(dynamics, p, active, noise.normal(x))
-            tries += 1
+            self._try(dynamics, p, now, noise.normal(x))
         for found in p.found:
             yield Reached(found, None)
 
-    def _try(self, sde: SDE, p: BrownianBatch, i: Tensor, z: Tensor) -> None:
-        """Try one step of the samples ``i`` and keep it where its error is small enough."""
+    def _try(self, sde: SDE, p: BrownianBatch, now: Round, z: Tensor) -> None:
+        """Try one step of some samples and keep it where its error is small enough."""
+        i = now.i
         x = p.x[i]
         t = p.t[i]
-        s, dw = p.split(i, z[i])
+        s, dw = p.split(now, z[i])
         if len(i) < len(p.t) and isinstance(sde, ReverseSDE):
             sde = sde.rows(i)
         dt = expand(s - t, x)
@@ -109,5 +106,4 @@ class AdaptiveSDE(Adaptive[SDE]):
         h = (s - t).abs() * factor
         # A step cut short by the end of its piece is no reason to shorten the next one.
         p.h[i] = torch.where(good, torch.maximum(h, p.h[i] * factor.clamp(max=1)), h)
-        check_steps("AdaptiveSDE", "drift", p, i, t, 1e-14)
-        p.accept(i[good], x2[good])
+        p.accept(i, good, x2)

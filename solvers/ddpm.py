@@ -63,6 +63,5 @@ class DDPM(Solver[ReverseSDE]):
         chain = Chain(known.sde, torch.cat([grid[grid > 0], grid.new_zeros(1)]))
         for i, (t, s) in enumerate(pairwise(grid)):
             x0_hat, sigma2 = predicted(score, x, t, known.level(t), variance)
-            k = torch.full((len(x),), len(chain) - i)
-            x = reverse_step(x, x0_hat, chain, k, sigma2, noise.unit(x, t, s))
+            x = reverse_step(x, x0_hat, chain, len(chain) - i, sigma2, noise.unit(x, t, s))
             yield x

@@ -23,7 +23,7 @@ from sde_diffusion.solvers._shared.dormand_prince import (
     first_sizes,
     stages,
 )
-from sde_diffusion.solvers._shared.step_limits import check_steps, check_tolerance
+from sde_diffusion.solvers._shared.step_limits import Limits, check_tolerance
 
 
 @final
@@ -83,8 +83,9 @@ class DormandPrince(Adaptive[ODE]):
         scale = self.atol + self.rtol * x.abs()
         h = first_sizes(dynamics, x, grid[0], grid[-1], k1, scale)
         p = DormandPrinceBatch.begun(x, grid[0], h, k1)
+        limits = Limits("DormandPrince", "velocity", self.max_steps, self.evaluations, 1e-14)
         for stop in grid[1:].tolist():
-            for i in under_way("DormandPrince", p, stop, self.max_steps, self.evaluations):
+            for i, _ in under_way(limits, p, stop):
                 rows = dynamics if len(i) == len(p.t) else dynamics.rows(i)
                 dt, last = p.next_steps(i, stop)
                 found = stages(rows, p.x[i], p.t[i], dt, p.k1[i])
@@ -112,4 +113,3 @@ class DormandPrince(Adaptive[ODE]):
         p.k1 = kept(p.k1, i, good, found.k7)
         p.lost = kept(p.lost, i, good, p.lost[i] + found.error.detach().abs())
         settle(p, i, good, torch.where(last, stop, t + dt))
-        check_steps("DormandPrince", "velocity", p, i, t, 1e-14)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -15,6 +16,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import pytest
 import torch
 from hypothesis import settings
+from pretend_device import Log, cuda_device, pretend_cuda
 from torch import Tensor, nn
 
 # Pictures are drawn without a display.
@@ -67,6 +69,20 @@ class InfiniteSlope(nn.Module):
 @pytest.fixture
 def infinite_slope() -> nn.Module:
     return InfiniteSlope()
+
+
+@pytest.fixture
+def device() -> Iterator[str]:
+    """A CUDA device, by its name: the GPU where there is one, else the pretend device."""
+    with cuda_device():
+        yield "cuda"
+
+
+@pytest.fixture
+def pretend() -> Iterator[Log]:
+    """The pretend CUDA device, by its log of kernels, copies and waits."""
+    with pretend_cuda() as log:
+        yield log
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from sde_diffusion._check import a_function, an_object, wrong_value
 from sde_diffusion._seeds import Purpose, check_seed, mix
 from sde_diffusion._shown import shown
+from sde_diffusion._tensors import moved
 from sde_diffusion.coefficients import Level, Levels
 from sde_diffusion.counting import CountedScore
 from sde_diffusion.ddpm.chain import Chain
@@ -22,8 +23,11 @@ from sde_diffusion.scores import ScoreLike
 
 
 def column(c: Tensor, x: Tensor) -> Tensor:
-    """Return (B,) float64 coefficients in a shape that multiplies the state x, on its device."""
-    return c.to(x.device).reshape(-1, *(1 for _ in x.shape[1:]))
+    """Return float64 coefficients in a shape that multiplies the state x, on its device.
+
+    A 0-d coefficient stays what it is, as for `expand`.
+    """
+    return moved(c, x.device, c.dtype).reshape(-1, *(1 for _ in x.shape[1:])) if c.ndim else c
 
 
 class Variance(ABC):
@@ -33,10 +37,10 @@ class Variance(ABC):
     def table(self, chain: Chain) -> Tensor:
         """Return σ_1² … σ_N², or what they are about where they depend on the state."""
 
-    def at(self, chain: Chain, x: Tensor, k: Tensor) -> Tensor:
+    def at(self, chain: Chain, x: Tensor, k: int | Tensor) -> Tensor:
         """Return σ_k² at x = x_k in float64, in a shape that multiplies x.
 
-        Shapes: x (B, *event), k (B,).
+        Shapes: x (B, *event), k (B,), or one number for all.
         """
         return column(self.table(chain)[k - 1], x)
 
@@ -95,9 +99,16 @@ class LearnedVariance(Variance):
     def table(self, chain: Chain) -> Tensor:
         return PosteriorVariance().table(chain)
 
-    def at(self, chain: Chain, x: Tensor, k: Tensor) -> Tensor:
-        low, high = PosteriorVariance().at(chain, x, k), ForwardVariance().at(chain, x, k)
-        return torch.lerp(low.log(), high.log(), self.v(x, chain.times[k]).double()).exp()
+    def at(self, chain: Chain, x: Tensor, k: int | Tensor) -> Tensor:
+        v = self.v(x, chain.times[k]).double()
+        low = _beside(PosteriorVariance().at(chain, x, k).log(), v)
+        high = _beside(ForwardVariance().at(chain, x, k).log(), v)
+        return torch.lerp(low, high, v).exp()
+
+
+def _beside(c: Tensor, v: Tensor) -> Tensor:
+    """Return a 0-d coefficient on v's device, by a fill, which does not wait."""
+    return c if c.ndim else v.new_full((), float(c))
 
 
 @final
@@ -193,7 +204,7 @@ def counted(score: CountedScore, variance: Variance | None) -> Variance | None:
 
 
 def reverse_step(
-    x: Tensor, x0_hat: Tensor, chain: Chain, k: Tensor, variance: Variance, z: Tensor
+    x: Tensor, x0_hat: Tensor, chain: Chain, k: int | Tensor, variance: Variance, z: Tensor
 ) -> Tensor:
     """Return a draw of p_θ(x_{k−1}|x_k) = N(μ̃(x_k, x̂0), σ_k²): Ho et al.'s algorithm 2.
 
@@ -203,10 +214,10 @@ def reverse_step(
         x: the state x_k; (B, *event).
         x0_hat: x̂0, the model's estimate of x0 from x_k; (B, *event).
         chain: the chain of the steps.
-        k: the step of each sample, from 1; (B,).
+        k: the step of each sample, from 1, (B,); or that of all.
         variance: the model's σ_k².
         z: standard normals; (B, *event).
     """
     mean, _ = chain.posterior(x, x0_hat, k)
-    std = variance.at(chain, x, k).sqrt() * column((k > 1).double(), x)
+    std = variance.at(chain, x, k).sqrt() * column(torch.as_tensor(k > 1).double(), x)
     return mean + std.to(x.dtype) * z

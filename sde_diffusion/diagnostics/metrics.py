@@ -37,7 +37,7 @@ def rms_distance(x: Tensor, y: Tensor) -> float:
             tuple(y.shape),
             "pair every sample with its own target",
         )
-    return float((x.double() - y.double()).square().mean().sqrt())
+    return float((x.double() - y.to(x.device, torch.float64)).square().mean().sqrt())
 
 
 def directions(dimension: int, projections: int, seed: int = 0) -> Tensor:
@@ -176,7 +176,7 @@ class Reference:
         return self._principal.frechet(self._rows(x))
 
     def _rows(self, x: Tensor, least: int = 2) -> Tensor:
-        return _rows("Reference", x, self.y[:2], least=least)[0]
+        return _rows("Reference", x, self.y[:2], least=least)[0].to(self._v.device)
 
 
 @final

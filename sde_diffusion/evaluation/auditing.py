@@ -201,7 +201,7 @@ def _probes(found: LogLikelihood, divergence: Divergence) -> Line:
 def _of_levels(
     x: Tensor, levels: int | None, discrete: DiscreteLogLikelihood | None
 ) -> list[Line]:
-    zero = torch.zeros(len(x), dtype=torch.float64)
+    zero = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     lines = list[Line]()
     if discrete is not None:
         lines.append(

@@ -111,7 +111,7 @@ class Ledger:
         rows = len(self.nats)
         variances = sum(
             (line.error.square() for line in self.lines if line.random),
-            torch.zeros(rows, dtype=torch.float64),
+            torch.zeros_like(self.nats, dtype=torch.float64),
         )
         total = float(variances.sum())
         fourth = float(variances.square().sum())

@@ -6,16 +6,17 @@ C_k = Q diag(v) Qᵀ everything is elementwise.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
-from typing import final
+from typing import Self, final
 
 import torch
 from torch import Tensor
 
 from sde_diffusion._check import kind_of, number, wrong_type, wrong_value
 from sde_diffusion._shown import shown
-from sde_diffusion._tensors import check_state, expand
+from sde_diffusion._tensors import check_state, expand, moved
 from sde_diffusion.coefficients import Level, Levels
 from sde_diffusion.forms import Number, converted
 from sde_diffusion.scores import ScoreLike
@@ -56,6 +57,8 @@ _TILE = 16  # rows multiplied at once: a fixed shape keeps a sample's bits apart
 class Oracle:
     """A Gaussian mixture with any event shape, in the eigenbasis of each component.
 
+    It answers on the device of the states that it is asked about: its arrays are put there once.
+
     Arguments:
         weights: of the components, positive; (K,).
         means: of the components; (K, *event).
@@ -75,6 +78,23 @@ class Oracle:
         self.variances = variances
         self.bases = bases
         self._turned_means = self.means if bases is None else _turn(self.means, bases)
+        self._elsewhere: dict[torch.device, Self] = {}
+
+    def to(self, device: torch.device | str) -> Self:
+        """Return the oracle with its arrays on a device; itself where they are there."""
+        if device == self.device:
+            return self
+        there = torch.empty(0, device=device).device  # "cuda" with its number
+        if there == self.device:
+            return self
+        if there not in self._elsewhere:
+            made = copy.copy(self)
+            made._elsewhere = {}
+            for name, value in vars(self).items():
+                if isinstance(value, Tensor):
+                    setattr(made, name, value.to(there))
+            self._elsewhere[there] = made
+        return self._elsewhere[there]
 
     @property
     def device(self) -> torch.device:
@@ -91,16 +111,25 @@ class Oracle:
         Shapes: (B, *event) → (B,). Units: nats.
         """
         one = torch.ones((), dtype=torch.float64)
-        return self._components(x, one, 0 * one)[2].logsumexp(1).to(x.dtype)
+        return self._beside(x)._components(x, one, 0 * one)[2].logsumexp(1).to(x.dtype)
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """Return n draws of the data in float64."""
+        """Return n draws of the data in float64, drawn where the generator is."""
+        if generator.device != self.device:
+            return self.to(generator.device).sample(n, generator).to(self.device)
         k = torch.multinomial(self.weights, n, replacement=True, generator=generator)
-        z = torch.randn(n, self.dimension, generator=generator, dtype=torch.float64)
+        z = torch.randn(
+            n, self.dimension, generator=generator, dtype=torch.float64, device=self.device
+        )
         z = z * self.variances[k].sqrt()
         if self.bases is not None:
             z = (self.bases[k] @ z[:, :, None])[:, :, 0]
         return (self.means[k] + z).reshape(n, *self.event)
+
+    def _beside(self, x: Tensor) -> Self:
+        """Return the oracle on the device of the states."""
+        check_state("oracle", x)
+        return self.to(x.device)
 
     def _components(
         self, x: Tensor, alpha: Number, sigma: Number
@@ -109,7 +138,6 @@ class Oracle:
 
         Shapes: (B, K, D), (B or 1, K, D), (B, K).
         """
-        check_state("oracle", x)
         if tuple(x.shape[1:]) != self.event:
             raise wrong_value(
                 "oracle",
@@ -131,10 +159,12 @@ class Oracle:
         return r, variance, log_density - constant + self.weights.log()
 
     def _coefficient(self, c: Number) -> Number:
-        """Return () or (B,) numbers as (1 or B, 1, 1) beside the arrays; a float as it is."""
+        """Return (B,) numbers as (B, 1, 1) beside the arrays; one for all goes as it is."""
         if not isinstance(c, Tensor):
             return c
-        return c.to(self.means.device, torch.float64).reshape(-1, 1, 1)
+        if c.ndim == 0 and c.device.type == "cpu":
+            return c.double()
+        return moved(c, self.device, torch.float64).reshape(-1, 1, 1)
 
     def _mean_over_components(self, log_joint: Tensor, rows: Tensor) -> Tensor:
         """Return Σ_k p(k|x) rows_k: (B, K), (B, K, D) → (B, D)."""
@@ -172,9 +202,13 @@ class ExactScore(ScoreLike):
         self.oracle = oracle
         self.sde = sde
 
+    def to(self, device: torch.device | str) -> ExactScore:
+        """Return the score of the oracle with its arrays on a device."""
+        return ExactScore(self.oracle.to(device), self.sde)
+
     @property
     def device(self) -> torch.device:
-        """Where the oracle's arrays are."""
+        """Where the oracle's arrays are, and samples of it are made."""
         return self.oracle.device
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
@@ -183,9 +217,9 @@ class ExactScore(ScoreLike):
 
     def score(self, x: Tensor, t: Tensor) -> Tensor:
         """Return ∇ log p_t(x) = −Σ p(k|x) (α²C_k + σ²I)⁻¹(x − α m_k)."""
-        r, variance, log_joint = self._parts(x, t)
-        rows = self.oracle._turn_back(-r / variance)
-        return self.oracle._mean_over_components(log_joint, rows).reshape(x.shape).to(x.dtype)
+        o, (r, variance, log_joint) = self._parts(x, t)
+        rows = o._turn_back(-r / variance)
+        return o._mean_over_components(log_joint, rows).reshape(x.shape).to(x.dtype)
 
     def predict(self, form: str, x: Tensor, t: Tensor, at: Level | Levels) -> Tensor:  # noqa: ARG002
         return converted(form, "x0", self._x0(x, at.alpha, at.sigma), x, at)
@@ -200,10 +234,11 @@ class ExactScore(ScoreLike):
 
     def _x0(self, x: Tensor, alpha: Number, sigma: Number) -> Tensor:
         """Return E[x0 | x_t = x] at alpha and sigma of t: floats, or tensors () or (B,)."""
-        r, variance, log_joint = self.oracle._components(x, alpha, sigma)
-        a = self.oracle._coefficient(alpha)
-        rows = self.oracle._turn_back(a * self.oracle.variances * r / variance)
-        x0 = self.oracle._mean_over_components(log_joint, self.oracle.means + rows)
+        o = self.oracle._beside(x)
+        r, variance, log_joint = o._components(x, alpha, sigma)
+        a = o._coefficient(alpha)
+        rows = o._turn_back(a * o.variances * r / variance)
+        x0 = o._mean_over_components(log_joint, o.means + rows)
         return x0.reshape(x.shape).to(x.dtype)
 
     def log_prob(self, x: Tensor, t: Tensor) -> Tensor:
@@ -211,13 +246,16 @@ class ExactScore(ScoreLike):
 
         Shapes: (B, *event) → (B,). Units: nats.
         """
-        return self._parts(x, t)[2].logsumexp(1).to(x.dtype)
+        _, (_, _, log_joint) = self._parts(x, t)
+        return log_joint.logsumexp(1).to(x.dtype)
 
     def sample(self, n: int, t: Tensor, generator: torch.Generator) -> Tensor:
         """Return n draws of x_t in float64."""
         x0 = self.oracle.sample(n, generator)
-        eps = torch.randn(x0.shape, generator=generator, dtype=torch.float64)
-        return self.sde.perturb(x0, t, eps)
+        eps = torch.randn(
+            x0.shape, generator=generator, dtype=torch.float64, device=generator.device
+        )
+        return self.sde.perturb(x0, t, eps.to(x0.device))
 
     def marginal(self, t: Tensor) -> Oracle:
         """Return the distribution of x_t, itself a mixture, at a 0-d time."""
@@ -246,7 +284,7 @@ class ExactScore(ScoreLike):
                     "integrate with a tight tolerance instead",
                 )
             return self._quantile(self._cdf(x, t), s, x)
-        r, variance, _ = self._parts(x, t)
+        o, (r, variance, _) = self._parts(x, t)
         a = self.sde.alpha(s).double()
         later = a**2 * o.variances + self.sde.sigma(s).double() ** 2
         rows = o._turn_back(r * (later / variance).sqrt())
@@ -254,10 +292,10 @@ class ExactScore(ScoreLike):
 
     def _cdf(self, x: Tensor, t: Tensor) -> Tensor:
         """Return F_t(x) of one-dimensional data: (B, 1) → (B, 1)."""
-        r, variance, _ = self._parts(x, t)
+        o, (r, variance, _) = self._parts(x, t)
         z = (r / variance.sqrt())[:, :, 0]
         phi: Tensor = torch.special.ndtr(z)
-        return (phi * self.oracle.weights).sum(1, keepdim=True)
+        return (phi * o.weights).sum(1, keepdim=True)
 
     def _quantile(self, level: Tensor, t: Tensor, near: Tensor) -> Tensor:
         """Return the x with F_t(x) = level, by bisection."""
@@ -269,8 +307,10 @@ class ExactScore(ScoreLike):
             low, high = torch.where(below, middle, low), torch.where(below, high, middle)
         return 0.5 * (low + high)
 
-    def _parts(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return self.oracle._components(x, self.sde.alpha(t), self.sde.sigma(t))
+    def _parts(self, x: Tensor, t: Tensor) -> tuple[Oracle, tuple[Tensor, Tensor, Tensor]]:
+        """Return the oracle on the device of x, and its components there."""
+        oracle = self.oracle._beside(x)
+        return oracle, oracle._components(x, self.sde.alpha(t), self.sde.sigma(t))
 
 
 @final
@@ -288,7 +328,8 @@ class Gaussian(Oracle):
     def __init__(self, mean: Tensor, covariance: Tensor) -> None:
         mean = mean.double()
         variances, bases = _eigenbasis("Gaussian", covariance[None], mean.numel())
-        super().__init__(torch.ones(1, dtype=torch.float64), mean[None], variances, bases)
+        one = torch.ones(1, dtype=torch.float64, device=mean.device)
+        super().__init__(one, mean[None], variances, bases)
 
 
 @final
@@ -317,8 +358,8 @@ class GaussianMixture(Oracle):
         *,
         stds: Tensor | Sequence[float] | None = None,
     ) -> None:
-        weights = torch.as_tensor(weights, dtype=torch.float64)
         means = means.double()
+        weights = torch.as_tensor(weights, dtype=torch.float64, device=means.device)
         if weights.ndim != 1 or len(weights) != len(means) or not bool((weights > 0).all()):
             raise wrong_value(
                 "GaussianMixture",
@@ -341,7 +382,7 @@ class GaussianMixture(Oracle):
             variances, bases = _eigenbasis("GaussianMixture", covariances, d)
             super().__init__(weights, means, variances, bases)
             return
-        std = torch.as_tensor(stds, dtype=torch.float64)
+        std = torch.as_tensor(stds, dtype=torch.float64, device=means.device)
         if std.shape != weights.shape or not bool((std > 0).all()):
             raise wrong_value(
                 "GaussianMixture",

@@ -100,12 +100,13 @@ class GlobalBatch:
         sde: Any = model.sde  # of the kind that the distribution of times takes, as was checked
         drawn = objective.draw(sde, len(rows), generator)
         # Drawn in float32 as all noise, so that weights of another dtype see the same batch.
-        eps = torch.randn(x0.shape, generator=generator, dtype=torch.float32).to(dtype)
-        eps = objective.pair(x0, eps)
+        eps = torch.randn(x0.shape, generator=generator, dtype=torch.float32)
+        eps = objective.pair(x0, eps.to(x0.device, dtype))
         labels = None
         if dataset.labels is not None:
             kept = torch.rand(len(rows), generator=generator) >= config.label_dropout
-            labels = torch.where(kept, dataset.labels[rows].long(), -1)
+            there = dataset.labels[rows]
+            labels = torch.where(kept.to(there.device), there.long(), -1)
         return cls(drawn, x0, eps, labels, config.seed, step)
 
     def part(self, index: int, count: int, device: torch.device) -> Part:

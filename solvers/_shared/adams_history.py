@@ -29,6 +29,7 @@ class History:
         lost: the sum of the absolute estimated errors of the steps taken, (B, *event).
         accepted: steps accepted so far, (B,), int64.
         rejected: steps rejected so far, (B,), int64.
+        ratio: `RATIO`, where the states are.
         tries: steps tried by the whole batch, over all times of the grid.
     """
 
@@ -41,7 +42,13 @@ class History:
     lost: Tensor
     accepted: Tensor
     rejected: Tensor
+    ratio: Tensor
     tries: int = 0
+
+    @property
+    def told(self) -> Tensor:
+        """Nothing that a try asks of the last one: their number."""
+        return self.accepted
 
     @classmethod
     def begun(cls, x: Tensor, t: Tensor, h: Tensor, v: Tensor, nodes: int) -> Self:
@@ -67,6 +74,7 @@ class History:
             torch.zeros_like(x),
             none,
             none.clone(),
+            RATIO.to(x.device),
         )
 
     def push(self, i: Tensor, good: Tensor, t: Tensor, v: Tensor) -> None:
@@ -98,7 +106,8 @@ def adams_weights(nodes: Tensor, known: Tensor) -> Tensor:
     powers = nodes[:, None, :] ** k[:, None]
     identity = torch.eye(len(k), dtype=nodes.dtype, device=nodes.device)
     moments = torch.where(own, 1 / (k + 1.0).to(nodes.dtype), torch.zeros_like(nodes))
-    solved: Tensor = torch.linalg.solve(torch.where(both, powers, identity), moments)
+    # Not `solve`, which waits for the GPU to know that the matrices have inverses.
+    solved: Tensor = torch.linalg.solve_ex(torch.where(both, powers, identity), moments).result
     return solved
 
 

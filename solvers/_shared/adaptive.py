@@ -3,48 +3,83 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from sde_diffusion._tensors import expand
-from sde_diffusion.solvers._shared.step_limits import Sized, too_many
+from sde_diffusion.solvers._shared.step_limits import Limits, Sized
 
 
 class Moving(Sized, Protocol):
-    """Where samples are and their steps so far, with how many steps the batch has tried.
+    """Where samples are, and how many steps the batch has tried.
+
+    Shapes: told (B,), int64 or bool: what the next try asks of the last one, on the CPU.
+    """
+
+    tries: int
+
+    @property
+    def told(self) -> Tensor:
+        """What is read of every sample after a try, together with all else."""
+
+
+class Counted(Moving, Protocol):
+    """A batch that counts the steps of every sample.
 
     Shapes: accepted, rejected (B,) int64.
     """
 
     accepted: Tensor
     rejected: Tensor
-    tries: int
 
 
-def under_way(
-    what: str, p: Moving, stop: float, max_steps: int, evaluations: float
-) -> Iterator[Tensor]:
+class Round(NamedTuple):
+    """The samples that try a step, (n,) int64, and what the batch has told of them, on the CPU.
+
+    Nothing is told before the first try: zeros.
+    """
+
+    i: Tensor
+    told: Tensor
+
+
+def under_way(limits: Limits, p: Moving, stop: float, intervals: int = 1) -> Iterator[Round]:
     """Yield the samples still on their way, to be tried a step each, until all are at ``stop``.
 
-    Arguments:
-        what: the solver's name, for the error.
-        p: where the samples are.
-        stop: the time to come to, in [0, 1].
-        max_steps: the most tries on the way there.
-        evaluations: those of a try, at most.
+    A try is followed by one look at the batch, which waits for the GPU, and by no other.
 
-    Errors: FloatingPointError where the steps become too many.
+    Arguments:
+        limits: where the solver gives up.
+        p: where the samples are; none is at ``stop``.
+        stop: the time to come to, in [0, 1].
+        intervals: of the grid on the way there.
+
+    Errors: FloatingPointError where the steps become too many or too small.
     """
-    active = (p.t != stop).nonzero()[:, 0]
-    most = p.tries + max_steps
+    active = torch.arange(len(p.t), device=p.t.device)
+    told = torch.zeros(len(p.t), dtype=torch.int64)
+    most = p.tries + limits.max_steps * intervals
     while len(active) and p.tries < most:
-        yield active
+        yield Round(active, told)
         p.tries += 1
-        active = active[p.t[active] != stop]
+        small = ~(p.h[active] >= limits.least)  # NaN too
+        seen = torch.stack([(p.t[active] != stop).long(), small.long(), p.told[active].long()])
+        left, stuck, told = seen.cpu()
+        if bool(stuck.any()):
+            raise limits.too_small(p, marked(active, stuck.bool()))
+        active = marked(active, left.bool())
+        told = told[left.bool()]
     if len(active):
-        raise too_many(what, max_steps, p, active, evaluations)
+        raise limits.too_many(p, active)
+
+
+def marked(i: Tensor, mask: Tensor) -> Tensor:
+    """Return the samples that a mask on the CPU marks, without waiting for the GPU."""
+    if bool(mask.all()):
+        return i
+    return i[mask.nonzero()[:, 0].to(i.device, non_blocking=True)]
 
 
 def growth(error: Tensor, power: float | Tensor) -> Tensor:
@@ -54,7 +89,7 @@ def growth(error: Tensor, power: float | Tensor) -> Tensor:
     return torch.where(error.isfinite(), factor, 0.2)
 
 
-def settle(p: Moving, i: Tensor, good: Tensor, s: Tensor) -> None:
+def settle(p: Counted, i: Tensor, good: Tensor, s: Tensor) -> None:
     """Move samples on to their new times where their step is good, and count the steps.
 
     Arguments:

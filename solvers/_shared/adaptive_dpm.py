@@ -9,9 +9,8 @@ from torch import Tensor
 
 from sde_diffusion._tensors import rms
 from sde_diffusion.dynamics import ProbabilityFlow, linear
-from sde_diffusion.solvers._shared.adaptive import growth, kept, settle
+from sde_diffusion.solvers._shared.adaptive import Round, growth, kept, marked, settle
 from sde_diffusion.solvers._shared.dpm_pair import pair, predicted
-from sde_diffusion.solvers._shared.step_limits import check_steps
 
 
 @dataclass
@@ -40,6 +39,11 @@ class DPMBatch:
     rejected: Tensor
     tries: int = 0
 
+    @property
+    def told(self) -> Tensor:
+        """Whether eps is known: the next try need not ask for it."""
+        return self.known
+
 
 def start(x: Tensor, t: Tensor, h: float) -> DPMBatch:
     """Return all samples at t before their first step, of size h."""
@@ -56,7 +60,7 @@ def attempt(
     atol: float,
     flow: ProbabilityFlow,
     p: DPMBatch,
-    i: Tensor,
+    now: Round,
     stop: float,
 ) -> None:
     """Try one step of some samples and keep it where its error is small enough.
@@ -67,11 +71,12 @@ def attempt(
         atol: the absolute tolerance, above 0, in the units of x.
         flow: the probability-flow ODE.
         p: the batch, which is changed.
-        i: the samples that try a step, (n,), int64.
+        now: the samples that try a step, and whether their eps is known.
         stop: the time that no step goes beyond.
     """
     sde = linear("AdaptiveDPMSolver", flow).sde
-    fresh = i[~p.known[i]]
+    i = now.i
+    fresh = marked(i, now.told == 0)
     if len(fresh):
         found = predicted(flow.score.rows(fresh), sde, p.x[fresh], p.t[fresh])
         p.eps = p.eps.index_copy(0, fresh, found)
@@ -92,4 +97,3 @@ def attempt(
     p.low = kept(p.low, i, good, low)
     p.known[i] = ~good
     settle(p, i, good, s)
-    check_steps("AdaptiveDPMSolver", "score", p, i, t, 1e-12)

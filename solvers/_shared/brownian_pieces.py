@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sde_diffusion._tensors import expand
 from sde_diffusion.noise import Noise
+from sde_diffusion.solvers._shared.adaptive import Round, kept
 
 _SLIVER = 0.99  # a step of more than this share of what is left takes all of it
 
@@ -30,6 +31,7 @@ class BrownianBatch:
         dw: the increments of W over the pieces, (pieces, B, *event).
         times: the grid after its start, (steps,), float64.
         found: the states at these times, (steps, B, *event).
+        tries: steps tried by the whole batch.
     """
 
     x: Tensor
@@ -41,17 +43,20 @@ class BrownianBatch:
     dw: Tensor
     times: Tensor
     found: Tensor
+    tries: int = 0
 
-    def ahead(self) -> Tensor:
-        """Return the samples that have not met all times of the grid."""
-        return (self.met < len(self.times)).nonzero()[:, 0]
+    @property
+    def told(self) -> Tensor:
+        """The place of the top of a stack, for which the next try makes room."""
+        return self.top
 
-    def split(self, i: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the end and dw of the next step of the samples ``i``: their top piece or a part.
+    def split(self, now: Round, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the end and dw of the next step of some samples: their top piece or a part.
 
         A piece of length L and increment dw is split at p L by a Brownian bridge into p dw + b,
         b ~ N(0, p(1 − p)L), and the rest, which stays below. The path is never drawn anew.
         """
+        i = now.i
         k = self.top[i]
         left = self.ends[k, i] - self.t[i]
         dw = self.dw[k, i]
@@ -60,25 +65,32 @@ class BrownianBatch:
         b = expand((p * (1 - p) * left.abs()).sqrt(), dw) * z
         first = expand(p, dw) * dw + b
         more = p < 1
-        if int(k.max()) + 1 == len(self.ends):
+        if int(now.told.max()) + 1 == len(self.ends):
             self.ends = torch.cat([self.ends, torch.zeros_like(self.ends[:1])])
             self.dw = torch.cat([self.dw, torch.zeros_like(self.dw[:1])])
-        rows = i[more]
-        below = k[more]
-        self.dw[below, rows] = (dw - first)[more]
-        self.dw[below + 1, rows] = first[more]
-        self.ends[below + 1, rows] = (self.t[i] + p * left)[more]
+        # What is written above the top of a stack is nobody's.
+        self.dw[k, i] = torch.where(expand(more, dw).bool(), dw - first, dw)
+        self.dw[k + 1, i] = first
+        self.ends[k + 1, i] = self.t[i] + p * left
         self.top[i] = k + more
         return self.ends[self.top[i], i], first
 
-    def accept(self, i: Tensor, x: Tensor) -> None:
-        """Move the samples ``i`` on to ``x`` at the end of their top piece, and drop it."""
-        self.x = self.x.index_copy(0, i, x)
-        self.t[i] = self.ends[self.top[i], i]
-        self.top[i] -= 1
-        here = i[self.t[i] == self.times[self.met[i]]]
-        self.found[self.met[here], here] = self.x[here]
-        self.met[here] += 1
+    def accept(self, i: Tensor, good: Tensor, x: Tensor) -> None:
+        """Move samples on to ``x`` at the end of their top piece, and drop it, where it is good.
+
+        Arguments:
+            i: the samples that tried a step, (n,), int64.
+            good: whether their step is accepted, (n,), bool.
+            x: the states to which the steps go, (n, *event).
+        """
+        self.x = kept(self.x, i, good, x)
+        s = torch.where(good, self.ends[self.top[i], i], self.t[i])
+        self.t[i] = s
+        self.top[i] -= good.long()
+        m = self.met[i]
+        here = good & (s == self.times[m])
+        self.found[m, i] = torch.where(expand(here, x).bool(), x, self.found[m, i])
+        self.met[i] += here
 
 
 def start(x: Tensor, grid: Tensor, noise: Noise) -> BrownianBatch:
@@ -89,7 +101,9 @@ def start(x: Tensor, grid: Tensor, noise: Noise) -> BrownianBatch:
     h = float((grid[1] - grid[0]).abs()) * rows  # a rejection costs two evaluations and no more
     times = grid[1:].to(x.device)
     found = x.new_empty(len(dw), *x.shape)
-    ends = times.flip(0)[:, None] * rows
+    # Room for a part of the first piece: before the first try nothing is known of the stacks.
+    above = torch.zeros_like(x)
+    ends = torch.cat([times.flip(0), times[:1]])[:, None] * rows
     return BrownianBatch(
         x,
         float(grid[0]) * rows,
@@ -97,7 +111,7 @@ def start(x: Tensor, grid: Tensor, noise: Noise) -> BrownianBatch:
         count,
         count + len(dw) - 1,
         ends,
-        torch.stack(dw[::-1]),
+        torch.stack([*dw[::-1], above]),
         times,
         found,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -44,54 +45,54 @@ def check_tolerance(what: str, x: Tensor, rtol: float, atol: float) -> None:
         )
 
 
-def too_many(
-    what: str, max_steps: int, p: Sized, active: Tensor, evaluations: float
-) -> FloatingPointError:
-    """Return the error of steps without end.
+@dataclass(frozen=True)
+class Limits:
+    """Where a solver gives up.
 
     Arguments:
-        what: the solver's name.
+        what: its name, for the error.
+        argument: the function whose values the error blames for steps that become too small.
         max_steps: the most tries between two times of the grid.
-        p: where the samples are.
-        active: the samples still on their way, (n,), int64.
         evaluations: those of a try, at most.
+        least: the smallest step size.
     """
-    first = active[0]
-    left = torch.zeros_like(p.t, dtype=torch.bool).index_fill(0, active, value=True)
-    error = diverged(
-        what,
-        "steps",
-        f"number at most max_steps={max_steps} between two times of the grid",
-        Reason(
-            f"more, of up to {evaluations:g} evaluations each, by {samples(left)} at "
-            f"t = {float(p.t[first]):.6g} with a next step of {float(p.h[first]):.3g}"
-        ),
-        "raise rtol and atol, or max_steps where the score is smooth, or use fixed steps",
-    )
-    return DivergedError(str(error), left, f"more than max_steps={max_steps} steps")
 
+    what: str
+    argument: str
+    max_steps: int
+    evaluations: float
+    least: float
 
-def check_steps(what: str, argument: str, p: Sized, i: Tensor, t: Tensor, least: float) -> None:
-    """Refuse step sizes that are too small or NaN.
-
-    Arguments:
-        what: the solver that refuses.
-        argument: the function whose values the error blames.
-        p: the batch, with the next step sizes.
-        i: the samples that tried a step, (n,), int64.
-        t: their times before it, (n,).
-        least: the smallest step size allowed.
-    """
-    small = ~(p.h[i] >= least)  # NaN too
-    if bool(small.any()):
-        where = float(t[small.nonzero()[0, 0]])
-        stuck = torch.zeros_like(p.t, dtype=torch.bool).index_fill(0, i[small], value=True)
-        why = f"a step below {least:g} at t = {where:.6g}"
+    def too_many(self, p: Sized, active: Tensor) -> FloatingPointError:
+        """Return the error of steps without end of the samples still on their way, (n,) int64."""
+        first = active[0]
+        left = _mask(p, active)
         error = diverged(
-            what,
-            argument,
+            self.what,
+            "steps",
+            f"number at most max_steps={self.max_steps} between two times of the grid",
+            Reason(
+                f"more, of up to {self.evaluations:g} evaluations each, by {samples(left)} at "
+                f"t = {float(p.t[first]):.6g} with a next step of {float(p.h[first]):.3g}"
+            ),
+            "raise rtol and atol, or max_steps where the score is smooth, or use fixed steps",
+        )
+        return DivergedError(str(error), left, f"more than max_steps={self.max_steps} steps")
+
+    def too_small(self, p: Sized, stuck: Tensor) -> FloatingPointError:
+        """Return the error of step sizes that are too small or NaN, of the samples (n,) int64."""
+        left = _mask(p, stuck)
+        why = f"a step below {self.least:g} at t = {float(p.t[stuck[0]]):.6g}"
+        error = diverged(
+            self.what,
+            self.argument,
             "be finite and smooth",
-            f"{why} in {samples(stuck)}",
+            f"{why} in {samples(left)}",
             "move the ends of the grid, or raise rtol and atol",
         )
-        raise DivergedError(str(error), stuck, of_first(why, stuck))
+        return DivergedError(str(error), left, of_first(why, left))
+
+
+def _mask(p: Sized, index: Tensor) -> Tensor:
+    """Return where the samples ``index`` are among all: (n,) → (B,)."""
+    return torch.zeros_like(p.t, dtype=torch.bool).index_fill(0, index, value=True)
