@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
@@ -130,7 +131,7 @@ def number(what: str, argument: str, got: object, remedy: str) -> None:
     """
     if isinstance(got, bool) or not isinstance(got, Real):
         raise wrong_type(what, argument, "be a number", kind_of(got), remedy)
-    if not -float("inf") < got < float("inf"):
+    if not math.isfinite(got):
         raise wrong_value(what, argument, "be finite", got, remedy)
 
 

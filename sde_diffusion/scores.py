@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Self, TypeAlias, final
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, final
 
 import torch
 from torch import Tensor, nn
@@ -314,4 +314,5 @@ def score_of(what: str, score: object, sde: SDE) -> ScoreLike:
             )
         return score
     a_function(what, "score", score, "(x, t) -> score", "pass a ScoreModel or a function")
-    return FunctionScore(score, sde)
+    function: Any = score
+    return FunctionScore(function, sde)

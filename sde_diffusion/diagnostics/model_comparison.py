@@ -84,7 +84,10 @@ def _check_alike(one: Comparison, other: Comparison) -> None:
     for name in ("samples", "replicates", "seed", "data"):
         a = _settings(one)[name]
         b = _settings(other)[name]
-        same = torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+        if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+            same = torch.equal(a, b)
+        else:
+            same = a == b
         if not same:
             raise wrong_value(
                 "differences",

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from sde_diffusion._check import wrong_value
 from sde_diffusion.coefficients import Level, Levels
-from sde_diffusion.integration import check_solver, dynamics_for
+from sde_diffusion.integration import dynamics_for
 from sde_diffusion.noise import WhiteNoise
 from sde_diffusion.scores import ScoreLike
 from sde_diffusion.sde import LinearSDE
-from sde_diffusion.solver import Solver
+from sde_diffusion.solver import Solver, check_solver
 
 _SHAPE: Final = (2, 3)  # of the states on which a solver is watched
 

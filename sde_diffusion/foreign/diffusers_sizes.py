@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from sde_diffusion._check import positive_integer, wrong_value
+from sde_diffusion._check import wrong_value
 
 
 class TooLargeError(ValueError):
@@ -26,7 +26,9 @@ class TooLargeError(ValueError):
 _REMEDY: Final = "save it with pipeline.save_pretrained(folder)"
 _WEIGHTS: Final = (".safetensors", ".bin")
 _LEAST_TENSOR: Final = 50  # bytes that a file needs to name one
-_MOST_SIDE: Final = 1024  # of a transformer's sample, which has an embedding for each patch
+# The sides of a sample: a transformer has an embedding for each patch of it.
+_MOST_SIDE: Final = 4096
+_MOST_SIDE_OF_PATCHES: Final = 1024
 
 
 def check_size(kind: Any, config: Mapping[str, Any], part: Path) -> None:  # noqa: ANN401
@@ -39,8 +41,8 @@ def check_size(kind: Any, config: Mapping[str, Any], part: Path) -> None:  # noq
 
     Errors: TooLargeError, a ValueError; and whatever the class raises over such a configuration.
     """
-    if "Transformer" in kind.__name__:
-        _check_sides(config.get("sample_size", 1), part)
+    most = _MOST_SIDE_OF_PATCHES if "Transformer" in kind.__name__ else _MOST_SIDE
+    _check_sides(config.get("sample_size"), most, part)
     files = [file for file in part.iterdir() if file.suffix in _WEIGHTS]
     if not files:  # then diffusers says so, and builds nothing
         return
@@ -48,11 +50,10 @@ def check_size(kind: Any, config: Mapping[str, Any], part: Path) -> None:  # noq
         kind.from_config(config)
 
 
-def _check_sides(size: object, part: Path) -> None:
+def _check_sides(size: Any, most: int, part: Path) -> None:  # noqa: ANN401  (JSON)
     for side in size if isinstance(size, list) else [size]:
-        positive_integer("load", f"sample_size of {part}", side)
-        if side > _MOST_SIDE:
-            raise _too_large(part, f"have a sample_size of at most {_MOST_SIDE}", side)
+        if isinstance(side, int) and side > most:  # what is no number is refused where it is read
+            raise _too_large(part, f"have a sample_size of at most {most}", side)
 
 
 @contextmanager

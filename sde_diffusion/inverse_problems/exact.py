@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -53,11 +55,20 @@ def exact_posterior(data: Oracle, measurement: Measurement) -> tuple[GaussianMix
     off = y - data.means @ a.mT
     means = data.means + (gain @ off[:, :, None])[:, :, 0]
     left = covariances - gain @ cross.mT
-    normal = torch.distributions.MultivariateNormal(torch.zeros_like(off), s)
-    log_joint = data.weights.log() + normal.log_prob(off)
+    log_joint = data.weights.log() + _log_normal(off, s)
     weights = log_joint.softmax(0).clamp(min=1e-300)
     found = GaussianMixture(weights, means.reshape(-1, *data.event), 0.5 * (left + left.mT))
     return found, float(log_joint.logsumexp(0))
+
+
+def _log_normal(off: Tensor, covariances: Tensor) -> Tensor:
+    """Return log N(off_k; 0, S_k): (K, m), (K, m, m) → (K,)."""
+    root = torch.linalg.cholesky(covariances)
+    z = torch.linalg.solve_triangular(root, off[:, :, None], upper=False)[:, :, 0]
+    log_det = root.diagonal(dim1=1, dim2=2).log().sum(1)
+    constant = 0.5 * off.shape[1] * math.log(2 * math.pi)
+    found: Tensor = -0.5 * z.square().sum(1) - log_det - constant
+    return found
 
 
 def _matrix(operator: LinearOperator, data: Oracle) -> Tensor:

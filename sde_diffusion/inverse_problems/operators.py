@@ -13,6 +13,7 @@ from torch.nn.functional import avg_pool2d, conv2d, conv_transpose2d
 
 from sde_diffusion._check import positive_integer, wrong_type, wrong_value
 from sde_diffusion._shown import shown
+from sde_diffusion.forms import Number
 
 
 class Operator(ABC):
@@ -39,14 +40,14 @@ class LinearOperator(Operator, ABC):
     def linearised(self, x: Tensor) -> LinearOperator:  # noqa: ARG002  (the same everywhere)
         return self
 
-    def gram_solve(self, r: Tensor, a: float, b: float) -> Tensor:
+    def gram_solve(self, r: Tensor, a: Number, b: Number) -> Tensor:
         """Return (a I + b A Aᵀ)⁻¹ r for a > 0 and b ≥ 0, by conjugate gradients.
 
         Override it where A Aᵀ is known.
         """
         return conjugate_gradients(lambda u: a * u + b * self(self.adjoint(u)), r)
 
-    def normal_solve(self, r: Tensor, a: float, b: float) -> Tensor:
+    def normal_solve(self, r: Tensor, a: Number, b: Number) -> Tensor:
         """Return (a I + b AᵀA)⁻¹ r = (r − b Aᵀ (a I + b A Aᵀ)⁻¹ A r)/a, Woodbury's identity."""
         return (r - b * self.adjoint(self.gram_solve(self(r), a, b))) / a
 
@@ -121,7 +122,7 @@ class Mask(LinearOperator):
 
     def __init__(self, kept: Tensor) -> None:
         if not isinstance(kept, Tensor) or kept.dtype != torch.bool or not bool(kept.any()):
-            got = kept.dtype if isinstance(kept, Tensor) else type(kept).__name__
+            got = str(kept.dtype) if isinstance(kept, Tensor) else type(kept).__name__
             if isinstance(kept, Tensor) and kept.dtype == torch.bool:
                 got = "none that is true"
             raise wrong_type(
@@ -142,7 +143,7 @@ class Mask(LinearOperator):
         x[:, self.kept.to(y.device)] = y
         return x
 
-    def gram_solve(self, r: Tensor, a: float, b: float) -> Tensor:
+    def gram_solve(self, r: Tensor, a: Number, b: Number) -> Tensor:
         return r / (a + b)  # A Aᵀ = I
 
 
@@ -173,7 +174,7 @@ class Downsample(LinearOperator):
         f = self.factor
         return y.repeat_interleave(f, 2).repeat_interleave(f, 3) / f**2
 
-    def gram_solve(self, r: Tensor, a: float, b: float) -> Tensor:
+    def gram_solve(self, r: Tensor, a: Number, b: Number) -> Tensor:
         return r / (a + b / self.factor**2)  # A Aᵀ = I/f²
 
 
@@ -261,7 +262,7 @@ class Grey(LinearOperator):
     def adjoint(self, y: Tensor) -> Tensor:
         return y.expand(-1, self.channels, *y.shape[2:]) / self.channels
 
-    def gram_solve(self, r: Tensor, a: float, b: float) -> Tensor:
+    def gram_solve(self, r: Tensor, a: Number, b: Number) -> Tensor:
         return r / (a + b / self.channels)  # A Aᵀ = I/C
 
 
@@ -316,7 +317,8 @@ class Magnitudes(Operator):
                 "add the missing dimension",
             )
         sides = (2 * x.shape[2], 2 * x.shape[3])
-        return torch.fft.fft2(x, s=sides, norm="ortho").abs()
+        found: Tensor = torch.fft.fft2(x, s=sides, norm="ortho").abs()
+        return found
 
 
 def check_event(what: str, x: Tensor, event: tuple[int, ...]) -> None:

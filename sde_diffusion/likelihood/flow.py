@@ -28,7 +28,6 @@ from sde_diffusion.grids import check_grid, check_rising
 from sde_diffusion.integration import (
     Solution,
     check_evaluation,
-    check_solver,
     integrate,
     whole_way,
 )
@@ -36,7 +35,7 @@ from sde_diffusion.likelihood.divergence import Divergence, Hutchinson
 from sde_diffusion.likelihood.flow_variables import Angle, FlowVariable, Time, Variable
 from sde_diffusion.scores import ScoreLike
 from sde_diffusion.sde import LinearSDE
-from sde_diffusion.solver import Solver
+from sde_diffusion.solver import Solver, check_solver
 
 
 @runtime_checkable

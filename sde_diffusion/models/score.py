@@ -140,8 +140,9 @@ class LearnedScore(nn.Module, ScoreLike, ABC):
             wrong = there[(there < -1) | (there >= known)].flatten()
             if len(wrong):
                 rule = f"be classes 0 … {known - 1}, or -1 for none"
-                got = int(wrong[0])
-                raise wrong_value(type(self).__name__, "labels", rule, got, "pass one of these")
+                raise wrong_value(
+                    type(self).__name__, "labels", rule, int(wrong[0]), "pass one of these"
+                )
         inner = self.network.network if isinstance(self.network, Labelled) else self.network
         return self._around(Labelled(inner, there.long()))
 
