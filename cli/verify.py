@@ -125,7 +125,7 @@ class OrderRow:
 @click.option(
     "--posterior",
     is_flag=True,
-    help="Measure posterior samplers against exact posteriors instead; about 5 minutes.",
+    help="Measure posterior samplers against exact posteriors instead; some 5 minutes.",
 )
 @click.option(
     "--problems",
@@ -144,7 +144,7 @@ class OrderRow:
 @click.option(
     "--steps",
     type=click.IntRange(min=1),
-    default=100,
+    default=200,
     show_default=True,
     help="Of --posterior: the steps of the samplers.",
 )

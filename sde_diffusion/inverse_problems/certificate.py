@@ -94,7 +94,7 @@ def certify_posteriors(
     *,
     problems: int = 60,
     particles: int = 256,
-    steps: int = 100,
+    steps: int = 200,
     seed: int = 0,
     sde: LinearSDE | None = None,
     told: Callable[[str], None] = lambda _name: None,

@@ -124,7 +124,7 @@ class DPS(LikelihoodScore):
         steps: N, the steps of the published sampler.
 
     NFE: 1, and one vector-Jacobian product.
-    Source: Chung et al. 2023, algorithm 1 and section C.2.
+    Source: Chung et al. 2023, algorithm 1.
     """
 
     scale: float = 1.0
@@ -152,7 +152,7 @@ class PiGDM(LikelihoodScore):
         data_std: d, the standard deviation of the data.
 
     NFE: 1, and one vector-Jacobian product.
-    Source: Song et al. 2023 (Pseudoinverse-guided diffusion models), equations 7 and 8.
+    Source: Song et al. 2023 (pseudoinverse-guided diffusion models).
     """
 
     data_std: float = 1.0
@@ -200,7 +200,7 @@ class MMPS(LikelihoodScore):
         iterations: of conjugate gradients, one vector-Jacobian product each.
 
     NFE: 1, and iterations + 1 vector-Jacobian products.
-    Source: Rozet et al. 2024, section 4.
+    Source: Rozet et al. 2024 (learning diffusion priors from observations).
     """
 
     iterations: int = 3
@@ -231,7 +231,7 @@ class DenseMMPS(LikelihoodScore):
     an m × m system a sample.
 
     NFE: 1, and m + 1 vector-Jacobian products.
-    Source: Rozet et al. 2024, section 4.
+    Source: Rozet et al. 2024 (learning diffusion priors from observations).
     """
 
     def __call__(
@@ -267,7 +267,7 @@ class DiffPIR(LikelihoodScore):
         weight: λ.
 
     NFE: 1, and no vector-Jacobian product.
-    Source: Zhu et al. 2023, equation 13.
+    Source: Zhu et al. 2023 (plug-and-play image restoration).
     """
 
     weight: float = 1.0
