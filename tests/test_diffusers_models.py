@@ -35,6 +35,10 @@ from sde_diffusion import (
     load,
 )
 from sde_diffusion.cli.main import main
+from sde_diffusion.foreign import (
+    diffusers_networks as networks,
+    diffusers_schedulers as schedulers,
+)
 from sde_diffusion.solvers import DDIM, DPMSolverPP, DPMSolverPPPublished, Euler
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
@@ -96,7 +100,10 @@ NETWORKS: Final[dict[str, Callable[[], nn.Module]]] = {
     ),
     "dit": dit,
     "dit of a fixed variance": lambda: dit(4),
+    "conditional": conditional,
 }
+# What the conditional network attends to: 4 rows for all samples.
+ROWS: Final = torch.randn(4, 6, generator=torch.Generator().manual_seed(3))
 
 
 @dataclass(frozen=True)
@@ -158,10 +165,13 @@ CHAINS: Final = [
     of_chain("dit", DDIM_),
     of_chain("dit", DPM),
     of_chain("dit", UNIPC),
+    *(of_chain("conditional", one) for one in (DDPM, DDIM_, DPM, UNIPC)),
+    of_chain("conditional", DDIM_, prediction_type="v_prediction", rescale_betas_zero_snr=True),
 ]
 FLOWS: Final = [
     Case("unet", FLOW, {"shift": 3.0}),
     Case("dit of a fixed variance", FLOW),
+    Case("conditional", FLOW),
     Case("unet", DPM, {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}),
     Case("unet", UNIPC, {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}),
 ]
@@ -172,7 +182,11 @@ NOISES: Final = [
         for p in ("epsilon", "v_prediction")
     ),
     Case("dit of a fixed variance", EDMS[0], {"sigma_data": 1.0, "sigma_max": 40.0}),
+    Case("dit of a fixed variance", EDMS[1]),
+    *(Case("conditional", one) for one in EDMS),
     Case("unet of sigma", VE),
+    Case("dit of a fixed variance", VE),
+    Case("conditional", VE),
 ]
 
 
@@ -204,7 +218,10 @@ def spread(c: Tensor) -> Tensor:
 def called(network: Any, x: Tensor, k: Tensor, labels: Tensor) -> Tensor:
     """The network's prediction, its first half where there are two."""
     takes = network.config.get("num_class_embeds") or network.config.get("num_embeds_ada_norm")
-    out: Tensor = network(x, k, **({"class_labels": labels} if takes else {})).sample
+    given: dict[str, Tensor] = {"class_labels": labels} if takes else {}
+    if isinstance(network, diffusers.UNet2DConditionModel):
+        given["encoder_hidden_states"] = ROWS.to(x.dtype).expand(len(x), *ROWS.shape)
+    out: Tensor = network(x, k, **given).sample
     return out[:, : x.shape[1]]
 
 
@@ -332,7 +349,8 @@ def error(found: Tensor, expected: Tensor) -> float:
 @torch.no_grad()
 def test_x0_is_that_of_the_scheduler(case: Case, tmp_path: Path, vae: nn.Module) -> None:
     network, scheduler = case.made()
-    model = load(saved(tmp_path / "folder", network, scheduler, vae))
+    rows = ROWS if case.network == "conditional" else None
+    model = load(saved(tmp_path / "folder", network, scheduler, vae), embeddings=rows)
     t = times(case)
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-10)):
         x, labels = states(model, t, dtype)
@@ -341,6 +359,14 @@ def test_x0_is_that_of_the_scheduler(case: Case, tmp_path: Path, vae: nn.Module)
         expected = theirs(case, network, case.made()[1], t, x, labels)
         assert expected.dtype == dtype
         assert error(ours.denoise(x, t), expected) < tolerance
+
+
+def test_every_network_is_compared_under_every_scheduler() -> None:
+    pairs = {
+        (type(NETWORKS[case.network]()).__name__, case.scheduler)
+        for case in (*CHAINS, *FLOWS, *NOISES)
+    }
+    assert pairs == {(one, other) for one in networks.NETWORKS for other in schedulers.SCHEDULERS}
 
 
 # --- mistakes ---
