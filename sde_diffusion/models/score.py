@@ -124,8 +124,9 @@ class LearnedScore(nn.Module, ScoreLike, ABC):
         except (TypeError, ValueError, RuntimeError) as error:
             rule = "be one integer, or one a sample"
             remedy = "pass for example torch.tensor([3, 1, 4])"
-            got = kind_of(labels)
-            raise wrong_type(type(self).__name__, "labels", rule, got, remedy) from error
+            raise wrong_type(
+                type(self).__name__, "labels", rule, kind_of(labels), remedy
+            ) from error
         if there.is_floating_point() or there.dtype == torch.bool or there.ndim > 1:
             raise wrong_value(
                 type(self).__name__,
