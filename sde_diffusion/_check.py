@@ -120,8 +120,8 @@ def positive_number(what: str, argument: str, got: object, remedy: str | None = 
         raise wrong_value(what, argument, "be finite and above 0", got, remedy)
 
 
-def number(what: str, argument: str, got: object, remedy: str) -> None:
-    """Refuse anything that is not a finite number.
+def real_number(what: str, argument: str, got: object, remedy: str) -> None:
+    """Refuse anything that is not a number; it may be infinite.
 
     Arguments:
         what: the function or class that refuses.
@@ -131,6 +131,14 @@ def number(what: str, argument: str, got: object, remedy: str) -> None:
     """
     if isinstance(got, bool) or not isinstance(got, Real):
         raise wrong_type(what, argument, "be a number", kind_of(got), remedy)
+
+
+def number(what: str, argument: str, got: float, remedy: str) -> None:
+    """Refuse anything that is not a finite number.
+
+    Arguments: those of `real_number`.
+    """
+    real_number(what, argument, got, remedy)
     if not math.isfinite(got):
         raise wrong_value(what, argument, "be finite", got, remedy)
 

@@ -14,7 +14,7 @@ from typing import Final, final
 
 from torch import Tensor
 
-from sde_diffusion._check import number, wrong_type, wrong_value
+from sde_diffusion._check import real_number, wrong_type, wrong_value
 from sde_diffusion._diffusion import diffusion_of
 from sde_diffusion._shown import as_call, shown
 from sde_diffusion.coefficients import Coefficients
@@ -70,12 +70,12 @@ class ReverseSDE(SDE):
         self.score = CountedScore.of("ReverseSDE", score, sde)
         check_coupling("ReverseSDE", "score", self.score)
         remedy = "pass 1.0 for the reverse SDE"
-        number("ReverseSDE", "noise_scale", noise_scale, remedy)
-        if noise_scale < 0:
+        real_number("ReverseSDE", "noise_scale", noise_scale, remedy)
+        if not 0 <= noise_scale < float("inf"):
             raise wrong_value(
                 "ReverseSDE",
                 "noise_scale",
-                "be at least 0",
+                "be finite and at least 0",
                 noise_scale,
                 remedy,
             )

@@ -13,13 +13,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from numbers import Real
 from typing import TYPE_CHECKING, TypeAlias, final
 
 import torch
 from torch import Tensor, nn
 
-from sde_diffusion._check import an_object, kind_of, wrong_type, wrong_value
+from sde_diffusion._check import an_object, real_number, wrong_type, wrong_value
 from sde_diffusion._tensors import expand
 from sde_diffusion.coefficients import Level, Levels
 from sde_diffusion.forms import converted
@@ -277,9 +276,7 @@ class GuidanceInterval:
     def __post_init__(self) -> None:
         an_object("GuidanceInterval", "sde", self.sde, LinearSDE, "pass model.sde")
         for name, value in (("low", self.low), ("high", self.high)):
-            if isinstance(value, bool) or not isinstance(value, Real):
-                remedy = "pass for example 0.2, 3.0"
-                raise wrong_type("GuidanceInterval", name, "be a number", kind_of(value), remedy)
+            real_number("GuidanceInterval", name, value, "pass for example 0.2, 3.0")
         if not 0 <= self.low < self.high:
             raise wrong_value(
                 "GuidanceInterval",

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Self, final
 import torch
 from torch import Tensor, nn
 
-from sde_diffusion._check import number, positive_number, wrong_type, wrong_value
+from sde_diffusion._check import number, positive_number, real_number, wrong_type, wrong_value
 from sde_diffusion._tensors import expand
 from sde_diffusion.coefficients import Level, Levels
 from sde_diffusion.forms import converted
@@ -125,7 +125,7 @@ class StaticThreshold(Threshold):
     def __init__(self, model: ScoreLike, low: float = -1.0, high: float = 1.0) -> None:
         super().__init__(model)
         for name, value in (("low", low), ("high", high)):
-            number("StaticThreshold", name, value, "pass for example -1.0, 1.0")
+            real_number("StaticThreshold", name, value, "pass for example -1.0, 1.0")
         if not low < high:
             raise wrong_value(
                 "StaticThreshold",

@@ -9,7 +9,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from sde_diffusion._check import kind_of, number, wrong_type, wrong_value
+from sde_diffusion._check import kind_of, wrong_type, wrong_value
 from sde_diffusion._shown import shown
 from sde_diffusion._tensors import check_state, rms
 from sde_diffusion.dynamics import ProbabilityFlow, check_flow
@@ -129,12 +129,6 @@ def interpolate(z0: Tensor, z1: Tensor, weights: Tensor | Sequence[float]) -> Te
     """
     check_state("interpolate", z0, "z0")
     check_state("interpolate", z1, "z1")
-    for weight in weights if isinstance(weights, Sequence) else ():
-        number("interpolate", "weights", weight, "pass for example [0.0, 0.5, 1.0]")
-    if not isinstance(weights, (Sequence, Tensor)):
-        rule = "be a row of numbers"
-        remedy = "pass for example [0.0, 0.5, 1.0]"
-        raise wrong_type("interpolate", "weights", rule, kind_of(weights), remedy)
     if z0.shape != z1.shape:
         raise wrong_value(
             "interpolate",
@@ -143,7 +137,12 @@ def interpolate(z0: Tensor, z1: Tensor, weights: Tensor | Sequence[float]) -> Te
             tuple(z1.shape),
             "expand the one that is alone",
         )
-    w = torch.as_tensor(weights, dtype=torch.float64, device=z0.device)
+    try:
+        w = torch.as_tensor(weights, dtype=torch.float64, device=z0.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        rule = "be one row of numbers"
+        remedy = "pass for example [0.0, 0.5, 1.0]"
+        raise wrong_type("interpolate", "weights", rule, kind_of(weights), remedy) from error
     if w.ndim != 1:
         raise wrong_value(
             "interpolate",
