@@ -128,7 +128,8 @@ def _ledger_lines(manifest: Mapping[str, Any]) -> list[str]:
 def _left_out(ledger: Mapping[str, Any]) -> str:
     """Return what lines of the ledger are not in its sum, for they are no errors of the number."""
     names = [name for name in ("dequantization", "offset") if _has(ledger, name)]
-    return f", without {' and '.join(names)}, which are part of what it is" if names else ""
+    verb = "is" if len(names) == 1 else "are"
+    return f", without {' and '.join(names)}, which {verb} part of what it is" if names else ""
 
 
 def _has(ledger: Mapping[str, Any], name: str) -> bool:

@@ -88,20 +88,26 @@ def diverged(what: str, argument: str, rule: str, got: object, remedy: str) -> F
     return FloatingPointError(_text(what, argument, rule, got, remedy))
 
 
-def positive_integer(what: str, argument: str, got: object, *, least: int = 1) -> None:
-    """Refuse anything that is not an integer of at least ``least``.
+def positive_integer(
+    what: str, argument: str, got: object, *, least: int = 1, most: int | None = None
+) -> None:
+    """Refuse anything that is not an integer of at least ``least``, and of at most ``most``.
 
     Arguments:
         what: the function or class that refuses.
         argument: the name of the argument.
         got: its value.
         least: the smallest integer allowed.
+        most: the largest one; None for no limit.
     """
     remedy = f"pass for example {argument}={20 if least == 1 else least}"
     if isinstance(got, bool) or not isinstance(got, Integral):
         raise wrong_type(what, argument, "be an integer", got, remedy)
     if int(got) < least:
         raise wrong_value(what, argument, f"be at least {least}", got, remedy)
+    if most is not None and int(got) > most:
+        remedy = f"pass for example {argument}={least + 1}"
+        raise wrong_value(what, argument, f"be at most {most}", got, remedy)
 
 
 def positive_number(what: str, argument: str, got: object, remedy: str | None = None) -> None:

@@ -659,6 +659,7 @@ def test_sizes_are_those_that_are_promised(config: dict[str, Any], least: float,
         ({"channels": (1, 28, 28)}, "UNet: channels must be an integer"),
         ({"width": 3}, "UNet: width must be at least 4, got 3"),
         ({"blocks": 0}, "UNet: blocks must be at least 1"),
+        ({"blocks": 20000}, "UNet: blocks must be at most 100, got 20000; pass .* blocks=2"),
         ({"multipliers": ()}, r"UNet: multipliers must be positive, one or more, got \[\]"),
         ({"multipliers": (1, 0)}, r"UNet: multipliers must be positive, .* got \[1, 0\]"),
         ({"multipliers": 2}, "UNet: multipliers must be a sequence of integers, got 2"),
@@ -684,6 +685,8 @@ def test_impossible_settings_are_refused(settings: dict[str, Any], message: str)
 def test_impossible_settings_of_the_mlp_are_refused():
     with pytest.raises(TypeError, match="MLP: dimension must be an integer"):
         MLP((2,))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="MLP: depth must be at most 1000, got 20000; pass"):
+        MLP(2, depth=20000)
     with pytest.raises(ValueError, match="MLP: depth must be at least 1"):
         MLP(2, depth=0)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, final
+from typing import Any, Final, final
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,8 @@ from sde_diffusion.nets._layers import (
     linear,
 )
 from sde_diffusion.nets.embedding import Conditioning, resolve
+
+_DEEPEST: Final = 1000  # layers; minutes would pass before memory ran out on far more
 
 
 @final
@@ -84,7 +86,7 @@ class MLP(nn.Module):
         super().__init__()
         positive_integer("MLP", "dimension", dimension)
         positive_integer("MLP", "width", width)
-        positive_integer("MLP", "depth", depth)
+        positive_integer("MLP", "depth", depth, most=_DEEPEST)
         outputs = dimension if outputs is None else outputs
         positive_integer("MLP", "outputs", outputs)
         check_dropout("MLP", dropout)

@@ -29,6 +29,7 @@ from sde_diffusion.nets.resampling import doubled, halved
 
 RESAMPLINGS: Final = ("strided", "fir")
 PROGRESSIVES: Final = ("none", "residual")
+_MOST_BLOCKS: Final = 100  # a level; minutes would pass before memory ran out on far more
 # The sum of two signals of variance 1 has variance 2.
 FACTORS: Final = {"half-power": 0.5**0.5, "none": 1.0}
 
@@ -308,7 +309,7 @@ def _check_config(
 ) -> None:
     positive_integer("UNet", "channels", channels)
     positive_integer("UNet", "width", width, least=4)
-    positive_integer("UNet", "blocks", blocks)
+    positive_integer("UNet", "blocks", blocks, most=_MOST_BLOCKS)
     positive_integer("UNet", "heads", heads)
     if not multipliers or min(multipliers) < 1:
         raise wrong_value(
