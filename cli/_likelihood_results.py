@@ -242,7 +242,7 @@ def _with_errors(found: Evaluation, bound: str) -> dict[str, Tensor]:
 
 def _arrays(found: Evaluation) -> dict[str, Any]:
     """Return everything that is known of the samples, the terms too."""
-    arrays: dict[str, Any] = {}
+    arrays = dict[str, Any]()
     for bound in found.bounds:
         known = _with_errors(found, bound)
         arrays |= {_column(found, bound, name): values for name, values in known.items()}

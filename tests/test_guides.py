@@ -60,6 +60,7 @@ SMALLER: Mapping[str, Mapping[str, str]] = {
         "--sigma-data auto": "--sigma-data auto --steps 5",
         "--seed 3": "--seed 3 --steps 2 --batch-size 8 --width 8 --snapshot-every 1 --warmup 1",
     },
+    "docs/first_hour.md": {"--steps 2000": "--steps 5"},
     "docs/distributed.md": {
         "--nproc-per-node 4": "--nproc-per-node 2",
         "--batch-size 256 --out runs/mnist": "--batch-size 4 --width 8 --steps 2 --warmup 1 "
@@ -71,6 +72,8 @@ SMALLER: Mapping[str, Mapping[str, str]] = {
         "--bound all --out bits": "--bound vlb --limit 2 --times 4 --tolerance 1e-1 --out bits2",
         "--error 0.01": "--error 50 --limit 2",
         "--ledger 8": "--ledger 2 --limit 2 --tolerance 1e-1",
+        "--solver angular-adams --nfe 10": "--solver angular-adams --nfe 5 --samples 4 "
+        "--reference-steps 8",
     },
 }
 # Page -> {words of a block or command: why nobody can run it in a test}.

@@ -9,7 +9,7 @@ degrees of freedom.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Final, final
 
@@ -81,13 +81,13 @@ def _difference(
 
 
 def _check_alike(one: Comparison, other: Comparison) -> None:
-    for name in ("samples", "replicates", "seed", "data"):
-        a = _settings(one)[name]
-        b = _settings(other)[name]
-        if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
-            same = torch.equal(a, b)
-        else:
-            same = a == b
+    alike = {
+        "samples": one.samples == other.samples,
+        "replicates": one.replicates == other.replicates,
+        "seed": one.seed == other.seed,
+        "data": torch.equal(one.data.double(), other.data.double()),
+    }
+    for name, same in alike.items():
         if not same:
             raise wrong_value(
                 "differences",
@@ -96,12 +96,3 @@ def _check_alike(one: Comparison, other: Comparison) -> None:
                 "others",
                 "compare both with the same data, samples, replicates and seed",
             )
-
-
-def _settings(c: Comparison) -> Mapping[str, object]:
-    return {
-        "samples": c.samples,
-        "replicates": c.replicates,
-        "seed": c.seed,
-        "data": c.data.double(),
-    }
