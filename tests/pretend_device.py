@@ -158,6 +158,8 @@ def _caller() -> str:
 class DeviceTensor(torch.Tensor):
     """A tensor that says it is on cuda:0 and whose numbers are in ``elem``."""
 
+    __module__ = "torch"  # its name in fingerprints
+    __qualname__ = "Tensor"
     __torch_function__ = torch._C._disabled_torch_function_impl
     device = property(lambda _: CUDA)
     is_cuda = property(lambda _: True)
@@ -210,7 +212,7 @@ def _map(f, value):
     if kind is tuple or kind is list:
         return kind([_map(f, v) for v in value])
     if isinstance(value, dict):
-        return {k: _map(f, v) for k, v in value.items()}
+        return type(value)((k, _map(f, v)) for k, v in value.items())
     return f(value)
 
 
