@@ -256,7 +256,7 @@ def model(name: str | Path, device: torch.device | str = "cpu") -> Any:  # noqa:
     kind, _, detail = text.partition(":")
     if kind == _RING:
         core = importlib.import_module("sde_diffusion")
-        return core.GaussianMixture.ring(8).diffused(sde(detail or "vp"))
+        return core.GaussianMixture.ring(8).to(device).diffused(sde(detail or "vp"))
     if text in shipped() or kind == _DIFFUSERS or Path(text).exists():
         return load(text, device=device)
     if os.sep in text or text.endswith((".safetensors", ".pt")):
@@ -268,13 +268,17 @@ def model(name: str | Path, device: torch.device | str = "cpu") -> Any:  # noqa:
     what = "a ScoreLike, such as a ScoreModel, of a LinearSDE"
     from torch import nn
 
+    from sde_diffusion.models.exact import ExactScore
+
     made = own("--model", text, names, lambda x: isinstance(x, nn.Module) or _is_model(x), what)
     if not _is_model(made):  # a network alone, which says nothing of its noise and its time
         remedy = "name a model made of it, such as model = ScoreModel.from_timesteps(net, betas)"
         raise wrong_type(
             "--model", text, f"be {what}", f"the network {type(made).__name__}", remedy
         )
-    return made.to(device).eval() if isinstance(made, nn.Module) else made
+    if isinstance(made, nn.Module):
+        return made.to(device).eval()
+    return made.to(device) if isinstance(made, ExactScore) else made
 
 
 def event_shape(score_model: Any) -> tuple[int, ...]:  # noqa: ANN401

@@ -515,6 +515,11 @@ def pretend_cuda():
         _RNG.pop()
 
 
+def current_log() -> Log | None:
+    """Return the log of the pretend device in use, None where there is none."""
+    return _LOG[-1] if _LOG else None
+
+
 @contextlib.contextmanager
 def cuda_device():
     """Give "cuda" a meaning for a while: the GPU where there is one, else the pretend device.

@@ -11,6 +11,7 @@ import pytest
 
 SCRIPTS = (
     "grids",
+    "kernels",
     "likelihood",
     "noise",
     "objectives",

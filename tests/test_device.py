@@ -1,6 +1,7 @@
 """No step reads a state: on the meta device, where nothing can be read, reading raises.
 
-So no step waits for a GPU either; `tests/test_gpu.py` asks the GPU itself, where there is one.
+`tests/test_device_solvers.py` looks for waits and copies too, which the meta device cannot see;
+`tests/test_gpu.py` asks the GPU itself, where there is one.
 """
 
 from __future__ import annotations

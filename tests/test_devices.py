@@ -15,6 +15,8 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
+from pretend_device import current_log
 from torch import Tensor, nn
 
 from sde_diffusion import (
@@ -86,6 +88,7 @@ from sde_diffusion import (
     uniform,
     vlb,
 )
+from sde_diffusion.cli.main import main
 from sde_diffusion.diagnostics.metrics import (
     Reference,
     frechet_distance,
@@ -669,6 +672,28 @@ def test_a_run_is_kept_resumed_and_loaded_on_the_device(tmp_path) -> None:
             assert torch.allclose(read(x.to(place), t).cpu(), again.eval()(x.to("cuda"), t).cpu())
     save_model(tmp_path / "copy.safetensors", again)
     assert reconstruct_average(tmp_path / "run", 0.11).device.type == "cpu"
+
+
+# --- the command line ----------------------------------------------------------------------------
+
+
+COMMANDS = {
+    "sample": "sample --model digits --solver ddim --steps 2 -n 2 --class 0-1 --out s",
+    "sample ring": "sample --model ring --solver heun --steps 3 -n 4 --out s",
+    "compare": "compare --model ring --solver heun --nfe 4 --samples 32 --out c",
+    "likelihood": "likelihood --model digits --data digits --limit 2 --bound elbo --out b",
+    "train": "train --data digits --steps 2 --batch-size 4 --width 8 --out run",
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_computes_on_the_device(name: str, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    log = current_log()
+    done = CliRunner().invoke(main, [*COMMANDS[name].split(), "--device", "cuda"])
+    assert log is None or log.counts()["kernel"] > 100
+    assert done.exit_code == 0, done.output
+    assert any(tmp_path.iterdir())
 
 
 def test_numbers_of_the_device_leave_it_by_a_copy_only(pretend) -> None:
