@@ -43,7 +43,7 @@ class Measurement:
                 type(operator).__name__,
                 "pass for example Mask(kept), or Nonlinear(function)",
             )
-        check_state("Measurement: y", y)
+        check_state("Measurement", y, "y")
         if isinstance(std, bool) or not isinstance(std, (int, float)):
             raise wrong_type(
                 "Measurement", "std", "be a number", type(std).__name__, "pass for example 0.05"
