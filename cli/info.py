@@ -87,9 +87,9 @@ def _configuration(name: str) -> tuple[dict[str, Any], Any]:
 
     if name in shipped() or Path(name).exists():
         described = describe(name)
-        # A network of the user's own class cannot be built here, and need not be.
-        built = menu.model(name) if _known(described) else None
-        return described | {"parameters": None if built is None else _parameters(built)}, built
+        network, built = _built(name, described)
+        count = None if network is None else _parameters(network)
+        return described | {"parameters": count}, built
     model = menu.model(name)
     if isinstance(model, ScoreModel):
         found = configuration_of(model)
@@ -106,9 +106,19 @@ def _configuration(name: str) -> tuple[dict[str, Any], Any]:
     }, model
 
 
-def _known(configuration: dict[str, Any]) -> bool:
-    parts = (configuration["network"], configuration["sde"])
-    return all("." not in part["class"] for part in parts)
+def _built(name: str, described: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Return the network of a checkpoint and its model, None for what cannot be built here.
+
+    A network of a class of the user's own cannot, and need not be; nor can a model of such an SDE.
+    """
+    from sde_diffusion.checkpoints.configuration import network_of
+
+    if "." in described["network"]["class"]:
+        return None, None
+    if "." in described["sde"]["class"]:
+        return network_of(described["network"]), None
+    model = menu.model(name)
+    return model, model
 
 
 def _parameters(model: Any) -> int:  # noqa: ANN401

@@ -26,6 +26,7 @@ from click.testing import CliRunner, Result
 import sde_diffusion
 from sde_diffusion import (
     EDMSDE,
+    MLP,
     VESDE,
     VPSDE,
     CosineBeta,
@@ -583,6 +584,17 @@ def test_info_tells_people_the_same(trained: Path) -> None:
 def test_info_of_an_oracle_names_its_sde() -> None:
     assert "VESDE(sigma_min=0.01, sigma_max=50.0)" in run("info", "ring:ve").stdout
     assert result_of("info", "ring")["sde"]["beta"] == str(LinearBeta(0.1, 20.0))
+
+
+def test_info_counts_the_parameters_of_a_network_under_an_sde_of_ones_own(tmp_path: Path) -> None:
+    class Quarter(VPSDE):
+        """Its class is not in the tables, while that of the network is."""
+
+    model = ScoreModel(MLP(2, width=8), Quarter())
+    save_model(tmp_path / "own.safetensors", model)
+    count = sum(p.numel() for p in model.parameters())
+    said = run("info", tmp_path / "own.safetensors").stdout
+    assert f"network     MLP, {count:,} parameters" in said
 
 
 def test_info_finds_a_network_that_is_read_as_another_prediction(tmp_path: Path) -> None:
