@@ -22,6 +22,7 @@ from sde_diffusion import (
     Denoised,
     DirectScore,
     DiscreteBeta,
+    DivergedError,
     Evaluator,
     GaussianMixture,
     GuidanceInterval,
@@ -74,7 +75,7 @@ PARTS: dict[str, Any] = {
         (
             *("nats", "bits_per_dim", "standard_error", "tolerance_error", "lost", "latent"),
             *("power", "gap", "log_weights", "residual", "iterations", "error", "remainder"),
-            *("x", "index"),
+            *("x", "index", "number"),
         ),
         MANY,
     ),
@@ -121,6 +122,7 @@ PARTS: dict[str, Any] = {
     "per_step": MANY,
 }
 SPECIAL: dict[str, Any] = {
+    "DivergedError": DivergedError("x must stay finite", MANY > 0.5, "NaN at step 3"),
     "Dataset": DATA,
     "Guided": Guided(RING, RING, GuidanceInterval(SDE_OF, 2.0)),
     "Evaluator": Evaluator(
@@ -139,6 +141,8 @@ SPECIAL: dict[str, Any] = {
 
 def made(kind: type[Any]) -> Any:
     """An object of the class: of its defaults, and of `PARTS` by name where there are none."""
+    if kind.__name__ == "TensorBoard":
+        pytest.importorskip("tensorboard")
     if kind.__name__ in SPECIAL:
         return SPECIAL[kind.__name__]
     wanted = inspect.signature(kind).parameters.values()
