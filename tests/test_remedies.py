@@ -218,7 +218,6 @@ from torch import nn
 from sde_diffusion import *
 from sde_diffusion.ddpm import *
 from sde_diffusion.diagnostics import *
-from sde_diffusion.exchange import *
 from sde_diffusion.likelihood import *
 from sde_diffusion.likelihood.decoders import bin_centres
 from sde_diffusion.objectives import *
@@ -302,6 +301,8 @@ def test_the_remedy_in_python_works(
     row: Row, names: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    if "diffusers" in row.right or "SolverScheduler" in row.right:
+        pytest.importorskip("diffusers")
     with pytest.raises((ValueError, TypeError, ArithmeticError, OSError)) as caught:
         exec(row.wrong, {**names})
     assert str(caught.value).endswith(f"; {row.remedy}")
