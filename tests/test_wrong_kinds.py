@@ -572,6 +572,29 @@ LABELLED_OTHERWISE: Final = ScoreModel.from_timesteps(
 )
 
 
+class Looking(nn.Module):
+    """Looks its time up, in a table or by an index."""
+
+    def __init__(self, *, table: bool) -> None:
+        super().__init__()
+        self.rows = nn.Embedding(10, 2)
+        self.table = table
+
+    def forward(self, x: Tensor, k: Tensor) -> Tensor:
+        return x + (self.rows(k) if self.table else self.rows.weight[k]).to(x.dtype)
+
+
+@pytest.mark.parametrize("table", [True, False])
+def test_a_network_that_looks_its_timesteps_up_is_told_the_dtype(table: bool) -> None:
+    network = Looking(table=table)
+    told = r"dtype must be torch\.long .*, got torch\.float64; pass dtype=torch\.long to from_time"
+    with pytest.raises(TypeError, match=told):
+        ScoreModel.from_timesteps(network, BETAS).eps(X, T)
+    right = ScoreModel.from_timesteps(network, BETAS, dtype=torch.long)
+    expected = X + network.rows.weight[4].double()  # t = ½ of 10 steps is the index 4
+    assert torch.equal(right.eps(X, T), expected)
+
+
 def test_an_error_inside_a_network_stays_its_own() -> None:
     with pytest.raises(TypeError, match="unsupported operand"):
         ScoreModel.from_timesteps(Failing(), BETAS).eps(X[:, :1], T)

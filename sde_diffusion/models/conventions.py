@@ -101,7 +101,7 @@ class ConventionCheck:
     def __str__(self) -> str:
         head = "reading".ljust(_NAMES) + "".join(f"  t = {t:<7.4g}" for t in self.times)
         rows = [f"{head}  what to write"]
-        rows += ["linear prediction".ljust(_NAMES) + _columns([1.0] * len(self.times))]
+        rows += ["linear prediction".ljust(_NAMES) + _columns([1.0] * len(self.times)).rstrip()]
         for one in self.readings:
             rows.append(f"{one.name:<{_NAMES}}{_columns(one.mean)}  {one.remedy}".rstrip())
         return "\n".join([*rows, self._verdict()])

@@ -133,8 +133,8 @@ def _of_velocity(network: AtTime) -> Iterator[Misread]:
         if factor != 1:
             yield f"{scale * factor:g} t for its time", words, _scaled(network, factor)
         words = f"noise_at={end}" + (f", {words}" if factor != 1 else "")
-        of = "" if factor == 1 else f", {scale * factor:g} t"
-        yield f"noise at the other end{of}", words, _turned(network, factor)
+        name = "noise at the other end" if factor == 1 else f"other end, {scale * factor:g} t"
+        yield name, words, _turned(network, factor)
     turned = _called_at(network, lambda t: network.time(1 - t))
     yield "time from noise to data", f"a module of net(x, {scale:g} - t)", turned
 

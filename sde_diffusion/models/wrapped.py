@@ -95,7 +95,9 @@ class ClassLabels:
             remedy = "pass ClassLabels(…, keyword=…) with the name of its argument"
             check_call("ClassLabels", network, words, remedy, error)
             raise
-        except IndexError as error:  # of a table of classes
+        except IndexError as error:
+            if "out of range" not in str(error):  # of a table of classes
+                raise
             rule = "be rows of the network's table of classes"
             got = Reason(f"{int(labels.min())} … {int(labels.max())}: {error}")
             remedy = "pass ClassLabels(count, null) of that table"
@@ -147,17 +149,29 @@ class Wrapped(Enclosing, ABC):
         Shapes: x (B, *event), t (B,), labels (B,) or None.
         """
         y, c = self.inputs(x, t)
-        if self.labels is not None:
-            return self.outputs(self.labels.call(self.network, y, c, labels))
         try:
+            if self.labels is not None:
+                return self.outputs(self.labels.call(self.network, y, c, labels))
             return self.outputs(self.network(y, c))
         except TypeError as error:
-            check_call("ScoreModel", self.network, ("x", "t"), MORE, error)
+            if self.labels is None:
+                check_call("ScoreModel", self.network, ("x", "t"), MORE, error)
+            raise
+        except (RuntimeError, IndexError) as error:
+            _check_index(c, error)
             raise
 
     def outputs(self, output: object) -> object:
         """Return the output in the sign that the prediction has here."""
         return output
+
+
+def _check_index(c: Tensor, error: Exception) -> None:
+    """Refuse fractions for a network that looks its time up in a table, as torch's error says."""
+    if c.is_floating_point() and "long" in str(error).lower():
+        rule = "be torch.long for a network that looks its timesteps up"
+        remedy = "pass dtype=torch.long to from_timesteps"
+        raise wrong_type("ScoreModel", "dtype", rule, str(c.dtype), remedy) from error
 
 
 @final
