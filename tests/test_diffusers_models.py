@@ -24,8 +24,10 @@ from torch import Tensor, nn
 
 from sde_diffusion import (
     EDMSDE,
+    VPSDE,
     Affine,
     DataSpec,
+    DiscreteBeta,
     Guided,
     ProbabilityFlow,
     ScoreModel,
@@ -33,13 +35,15 @@ from sde_diffusion import (
     guided,
     integrate,
     load,
+    log_prob,
+    log_snr,
 )
 from sde_diffusion.cli.main import main
 from sde_diffusion.foreign import (
     diffusers_networks as networks,
     diffusers_schedulers as schedulers,
 )
-from sde_diffusion.solvers import DDIM, DPMSolverPP, DPMSolverPPPublished, Euler
+from sde_diffusion.solvers import DDIM, DPMSolverPP, DPMSolverPPPublished, Euler, Heun
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
 
@@ -551,6 +555,38 @@ def test_guidance_of_a_dit_is_that_of_its_pipeline() -> None:
     ours = guided(model, labels, 3.0)
     found = integrate(ProbabilityFlow(model.sde, ours), DDIM(), begin, grid).x
     assert error(found, x) < 1e-5
+
+
+# --- likelihoods ---
+
+
+class InOurForm(nn.Module):
+    """The same network called with t, its index worked out here."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        out: Tensor = self.network(x, (t.double() * N - 1).clamp(min=0).to(t.dtype)).sample
+        return out
+
+
+def test_the_likelihood_is_that_of_the_same_model_in_our_form() -> None:
+    """Within the standard error of its probes, and by far: both have the same."""
+    network = unet()
+    scheduler = diffusers.DDIMScheduler()
+    wrapped = from_diffusers(network, scheduler, data=PICTURE)
+    sde = VPSDE(DiscreteBeta(scheduler.betas.double()))
+    ours = ScoreModel(InOurForm(network), sde, "eps", data=PICTURE).eval()
+    x = 0.5 * torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    grid = log_snr(sde, 6, end=1 / N).flip(0)
+    one, other = (
+        log_prob(x, ProbabilityFlow(sde, model), Heun(), grid=grid) for model in (wrapped, ours)
+    )
+    difference = (one.nats - other.nats).abs()
+    assert bool((difference < one.standard_error).all())
+    assert bool((difference < 1e-4 * other.nats.abs()).all())
 
 
 # --- conditions ---
