@@ -163,7 +163,7 @@ def same(make: Callable[[str], object], close: float = 1e-5) -> None:
         assert torch.allclose(a, b, rtol=close, atol=close), (a - b).abs().max()
 
 
-pytestmark = pytest.mark.usefixtures("device")
+pytestmark = pytest.mark.usefixtures("device")  # both run with it: "cpu" is the CPU itself
 
 
 # --- coefficients and scores ---------------------------------------------------------------------
@@ -321,17 +321,20 @@ NORMAL = Gaussian(torch.zeros(2), 0.25 * torch.eye(2))
     ],
     ids=repr,
 )
-def test_probes_on_the_device_find_the_density_of_a_round_gaussian(divergence) -> None:
-    """The Jacobian is a multiple of 1: Rademacher probes are exact, and all with a control."""
-    model = NORMAL.diffused(VP)
+def test_probes_on_the_device_find_the_divergence_of_a_round_gaussian(divergence) -> None:
+    """The Jacobian is a multiple of 1: Rademacher probes are exact, of standard error 0."""
+    flow = flow_of(NORMAL.diffused(VP))
     x = 0.5 * drawn(3, 2).double()
-    there = log_prob(
-        x.to("cuda"), flow_of(model), DormandPrince(1e-7, 1e-7), divergence=divergence
-    )
-    assert torch.allclose(there.nats.cpu(), NORMAL.log_prob(x), atol=2e-4)
+    grid = uniform(3, 1e-3, 1.0)
+    expected = log_prob(x, flow, RungeKutta4(), grid=grid, divergence=Exact())
+    found = log_prob(x.to("cuda"), flow, RungeKutta4(), grid=grid, divergence=divergence)
+    gap = (found.nats.cpu() - expected.nats).abs()
+    assert (gap <= 1e-8 + 5 * found.standard_error.cpu()).all()
 
 
-@pytest.mark.parametrize("solver", [RungeKutta4(), DormandPrince(1e-4, 1e-4), AdaptiveAdams()])
+@pytest.mark.parametrize(
+    "solver", [RungeKutta4(), DormandPrince(1e-2, 1e-2), AdaptiveAdams(1e-2, 1e-2)]
+)
 @pytest.mark.parametrize("variable", [Time, LogSNR, Angle])
 def test_log_likelihoods_in_every_variable(variable, solver) -> None:
     def found(device: str) -> Tensor:
@@ -440,7 +443,7 @@ def test_encoding_and_its_way_back(kind: str) -> None:
         flow = flow_of(MODELS[kind](device))
         x = 0.5 * drawn(3, 2, device=device)
         with torch.no_grad():
-            latent = encode(x, flow, DormandPrince(1e-4, 1e-4)).x
+            latent = encode(x, flow, DormandPrince(1e-2, 1e-2)).x
             back = reconstruct(x, flow, Heun(), uniform(6, 1e-3, 1.0))
         return latent, back.x, interpolate(latent, latent.flip(0), [0.25, 0.5])
 

@@ -79,6 +79,8 @@ def marked(i: Tensor, mask: Tensor) -> Tensor:
     """Return the samples that a mask on the CPU marks, without waiting for the GPU."""
     if bool(mask.all()):
         return i
+    if not bool(mask.any()):
+        return i[:0]
     return i[mask.nonzero()[:, 0].to(i.device, non_blocking=True)]
 
 
