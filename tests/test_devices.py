@@ -317,19 +317,17 @@ NORMAL = Gaussian(torch.zeros(2), 0.25 * torch.eye(2))
         Hutchinson(2, mode="forward"),
         HutchPlusPlus(2, 1),
         Hutchinson(2, control=NORMAL),
-        Hutchinson(2, law="gaussian", control=NORMAL),
     ],
     ids=repr,
 )
 def test_probes_on_the_device_find_the_divergence_of_a_round_gaussian(divergence) -> None:
-    """The Jacobian is a multiple of 1: Rademacher probes are exact, of standard error 0."""
+    """The Jacobian is a multiple of 1: Rademacher probes are exact."""
     flow = flow_of(NORMAL.diffused(VP))
     x = 0.5 * drawn(3, 2).double()
     grid = uniform(3, 1e-3, 1.0)
     expected = log_prob(x, flow, RungeKutta4(), grid=grid, divergence=Exact())
     found = log_prob(x.to("cuda"), flow, RungeKutta4(), grid=grid, divergence=divergence)
-    gap = (found.nats.cpu() - expected.nats).abs()
-    assert (gap <= 1e-8 + 5 * found.standard_error.cpu()).all()
+    assert torch.allclose(found.nats.cpu(), expected.nats, atol=1e-8)
 
 
 @pytest.mark.parametrize(
