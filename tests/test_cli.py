@@ -609,7 +609,8 @@ def test_info_finds_a_network_that_is_read_as_another_prediction(tmp_path: Path)
     assert (found["fits"], found["best"]) == (False, 'prediction "v"')
     assert found["errors"]['prediction "v"'] == pytest.approx(right["errors"]["as given"])
     said = run(*options).stdout
-    assert 'The convention does not fit; this one does better: prediction "v".' in said
+    told = 'The convention does not fit; this does better: prediction "v": prediction="v".'
+    assert told in said
 
 
 # --- train ---
