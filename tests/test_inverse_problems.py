@@ -204,6 +204,25 @@ def test_moment_matching_is_exact_for_gaussian_data(sde) -> None:
     assert torch.allclose(other.gradient, gradient, atol=1e-9)
 
 
+def test_moment_matching_tells_the_density_of_its_normal() -> None:
+    """log N(y; A x̂0, sigma_y² + (sigma²/alpha) A J Aᵀ), J by autograd, of data that are curved."""
+    sde = VPSDE()
+    mixture = GaussianMixture([1, 2], normal(2, 3), stds=[0.3, 0.7])
+    model = mixture.diffused(sde)
+    t = middle(sde)
+    at = Coefficients(sde).level(t)
+    x = normal(4, 3, seed=1)
+    a = SEEN.operator.matrix
+    exact = []
+    for row in x:
+        j = torch.autograd.functional.jacobian(lambda r: model.denoise(r[None], t)[0], row)
+        s = SEEN.std**2 * torch.eye(2).double() + at.sigma**2 / at.alpha * a @ j @ a.mT
+        mean = model.denoise(row[None], t)[0] @ a.mT
+        exact.append(torch.distributions.MultivariateNormal(mean, s).log_prob(SEEN.y[0]))
+    off = guess(DenseMMPS(), mixture, sde, x, t).log_likelihood - torch.stack(exact)
+    assert torch.allclose(off, off[:1].expand(4), atol=1e-9)
+
+
 @every_sde
 def test_pseudo_inverse_guidance_is_exact_for_a_ball(sde) -> None:
     ball = Gaussian(MEAN, 0.49 * torch.eye(3))
