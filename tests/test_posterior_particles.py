@@ -22,7 +22,11 @@ from sde_diffusion.inverse_problems import (
     exact_posterior,
     sample_posterior,
 )
-from sde_diffusion.inverse_problems.certificate import mixture_problem
+from sde_diffusion.inverse_problems.certificate import (
+    _mean_error,
+    _mode_distance,
+    mixture_problem,
+)
 
 MIXTURE = GaussianMixture([0.7, 0.3], torch.tensor([[-0.8, 0.2], [0.9, -0.4]]), stds=[0.4, 0.3])
 SEEN = Measurement(Matrix(torch.tensor([[1.0, 0.5]]).double()), torch.tensor([[0.1]]), std=0.5)
@@ -72,9 +76,18 @@ def test_the_exact_posterior_of_images_is_that_of_flat_ones() -> None:
 
 
 @pytest.mark.parametrize(
-    "method", [DenseMMPS(), PiGDM(), TMPD(), Wrong(), Blind()], ids=lambda m: type(m).__name__
+    ("method", "below"),
+    [
+        (DenseMMPS(), 0.5),
+        (DenseMMPS(), 1.0),  # resampled at every step
+        (PiGDM(), 0.5),
+        (TMPD(), 0.5),
+        (Wrong(), 0.9),
+        (Blind(), 0.5),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, LikelihoodScore) else value,
 )
-def test_particles_reach_the_posterior_and_the_evidence_by_any_twist(method) -> None:
+def test_particles_reach_the_posterior_and_the_evidence_by_any_twist(method, below) -> None:
     posterior, log_evidence = exact_posterior(MIXTURE, SEEN)
     many = Measurement(SEEN.operator, SEEN.y.expand(12, -1), SEEN.std)
     found = sample_posterior(
@@ -85,8 +98,10 @@ def test_particles_reach_the_posterior_and_the_evidence_by_any_twist(method) -> 
         particles=800,
         steps=100,
         seed=3,
+        resample_below=below,
         dtype=torch.float64,
     )
+    assert (below == 1) == bool((found.resamplings == 100).all())
     mean = posterior.weights @ posterior.means
     of_means = found.mean.mean(0)
     error = found.mean.std(0) / 12**0.5
@@ -175,6 +190,21 @@ def test_the_certificate_tells_particles_from_the_approximations() -> None:
         assert rows[name].evidence_error is None
     low, high = floor.covered
     assert low < 0.9 < high
+
+
+def test_the_errors_are_those_of_hand_made_draws() -> None:
+    """Two modes far apart with weights .7 and .3, and draws of the first alone, half a std off."""
+    means = torch.tensor([[-50.0, 0.0], [50.0, 0.0]])
+    covariances = torch.eye(2).expand(2, 2, 2)
+    posterior = GaussianMixture([0.7, 0.3], means, covariances)
+    x = means[:1].double().expand(4, -1)
+    weights = torch.full((4,), 0.25, dtype=torch.float64)
+    assert _mode_distance(posterior, x, weights) == pytest.approx(0.3)
+    # The mean is −20 and the variance 1 + .7 · 30² + .3 · 70² beside 1 across.
+    wide = 1 + 0.7 * 30**2 + 0.3 * 70**2
+    off = torch.tensor([[0.0, 0.5]], dtype=torch.float64)
+    error = math.sqrt((30**2 / wide + 0.5**2) / 2)
+    assert _mean_error(posterior, x + off, weights) == pytest.approx(error)
 
 
 def test_the_problem_is_one_whose_prior_is_not_its_posterior() -> None:
