@@ -113,7 +113,8 @@ def looped(scheduler, network, x, **settings):
 
 
 def off(one, other):
-    return float((one - other).abs().max())
+    """Return the largest difference, of states of size 1, in float32, or larger ones."""
+    return float((one - other).abs().max()) / max(1.0, float(other.abs().max()))
 
 
 DETERMINISTIC = [
