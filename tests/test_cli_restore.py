@@ -51,6 +51,12 @@ def test_it_writes_what_sample_posterior_draws(here: Path) -> None:
     assert result["log_evidence"] == pytest.approx(found.log_evidence.tolist(), rel=1e-3)
     error = (found.mean - truth).square().flatten(1).mean(1).sqrt().mean()
     assert result["rms_error_of_mean"] == pytest.approx(float(error), rel=1e-3)
+    below = (found.x < truth[:, None]).double() + 0.5 * (found.x == truth[:, None]).double()
+    levels = (found.weights.reshape(3, 4, 1, 1, 1) * below).sum(1)
+    for row in result["coverage"]:
+        low, high = 0.5 - row["level"] / 2, 0.5 + row["level"] / 2
+        share = ((levels >= low) & (levels <= high)).double().mean()
+        assert row["share"] == pytest.approx(float(share), abs=0.02)
     assert (here / "restored" / "restored.png").stat().st_size > 1000
 
 

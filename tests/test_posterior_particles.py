@@ -190,6 +190,7 @@ def test_the_certificate_tells_particles_from_the_approximations() -> None:
         assert rows[name].evidence_error is None
     low, high = floor.covered
     assert low < 0.9 < high
+    assert low <= floor.coverage <= high
 
 
 def test_the_errors_are_those_of_hand_made_draws() -> None:
