@@ -69,11 +69,20 @@ def test_results_do_not_depend_on_the_batch_size(here: Path) -> None:
         assert np.allclose(small[name], large[name], atol=1e-4), name
 
 
-def test_draws_without_weights_count_alike(here: Path) -> None:
+def test_draws_without_weights_count_alike_and_meet_no_others(here: Path) -> None:
     done = run("restore", "--operator", "blur:.8", *SMALL)
     assert done.exit_code == 0, done.output
     assert "log p(y)" not in done.output
-    assert np.array_equal(arrays_in(here / "restored")["weights"], np.full((3, 4), 0.25))
+    arrays = arrays_in(here / "restored")
+    assert np.array_equal(arrays["weights"], np.full((3, 4), 0.25))
+    seen = Measurement(
+        _operators.operator("blur:.8", (1, 8, 8)), torch.from_numpy(arrays["y"]), 0.05
+    )
+    alone = sample_posterior(
+        load("digits"), seen, (1, 8, 8), MMPS(3), particles=4, steps=6, resample_below=0.0
+    )
+    assert np.allclose(arrays["x"], alone.x.numpy(), atol=1e-5)
+    assert int(alone.resamplings.sum()) == 0
 
 
 def test_the_coverage_of_exact_draws_is_that_of_ranks() -> None:
