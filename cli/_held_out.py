@@ -37,7 +37,7 @@ def read_for(name: str, model: Any, reading: Mapping[str, Any]) -> Dataset:  # n
             "data",
             f"have samples of the model's shape {event}",
             dataset.spec.shape,
-            "name the data it was trained on",
+            "name the data it was trained on, or a model of these",
         )
     return dataset
 

@@ -272,7 +272,10 @@ def model(name: str | Path, device: torch.device | str = "cpu") -> Any:  # noqa:
 
     made = own("--model", text, names, lambda x: isinstance(x, nn.Module) or _is_model(x), what)
     if not _is_model(made):  # a network alone, which says nothing of its noise and its time
-        remedy = "name a model made of it, such as model = ScoreModel.from_timesteps(net, betas)"
+        remedy = (
+            "name a model made of it, such as model = ScoreModel.from_timesteps(net, betas, "
+            "data=DataSpec(name, shape, levels))"
+        )
         raise wrong_type(
             "--model", text, f"be {what}", f"the network {type(made).__name__}", remedy
         )

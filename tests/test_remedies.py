@@ -23,13 +23,21 @@ from sde_diffusion.cli.main import main
 
 TINY = "train --steps 1 --batch-size 4 --width 8 --device cpu --out new"
 DRAW = "sample -n 2 --steps 2 --device cpu"
+RESTORE = "restore --limit 1 --draws 1 --steps 1 --device cpu"
 SOLVES = "compare --model ring --samples 2 --replicates 2 --reference-steps 2 --device cpu"
 OWN = """
-from sde_diffusion import DataSpec, GaussianMixture, VPSDE, uniform
+from sde_diffusion import *
 ring = GaussianMixture.ring(8)
 times = uniform(3)
 model = ring.diffused(VPSDE())
 number = 3
+name, shape, levels = "points", (2,), None
+net, betas = MLP(2, width=8), linear_betas(20)
+silent = ScoreModel(net, VPSDE())
+telling = ScoreModel(net, VPSDE(), data=DataSpec(name, shape, levels))
+chain = ScoreModel.from_timesteps(net, betas, data=DataSpec(name, shape, levels))
+wild = FunctionScore(lambda x, t: -(x**3), VPSDE())
+wild.data = DataSpec(name, shape, levels)
 """
 
 # wrong command, its last words; what it replaces; what is typed
@@ -131,7 +139,7 @@ ROWS = [
     (f"{DRAW} --model digitz", "did you mean digits?", "digitz", "digits"),
     (
         f"{SOLVES} --model digits --data points.npy --solver heun --nfe 4",
-        "pass one --model with it",
+        "name the data it was trained on, or a model of these",
         "--model digits",
         "",
     ),
@@ -164,6 +172,43 @@ ROWS = [
         "",
     ),
     (f"{TINY} --config wrong.toml", "write lines like steps = 2000", "wrong.toml", "right.toml"),
+    (
+        f"{RESTORE} --operator zzz",
+        "pass for example --operator inpaint:.5",
+        "--operator zzz",
+        "--operator inpaint:.5",
+    ),
+    (
+        f"{RESTORE} --operator inpaint:2",
+        "pass for example inpaint:.5",
+        "inpaint:2",
+        "inpaint:.5",
+    ),
+    (
+        f"{RESTORE} --operator inpaint:.5 --method zzz",
+        "pass for example --method mmps",
+        "--method zzz",
+        "--method mmps",
+    ),
+    (
+        f"{DRAW} --model own_remedies:net",
+        "name a model made of it, such as model = ScoreModel.from_timesteps(net, betas, "
+        "data=DataSpec(name, shape, levels))",
+        "own_remedies:net",
+        "own_remedies:chain",
+    ),
+    (
+        f"{DRAW} --model own_remedies:silent",
+        "build it as ScoreModel(…, data=DataSpec(name, shape, levels))",
+        "own_remedies:silent",
+        "own_remedies:telling",
+    ),
+    (
+        "sample -n 1 --device cpu --model own_remedies:wild --solver heun --keep-finite --steps 6",
+        "pass more --steps, or another --solver",
+        "--steps 6",
+        "--steps 100",
+    ),
     ("info digitz", "did you mean digits?", "digitz", "digits"),
     ("infos", "did you mean info?", "infos", "info"),
 ]
@@ -218,6 +263,8 @@ from torch import nn
 from sde_diffusion import *
 from sde_diffusion.ddpm import *
 from sde_diffusion.diagnostics import *
+from sde_diffusion.exchange import *
+from sde_diffusion.inverse_problems import *
 from sde_diffusion.likelihood import *
 from sde_diffusion.likelihood.decoders import bin_centres
 from sde_diffusion.objectives import *
@@ -269,6 +316,29 @@ class Brown(SDE):
 class Plain(nn.Module):
     def forward(self, x, c):
         return 0.1 * x
+
+class TakesLabels(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(8, 2)
+    def forward(self, x, c, labels):
+        return 0.1 * x + self.table(labels)
+
+class TakesY(TakesLabels):
+    def forward(self, x, c, *, y):
+        return super().forward(x, c, y)
+
+def attending():
+    import diffusers
+    kinds = {'down_block_types': ('CrossAttnDownBlock2D',), 'mid_block_type': None}
+    kinds |= {'up_block_types': ('CrossAttnUpBlock2D',)}
+    few = {'block_out_channels': (4,), 'norm_num_groups': 2, 'layers_per_block': 1}
+    few |= {'attention_head_dim': 2, 'cross_attention_dim': 6}
+    return diffusers.UNet2DConditionModel(sample_size=8, **kinds, **few)
+
+def scheduler():
+    import diffusers
+    return diffusers.DDIMScheduler(20)
 """
 
 

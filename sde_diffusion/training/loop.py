@@ -291,23 +291,15 @@ def _check(
                 type(value).__name__,
                 f"pass {name}={kind.__name__}(...)",
             )
-    if objective is not None and not isinstance(objective, Objective):
-        raise wrong_type(
-            "train",
-            "objective",
-            "be an Objective or None",
-            type(objective).__name__,
-            "pass TrainingConfig(objective='vlb') for one by its name",
-        )
+    if objective is not None:
+        remedy = "pass TrainingConfig(objective='vlb') for one by its name"
+        an_object("train", "objective", objective, Objective, remedy)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise wrong_value(
             "train", "model", "have parameters to train", "none", "call model.requires_grad_()"
         )
     if len(dataset) == 0:
         raise wrong_value("train", "dataset", "have rows", 0, "check the source of the data")
-    if objective is not None:
-        remedy = "drop it for that of the config, or pass objective_of(config)"
-        an_object("train", "objective", objective, Objective, remedy)
     t_min = config.t_min if objective is None else objective.t_min
     if t_min >= model.sde.horizon:
         rule = f"be below the SDE's horizon {model.sde.horizon}"
