@@ -23,6 +23,7 @@ from sde_diffusion.cli.main import main
 
 TINY = "train --steps 1 --batch-size 4 --width 8 --device cpu --out new"
 DRAW = "sample -n 2 --steps 2 --device cpu"
+EVALUATE = "likelihood --limit 2 --bound elbo --times 4 --device cpu"
 RESTORE = "restore --limit 1 --draws 1 --steps 1 --device cpu"
 SOLVES = "compare --model ring --samples 2 --replicates 2 --reference-steps 2 --device cpu"
 OWN = """
@@ -209,6 +210,30 @@ ROWS = [
         "--steps 6",
         "--steps 100",
     ),
+    (
+        f"{EVALUATE} --data eights.npy",
+        "pass --levels 17",
+        "eights.npy",
+        "eights.npy --levels 17",
+    ),
+    (
+        f"{EVALUATE} --data reals.npy",
+        "save integers from 0 to 16, and pass --levels 17",
+        "reals.npy",
+        "eights.npy --levels 17",
+    ),
+    (
+        f"{DRAW} --model ring --class 3",
+        "train one with sde-diffusion train --conditional",
+        f"{DRAW} --model ring --class 3",
+        f"{TINY} --conditional",
+    ),
+    (
+        f"{TINY.replace('new', 'old')} --data points.npy",
+        "pass --resume to go on with it, or another --out",
+        "--out old",
+        "--out new",
+    ),
     ("info digitz", "did you mean digits?", "digitz", "digits"),
     ("infos", "did you mean info?", "infos", "info"),
 ]
@@ -222,6 +247,11 @@ def there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "wrong.toml").write_text("steps 2000", encoding="utf-8")
     (tmp_path / "right.toml").write_text("steps = 2000", encoding="utf-8")
     np.save("points.npy", np.random.default_rng(0).normal(size=(40, 2)))
+    levels = np.arange(640, dtype=np.uint8).reshape(10, 1, 8, 8) % 17
+    np.save("eights.npy", levels)
+    np.save("reals.npy", levels / 16)
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "state.pt").touch()
     return tmp_path
 
 
@@ -269,7 +299,7 @@ from sde_diffusion.likelihood import *
 from sde_diffusion.likelihood.decoders import bin_centres
 from sde_diffusion.objectives import *
 from sde_diffusion.objectives.spacings import *
-from sde_diffusion.objectives.weighting import P2
+from sde_diffusion.objectives.weighting import P2, min_snr
 from sde_diffusion.pictures import *
 from sde_diffusion.pictures.samples import tiles
 from sde_diffusion.solvers import *
@@ -335,6 +365,16 @@ def attending():
     few = {'block_out_channels': (4,), 'norm_num_groups': 2, 'layers_per_block': 1}
     few |= {'attention_head_dim': 2, 'cross_attention_dim': 6}
     return diffusers.UNet2DConditionModel(sample_size=8, **kinds, **few)
+
+def plain_unet():
+    import diffusers
+    kinds = {'down_block_types': ('DownBlock2D',), 'up_block_types': ('UpBlock2D',)}
+    few = {'block_out_channels': (4,), 'norm_num_groups': 2, 'layers_per_block': 1}
+    return diffusers.UNet2DModel(sample_size=8, add_attention=False, **kinds, **few)
+
+def pictured(sde):
+    network = UNet(1, width=8, multipliers=(1,), attention=())
+    return ScoreModel(network, sde, data=DataSpec('pictured', (1, 4, 4), 256)).eval()
 
 def scheduler():
     import diffusers

@@ -329,7 +329,7 @@ def _loaded(
     except OwnClassError as error:
         argument, name = error.args
         call = f"{what}(path, {argument}=...)"
-        remedy = f"call {call}; a command takes --model FILE:NAME of a function that returns it"
+        remedy = f"call {call}; a command takes --model module:function of one that returns it"
         raise wrong_value(
             what, argument, "be passed for a class of your own", name, remedy
         ) from None
