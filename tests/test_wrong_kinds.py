@@ -148,6 +148,12 @@ ENTRIES: Final[dict[str, Row]] = {
         | {"grid": "grid", "seed": "seed", "first": "integer", "callback": "function"}
         | {"dtype": "dtype"},
     ),
+    "sample_finite": (
+        sde_diffusion.sample_finite,
+        {"model": MODEL, "solver": Heun(), "shape": (4, 2)},
+        {"model": "model", "solver": "solver", "shape": "shape", "steps": "integer"}
+        | {"grid": "grid", "seed": "seed", "first": "integer", "dtype": "dtype"},
+    ),
     "integrate": (
         integrate,
         {"dynamics": FLOW, "solver": Heun(), "x": X, "grid": FALLING},
