@@ -138,12 +138,7 @@ def common_options(
     """Return the options of every command that computes: --seed, --device, --out, --json."""
     options = [
         count_option("--seed", default=0, least=0, help="Seed of every random draw."),
-        click.option(
-            "--device",
-            default="auto",
-            show_default=True,
-            help="auto (the GPU if there is one), cpu, cuda or cuda:1.",
-        ),
+        device_option,
         click.option(
             "--out",
             type=click.Path(path_type=Path),
@@ -154,6 +149,16 @@ def common_options(
         json_option,
     ]
     return lambda function: _with(options, function)
+
+
+def device_option(function: FunctionT) -> FunctionT:
+    """Add --device."""
+    return click.option(
+        "--device",
+        default="auto",
+        show_default=True,
+        help="auto (the GPU if there is one), cpu, cuda or cuda:1.",
+    )(function)
 
 
 def _with(options: Sequence[Callable[[Any], Any]], function: FunctionT) -> FunctionT:

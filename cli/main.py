@@ -31,6 +31,7 @@ _COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     ),
     "solvers": ("sde_diffusion.cli.solvers", "List the solvers, their orders and evaluations."),
     "info": ("sde_diffusion.cli.info", "Show what is in a checkpoint."),
+    "doctor": ("sde_diffusion.cli.doctor", "Check this machine; print what a bug report needs."),
     "convert": ("sde_diffusion.cli.convert", "Write another program's weights as .safetensors."),
 }
 

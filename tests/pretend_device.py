@@ -30,6 +30,7 @@ import contextlib
 import sys
 from collections import Counter
 from functools import cache
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
@@ -42,6 +43,7 @@ CPU = torch.device("cpu")
 META = torch.device("meta")
 WATCHED = ("/sde_diffusion/", "/solvers/", "/cli/", "/benchmarks/")  # whose lines are told
 
+_PROPERTIES = SimpleNamespace(name="pretend", total_memory=2**30, major=9, minor=0)
 _GENERATOR = torch.Generator
 _SAVE = torch.save
 _ENGINE = torch.autograd._engine_run_backward
@@ -482,6 +484,7 @@ def _driver(log: Log) -> dict[str, object]:
         "is_bf16_supported": lambda *_: True,
         "synchronize": lambda *_: log.add("sync", "cuda.synchronize"),
         "get_device_name": lambda *_: "pretend",
+        "get_device_properties": lambda *_: _PROPERTIES,
         "get_rng_state": lambda *_: _RNG[-1].clone(),
         "set_rng_state": lambda state, *_: _RNG.__setitem__(-1, state.clone()),
         "manual_seed": _seed,

@@ -75,7 +75,7 @@ from sde_diffusion.solvers import (
     TorchDiffEq,
 )
 
-COMMANDS = ("train", "sample", "likelihood", "compare", "verify", "solvers", "info")
+COMMANDS = ("train", "sample", "likelihood", "compare", "verify", "solvers", "info", "doctor")
 TINY = ["--width", "8", "--batch-size", "16", "--warmup", "2", "--device", "cpu"]
 
 
