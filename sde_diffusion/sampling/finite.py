@@ -32,6 +32,10 @@ class FiniteSamples:
         failures: why each other sample is missing, by its number.
         nfe: evaluations of the score, the most that a sample took.
         seconds: of all solves.
+
+    >>> found = FiniteSamples(torch.ones(1, 2), torch.tensor([1]), {0: "NaN at step 3"}, 5, 0.1)
+    >>> len(found.x), found.failures[0]
+    (1, 'NaN at step 3')
     """
 
     x: Tensor

@@ -55,6 +55,9 @@ class TensorBoard(Logger):
     Those of monitors stand under "evaluation/", and those of a list under their place in it.
 
     Errors: ValueError, where the package is missing, that says what to install.
+
+    >>> issubclass(TensorBoard, Logger)  # as in train(…, loggers=[TensorBoard("runs/board")])
+    True
     """
 
     def __init__(self, folder: str | Path) -> None:
