@@ -18,7 +18,7 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
-from sde_diffusion._check import positive_integer, wrong_value
+from sde_diffusion._check import positive_integer, positive_number, wrong_value
 from sde_diffusion._shown import shown
 from sde_diffusion._tensors import expand, flat_sum
 from sde_diffusion.coefficients import Level, Levels
@@ -130,6 +130,10 @@ class DPS(LikelihoodScore):
     scale: float = 1.0
     steps: int = 1000
 
+    def __post_init__(self) -> None:
+        positive_number("DPS", "scale", self.scale)
+        positive_integer("DPS", "steps", self.steps)
+
     def __call__(
         self, model: ScoreLike, x: Tensor, t: Tensor, at: Level | Levels, measurement: Measurement
     ) -> Guess:
@@ -156,6 +160,9 @@ class PiGDM(LikelihoodScore):
     """
 
     data_std: float = 1.0
+
+    def __post_init__(self) -> None:
+        positive_number("PiGDM", "data_std", self.data_std)
 
     def __call__(
         self, model: ScoreLike, x: Tensor, t: Tensor, at: Level | Levels, measurement: Measurement
@@ -273,8 +280,7 @@ class DiffPIR(LikelihoodScore):
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.weight > 0:
-            raise wrong_value("DiffPIR", "weight", "be above 0", self.weight, "pass 1.0")
+        positive_number("DiffPIR", "weight", self.weight)
 
     def __call__(
         self, model: ScoreLike, x: Tensor, t: Tensor, at: Level | Levels, measurement: Measurement

@@ -7,7 +7,7 @@ from typing import final
 
 from torch import Tensor
 
-from sde_diffusion._check import wrong_type, wrong_value
+from sde_diffusion._check import positive_number, wrong_type, wrong_value
 from sde_diffusion._seeds import Purpose, mix
 from sde_diffusion._shown import shown
 from sde_diffusion._tensors import check_state, flat_sum
@@ -44,14 +44,7 @@ class Measurement:
                 "pass for example Mask(kept), or Nonlinear(function)",
             )
         check_state("Measurement", y, "y")
-        if isinstance(std, bool) or not isinstance(std, (int, float)):
-            raise wrong_type(
-                "Measurement", "std", "be a number", type(std).__name__, "pass for example 0.05"
-            )
-        if not 0 < std < math.inf:
-            raise wrong_value(
-                "Measurement", "std", "be above 0 and finite", std, "pass for example 0.05"
-            )
+        positive_number("Measurement", "std", std, "pass for example 0.05")
         self.operator = operator
         self.y = y
         self.std = float(std)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, conv2d, conv_transpose2d
 
-from sde_diffusion._check import positive_integer, wrong_type, wrong_value
+from sde_diffusion._check import positive_integer, positive_number, wrong_type, wrong_value
 from sde_diffusion._shown import shown
 from sde_diffusion.forms import Number
 
@@ -204,8 +204,7 @@ class Blur(LinearOperator):
     @classmethod
     def gaussian(cls, std: float) -> Blur:
         """Return the blur by a Gaussian of the standard deviation ``std`` in pixels, cut at 3."""
-        if not std > 0:
-            raise wrong_value("Blur", "std", "be above 0", std, "pass for example 1.5")
+        positive_number("Blur", "std", std, "pass for example 1.5")
         reach = math.ceil(3 * std)
         at = torch.arange(-reach, reach + 1, dtype=torch.float64)
         line = (-0.5 * (at / std) ** 2).exp()

@@ -28,7 +28,7 @@ from torch import Tensor
 from sde_diffusion._check import diverged, positive_integer, wrong_type, wrong_value
 from sde_diffusion._seeds import Purpose, mix
 from sde_diffusion._shown import shown
-from sde_diffusion._tensors import flat_sum
+from sde_diffusion._tensors import check_dtype, flat_sum
 from sde_diffusion.coefficients import Coefficients, Level, kernel
 from sde_diffusion.counting import CountedScore
 from sde_diffusion.dynamics import check_coupling
@@ -157,6 +157,7 @@ def sample_posterior(
     """
     method = DenseMMPS() if method is None else method
     positive_integer("sample_posterior", "particles", particles)
+    check_dtype("sample_posterior", dtype)
     _check(model, measurement, method, event, resample_below)
     if steps is not None and grid is not None:
         raise wrong_value(
