@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -14,56 +15,106 @@ if TYPE_CHECKING:
 
     from sde_diffusion.inverse_problems import LikelihoodScore, Operator
 
-OPERATORS: Final = (
-    "inpaint:left, inpaint:top, inpaint:box, inpaint:SHARE, downsample:F, blur:STD, grey"
-)
+# The part that is hidden -> the axis of it and whether it is the first half.
+_HALVES: Final = {
+    "left": (-1, True),
+    "right": (-1, False),
+    "top": (-2, True),
+    "bottom": (-2, False),
+}
+OPERATORS: Final = "inpaint:left, right, top, bottom, box or SHARE, downsample:F, blur:STD, grey"
 METHODS: Final = ("mmps", "dense-mmps", "pigdm", "tmpd", "dps", "diffpir")
+_KINDS: Final = ("inpaint", "downsample", "blur", "grey")
+_EXAMPLE: Final = "pass for example --operator inpaint:.5"
 
 
 def operator(text: str, event: Sequence[int]) -> Operator:
     """Return the operator of a name such as downsample:4, for samples of a shape.
 
-    Errors: ValueError for another name, or one that samples of this shape do not have.
+    Errors: ValueError for another name, for a setting that it does not take, or for an operator
+    that samples of this shape do not have.
     """
-    from sde_diffusion.inverse_problems import Blur, Downsample, Grey, Mask
-
     kind, _, detail = text.partition(":")
-    images = len(event) == 3
-    number = float(detail) if re.fullmatch(r"[0-9]*\.?[0-9]+", detail) else None
-    if kind == "inpaint" and (detail == "box" or detail in _HALVES or number is not None):
-        if number is not None:
-            return Mask(_share(number, event))
-        if len(event) >= 2:
-            return Mask(_region(detail, event))
-    whole = number is not None and number == int(number) > 0
-    if kind == "downsample" and whole and images:
-        factor = int(number or 1)
-        if not event[1] % factor and not event[2] % factor:
-            return Downsample(factor)
-    if kind == "blur" and number and images:
-        return Blur.gaussian(number)
-    if text == "grey" and len(event) >= 2 and event[0] > 1:
-        return Grey(event[0])
-    raise wrong_value(
-        "--operator",
-        "operator",
-        f"be one of {OPERATORS}, for samples of shape {tuple(event)}",
-        text,
-        "pass for example --operator inpaint:.5",
-    )
+    made = {"inpaint": _mask, "downsample": _downsample, "blur": _blur, "grey": _grey}
+    if kind not in made:
+        close = difflib.get_close_matches(kind, _KINDS, n=1)
+        remedy = f"did you mean {close[0]}?" if close else _EXAMPLE
+        raise wrong_value("--operator", "operator", f"be one of {OPERATORS}", text, remedy)
+    return made[kind](detail, tuple(event))
 
 
-_HALVES: Final = {"left": -1, "top": -2}  # the half that is hidden, and its axis
+def _mask(detail: str, event: tuple[int, ...]) -> Operator:
+    from sde_diffusion.inverse_problems import Mask
+
+    share = _number(detail)
+    if share is not None:
+        return Mask(_share(share, event))
+    if detail not in (*_HALVES, "box"):
+        rule = f"be {', '.join(_HALVES)}, box or the share of the pixels that is kept"
+        raise wrong_value("--operator", "inpaint", rule, detail or "nothing", _EXAMPLE)
+    if len(event) < 2:
+        rule = "be a share for samples that are no images"
+        raise wrong_value("--operator", "inpaint", rule, detail, _EXAMPLE)
+    return Mask(_region(detail, event))
 
 
-def _region(name: str, event: Sequence[int]) -> Tensor:
+def _downsample(detail: str, event: tuple[int, ...]) -> Operator:
+    from sde_diffusion.inverse_problems import Downsample
+
+    _check_images("downsample", event)
+    height, width = event[1:]
+    known = [f for f in range(2, min(height, width) + 1) if not height % f and not width % f]
+    factor = _number(detail)
+    if factor not in known:
+        some = ", ".join(map(str, known)) or "left out: it has none"
+        rule = f"be a factor of both sides {height} × {width}: {some}"
+        remedy = f"pass --operator downsample:{known[0]}" if known else _EXAMPLE
+        raise wrong_value("--operator", "downsample", rule, detail or "nothing", remedy)
+    return Downsample(int(factor))
+
+
+def _blur(detail: str, event: tuple[int, ...]) -> Operator:
+    from sde_diffusion.inverse_problems import Blur
+
+    _check_images("blur", event)
+    std = _number(detail)
+    if not std:
+        rule = "be a standard deviation in pixels, above 0"
+        remedy = "pass for example --operator blur:1.5"
+        raise wrong_value("--operator", "blur", rule, detail or "nothing", remedy)
+    return Blur.gaussian(std)
+
+
+def _grey(detail: str, event: tuple[int, ...]) -> Operator:
+    from sde_diffusion.inverse_problems import Grey
+
+    _check_images("grey", event)
+    if detail or event[0] == 1:
+        rule = "have nothing behind it, and images of several channels"
+        got = f"{detail or 'grey'} for samples of shape {event}"
+        raise wrong_value("--operator", "grey", rule, got, _EXAMPLE)
+    return Grey(event[0])
+
+
+def _number(text: str) -> float | None:
+    return float(text) if re.fullmatch(r"[0-9]+\.?[0-9]*|\.[0-9]+", text) else None
+
+
+def _check_images(kind: str, event: tuple[int, ...]) -> None:
+    if len(event) != 3:
+        rule = "go with images (C, H, W)"
+        raise wrong_value("--operator", kind, rule, f"samples of shape {event}", _EXAMPLE)
+
+
+def _region(name: str, event: tuple[int, ...]) -> Tensor:
     """Return where a half, or all but the middle quarter of the area, is kept."""
     import torch
 
     kept = torch.ones(*event, dtype=torch.bool)
     if name in _HALVES:
-        axis = _HALVES[name]
-        kept.narrow(axis, 0, event[axis] // 2).fill_(False)
+        axis, first = _HALVES[name]
+        half = event[axis] // 2
+        kept.narrow(axis, 0 if first else event[axis] - half, half).fill_(False)
         return kept
     part = kept
     for axis in range(-min(len(event) - 1, 2), 0):
@@ -73,15 +124,14 @@ def _region(name: str, event: Sequence[int]) -> Tensor:
     return kept
 
 
-def _share(share: float, event: Sequence[int]) -> Tensor:
+def _share(share: float, event: tuple[int, ...]) -> Tensor:
     """Return where a share of the pixels is kept, at random but always the same ones."""
     import torch
 
     if not 0 < share < 1:
-        raise wrong_value(
-            "--operator", "share", "lie between 0 and 1", share, "pass for example inpaint:.5"
-        )
-    pixels = tuple(event[1:]) if len(event) == 3 else tuple(event)
+        rule = "be a share between 0 and 1"
+        raise wrong_value("--operator", "inpaint", rule, share, _EXAMPLE)
+    pixels = event[1:] if len(event) == 3 else event
     count = math.prod(pixels)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
     kept = torch.zeros(count, dtype=torch.bool)

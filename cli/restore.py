@@ -23,6 +23,7 @@ Examples:
   sde-diffusion restore --model mnist --data path/to/mnist --operator downsample:4 --limit 64
 """
 _LEVELS: Final = (0.5, 0.8, 0.9)
+_ENOUGH: Final = 16  # draws
 
 
 @click.command(epilog=EXAMPLES)
@@ -39,8 +40,8 @@ _LEVELS: Final = (0.5, 0.8, 0.9)
     "--operator",
     required=True,
     metavar="NAME",
-    help=f"How it is measured: {_operators.OPERATORS}. left, top and box are hidden; of SHARE "
-    "random pixels are kept.",
+    help=f"How it is measured: {_operators.OPERATORS}. A half or the box is hidden; of a SHARE "
+    "of random pixels all is kept.",
 )
 @click.option(
     "--noise",
@@ -248,10 +249,10 @@ def _lines(result: Mapping[str, Any]) -> list[str]:
     seen = f"{result['operator']} with noise {result['noise']:g}"
     away = f"{result['rms_error_of_mean']:.3f}"
     lines = [
-        f"{result['samples']} samples through {seen}",
-        f"{result['draws']} draws of each posterior by {result['method']}, {result['nfe']} "
-        "evaluations a draw",
-        f"RMS distance of the mean to the truth {away}, to y "
+        f"samples of the data: {result['samples']}, through {seen}",
+        f"draws of each posterior: {result['draws']}, by {result['method']} in {result['nfe']} "
+        "evaluations each",
+        f"RMS distance of the mean to the truth {away}, of its measurement to y "
         f"{result['rms_residual_of_mean']:.3f}; standard deviation {result['mean_std']:.3f}",
     ]
     if result["weighted"]:
@@ -260,7 +261,11 @@ def _lines(result: Mapping[str, Any]) -> list[str]:
             f"effective size {result['effective_size']:.1f} of {result['draws']}; log p(y) "
             f"{mean:.1f} nats on average"
         )
-    return [*lines, report.table(("interval", "true values in it", "of exact draws"), rows)]
+    table = report.table(("interval", "true values in it", "by exact draws"), rows)
+    legend = f"the last column is what {result['draws']} draws of the very posterior would show"
+    if result["draws"] < _ENOUGH:
+        legend += f"; so few cannot tell these intervals apart, --draws {_ENOUGH} can"
+    return [*lines, table, legend]
 
 
 def _write(

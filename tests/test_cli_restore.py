@@ -97,15 +97,26 @@ def test_the_coverage_of_exact_draws_is_that_of_ranks() -> None:
 
 @pytest.mark.parametrize(
     ("name", "hidden"),
-    [("inpaint:left", 32), ("inpaint:top", 32), ("inpaint:box", 16), ("inpaint:.25", 48)],
+    [
+        ("inpaint:left", 32),
+        ("inpaint:right", 32),
+        ("inpaint:top", 32),
+        ("inpaint:bottom", 32),
+        ("inpaint:box", 16),
+        ("inpaint:.25", 48),
+    ],
 )
 def test_masks_hide_what_their_names_say(name: str, hidden: int) -> None:
     kept = _operators.operator(name, (1, 8, 8)).kept
     assert int((~kept).sum()) == hidden
     if name == "inpaint:left":
         assert not bool(kept[..., :4].any())
+    if name == "inpaint:right":
+        assert not bool(kept[..., 4:].any())
     if name == "inpaint:top":
         assert not bool(kept[..., :4, :].any())
+    if name == "inpaint:bottom":
+        assert not bool(kept[..., 4:, :].any())
 
 
 def test_channels_of_a_pixel_are_kept_together() -> None:
@@ -117,10 +128,27 @@ def test_channels_of_a_pixel_are_kept_together() -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--operator", "sharpen"], "--operator: operator must be one of inpaint:left"),
-        (["--operator", "inpaint:2"], "share must lie between 0 and 1, got 2.0"),
-        (["--operator", "downsample:3"], r"for samples of shape (1, 8, 8), got downsample:3"),
-        (["--operator", "grey"], "operator must be one of"),
+        (["--operator", "sharpen"], "operator must be one of inpaint:left"),
+        (["--operator", "impaint:left"], "got impaint:left; did you mean inpaint?"),
+        (["--operator", "inpaint:2"], "inpaint must be a share between 0 and 1, got 2.0"),
+        (["--operator", "inpaint:middle"], "inpaint must be left, right, top, bottom, box or"),
+        (["--operator", "downsample:3"], "be a factor of both sides 8 × 8: 2, 4, 8, got 3"),
+        (
+            ["--operator", "blur:abc"],
+            "blur must be a standard deviation in pixels",
+        ),
+        (
+            ["--operator", "grey"],
+            "images of several channels, got grey for samples",
+        ),
+        (
+            ["--operator", "inpaint:left", "--model", "ring"],
+            "be a share for samples that are no",
+        ),
+        (
+            ["--operator", "blur:1", "--model", "ring"],
+            "go with images (C, H, W), got samples",
+        ),
         (["--operator", "blur:1", "--method", "magic"], "method must be one of mmps, dense-mmps"),
         (["--operator", "blur:1", "--method", "mmps:0"], "method must be one of mmps, dense-mmps"),
         (["--operator", "blur:1", "--method", "tmpd:3"], "method must be one of mmps, dense-mmps"),

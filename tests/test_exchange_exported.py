@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -178,3 +180,19 @@ def test_a_checkpoint_is_a_plain_state_dict_and_back(tmp_path) -> None:
     x = torch.ones(1, 1, 8, 8)
     t = torch.tensor(0.5, dtype=torch.float64)
     assert torch.equal(load(tmp_path / "again.safetensors").eps(x, t), model.eps(x, t))
+
+
+def test_another_program_opens_the_folder_once_it_imported_the_class(tmp_path) -> None:
+    save_diffusers(MODELS["vp, v"]().eval(), tmp_path / "out", steps=20)
+    program = """
+import warnings
+warnings.simplefilter("ignore")
+import sde_diffusion.exchange.exported
+from diffusers import DDIMPipeline
+print(type(DDIMPipeline.from_pretrained("out", local_files_only=True).unet).__name__)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-1] == "ExportedModel"

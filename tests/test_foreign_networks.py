@@ -256,6 +256,25 @@ def test_labels_of_no_class_are_refused_by_number() -> None:
     assert torch.allclose(none[:1], model.eps(x, t)[:1], atol=1e-5)
 
 
+class ExactClasses(nn.Module):
+    """The exact eps of the chain at data N(y, .3²), for the labels y of 0 and 1."""
+
+    def forward(self, x: Tensor, k: Tensor, y: Tensor) -> Tensor:
+        at = torch.cumprod(1 - BETAS, 0)[k.round().long()][:, None].to(x)
+        mean, noise = at.sqrt() * y[:, None].to(x), 1 - at
+        return noise.sqrt() * (x - mean) / (at * 0.3**2 + noise)
+
+
+def test_the_convention_of_a_network_without_a_null_class_is_checked_at_given_labels() -> None:
+    model = ScoreModel.from_timesteps(ExactClasses(), BETAS, labels=ClassLabels(2))
+    generator = torch.Generator().manual_seed(0)
+    y = torch.randint(0, 2, (500,), generator=generator)
+    x = y[:, None] + 0.3 * torch.randn(500, 2, generator=generator)
+    assert check_convention(model.given(y), x).fits
+    wrong = ScoreModel.from_timesteps(ExactClasses(), BETAS, "v", labels=ClassLabels(2))
+    assert check_convention(wrong.given(y), x).best.name == 'prediction "eps"'
+
+
 def test_a_network_without_a_null_class_refuses_to_be_called_without_labels() -> None:
     model = ScoreModel.from_timesteps(Classes(), BETAS, labels=ClassLabels(10))
     t = torch.tensor(0.5, dtype=torch.float64)

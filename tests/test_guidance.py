@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from itertools import pairwise
+from typing import ClassVar
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from sde_diffusion.coefficients import Levels
 from sde_diffusion.dynamics import ProbabilityFlow, ReverseSDE
 from sde_diffusion.grids import angular, uniform
 from sde_diffusion.integration import integrate
+from sde_diffusion.lattices import lattice
 from sde_diffusion.likelihood.divergence import Exact
 from sde_diffusion.likelihood.flow import log_prob
 from sde_diffusion.models.exact import Gaussian, GaussianMixture
@@ -22,10 +24,12 @@ from sde_diffusion.models.thresholding import StaticThreshold
 from sde_diffusion.nets import MLP
 from sde_diffusion.sampling.generate import sample
 from sde_diffusion.sampling.tilting import Tilted, sample_tilted
+from sde_diffusion.schedules import DiscreteBeta, linear_betas
 from sde_diffusion.scores import ScoreLike
 from sde_diffusion.sde import EDMSDE, VPSDE, RectifiedFlow, SubVPSDE
 from sde_diffusion.solver import OneStep
 from sde_diffusion.solvers import (
+    DDPM,
     SRA,
     AngularAdams,
     AngularSDE,
@@ -238,6 +242,37 @@ def test_the_interval_is_of_noise_levels_and_costs_one_row_outside() -> None:
     stages = [k for pair in pairwise(inside) for k in pair]
     assert 2 < sum(stages) < 18
     assert [len(labels) for labels in calls] == [4 if k else 2 for k in stages]
+
+
+class Fractions(torch.nn.Module):
+    """eps and the variance's fraction (its output ×2 − 1), both of the label and of x."""
+
+    config: ClassVar = {"classes": 2}
+
+    def forward(self, x, c, labels):  # noqa: ARG002
+        y = labels[:, None].to(x)
+        return torch.cat([0.3 * x - 0.1 * y, torch.tanh(x + y)], 1)
+
+
+def test_guided_steps_have_the_conditional_models_learned_variance() -> None:
+    sde = VPSDE(DiscreteBeta(linear_betas(50)))
+    model = ScoreModel(Fractions(), sde, variance="learned").eval()
+    chain = lattice(50)
+    drawn = {
+        name: sample(one, DDPM(), (5, 2), grid=chain, seed=1).x
+        for name, one in (("given", model.given(1)), ("guided", guided(model, 1, 0.0)))
+    }
+    assert torch.equal(drawn["given"], drawn["guided"])
+    x = states(5, 2).float()
+    t = torch.tensor(0.3, dtype=torch.float64)
+    for weight in (0.7, lambda t: 0.7 + 0 * t):
+        for one in (guided(model, 1, weight), Guided(model.given(1), model.given(-1), weight)):
+            found, fraction = one.with_fraction("eps", x, t)
+            assert torch.equal(fraction, model.given(1).fraction(x, t))
+            assert torch.allclose(found, one.eps(x, t))
+    labels = torch.tensor([0, 1, 1, 0, 1])
+    fraction = guided(model, labels, 0.7).with_fraction("x0", x, t)[1]
+    assert torch.equal(fraction, model.given(labels).fraction(x, t))
 
 
 def test_a_guided_model_is_thresholded_and_refused_in_training() -> None:

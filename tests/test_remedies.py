@@ -181,9 +181,21 @@ ROWS = [
     ),
     (
         f"{RESTORE} --operator inpaint:2",
-        "pass for example inpaint:.5",
-        "inpaint:2",
-        "inpaint:.5",
+        "pass for example --operator inpaint:.5",
+        "--operator inpaint:2",
+        "--operator inpaint:.5",
+    ),
+    (
+        f"{RESTORE} --operator downsample:3",
+        "pass --operator downsample:2",
+        "--operator downsample:3",
+        "--operator downsample:2",
+    ),
+    (
+        f"{RESTORE} --operator blur:wide",
+        "pass for example --operator blur:1.5",
+        "--operator blur:wide",
+        "--operator blur:1.5",
     ),
     (
         f"{RESTORE} --operator inpaint:.5 --method zzz",

@@ -38,7 +38,7 @@ def from_score_sde(
 
     With alpha and sigma of its SDE and r = σ_max/σ_min, the network is called with, and gives:
 
-    - vpsde and subvpsde in continuous time: 999 t, −eps; of vpsde at N steps: k = tN − 1;
+    - vpsde and subvpsde in continuous time: 999 t, eps; of vpsde at N steps: k = tN − 1;
     - vesde in continuous time: sigma, the score; at N levels: (N − 1)(1 − log_r(sigma/σ_min)).
 
     Its VE noise is σ_min rᵗ, which is σ_min at t = 0. Here `VESDE` has x_0 = the data: the model

@@ -116,6 +116,11 @@ class Guided(ScoreLike):
         return next((kind for kind in kinds if kind != "independent"), "independent")
 
     @property
+    def variance(self) -> str:
+        """That of the conditional model, whose learned variance the guided steps have."""
+        return self.conditional.variance
+
+    @property
     def t_min(self) -> float | None:
         return max((m.t_min for m in self._models if m.t_min is not None), default=None)
 
@@ -160,6 +165,23 @@ class Guided(ScoreLike):
             return model.predict(form, x, t, at)  # type: ignore[arg-type]  # there is one
 
         return self._mixed(read, x, t, at)
+
+    def with_fraction(self, form: str, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a guided form, and the fraction of the conditional model's learned variance."""
+        if self.variance != "learned":
+            return super().with_fraction(form, x, t)
+        fractions: list[Tensor] = []
+
+        def read(model: ScoreLike, x: Tensor, t: Tensor, _at: At) -> Tensor:
+            if model.variance != "learned":
+                return model.predict(form, x, t, Levels(self.sde.alpha(t), self.sde.sigma(t)))
+            found, fraction = model.with_fraction(form, x, t)
+            fractions.append(fraction)
+            return found
+
+        # Of two conditions in one batch the conditional ones stand first.
+        mixed = self._mixed(read, x, t)
+        return mixed, fractions[0][: len(x)]
 
     def parts(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return eps_c and eps_0."""

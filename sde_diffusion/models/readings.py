@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sde_diffusion.forms import FORMS
 from sde_diffusion.models.conditioned import Labelled
 from sde_diffusion.models.score import ScoreModel
-from sde_diffusion.models.wrapped import AtNoise, AtTime, AtTimesteps
+from sde_diffusion.models.wrapped import AtNoise, AtTime, AtTimesteps, ClassLabels, Wrapped
 from sde_diffusion.sde import LinearSDE
 
 TimeOf: TypeAlias = Callable[[Tensor], Tensor]
@@ -72,7 +72,14 @@ def others(model: ScoreModel) -> Iterator[Other]:
 
 
 def _negated(network: nn.Module) -> nn.Module:
-    return AtTime(network, lambda t: t, sign=-1)
+    return _outside(network, lambda t: t, sign=-1)
+
+
+def _outside(network: nn.Module, time: TimeOf, sign: int = 1) -> AtTime:
+    """Return the network called at another time, or of the other sign, its labels passed on."""
+    own = network.labels if isinstance(network, Wrapped) else None
+    labels = None if own is None else ClassLabels(own.count, own.null)
+    return AtTime(network, time, labels, sign=sign)
 
 
 def _misread(network: nn.Module, sde: LinearSDE, prediction: str) -> Iterator[Misread]:
@@ -111,7 +118,7 @@ def _of_steps(network: AtTimesteps) -> Iterator[Misread]:
     elif n != _THOUSAND:
         remedy = f"timesteps=torch.arange({n}) * 1000 / {n}"
         yield "1000 k/N for the index", remedy, _of_names(network, index * _THOUSAND / n)
-    turned = AtTime(network, lambda t: 1 - t + 1 / n)
+    turned = _outside(network, lambda t: 1 - t + 1 / n)
     yield "time from noise to data", f"a module of net(x, {n - 1} - k)", turned
 
 
