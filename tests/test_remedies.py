@@ -458,5 +458,5 @@ def test_every_remedy_is_typed(said: ModuleType, root: Path) -> None:
         known = any(re.fullmatch(way, one) for way in ways for one in typed)
         if known == (text in listed):
             missing.append(f"{place}: {text}")
-    assert missing == []
+    assert missing == [], "give each a row in remedies.txt or ROWS, which types it"
     assert set(listed) <= found.keys()
