@@ -256,7 +256,7 @@ def _read_checkpoint(path: Path) -> None:
 
 def _show(path: Path) -> None:
     """Show a checkpoint as `info` does, whose lines must not move the cursor."""
-    lines = info._lines("name", info._configuration(str(path)))
+    lines = info._lines("name", info._configuration(str(path))[0])
     if not all(map(str.isprintable, lines)):
         message = f"lines that are not printable: {lines!a}"
         raise RuntimeError(message)

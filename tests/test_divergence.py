@@ -611,7 +611,7 @@ def test_fastest_takes_the_mode_with_the_lesser_time(divergence):
 def test_fastest_leaves_a_mode_that_does_not_go_through():
     found, shown = fastest(Hutchinson(mode="forward"), ReverseOnly.apply, normal(2, 3))
     assert found.mode == "reverse"
-    assert "forward impossible (" in shown
+    assert "forward impossible through this network" in shown
 
     def graphless(x: Tensor) -> Tensor:
         with torch.no_grad():
@@ -619,7 +619,7 @@ def test_fastest_leaves_a_mode_that_does_not_go_through():
 
     found, shown = fastest(Hutchinson(), graphless, normal(2, 3))
     assert found.mode == "forward"
-    assert "reverse impossible (Hutchinson: velocity must be differentiable" in shown
+    assert "reverse impossible through this network" in shown
     with pytest.raises(TypeError, match="must be differentiable in x"):
         fastest(Hutchinson(), torch.ones_like, normal(2, 3))
 
