@@ -127,27 +127,13 @@ class OrderRow:
     is_flag=True,
     help="Measure posterior samplers against exact posteriors instead; some 5 minutes.",
 )
-@click.option(
-    "--problems",
-    type=click.IntRange(min=2),
-    default=60,
-    show_default=True,
-    help="Of --posterior: the number of measurements.",
+@_common.count_option(
+    "--problems", default=60, least=2, help="Of --posterior: the number of measurements."
 )
-@click.option(
-    "--particles",
-    type=click.IntRange(min=1),
-    default=256,
-    show_default=True,
-    help="Of --posterior: the draws of each posterior.",
+@_common.count_option(
+    "--particles", default=256, help="Of --posterior: the draws of each posterior."
 )
-@click.option(
-    "--steps",
-    type=click.IntRange(min=1),
-    default=200,
-    show_default=True,
-    help="Of --posterior: the steps of the samplers.",
-)
+@_common.count_option("--steps", default=200, help="Of --posterior: the steps of the samplers.")
 @_common.json_option
 def command(
     solvers: tuple[str, ...],

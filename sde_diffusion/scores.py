@@ -176,6 +176,38 @@ class ScoreLike(ABC):
         return Levels(sde.alpha(t), sde.sigma(t))
 
 
+class AroundScore(ScoreLike, ABC):
+    """A score made of the score ``model``, and like it in all that it does not say otherwise."""
+
+    model: ScoreLike
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def data(self) -> DataSpec | None:
+        return self.model.data
+
+    @property
+    def t_min(self) -> float | None:
+        return self.model.t_min
+
+    @property
+    def row_by_row(self) -> bool:
+        return self.model.row_by_row
+
+    @property
+    def coupling(self) -> str:
+        return self.model.coupling
+
+    def in_training(self) -> bool:
+        return self.model.in_training()
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        return self.model.parameters(recurse)
+
+
 def first_time(score: ScoreLike, given: float | None = None) -> float:
     """Return the time at which likelihoods begin: that given, else the score's own t_min or 1e-5.
 

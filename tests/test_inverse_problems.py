@@ -10,12 +10,14 @@ from torch import Tensor
 
 from sde_diffusion import (
     EDMSDE,
+    MLP,
     VESDE,
     VPSDE,
     Gaussian,
     GaussianMixture,
     PerSampleNoise,
     RectifiedFlow,
+    ScoreModel,
     SubVPSDE,
     sample,
     uniform,
@@ -451,7 +453,7 @@ def test_bad_input_is_named() -> None:
         (lambda: PosteriorScore(model, 1, MMPS()), "measurement must be a Measurement"),
         (
             lambda: PosteriorScore(model, SEEN, MMPS),
-            "method must be a LikelihoodScore object, got MMPS",
+            "method must be a LikelihoodScore object, got the class MMPS",
         ),
         (lambda: MMPS(0), "iterations must be"),
         (lambda: DiffPIR(0.0), "weight must be finite and above 0"),
@@ -470,6 +472,14 @@ def test_bad_input_is_named() -> None:
     for call, text in cases:
         with pytest.raises((TypeError, ValueError), match=text):
             call()
+
+
+def test_a_coupled_model_is_refused_in_its_posterior_too() -> None:
+    """Its eps is no score, which the posterior does not hide."""
+    model = ScoreModel(MLP(3, width=8), RectifiedFlow(), "flow").eval()
+    model.coupling = "optimal-transport"
+    with pytest.raises(ValueError, match="coupling"):
+        sample(PosteriorScore(model, SEEN, PiGDM()), Ancestral(), (2, 3), steps=2)
 
 
 def test_pure_noise_is_refused_by_name() -> None:

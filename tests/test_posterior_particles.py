@@ -225,8 +225,11 @@ def test_bad_input_is_named() -> None:
 
     cases = [
         (call(len, SEEN, (2,)), "model must be a score model"),
-        (call(model, SEEN.y, (2,)), "measurement must be a Measurement, got Tensor"),
-        (call(model, SEEN, (2,), PiGDM), "method must be a LikelihoodScore object, got PiGDM"),
+        (call(model, SEEN.y, (2,)), "measurement must be a Measurement object, got Tensor"),
+        (
+            call(model, SEEN, (2,), PiGDM),
+            "method must be a LikelihoodScore object, got the class PiGDM",
+        ),
         (call(model, SEEN, (2,), particles=0), "particles must be at least 1, got 0"),
         (call(model, SEEN, (0,)), "event must be at least 1, got 0"),
         (call(model, SEEN, (2,), resample_below=2), r"resample_below must lie in \[0, 1\], got 2"),

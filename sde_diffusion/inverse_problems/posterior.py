@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, final
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from sde_diffusion._check import wrong_type
+from sde_diffusion._check import an_object, wrong_type
 from sde_diffusion._tensors import expand
 from sde_diffusion.coefficients import Level, Levels
 from sde_diffusion.forms import converted
 from sde_diffusion.inverse_problems.likelihood_scores import LikelihoodScore, beside, tweedie
 from sde_diffusion.inverse_problems.measurement import Measurement
-from sde_diffusion.scores import ScoreLike
+from sde_diffusion.scores import AroundScore, ScoreLike
 from sde_diffusion.sde import LinearSDE
 
 if TYPE_CHECKING:
-    from sde_diffusion.data.spec import DataSpec
+    pass
 
 
 @final
-class PosteriorScore(ScoreLike):
+class PosteriorScore(AroundScore):
     """∇ log p_t(x | y) = ∇ log p_t(x) + ∇ log p(y | x_t), the last one approximately.
 
     So every solver draws from a posterior, approximately: `sample_posterior` weighs such draws so
@@ -58,28 +56,6 @@ class PosteriorScore(ScoreLike):
         self.measurement = measurement
         self.method = method
         self.sde = model.linear_sde()
-
-    @property
-    def device(self) -> torch.device:
-        return self.model.device
-
-    @property
-    def row_by_row(self) -> bool:
-        return self.model.row_by_row
-
-    @property
-    def data(self) -> DataSpec | None:
-        return self.model.data
-
-    @property
-    def t_min(self) -> float | None:
-        return self.model.t_min
-
-    def in_training(self) -> bool:
-        return self.model.in_training()
-
-    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
-        return self.model.parameters(recurse)
 
     def in_double(self) -> PosteriorScore:
         return PosteriorScore(self.model.in_double(), self.measurement, self.method)
@@ -119,19 +95,8 @@ def check_parts(what: str, model: object, measurement: object, method: object) -
             type(model).__name__,
             "pass a ScoreModel, or an oracle's .diffused(sde)",
         )
-    if not isinstance(measurement, Measurement):
-        raise wrong_type(
-            what,
-            "measurement",
-            "be a Measurement",
-            type(measurement).__name__,
-            "pass Measurement(operator, y, std)",
-        )
-    if not isinstance(method, LikelihoodScore):
-        raise wrong_type(
-            what,
-            "method",
-            "be a LikelihoodScore object",
-            method.__name__ if isinstance(method, type) else type(method).__name__,
-            "pass for example MMPS(), with its brackets",
-        )
+    remedy = "pass Measurement(operator, y, std)"
+    an_object(what, "measurement", measurement, Measurement, remedy)
+    an_object(
+        what, "method", method, LikelihoodScore, "pass for example MMPS(), with its brackets"
+    )

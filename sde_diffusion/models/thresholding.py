@@ -11,24 +11,23 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Self, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sde_diffusion._check import number, positive_number, real_number, wrong_type, wrong_value
 from sde_diffusion._tensors import expand
 from sde_diffusion.coefficients import Level, Levels
 from sde_diffusion.forms import converted
-from sde_diffusion.scores import ScoreLike
+from sde_diffusion.scores import AroundScore, ScoreLike
 from sde_diffusion.sde import LinearSDE
 
 if TYPE_CHECKING:
-    from sde_diffusion.data.spec import DataSpec
+    pass
 
 
-class Threshold(ScoreLike, ABC):
+class Threshold(AroundScore, ABC):
     """A score model with clipped x0; the kinds differ in `clip` alone."""
 
     sde: LinearSDE
@@ -54,35 +53,8 @@ class Threshold(ScoreLike, ABC):
         """Return the same threshold of another model."""
 
     @property
-    def device(self) -> torch.device:
-        """Where the model computes."""
-        return self.model.device
-
-    @property
-    def data(self) -> DataSpec | None:
-        return self.model.data
-
-    @property
     def prediction(self) -> str:
         return "x0"
-
-    @property
-    def t_min(self) -> float | None:
-        return self.model.t_min
-
-    def in_training(self) -> bool:
-        return self.model.in_training()
-
-    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
-        return self.model.parameters(recurse)
-
-    @property
-    def row_by_row(self) -> bool:
-        return self.model.row_by_row
-
-    @property
-    def coupling(self) -> str:
-        return self.model.coupling
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         """Return the score, so that the threshold itself is a score."""
