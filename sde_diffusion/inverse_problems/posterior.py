@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, final
+from typing import final
 
 from torch import Tensor
 
@@ -14,9 +14,6 @@ from sde_diffusion.inverse_problems.likelihood_scores import LikelihoodScore, be
 from sde_diffusion.inverse_problems.measurement import Measurement
 from sde_diffusion.scores import AroundScore, ScoreLike
 from sde_diffusion.sde import LinearSDE
-
-if TYPE_CHECKING:
-    pass
 
 
 @final
@@ -34,7 +31,8 @@ class PosteriorScore(AroundScore):
     NFE: 1 an evaluation, and the vector-Jacobian products of the method.
     Errors: TypeError for what is no score model, measurement or method.
 
-    >>> from sde_diffusion import Gaussian, PerSampleNoise, VPSDE, sample
+    >>> import torch
+    >>> from sde_diffusion import Gaussian, VPSDE, sample
     >>> from sde_diffusion.inverse_problems import DenseMMPS, Matrix
     >>> from sde_diffusion.solvers import Heun
     >>> prior = Gaussian(torch.zeros(1), torch.eye(1)).diffused(VPSDE())
