@@ -214,7 +214,7 @@ def unet_part(chosen: argparse.Namespace) -> list[Overhead]:
     """Measure on the U-Net and print the table."""
     batch, steps, repeats = (2, 2, 2) if chosen.quick else (16, chosen.steps, chosen.repeats)
     shape = (batch, 1, 28, 28)
-    network = UNet(**mnist_config()).eval()
+    network = UNet(**(mnist_config() | ({"width": 16} if chosen.quick else {}))).eval()
     runs = {name: ours(s, shape, steps) for name, s in chosen_solvers(chosen.all).items()}
     runs |= {name: theirs(_PEERS[name], shape, steps) for name in BESIDE if not absent(name)}
     with torch.no_grad():

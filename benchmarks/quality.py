@@ -443,7 +443,7 @@ def flow_part(chosen: argparse.Namespace) -> list[Cell]:
         ends = uniform(1, model.sde.horizon, model.sde.cutoff)
         return ours(DormandPrince(tolerance, tolerance))(model, x, ends, 0)[0]
 
-    parts = {"tuned": TUNED, "held-out": HELD_OUT}
+    parts = {"tuned": TUNED[: chosen.problems], "held-out": HELD_OUT[: chosen.problems]}
     for problem in itertools.chain(*(parts[p] for p in PARTS[:2] if p in chosen.parts)):
         model = problem.model()
         n = min(problem.samples, chosen.samples)
@@ -543,6 +543,7 @@ def options_of_this() -> argparse.Namespace:
     parser.add_argument("--grids", choices=four, nargs="+", default=four)
     parser.add_argument("--samples", type=int, default=1024, help="at most, for the flow map")
     parser.add_argument("--tolerance", type=float, default=1e-10, help="of the flow map")
+    parser.add_argument("--problems", type=int, help="only so many of each part")
     parser.add_argument("--digits", type=int, default=32, help="latents for the digits U-Net")
     parser.add_argument("--digits-tolerance", type=float, default=1e-6, help="of its flow map")
     parser.add_argument("--law-samples", type=int, default=20_000, help="1/20 of it in 64-d")
@@ -553,6 +554,7 @@ def options_of_this() -> argparse.Namespace:
         chosen.law_budgets = [10]
         chosen.grids = ["log-snr"]
         chosen.samples = 8
+        chosen.problems = 1
         chosen.tolerance = 1e-7
         chosen.digits = 2
         chosen.digits_tolerance = 1e-3
