@@ -9,6 +9,7 @@ import os
 import random
 import re
 import shutil
+import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,8 +17,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -30,6 +33,7 @@ from sde_diffusion import (
     TrainingConfig,
     describe,
     load,
+    load_data,
     save_model,
     train,
 )
@@ -84,6 +88,35 @@ def test_more_hostile_files_are_read_or_refused(root: Path, fuzz: ModuleType) ->
         assert found["tried"] == int(number)
         # It would find nothing where all are read, or none.
         assert 0 < found.get("read", 0) < int(number), name
+
+
+# --- pictures ---
+
+
+@pytest.mark.parametrize("length", [2**31 - 1, 2**32 - 1])
+def test_the_length_of_a_chunk_asks_for_no_memory(
+    fuzz: ModuleType, tmp_path: Path, length: int
+) -> None:
+    """All pixels are there, and a header that promises gigabytes after them is not believed."""
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 8), dtype=np.uint8)
+    for i, picture in enumerate(pixels):
+        Image.fromarray(picture).save(tmp_path / f"{i}.png")
+    path = tmp_path / "1.png"
+    whole = path.read_bytes()
+    place = whole.index(b"IDAT")
+    path.write_bytes(whole[: place - 4] + struct.pack(">I", length) + whole[place:])
+    with fuzz.a_gigabyte_more():
+        found = load_data(tmp_path, "all")
+    assert np.array_equal(found.values.numpy(), pixels[:, None])
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture at all"])
+def test_what_is_no_picture_says_which_are_read(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(content)
+    known = "got none of PNG, JPEG, BMP, WEBP, TIFF, GIF; save it again as .png"
+    with pytest.raises(ValueError, match=f"a.png must be a whole image, {known}"):
+        load_data(tmp_path, "all")
 
 
 # --- checkpoints ---

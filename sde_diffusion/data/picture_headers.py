@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -64,18 +66,35 @@ class Header:
     deep: bool
 
 
+class _Held(io.BufferedReader):
+    """A file of which no read asks for more memory than the file holds bytes.
+
+    Pillow reads as many as a header says, and a damaged one may say four billion.
+    """
+
+    def __init__(self, file: Path) -> None:
+        super().__init__(io.FileIO(str(file)))
+        self._bytes = os.fstat(self.fileno()).st_size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        return super().read(self._bytes if size is None or size < 0 else min(size, self._bytes))
+
+
 def opened(file: Path, read: Callable[[ImageFile], ReadT]) -> ReadT:
     """Return what ``read`` finds in a picture; all that a damaged one may raise is a refusal."""
     # Imported where it is needed: arrays and IDX files must not wait for it.
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(file, formats=_FORMATS) as image:
+            with _Held(file) as held, Image.open(held, formats=_FORMATS) as image:
                 return read(image)
     except RefusedFileError:
         raise
+    except UnidentifiedImageError as error:
+        known = f"none of {', '.join(_FORMATS)}"
+        raise refusal(file, "be a whole image", known, "save it again as .png") from error
     # Pillow raises about ten kinds, SyntaxError among them.
     except Exception as error:
         raise refusal(file, "be a whole image", why(error), "save it again as .png") from error
