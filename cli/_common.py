@@ -193,16 +193,27 @@ def data_options(function: FunctionT) -> FunctionT:
             help="digits, or a path: IDX, .npy, .npz, CIFAR-10, a folder of pictures or of a "
             "folder for each class.",
         ),
-        count_option(
-            "--levels",
-            default=None,
-            least=2,
-            help="Grey levels of integer data, or of floats that are whole numbers; 17 for "
-            "digits, 65536 for pictures of 16 bits, 256 for other files.",
-        ),
-        count_option("--limit", default=None, help="Use only the first N samples."),
+        levels_option,
+        limit_option(None),
     ]
     return _with(options, reading_options(function))
+
+
+def levels_option(function: FunctionT) -> FunctionT:
+    """Add --levels."""
+    option: Callable[[FunctionT], FunctionT] = count_option(
+        "--levels",
+        default=None,
+        least=2,
+        help="Grey levels of integer data, or of floats that are whole numbers; 17 for "
+        "digits, 65536 for pictures of 16 bits, 256 for other files.",
+    )
+    return option(function)
+
+
+def limit_option(default: int | None) -> Callable[[FunctionT], FunctionT]:
+    """Return --limit, with the number of samples that are used where it is not given."""
+    return count_option("--limit", default=default, help="Use only the first N samples.")
 
 
 def reading_options(function: FunctionT) -> FunctionT:

@@ -18,9 +18,8 @@ EXAMPLES: Final = """\b
 Examples:
   sde-diffusion info digits
   sde-diffusion info runs/digits-vp --json
-  sde-diffusion info digits --data digits
+  sde-diffusion info digits --data digits --limit 256
 """
-_CHECKED: Final = 1024  # samples of the data on which the convention is checked
 
 
 @click.command(epilog=EXAMPLES)
@@ -30,9 +29,11 @@ _CHECKED: Final = 1024  # samples of the data on which the convention is checked
 @click.option(
     "--data",
     default=None,
-    help="Check on the first 1024 samples whether the network means what its configuration says: "
-    "the error of its predicted noise beside those of likely misreadings.",
+    help="Check on these data whether the network means what its configuration says: the error "
+    "of its predicted noise beside those of likely misreadings.",
 )
+@_common.levels_option
+@_common.limit_option(1024)
 @_common.split_option
 @_common.reading_options
 @_common.json_option
@@ -74,9 +75,9 @@ def _convention(model: Any, data: str, reading: Mapping[str, Any]) -> Convention
         raise wrong_type("info", "model", rule, got, "leave out --data")
     dataset = data_of_model(data, model, reading)
     if model.classes is not None and dataset.labels is not None:
-        model = model.given(dataset.labels[:_CHECKED])
-    x0 = dataset.dequantized(torch.Generator().manual_seed(0))[:_CHECKED]
-    return check_convention(model, x0)
+        model = model.given(dataset.labels)
+    x0 = dataset.dequantized(torch.Generator().manual_seed(0))
+    return check_convention(model.rows(torch.arange(len(x0))), x0)
 
 
 def _configuration(name: str) -> tuple[dict[str, Any], Any]:

@@ -613,6 +613,43 @@ def test_info_finds_a_network_that_is_read_as_another_prediction(tmp_path: Path)
     assert told in said
 
 
+CONDITIONED = """
+import torch
+from torch import nn
+from sde_diffusion import VPSDE, Conditioned, DataSpec, ScoreModel
+
+class Net(nn.Module):  # eps of data from N(mean, 1/4)
+    def forward(self, x, t, mean):
+        a, s = VPSDE().alpha(t)[:, None], VPSDE().sigma(t)[:, None]
+        return s * (x - a * mean) / (a**2 / 4 + s**2)
+
+means = torch.tensor([[-2.0], [0.0], [2.0]]).repeat_interleave(100, 0)
+data = DataSpec("points", (2,), None)
+model = ScoreModel(Conditioned(Net(), {"mean": means}), VPSDE(), data=data)
+"""
+
+
+def test_info_takes_the_conditions_of_as_many_samples_as_it_looks_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Data of each mean fit while the conditions are their own, and 300 are there of 400."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_conditioned_model.py").write_text(CONDITIONED)
+    means = np.repeat([-2.0, 0.0, 2.0, 4.0], 100)[:, None]
+    np.save("x.npy", means + np.random.default_rng(0).normal(size=(400, 2)) / 2)
+    options = ["info", "my_conditioned_model:model", "--data", "x.npy"]
+    refused = CliRunner().invoke(main, options)
+    assert refused.exit_code == 2
+    said = " ".join(refused.output.split())
+    assert "rows must be of the 300 samples whose conditions there are, got sample 399" in said
+    assert "or pass --limit 300" in said
+    for limit in (300, 250):
+        found = result_of(*options, "--limit", limit)["convention"]
+        assert found["fits"]
+        assert found["errors"]["as given"][1] < 0.2  # the linear prediction knows no means
+    assert result_of("info", "digits", "--data", "digits", "--limit", 64)["convention"]["fits"]
+
+
 # --- train ---
 
 

@@ -551,6 +551,33 @@ def test_a_velocity_of_the_other_end_is_called_by_its_name(noise_at) -> None:
     assert found.best.remedy == f"noise_at={noise_at}"
 
 
+class Dropped(nn.Module):
+    """An exact network that forgets half of what it says while it is trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = Chain(BETAS)
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, x: Tensor, k: Tensor) -> Tensor:
+        return self.dropout(self.network(x, k))
+
+
+def test_a_convention_is_checked_without_dropout_and_the_mode_is_put_back() -> None:
+    network = Dropped()
+    model = ScoreModel.from_timesteps(network, BETAS)
+    network.network.eval()  # one module of its own mode
+    before = [module.training for module in model.modules()]
+    assert before.count(True) == len(before) - 1
+    drawn = torch.get_rng_state()
+    found = check_convention(model, DATA)
+    assert torch.equal(torch.get_rng_state(), drawn)
+    exact = check_convention(chain(), DATA)
+    for one, other in zip(found.readings, exact.readings, strict=True):
+        assert torch.equal(one.errors, other.errors), one.name
+    assert [module.training for module in model.modules()] == before
+
+
 def test_data_of_another_kind_fit_no_reading() -> None:
     found = check_convention(chain(), 5 + 3 * DATA)
     assert not found.fits

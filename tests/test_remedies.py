@@ -37,12 +37,29 @@ net, betas = MLP(2, width=8), linear_betas(20)
 silent = ScoreModel(net, VPSDE())
 telling = ScoreModel(net, VPSDE(), data=DataSpec(name, shape, levels))
 chain = ScoreModel.from_timesteps(net, betas, data=DataSpec(name, shape, levels))
+class Moved(MLP):
+    def forward(self, x, t, by):
+        return super().forward(x, t) + by
+conditions = Conditioned(Moved(2, width=8), {"by": times.float()[:3, None]})
+conditioned = ScoreModel(conditions, VPSDE(), data=DataSpec(name, shape, levels))
 wild = FunctionScore(lambda x, t: -(x**3), VPSDE())
 wild.data = DataSpec(name, shape, levels)
 """
 
 # wrong command, its last words; what it replaces; what is typed
 ROWS = [
+    (
+        "info own_remedies:conditioned --data points.npy",
+        "give one condition for each sample of the data, or pass --limit 3, to sample -n 3",
+        "points.npy",
+        "points.npy --limit 3",
+    ),
+    (
+        f"{DRAW} --model own_remedies:conditioned".replace("-n 2", "-n 4"),
+        "give one condition for each sample of the data, or pass --limit 3, to sample -n 3",
+        "-n 4",
+        "-n 3",
+    ),
     (
         f"{TINY} --network multipliers=2",
         "pass for example --network multipliers=1,2",

@@ -76,7 +76,8 @@ def _taken(what: str, held: Tensor, index: Tensor) -> Tensor:
             "rows",
             f"be of the {len(held)} samples whose conditions there are",
             f"sample {int(index.max())}",
-            "give one condition for each sample of the data",
+            "give one condition for each sample of the data, or pass "
+            f"--limit {len(held)}, to sample -n {len(held)}",
         )
     return held[index.to(held.device)]
 

@@ -10,11 +10,13 @@ is far above.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sde_diffusion._check import kind_of, positive_number, wrong_type, wrong_value
 from sde_diffusion._seeds import Purpose, check_seed, mix
@@ -134,6 +136,8 @@ def check_convention(
 ) -> ConventionCheck:
     """Return how well the model predicts the noise in data, and what mistake would explain it.
 
+    It is looked at in evaluation mode, as it would be used; its own mode is put back.
+
     The others are: the output taken for another prediction or with the other sign, the time one
     step of the chain earlier or later, t for the index and the index for t, time that runs the
     other way (of a velocity with its sign), data in [0, 1] for [−1, 1] and the other way round, or
@@ -189,11 +193,25 @@ def check_convention(
             rows.append(square / _linear(model, time, scale**2 * variance))
         return torch.stack(rows).cpu()
 
-    readings = [Reading("as given", errors(model, 1, 0))]
-    readings += [Reading(one.name, errors(one.model, 1, 0), one.remedy) for one in others(model)]
-    for name, (scale, shift, remedy) in _SCALES.items():
-        readings.append(Reading(name, errors(model, scale, shift), remedy))
+    with _evaluating(model):
+        readings = [Reading("as given", errors(model, 1, 0))]
+        for one in others(model):
+            readings.append(Reading(one.name, errors(one.model, 1, 0), one.remedy))
+        for name, (scale, shift, remedy) in _SCALES.items():
+            readings.append(Reading(name, errors(model, scale, shift), remedy))
     return ConventionCheck(tuple(chosen), tuple(readings))
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model in evaluation mode, without dropout, and each of its modules back at the end."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 # What the data would have to be, scale · x0 + shift, and what gives them.
