@@ -153,6 +153,7 @@ def command(
         if rank or draws is None:
             return
         _check_any(draws)
+        _common.tell(_units(job, draws))
         files, failure = _write(out, job, draws)
     result = {
         "model": model_name,
@@ -193,6 +194,22 @@ def _check_any(draws: Draws) -> None:
         why = Reason(f"none of {len(draws.failures)}: {next(iter(draws.failures.values()))}")
         remedy = "pass more --steps, or another --solver"
         raise diverged("sample", "x", "stay finite for some sample", why, remedy)
+
+
+def _units(job: SamplingJob, draws: Draws) -> list[str]:
+    """Return what the size of the samples says of the network, whatever it predicts."""
+    from sde_diffusion.grids import times_of
+    from sde_diffusion.priors import too_large
+
+    sde = job.model.sde
+    found = too_large(sde, draws.x)
+    if found is None or float(times_of(job.grid)[0]) > sde.horizon:
+        return []
+    return [
+        f"samples of this size do not meet the prior of {type(sde).__name__}, by {found} nats a "
+        "dimension: the network is hardly trained, means something else (sde-diffusion info MODEL "
+        "--data DATA says what), or is of data in other units"
+    ]
 
 
 def _failure_lines(draws: Draws) -> list[str]:

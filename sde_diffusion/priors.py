@@ -7,7 +7,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from sde_diffusion._check import wrong_type, wrong_value
+from sde_diffusion._check import Reason, wrong_type, wrong_value
 from sde_diffusion.data.dataset import Dataset
 from sde_diffusion.sde import SDE, LinearSDE
 
@@ -121,8 +121,7 @@ def check_prior(what: str, argument: str, sde: SDE, dataset: Dataset, remedy: st
     check_noise(what, sde)
     worst = _worst(sde, dataset, MOST_NATS)
     if worst is not None:
-        rule = f"meet the prior of {type(sde).__name__} within {MOST_NATS} nats a dimension"
-        raise wrong_value(what, argument, rule, worst, remedy)
+        raise wrong_value(what, argument, _rule(sde, MOST_NATS), worst, remedy)
 
 
 def check_units(what: str, argument: str, sde: SDE, dataset: Dataset) -> None:
@@ -141,13 +140,67 @@ def check_units(what: str, argument: str, sde: SDE, dataset: Dataset) -> None:
     """
     if not isinstance(sde, LinearSDE):
         return
-    three = torch.tensor(3.0, dtype=torch.float64)
-    most = MOST_NATS + float(prior_mismatch(sde, three, torch.zeros_like(three)))
+    most = most_nats(sde)
     worst = _worst(sde, dataset, most)
     if worst is not None:
-        rule = f"meet the prior of {type(sde).__name__} within {most:.2g} nats a dimension"
         remedy = "bring them to the units of the model's data"
-        raise wrong_value(what, argument, rule, worst, remedy)
+        raise wrong_value(what, argument, _rule(sde, most), worst, remedy)
+
+
+def check_samples(what: str, sde: LinearSDE, x: Tensor) -> None:
+    """Refuse samples that are larger than those of any model whose data meet the prior.
+
+    Whatever means and spreads make up the mean square q of all their numbers, the mean of their
+    dimensions' mismatch is at least that of N(0, q): `prior_mismatch` is convex in q, and least
+    where there is no mean. An exact flow from the prior only shrinks Gaussian data, so that the
+    data are further off than the samples. One sample is enough, and none is changed.
+
+    Arguments:
+        what: the function that refuses, as errors name it.
+        sde: the model's.
+        x: the samples, at the end of a flow from the prior; (B, *event).
+
+    Errors: ValueError, with the least mismatch and the root mean square.
+    """
+    found = too_large(sde, x)
+    if found is not None:
+        remedy = (
+            "wrap a denoiser of data of mean m and standard deviation s as a module of "
+            "(net(s * x + m, s * sigma) - m) / s, or take more steps"
+        )
+        raise wrong_value(what, "the samples", _rule(sde, most_nats(sde)), Reason(found), remedy)
+
+
+def too_large(sde: LinearSDE, x: Tensor) -> str | None:
+    """Return the least mismatch of samples and their size where `check_samples` refuses them.
+
+    Shapes: x (B, *event), floating point.
+    """
+    if not x.numel():
+        return None
+    q = x.double().square().mean().cpu()
+    nats = float(prior_mismatch(sde, torch.zeros_like(q), q.sqrt()))
+    found = f"{nats:.2g} at least (root mean square {float(q.sqrt()):.4g})"
+    return None if nats <= most_nats(sde) else found
+
+
+def beyond_prior(sde: LinearSDE, x0: Tensor) -> str | None:
+    """Return the mismatch of the worst dimension where `check_units` would refuse the data.
+
+    Shapes: x0 (B, *event), of two samples or more.
+    """
+    x0 = x0.detach().flatten(1).cpu().double()
+    return _worst_of(sde, x0.mean(0), x0.std(0), most_nats(sde))
+
+
+def most_nats(sde: LinearSDE) -> float:
+    """Return the mismatch that is allowed where an SDE leaves one of data that are 3."""
+    three = torch.tensor(3.0, dtype=torch.float64)
+    return MOST_NATS + float(prior_mismatch(sde, three, torch.zeros_like(three)))
+
+
+def _rule(sde: SDE, most: float) -> str:
+    return f"meet the prior of {type(sde).__name__} within {most:.2g} nats a dimension"
 
 
 def _worst(sde: SDE, dataset: Dataset, most: float) -> str | None:
@@ -155,6 +208,10 @@ def _worst(sde: SDE, dataset: Dataset, most: float) -> str | None:
     if not isinstance(sde, LinearSDE) or not len(dataset):
         return None
     mean, std = (moment.flatten().cpu() for moment in dataset.moments())
+    return _worst_of(sde, mean, std, most)
+
+
+def _worst_of(sde: LinearSDE, mean: Tensor, std: Tensor, most: float) -> str | None:
     nats = prior_mismatch(sde, mean, std)
     worst = int(nats.argmax())
     found = f"{nats[worst]:.2g} (mean {mean[worst]:.4g}, std {std[worst]:.4g})"

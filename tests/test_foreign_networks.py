@@ -354,6 +354,7 @@ MISTAKES: dict[str, tuple[nn.Module, dict[str, Any], Tensor, str]] = {
     "[0, 1]": (Chain(BETAS), {}, 2 * DATA - 1, "data in [0, 1], not [-1, 1]"),
     "[-1, 1]": (Chain(BETAS), {}, 0.5 * (DATA + 1), "data in [-1, 1], not [0, 1]"),
     "0 … 255": (Chain(BETAS), {}, DATA / 127.5 - 1, "data in 0 … 255"),
+    "not 0 … 255": (Chain(BETAS), {}, 127.5 * (DATA + 1), "data in [-1, 1], not 0 … 255"),
 }
 
 
@@ -392,7 +393,8 @@ def test_each_mistake_is_called_by_its_name_and_its_remedy_fits(name: str) -> No
     else:  # from where the data are now to where they should be
         right = made(network, **given)
         low, high = (float(side) for side in re.findall(r"-?\d+", scaling[1]))
-        old = (0.0, 1.0) if called == "data in [-1, 1], not [0, 1]" else (-1.0, 1.0)
+        ranges = {"[0, 1]": (0.0, 1.0), "0 … 255": (0.0, 255.0)}
+        old = ranges.get(called.partition("not ")[2], (-1.0, 1.0))
         data = low + (high - low) * (data - old[0]) / (old[1] - old[0])
     assert check_convention(right, data).fits, str(check_convention(right, data))
 

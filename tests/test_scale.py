@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -31,18 +32,21 @@ from sde_diffusion import (
     ScoreModel,
     SubVPSDE,
     TrainingConfig,
+    check_convention,
     evaluate,
     integrate,
     load,
     load_data,
     prior_mismatch,
+    sample,
+    sample_finite,
     save_model,
     train,
 )
 from sde_diffusion.cli.main import main
 from sde_diffusion.data.checks import scaled_for
-from sde_diffusion.priors import MOST_NATS, check_noise
-from sde_diffusion.solvers import DormandPrince
+from sde_diffusion.priors import MOST_NATS, check_noise, too_large
+from sde_diffusion.solvers import DDIM, AngularAdams, DormandPrince, Heun
 from sde_diffusion.training.monitors import HeldOutBound, LossByLevel
 from sde_diffusion.training.scale import scaled, spread
 
@@ -167,6 +171,157 @@ def test_moments_that_are_none(mean: Tensor, std: Tensor, text: str) -> None:
     assert bool((prior_mismatch(VPSDE(), one_row.mean(0), torch.zeros(2)) < 1e-3).all())
     with pytest.raises(TypeError, match="sde must be a LinearSDE, got str; pass"):
         prior_mismatch("vp", mean, std)  # type: ignore[arg-type]
+
+
+# --- samples ----------------------------------------------------------------------------------
+
+
+class Denoiser(torch.nn.Module):
+    """E[x0 | x0 + sigma eps = y] of N(m, s²)."""
+
+    def __init__(self, m: float, s: float) -> None:
+        super().__init__()
+        self.m = m
+        self.v = s**2
+
+    def forward(self, y: Tensor, sigma: Tensor) -> Tensor:
+        share = self.v / (self.v + sigma[:, None] ** 2)
+        return self.m + share * (y - self.m)
+
+
+BYTES = (128.0, 70.0)
+# The flow of N(m, s²) from N(0, T²) shrinks about m by s/√(s² + T²).
+SHRUNK = BYTES[1] / math.hypot(BYTES[1], 80)
+ENDS = (BYTES[0] * (1 - SHRUNK), 80 * SHRUNK)
+SIZE = math.hypot(*ENDS)
+
+
+def gaussian(m: float, s: float, d: int) -> Gaussian:
+    return Gaussian(torch.full((d,), m), s * s * torch.eye(d))
+
+
+def test_the_size_of_samples_is_a_bound_on_the_mismatch_of_their_data() -> None:
+    """Of all N(m, s²) with m² + s² = q the mismatch is least at m = 0, which is what is told."""
+    q = 50.0**2
+    m = torch.linspace(0, 50, 101).double()
+    for sde in (*FAMILY, Weak()):
+        nats = prior_mismatch(sde, m, (q - m**2).clamp(min=0).sqrt())
+        assert int(nats.argmin()) == 0
+        told = too_large(sde, torch.tensor([[50.0], [-50.0]]))
+        if told is not None:
+            assert float(told.split()[0]) == pytest.approx(float(nats[0]), rel=0.05)
+            assert told.endswith("(root mean square 50)")
+    assert too_large(EDMSDE(), torch.full((4, 2), 50.0)) is not None
+    assert too_large(RectifiedFlow(), torch.full((4, 2), 50.0)) is None  # 1.5e-6
+
+
+@pytest.mark.parametrize("number", [1, 400])
+@pytest.mark.parametrize("learned", [True, False])
+def test_samples_of_a_denoiser_of_bytes_are_refused(learned: bool, number: int) -> None:
+    """N(128, 70²) under EDM, whose sigma_max is only 1.1 of its standard deviation."""
+    denoiser = ScoreModel.from_denoiser(Denoiser(*BYTES).eval())
+    model = denoiser if learned else gaussian(*BYTES, 64).diffused(EDMSDE())
+    for draw in (sample, sample_finite):
+        with pytest.raises(ValueError, match=f"{draw.__name__}: the samples must meet") as it:
+            draw(model, AngularAdams(), (number, 64), steps=100)
+        told = re.search(r"got (\S+) at least \(root mean square (\S+)\)", str(it.value))
+        assert told is not None, str(it.value)
+        assert float(told[2]) == pytest.approx(SIZE, rel=0.5 / number**0.5)
+        size = torch.tensor(float(told[2]))
+        least = float(prior_mismatch(EDMSDE(), torch.zeros(()), size))
+        assert float(told[1]) == pytest.approx(least, rel=0.06)
+        assert least < float(prior_mismatch(EDMSDE(), *map(torch.tensor, BYTES)))
+
+
+def test_the_remedy_for_a_denoiser_of_bytes_gives_the_data() -> None:
+    m, s = BYTES
+    model = ScoreModel.from_denoiser(Denoiser(*BYTES).eval())
+    with pytest.raises(ValueError, match="as a module of") as it:
+        sample(model, AngularAdams(), (2, 2))
+    formula = str(it.value).partition("as a module of ")[2].partition(", or")[0]
+
+    class Wrapped(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = Denoiser(*BYTES)
+
+        def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+            found: Tensor = eval(
+                formula, {"net": self.net, "x": x, "sigma": sigma, "m": m, "s": s}
+            )
+            return found
+
+    x = sample(ScoreModel.from_denoiser(Wrapped().eval()), AngularAdams(), (20000, 1)).x
+    assert float((s * x + m).mean()) == pytest.approx(m, abs=5 * s / 20000**0.5)
+    assert float((s * x + m).std()) == pytest.approx(s, rel=0.03)
+
+
+class NoiseIn(Denoiser):
+    """E[eps | x0 + sigma eps = y] of the same."""
+
+    def forward(self, y: Tensor, sigma: Tensor) -> Tensor:
+        return (y - super().forward(y, sigma)) / sigma[:, None]
+
+
+@pytest.mark.parametrize(("kind", "prediction"), [(Denoiser, "x0"), (NoiseIn, "eps")])
+def test_a_convention_of_bytes_does_not_fit_and_its_remedy_does(
+    kind: type[Denoiser], prediction: str
+) -> None:
+    """The network is exact for the data, but the prior is elsewhere at the end of time."""
+    m, s = BYTES
+    net = kind(m, s)
+    data = m + s * normal(1000, 3)
+    found = check_convention(ScoreModel.from_denoiser(net, prediction=prediction), data)
+    assert found.best is found.readings[0]
+    assert not found.fits
+    nats = float(prior_mismatch(EDMSDE(), data.mean(0), data.std(0)).max())
+    assert f"only by {nats:.2g} (mean " in str(found)
+    formula = found.beyond.partition("a module of ")[2]
+
+    class Wrapped(torch.nn.Module):
+        def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+            right: Tensor = eval(formula, {"net": net, "x": x, "sigma": sigma})
+            return right
+
+    model = ScoreModel.from_denoiser(Wrapped(), prediction=prediction)
+    unit = (data - data.mean()) / data.std()
+    assert check_convention(model, unit).fits, str(check_convention(model, unit))
+    chain = ScoreModel(MLP(3, width=8), VPSDE())
+    assert check_convention(chain, data).beyond.endswith("which has to be trained")
+
+
+@every_sde
+def test_samples_of_data_that_meet_the_prior_are_not_refused(sde: LinearSDE) -> None:
+    """At the limit, all of it by the mean; half of it by the spread; and of one sample."""
+    a = float(sde.alpha(torch.tensor(sde.horizon).double())) / sde.prior().std
+    mean = math.sqrt(2 * MOST_NATS) / a
+    spread_ = math.sqrt(math.sqrt(2 * MOST_NATS)) / a
+    for m, s, shape in ((mean, 1.0, (1, 4)), (0.0, spread_, (200, 16)), (0.0, 1.0, (1, 1))):
+        sample(gaussian(m, s, shape[1]).diffused(sde), AngularAdams(), shape)
+
+
+def test_pure_noise_is_a_start_for_data_of_any_size() -> None:
+    model = gaussian(5000, 1000, 2).diffused(RectifiedFlow())
+    with pytest.raises(ValueError, match="the samples must meet the prior of RectifiedFlow"):
+        sample(model, Heun(), (1000, 2))
+    grid = torch.sigmoid(torch.linspace(16, -8, 400, dtype=torch.float64))
+    grid[0] = 1
+    x = sample(model, DDIM(), (1000, 2), grid=grid, dtype=torch.float64).x
+    assert float(x.mean()) == pytest.approx(5000, abs=5 * 1000 / 2000**0.5)
+    assert float(x.std()) == pytest.approx(1000, rel=0.1)
+
+
+def test_of_a_network_that_is_not_trained_the_command_tells_it(tmp_path: Path) -> None:
+    """Its samples are the prior's noise over alpha: of any network that predicts no x0."""
+    spec = DataSpec("points", (2,), None)
+    for prediction, told in (("eps", True), ("edm", False)):
+        model = ScoreModel(MLP(2, width=8), VPSDE(), prediction, data=spec)
+        save_model(tmp_path / "m.safetensors", model)
+        options = ["sample", "--model", str(tmp_path / "m.safetensors"), "-n", "40"]
+        done = CliRunner().invoke(main, [*options, "--out", str(tmp_path), "--device", "cpu"])
+        assert done.exit_code == 0, done.output
+        assert ("do not meet the prior of VPSDE, by 0.1" in done.stderr) == told
+        assert len(np.load(tmp_path / "samples.npz")["x"]) == 40
 
 
 # --- scalings ---------------------------------------------------------------------------------

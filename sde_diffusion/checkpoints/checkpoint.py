@@ -171,7 +171,9 @@ def _check_meaning(model: LearnedScore, data: Tensor) -> None:
         "the network",
         "predict the noise in the data as its configuration says",
         Reason(
-            f"smaller errors by {best.name}: {best.remedy}" if known else "no denoiser's errors"
+            f"smaller errors by {best.name}: {best.remedy}"
+            if known
+            else found.beyond or "no denoiser's errors"
         ),
         "load it without data and print check_convention(model, data)",
     )

@@ -23,10 +23,11 @@ from sde_diffusion._seeds import Purpose, check_seed, mix
 from sde_diffusion._shown import shown
 from sde_diffusion._tensors import check_state
 from sde_diffusion.models.conditioned import Labelled
-from sde_diffusion.models.readings import others
+from sde_diffusion.models.readings import others, unit_remedy
 from sde_diffusion.models.score import ScoreModel
 from sde_diffusion.models.wrapped import AtTimesteps
 from sde_diffusion.noise import WhiteNoise
+from sde_diffusion.priors import beyond_prior
 
 _SLACK: Final = 1.25  # the error that a network may have, in units of the linear prediction's
 _CLEAR: Final = 4.0  # standard errors by which another convention must be better
@@ -75,6 +76,9 @@ class ConventionCheck:
 
     times: tuple[float, ...]
     readings: tuple[Reading, ...]
+    beyond: str = (
+        ""  # by how much the data miss the prior, and what to write; "" where they do not
+    )
 
     @property
     def best(self) -> Reading:
@@ -96,9 +100,12 @@ class ConventionCheck:
 
     @property
     def fits(self) -> bool:
-        """Whether no other reading is clearly better and the errors are those of a denoiser."""
+        """Whether no other reading is clearly better and the errors are those of a denoiser.
+
+        And the data are in units that meet the prior, from which sampling starts.
+        """
         small = all(error <= _SLACK for error in self.readings[0].mean)
-        return small and self.best is self.readings[0]
+        return small and self.best is self.readings[0] and not self.beyond
 
     def __str__(self) -> str:
         head = "reading".ljust(_NAMES) + "".join(f"  t = {t:<7.4g}" for t in self.times)
@@ -112,6 +119,8 @@ class ConventionCheck:
         given, best, close = self.readings[0], self.best, self._better(_UNCLEAR)
         if best is not given:
             return f"The convention does not fit; this does better: {best.name}: {best.remedy}."
+        if self.beyond:
+            return f"The convention does not fit: {self.beyond}."
         found = (
             "The convention fits."
             if self.fits
@@ -140,8 +149,9 @@ def check_convention(
 
     The others are: the output taken for another prediction or with the other sign, the time one
     step of the chain earlier or later, t for the index and the index for t, time that runs the
-    other way (of a velocity with its sign), data in [0, 1] for [−1, 1] and the other way round, or
-    in 0 … 255. Each says what to write for it. All readings see the same noise.
+    other way (of a velocity with its sign), data in [0, 1] for [−1, 1] or 0 … 255 and the other
+    way round. Each says what to write for it. All readings see the same noise. Data that the prior
+    does not cover (`prior_mismatch`) fit no convention: samples of their network would be wrong.
 
     Arguments:
         model: the score model of the network in question, with its labels where it needs them.
@@ -199,7 +209,19 @@ def check_convention(
             readings.append(Reading(one.name, errors(one.model, 1, 0), one.remedy))
         for name, (scale, shift, remedy) in _SCALES.items():
             readings.append(Reading(name, errors(model, scale, shift), remedy))
-    return ConventionCheck(tuple(chosen), tuple(readings))
+    return ConventionCheck(tuple(chosen), tuple(readings), _beyond(model, x0))
+
+
+def _beyond(model: ScoreModel, x0: Tensor) -> str:
+    """Return by how much the data miss the prior, and what to write; "" where they do not."""
+    missed = beyond_prior(model.sde, x0)
+    if missed is None:
+        return ""
+    kind = type(model.sde).__name__
+    return (
+        f"data meet the prior of {kind} only by {missed} nats a dimension, so that samples come "
+        f"out wrong; this is of data of size 1: {unit_remedy(model, x0)}"
+    )
 
 
 @contextmanager
@@ -218,6 +240,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 _SCALES: Final = {
     "data in [0, 1], not [-1, 1]": (0.5, 0.5, "DataSpec(…, scaling=Affine(0, 1))"),
     "data in [-1, 1], not [0, 1]": (2.0, -1.0, "DataSpec(…, scaling=Affine(-1, 1))"),
+    "data in [-1, 1], not 0 … 255": (1 / 127.5, -1.0, "DataSpec(…, scaling=Affine(-1, 1))"),
     "data in 0 … 255": (127.5, 127.5, "DataSpec(…, scaling=Affine(0, 255))"),
 }
 

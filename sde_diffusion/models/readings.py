@@ -71,6 +71,19 @@ def others(model: ScoreModel) -> Iterator[Other]:
         yield Other(name, remedy, read(network, given))
 
 
+def unit_remedy(model: ScoreModel, x0: Tensor) -> str:
+    """Return what makes a network of data in other units one of data of mean 0 and size 1."""
+    m, s = f"{float(x0.double().mean()):.4g}", f"{float(x0.double().std()):.4g}"
+    outer = model.network
+    inner = outer.network if isinstance(outer, Labelled) else outer
+    call = f"net({s} * x + {m}, {s} * sigma)"
+    if isinstance(inner, AtNoise) and model.prediction == "eps":
+        return f"a module of {call}"
+    if isinstance(inner, AtNoise) and model.prediction == "x0":
+        return f"a module of ({call} - {m}) / {s}"
+    return f"a network of (data - {m}) / {s}, which has to be trained"
+
+
 def _negated(network: nn.Module) -> nn.Module:
     return _outside(network, lambda t: t, sign=-1)
 
