@@ -335,3 +335,49 @@ def test_load_and_the_commands_say_how_weights_alone_are_read(
     assert torch.equal(other.weight, network.weight)
     with pytest.raises(ValueError, match=r"or take its weights alone with read_weights\(path\)"):
         load("net.safetensors")
+
+
+WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "bare": lambda net: net,
+    "DataParallel": nn.DataParallel,
+    "torch.compile": lambda net: nn.ModuleDict({"_orig_mod": net}),
+    "Lightning": lambda net: nn.ModuleDict({"model": nn.ModuleDict({"diffusion_model": net})}),
+}
+
+
+@pytest.mark.parametrize("wrapped", WRAPPERS.values(), ids=WRAPPERS)
+def test_weights_of_a_wrapped_network_fill_the_bare_one(wrapped, tmp_path) -> None:
+    net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    path = tmp_path / "net.pt"
+    torch.save({"model": wrapped(net).half().state_dict()}, path)
+    other = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    assert read_weights(path, "model").fill(other) is other
+    for name, tensor in other.state_dict().items():
+        assert torch.equal(tensor, net.state_dict()[name].to(tensor.dtype)), name
+        assert tensor.dtype in (torch.float32, torch.int64)
+
+
+def test_a_network_that_has_the_prefix_itself_keeps_it(tmp_path) -> None:
+    """Its own module is called "module": nothing is left out, and of a wrapped one once."""
+    net = nn.ModuleDict({"module": nn.Linear(2, 2)})
+    for saved in (net, nn.DataParallel(net)):
+        torch.save(saved.state_dict(), tmp_path / "net.pt")
+        other = nn.ModuleDict({"module": nn.Linear(2, 2)})
+        read_weights(tmp_path / "net.pt").fill(other)
+        assert torch.equal(other["module"].weight, net["module"].weight)
+
+
+def test_weights_of_another_network_are_refused_by_name_and_change_nothing(tmp_path) -> None:
+    torch.save(nn.DataParallel(nn.Linear(2, 3)).state_dict(), tmp_path / "net.pt")
+    weights = read_weights(tmp_path / "net.pt")
+    for network, text in (
+        (nn.Linear(2, 4), r"fill: bias must match the network's shape \(4,\), got shape \(3,\)"),
+        (nn.Linear(2, 3, bias=False), "fill: module.bias must match the network's no such tensor"),
+        (nn.Sequential(nn.Linear(2, 3)), r"fill: 0.bias must match .* got no such tensor; build"),
+    ):
+        before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+        with pytest.raises(ValueError, match=text):
+            weights.fill(network)
+        assert all(torch.equal(before[n], tensor) for n, tensor in network.state_dict().items())
+    with pytest.raises(TypeError, match="fill: network must be a Module object, got dict; build"):
+        weights.fill({})
