@@ -32,6 +32,10 @@ _AS_DDIM: Final = (
     "from_diffusers(network, DDIMScheduler.from_config(scheduler.config))"
 )
 _REMEDY: Final = "save it with pipeline.save_pretrained(folder)"
+_ALONE: Final = (
+    f"{_REMEDY}, or of a network alone call "
+    "from_diffusers(UNet2DModel.from_pretrained(folder), scheduler)"
+)
 
 
 def from_diffusers(
@@ -87,7 +91,12 @@ def load_diffusers(
     index = _read(folder, "model_index.json")
     part = next((name for name in _PARTS if index.get(name)), _PARTS[0])
     kind = _class_in(folder, index, part, NETWORKS, _WRAP)
-    scheduler_kind = _class_in(folder, index, "scheduler", SCHEDULERS, _AS_DDIM)
+    instead = (
+        "where it is of a chain of betas, call "
+        f"from_diffusers({kind.__name__}.from_pretrained('{folder / part}'), "
+        f"DDIMScheduler.from_pretrained('{folder / 'scheduler'}'))"
+    )
+    scheduler_kind = _class_in(folder, index, "scheduler", SCHEDULERS, instead)
     config = _read(folder, "scheduler/scheduler_config.json")
     check_steps(config)
     settings = _read(folder, f"{part}/config.json")
@@ -128,7 +137,7 @@ def _read(folder: Path, name: str) -> dict[str, Any]:
     path = folder / name
     if not path.is_file():
         rule = f"be that of a pipeline of diffusers, with {name}"
-        error = wrong_value("load", "the folder", rule, str(folder), _REMEDY)
+        error = wrong_value("load", "the folder", rule, str(folder), _ALONE)
         raise FileNotFoundError(str(error))
     try:
         return json_object(path.read_text(encoding="utf-8"))
