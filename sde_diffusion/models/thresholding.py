@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Self, final
+from typing import Self, final
 
 import torch
 from torch import Tensor
@@ -22,9 +22,6 @@ from sde_diffusion.coefficients import Level, Levels
 from sde_diffusion.forms import converted
 from sde_diffusion.scores import AroundScore, ScoreLike
 from sde_diffusion.sde import LinearSDE
-
-if TYPE_CHECKING:
-    pass
 
 
 class Threshold(AroundScore, ABC):
@@ -75,6 +72,16 @@ class Threshold(AroundScore, ABC):
 
     def predict(self, form: str, x: Tensor, t: Tensor, at: Level | Levels) -> Tensor:
         return converted(form, "x0", self.denoise(x, t), x, at)
+
+    @property
+    def variance(self) -> str:
+        """That of the model, whose learned variance the clipped steps have."""
+        return self.model.variance
+
+    def with_fraction(self, form: str, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a clipped form, and the fraction of the model's learned variance."""
+        x0, fraction = self.model.with_fraction("x0", x, t)
+        return converted(form, "x0", self.clip(x0), x, self._levels(x, t)), fraction
 
     def rows(self, index: Tensor) -> Self:
         part = self.model.rows(index)
