@@ -8,6 +8,8 @@ are the reference: A B A B …, so that a machine that drifts drifts for both.
 Trivial network: microseconds per evaluation, and their ratio to the fastest of the other programs
 that do the same; one turn runs every program once. Ours is `sample`, with its prior draw, a stream
 of noise for every sample, counted evaluations and the watch for divergence.
+Wrapped network: time of a prediction of a model that is made of another program's network by one
+call, over the time inside the call of its U-Net.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from _peers import PEERS, RAW, TIMED, Peer
 from _solvers import DETERMINISTIC, STOCHASTIC
 from torch import Tensor, nn
 
-from sde_diffusion import VPSDE, ScoreModel, UNet, uniform
+from sde_diffusion import VPSDE, ScoreModel, UNet, linear_betas, uniform
 from sde_diffusion.nets.unet import mnist_config
 from sde_diffusion.sampling.generate import sample
 from sde_diffusion.solver import Solver
@@ -46,6 +48,7 @@ from sde_diffusion.solvers import (
 )
 
 ACCEPTED: Final = 1.05  # of the bare network's time, on the U-Net
+WRAPPED: Final = 1.01  # the same of one prediction of a wrapped network
 # What other programs call the same, or what comes nearest.
 EQUIVALENT: Final[Mapping[str, tuple[Solver[Any], tuple[str, ...]]]] = {
     "DDIM": (DDIM(), ("diffusers DDIM", "azula DDIM")),
@@ -275,22 +278,55 @@ def trivial_part(chosen: argparse.Namespace, batch: int) -> list[dict[str, Any]]
     return rows
 
 
+def wrapped_part(chosen: argparse.Namespace) -> dict[str, Any]:
+    """Measure predictions of wrapped networks beside the calls inside them; print the table."""
+    batch, repeats = (2, 2) if chosen.quick else (16, 8 * chosen.repeats)
+    meter = Meter(UNet(**mnist_config())).eval()
+    x = torch.randn(batch, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    t = torch.tensor(0.5, dtype=torch.float64)
+    models = {
+        "from_timesteps": ScoreModel.from_timesteps(meter, linear_betas(1000)),
+        "from_denoiser": ScoreModel.from_denoiser(meter),
+        "from_velocity": ScoreModel.from_velocity(meter),
+    }
+    taken: dict[str, list[float]] = {name: [] for name in models}
+    with torch.no_grad():
+        for _ in range(repeats + 1):
+            for name, model in models.items():
+                meter.inside = 0.0
+                start = time.perf_counter()
+                model.eps(x, t)
+                taken[name].append((time.perf_counter() - start) / meter.inside)
+    found = {name: Spread.of(ratios[1:]) for name, ratios in taken.items()}
+    table(
+        f"Wrapped U-Net of mnist_config(), batch {batch} of 1×28×28, {repeats} turns",
+        ["made by", "× inside the same call", f"≤ {WRAPPED}"],
+        [
+            [name, each.show(".4f"), "within" if each.median <= WRAPPED else "above"]
+            for name, each in found.items()
+        ],
+    )
+    return {name: asdict(each) for name, each in found.items()}
+
+
 def absent(name: str) -> str | None:
     """Return why a peer is absent, None where it is there."""
     return _PEERS[name].absent()
 
 
 def main() -> None:
-    """Measure both, print the tables and write the JSON."""
+    """Measure all three, print the tables and write the JSON."""
     parser = options(__doc__)
     parser.add_argument("--all", action="store_true", help="every fixed-step solver")
     parser.add_argument("--steps", type=int, default=10, help="steps on the U-Net")
     parser.add_argument("--repeats", type=int, default=5, help="turns that count")
     chosen = parsed(parser)
+    wrapped = wrapped_part(chosen)
     unet = unet_part(chosen)
     trivial = {batch: trivial_part(chosen, batch) for batch in (16, 64)}
     print("\nmedian (least–most) over the turns; ratios are taken within a turn")
-    write(chosen.out, accepted=ACCEPTED, unet=[asdict(row) for row in unet], trivial=trivial)
+    rows = [asdict(row) for row in unet]
+    write(chosen.out, accepted=ACCEPTED, wrapped=wrapped, unet=rows, trivial=trivial)
 
 
 if __name__ == "__main__":
