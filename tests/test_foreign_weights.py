@@ -381,3 +381,20 @@ def test_weights_of_another_network_are_refused_by_name_and_change_nothing(tmp_p
         assert all(torch.equal(before[n], tensor) for n, tensor in network.state_dict().items())
     with pytest.raises(TypeError, match="fill: network must be a Module object, got dict; build"):
         weights.fill({})
+
+
+def test_a_network_among_others_is_filled_from_the_names_under_its_prefix(tmp_path) -> None:
+    """A checkpoint of Lightning holds the loss's weights too, and averages of the same names."""
+    net, average = nn.Linear(2, 3), nn.Linear(2, 3)
+    state = {"loss.scale": torch.ones(1)}
+    for prefix, one in (("model.", net), ("model_ema.", average)):
+        state |= {f"{prefix}{name}": tensor for name, tensor in one.state_dict().items()}
+    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "net.ckpt")
+    weights = read_weights(tmp_path / "net.ckpt", "state_dict")
+    with pytest.raises(ValueError, match=r"pass prefix='model\.', which takes no others"):
+        weights.fill(nn.Linear(2, 3))
+    for prefix, one in (("model.", net), ("model_ema.", average)):
+        filled = weights.fill(nn.Linear(2, 3), prefix=prefix)
+        assert torch.equal(filled.weight, one.weight)
+    with pytest.raises(ValueError, match="got no such tensor; build the network"):
+        weights.fill(nn.Linear(2, 3), prefix="ema.")

@@ -301,7 +301,7 @@ def _locate(name_or_path: str | Path) -> Path:
         got = f"{path.name}, weights alone"
         remedy = (
             "read them with read_weights(path), or type sde-diffusion convert PATH "
-            "net.safetensors; then network.load_state_dict(weights.tensors) and a call of "
+            "net.safetensors; then weights.fill(network) and a call of "
             "docs/your_model.md, such as ScoreModel.from_timesteps(network, betas)"
         )
         raise wrong_value("load", "name_or_path", rule, got, remedy)

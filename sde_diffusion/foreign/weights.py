@@ -10,20 +10,19 @@ import json
 import struct
 import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar, final
+from typing import Any, Final
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
-from torch import Tensor, nn
+from torch import Tensor
 
-from sde_diffusion._check import Reason, an_object, check_path, wrong_value
+from sde_diffusion._check import Reason, check_path, wrong_value
 from sde_diffusion._files import write_atomically
+from sde_diffusion.foreign.foreign_weights import ForeignWeights
 from sde_diffusion.foreign.pickle_reader import Made, PickleRefusedError
 from sde_diffusion.foreign.torch_file import tensor_of, value_of
 
-NetworkT = TypeVar("NetworkT", bound=nn.Module)
 _PERSISTENT: Final = "torch_utils.persistence._reconstruct_persistent_obj"
 # What the readers of archives, of safetensors and of numbers raise for files that are none.
 _DAMAGED: Final = (
@@ -40,67 +39,6 @@ _DAMAGED: Final = (
 )
 _DEEPEST: Final = 100  # modules inside one another
 _MOST_MODULES: Final = 100_000
-
-
-@final
-@dataclass(frozen=True)
-class ForeignWeights:
-    """The tensors of a file by name, and where it tells them the network's class and arguments.
-
-    ``class_name`` and ``arguments`` are what an EDM pickle says its network was made with; the
-    class itself is the user's to bring.
-
-    >>> import torch
-    >>> ForeignWeights({"weight": torch.ones(3, 2), "bias": torch.ones(3)})
-    ForeignWeights(2 tensors, 9 numbers)
-    """
-
-    tensors: dict[str, Tensor]
-    class_name: str | None = None
-    arguments: Mapping[str, Any] | None = None
-
-    def __repr__(self) -> str:
-        numbers = sum(tensor.numel() for tensor in self.tensors.values())
-        of = "" if self.class_name is None else f" of {self.class_name[:80]}"
-        return f"ForeignWeights({len(self.tensors)} tensors, {numbers} numbers{of})"
-
-    def fill(self, network: NetworkT) -> NetworkT:
-        """Read the tensors into a network, in its own precision, and return it.
-
-        What stands before every name of the file and of none of the network is left out, such as
-        the "module." of DataParallel or the "_orig_mod." of torch.compile.
-
-        Errors: TypeError for what is no network; ValueError for tensors of other names or shapes,
-        which names the first one; the network then stays as it is.
-        """
-        an_object("fill", "network", network, nn.Module, "build the network and pass it")
-        own = network.state_dict()
-        first = next(iter(self.tensors), "")
-        before = next((p for p in _prefixes(first) if _matches(own, p, self.tensors)), "")
-        found = {name.removeprefix(before): tensor for name, tensor in self.tensors.items()}
-        for name in sorted(own.keys() | found.keys()):
-            mine, theirs = (_shape(rows.get(name)) for rows in (own, found))
-            if mine != theirs:
-                rule = f"match the network's {mine}"
-                remedy = "build the network with the arguments it was trained with"
-                raise wrong_value("fill", name, rule, theirs, remedy)
-        network.load_state_dict(found)
-        return network
-
-
-def _prefixes(name: str) -> Iterator[str]:
-    """Yield what stands before the dots of a name, "" first."""
-    parts = name.split(".")
-    for count in range(len(parts)):
-        yield "".join(f"{part}." for part in parts[:count])
-
-
-def _matches(own: Mapping[str, Tensor], before: str, found: Mapping[str, Tensor]) -> bool:
-    return {f"{before}{name}" for name in own} == set(found)
-
-
-def _shape(tensor: Tensor | None) -> str:
-    return "no such tensor" if tensor is None else f"shape {tuple(tensor.shape)}"
 
 
 def read_weights(path: str | Path, part: str | None = None) -> ForeignWeights:
