@@ -599,12 +599,12 @@ def test_info_counts_the_parameters_of_a_network_under_an_sde_of_ones_own(tmp_pa
 
 def test_info_finds_a_network_that_is_read_as_another_prediction(tmp_path: Path) -> None:
     """The shipped model predicts v; the same weights, said to predict eps, are found out."""
-    right = result_of("info", "digits", "--data", "digits")["convention"]
+    right = result_of("info", "digits", "--data", "digits", "--limit", 64)["convention"]
     assert (right["fits"], right["best"]) == (True, "as given")
     model = load("digits")
     wrong = ScoreModel(model.network, model.sde, "eps", data=model.data)
     save_model(tmp_path / "wrong.safetensors", wrong)
-    options = ["info", tmp_path / "wrong.safetensors", "--data", "digits"]
+    options = ["info", tmp_path / "wrong.safetensors", "--data", "digits", "--limit", 64]
     found = result_of(*options)["convention"]
     assert (found["fits"], found["best"]) == (False, 'prediction "v"')
     assert found["errors"]['prediction "v"'] == pytest.approx(right["errors"]["as given"])
