@@ -7,26 +7,27 @@ x0 is as good as known, the posterior's variance is the best, on a smooth densit
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
-import torch
 from torch import Tensor
 
 from sde_diffusion.data.spec import DataSpec
+from sde_diffusion.ddpm.level_times import (
+    OF_LEVELS,
+    log_snr_chain,
+    own_betas,
+    time_of_levels,
+)
 from sde_diffusion.ddpm.variances import ForwardVariance, PosteriorVariance, Variance
 from sde_diffusion.evaluation.settings import EvaluationSettings
-from sde_diffusion.grids import log_snr
 from sde_diffusion.lattices import lattice
-from sde_diffusion.schedules import DiscreteBeta
 from sde_diffusion.scores import ScoreLike
-from sde_diffusion.sde import SDE, VPSDE, LinearSDE
+from sde_diffusion.sde import LinearSDE
 
-# sigma/alpha at t_1 over the distance of levels: of the levels themselves, and in their bins.
-# Measured on digits and MNIST, where these are best to within .01 bits/dim (docs/likelihood.md).
-_OF_LEVELS: Final = 0.4
+# sigma/alpha at t_1 over the distance of levels with noise in their bins. Measured on digits and
+# MNIST, where it is best to within .01 bits/dim (docs/likelihood.md).
 _IN_BINS: Final = 0.1
 _STEPS: Final = 1000
 _VARIANCES: Final[Mapping[str, Variance | None]] = {
@@ -47,7 +48,7 @@ def decided_chain(
     """
     chain = settings.chain
     if chain == "auto":
-        lattice_is_better = spec.levels is None or _own_betas(model.sde)
+        lattice_is_better = spec.levels is None or own_betas(model.sde)
         chain = "lattice" if lattice_is_better else "log-snr"
     variance = settings.variance
     if variance == "auto":
@@ -73,28 +74,18 @@ def chain_times(settings: EvaluationSettings, model: ScoreLike, spec: DataSpec) 
     """
     sde = model.linear_sde()
     steps = settings.steps
-    betas = _own_betas(sde)
+    betas = own_betas(sde)
     if settings.chain == "lattice" and betas:
         return lattice(betas, steps)
     steps = steps or betas or _STEPS
     if settings.chain == "lattice" or steps == 1:
         return lattice(steps) * sde.horizon
     first = max(_first_time(settings, sde, spec), model.t_min or 0.0)
-    rest = log_snr(sde, steps - 1, end=first)
-    return torch.cat([rest, torch.zeros(1, dtype=torch.float64)])
+    return log_snr_chain(sde, steps, first)
 
 
 def _first_time(settings: EvaluationSettings, sde: LinearSDE, spec: DataSpec) -> float:
     if spec.levels is None:
         return sde.cutoff
-    centres = spec.encode(torch.arange(spec.levels), torch.tensor(0.5, dtype=torch.float64))
-    share = _OF_LEVELS if settings.dequantization == "none" else _IN_BINS
-    noise = share * float(centres.diff().min())
-    return float(sde.time(torch.tensor(-math.log(noise), dtype=torch.float64)))
-
-
-def _own_betas(sde: SDE) -> int:
-    """Return the number of betas of a DDPM's SDE, 0 for another."""
-    if isinstance(sde, VPSDE) and isinstance(sde.beta, DiscreteBeta):
-        return len(sde.beta.betas)
-    return 0
+    share = OF_LEVELS if settings.dequantization == "none" else _IN_BINS
+    return time_of_levels(sde, spec, share)
