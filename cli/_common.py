@@ -354,6 +354,18 @@ def output_folder(path: Path) -> Path:
     return path
 
 
+def check_output_file(path: Path) -> None:
+    """Refuse a file that cannot be written, before any time is spent on what goes into it.
+
+    Errors: OSError where its folder cannot be made or written, or where it is a folder itself.
+    """
+    if path.is_dir():
+        rule = "name a file"
+        error = wrong_value("--out", "out", rule, f"the folder {path}", "add a file's name")
+        raise IsADirectoryError(str(error))
+    output_folder(path.parent)
+
+
 def no_picture(draw: Callable[[Path], object], path: Path) -> str | None:
     """Draw a picture; return why there is none, None where there is: results never wait for one.
 

@@ -29,6 +29,11 @@ _COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
         "sde_diffusion.cli.restore",
         "Draw from the posterior of measured data.",
     ),
+    "compress": (
+        "sde_diffusion.cli.compress",
+        "Compress data to a model's bound, without loss.",
+    ),
+    "decompress": ("sde_diffusion.cli.decompress", "Write what was compressed as .npy."),
     "solvers": ("sde_diffusion.cli.solvers", "List the solvers, their orders and evaluations."),
     "info": ("sde_diffusion.cli.info", "Show what is in a checkpoint."),
     "doctor": ("sde_diffusion.cli.doctor", "Check this machine; print what a bug report needs."),

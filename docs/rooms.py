@@ -19,7 +19,11 @@ ROOMS: Final = (
     {"solvers": "a file for each method"},
     {"training": "a run: loop, averages, monitors, folder"},
     {"pictures": "a file for each kind of picture"},
-    {"evaluation": "a data set's log-likelihoods", "objectives": "what a step minimises"},
+    {
+        "evaluation": "a data set's log-likelihoods",
+        "objectives": "what a step minimises",
+        "coding": "files as long as a bound",
+    },
     {
         "ddpm": "the chain, its variances and its bound",
         "inverse_problems": "posteriors of measurements",

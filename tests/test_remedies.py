@@ -316,10 +316,12 @@ NAMES = """
 import math
 import os
 from dataclasses import replace
+from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
 from sde_diffusion import *
+from sde_diffusion.coding import *
 from sde_diffusion.ddpm import *
 from sde_diffusion.diagnostics import *
 from sde_diffusion.exchange import *

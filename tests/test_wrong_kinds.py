@@ -58,6 +58,7 @@ from sde_diffusion import (
     vlb,
 )
 from sde_diffusion.cli.main import main
+from sde_diffusion.coding import compress, decompress
 from sde_diffusion.diagnostics.comparison import Problem, compare
 from sde_diffusion.nets import MLP
 from sde_diffusion.solvers import DDIM, DDPM, DormandPrince, EulerMaruyama, Heun
@@ -87,6 +88,7 @@ NETWORK: Final = ScoreModel(MLP(2, width=8), VP, data=SPEC).eval()
 BETAS: Final = linear_betas(10)
 DISCRETE: Final = NORMAL.diffused(VPSDE(DiscreteBeta(BETAS)))
 LABELLED: Final = ScoreModel.from_timesteps(Half(), BETAS, labels=ClassLabels(10, null=10)).eval()
+TWO: Final = Dataset(GREY, torch.tensor([[3, 4], [5, 2]], dtype=torch.uint8), None)
 X: Final = torch.linspace(-1, 1, 8, dtype=torch.float64).reshape(4, 2)
 T: Final = torch.tensor(0.5, dtype=torch.float64)
 DATA: Final = Dataset(SPEC, X.float(), None)
@@ -452,6 +454,17 @@ ENTRIES: Final[dict[str, Row]] = {
             "batch_size": 2,
         },
         {"dequantizer": "part", "dataset": "data", "model": "model", "steps": "integer"},
+    ),
+    "compress": (
+        compress,
+        {"model": MODEL, "data": TWO, "steps": 4},
+        {"model": "model", "data": "data", "steps": "integer", "block_size": "integer"}
+        | {"batch_size": "integer", "callback": "function"},
+    ),
+    "decompress": (
+        decompress,
+        {"model": MODEL, "blob": compress(MODEL, TWO, steps=4)},
+        {"model": "model", "blob": "row", "batch_size": "integer", "callback": "function"},
     ),
     "prior_mismatch": (
         sde_diffusion.prior_mismatch,

@@ -8,7 +8,10 @@ from typing import Any, Final
 from sde_diffusion._check import Reason, wrong_value
 
 # Of what asks for more than is used here: torchvision would change torch's build.
-_LINES: Final = {"azula": "pip install --no-deps azula einops"}
+_LINES: Final = {
+    "azula": "pip install --no-deps azula einops",
+    "constriction": "pip install 'sde_diffusion[coding]'",
+}
 
 
 def program(module: str, name: str) -> Any:  # noqa: ANN401  (a module without types)

@@ -1,0 +1,7 @@
+"""Lossless compression of levels by a model, bits back along its chain."""
+
+from __future__ import annotations
+
+from sde_diffusion._exports import exported
+
+__getattr__, __dir__, __all__ = exported(__name__, __file__)

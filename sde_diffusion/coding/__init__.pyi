@@ -1,0 +1,1 @@
+from sde_diffusion.coding.compression import compress as compress, decompress as decompress
