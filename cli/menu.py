@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from sde_diffusion.matrix_sde import MatrixLinearSDE
     from sde_diffusion.sde import LinearSDE
 
 # The module is handed in, so that reading the menu does not import it.
@@ -169,6 +170,24 @@ def sde(name: str) -> LinearSDE:
     else:
         kind = core.LinearSDE
         made = own("--sde", name, SDE_NAMES, lambda x: isinstance(x, kind), "a LinearSDE")
+    return made
+
+
+def verified_sde(name: str) -> LinearSDE | MatrixLinearSDE:
+    """Return the SDE of that name, "cld" or a matrix-linear one of your own too.
+
+    Errors: ValueError for an unknown name, TypeError for an object of another kind.
+    """
+    core = importlib.import_module("sde_diffusion")
+    made: LinearSDE | MatrixLinearSDE
+    if name == "cld":
+        made = core.CriticallyDampedLangevin()
+    elif name in _SDES:
+        made = sde(name)
+    else:
+        kinds = (core.LinearSDE, core.MatrixLinearSDE)
+        rule = "a LinearSDE or a MatrixLinearSDE"
+        made = own("--sde", name, (*SDE_NAMES, "cld"), lambda x: isinstance(x, kinds), rule)
     return made
 
 

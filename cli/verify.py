@@ -19,6 +19,7 @@ from sde_diffusion.cli._solvers import solver_class
 if TYPE_CHECKING:
     from sde_diffusion.diagnostics.convergence import Certificate, Measurement
     from sde_diffusion.diagnostics.orders import Rule
+    from sde_diffusion.matrix_sde import MatrixLinearSDE
     from sde_diffusion.sde import LinearSDE
 
 EXAMPLES: Final = """\b
@@ -26,6 +27,7 @@ Examples:
   sde-diffusion verify
   sde-diffusion verify --solver dpm-solver-pp:order=3 --solver heun --sde edm
   sde-diffusion verify --solver my_module:MySolver --grid log-snr
+  sde-diffusion verify --sde cld
   sde-diffusion verify --posterior
 """
 _SDES: Final = ("vp", "vp-cosine", "sub-vp", "ve", "edm", "rectified-flow")
@@ -107,7 +109,7 @@ class OrderRow:
     multiple=True,
     default=("all",),
     show_default=True,
-    help=f"all ({', '.join(_SDES)}), one of them, or package.module:attr; repeatable.",
+    help=f"all ({', '.join(_SDES)}), one of them, cld, or package.module:attr; repeatable.",
 )
 @click.option(
     "--grid",
@@ -162,7 +164,7 @@ def command(
         verify_posteriors(_common.output_folder(out), problems, particles, steps, as_json=as_json)
         return
     rows = [OrderRow(name, made) for name, made in _chosen(solvers).items()]
-    chosen = {name: menu.sde(name) for name in (_SDES if sdes == ("all",) else sdes)}
+    chosen = {name: menu.verified_sde(name) for name in (_SDES if sdes == ("all",) else sdes)}
     folder = _common.output_folder(out)
     with _common.progress(len(rows) * len(chosen), "measurement") as bar:
         for row in rows:
@@ -232,7 +234,7 @@ def _chosen(names: tuple[str, ...]) -> dict[str, Any]:
     return found
 
 
-def _measure(row: OrderRow, name: str, sde: LinearSDE, rule: Rule) -> None:
+def _measure(row: OrderRow, name: str, sde: LinearSDE | MatrixLinearSDE, rule: Rule) -> None:
     from sde_diffusion.diagnostics.convergence import declared
     from sde_diffusion.diagnostics.orders import certify
 

@@ -1,3 +1,4 @@
+from sde_diffusion._block_matrix import BlockMatrix as BlockMatrix
 from sde_diffusion._watch import DivergedError as DivergedError
 from sde_diffusion.brownian import BrownianPath as BrownianPath
 from sde_diffusion.checkpoints.checkpoint import (
@@ -95,6 +96,11 @@ from sde_diffusion.likelihood.sampler_density import (
     first_fold as first_fold,
     sampler_log_prob as sampler_log_prob,
 )
+from sde_diffusion.matrix_sde import (
+    CriticallyDampedLangevin as CriticallyDampedLangevin,
+    MatrixLinearSDE as MatrixLinearSDE,
+    OrnsteinUhlenbeck as OrnsteinUhlenbeck,
+)
 from sde_diffusion.models.conditioned import Conditioned as Conditioned
 from sde_diffusion.models.conventions import (
     ConventionCheck as ConventionCheck,
@@ -110,6 +116,7 @@ from sde_diffusion.models.guidance import (
     Guided as Guided,
     guided as guided,
 )
+from sde_diffusion.models.matrix import MatrixScoreModel as MatrixScoreModel
 from sde_diffusion.models.score import DirectScore as DirectScore, ScoreModel as ScoreModel
 from sde_diffusion.models.thresholding import (
     DynamicThreshold as DynamicThreshold,
@@ -132,6 +139,10 @@ from sde_diffusion.objectives.denoising import (
     explicit_loss as explicit_loss,
 )
 from sde_diffusion.objectives.discrete_bound import Hybrid as Hybrid, Vlb as Vlb
+from sde_diffusion.objectives.hybrid_score_matching import (
+    HybridScoreMatching as HybridScoreMatching,
+    hybrid_loss as hybrid_loss,
+)
 from sde_diffusion.objectives.score_matching import (
     Implicit as Implicit,
     Paths as Paths,

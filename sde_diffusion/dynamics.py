@@ -14,8 +14,9 @@ from typing import Final, final
 
 from torch import Tensor
 
+from sde_diffusion._block_matrix import BlockMatrix
 from sde_diffusion._check import real_number, wrong_type, wrong_value
-from sde_diffusion._diffusion import diffusion_of
+from sde_diffusion._diffusion import diffusion_of, scaled_square
 from sde_diffusion._shown import as_call, shown
 from sde_diffusion.coefficients import Coefficients
 from sde_diffusion.counting import CountedScore
@@ -100,7 +101,7 @@ class ReverseSDE(SDE):
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
         return _pushed(self, x, t, 0.5 * (1 + self.noise_scale**2))
 
-    def diffusion(self, x: Tensor, t: Tensor) -> Tensor:
+    def diffusion(self, x: Tensor, t: Tensor) -> Tensor | BlockMatrix:
         return self.noise_scale * diffusion_of(self.sde, x, t)
 
     def rows(self, index: Tensor) -> ReverseSDE:
@@ -193,8 +194,8 @@ def _pushed(dynamics: ReverseSDE | ProbabilityFlow, x: Tensor, t: Tensor, c: flo
         return (x * rate).add_(score(x, t), alpha=-c * g2)
     g = diffusion_of(sde, x, t)
     divergence = sde.noise_divergence(x, t)
-    # c multiplies g², a number in most SDEs, before the state.
-    push = (c * g * g) * score(x, t)
+    # c multiplies g gᵀ, a number in most SDEs, before the state.
+    push = scaled_square(c, g) * score(x, t)
     if divergence.ndim:  # 0-d where g does not depend on x
         push = push + c * divergence
     return sde.drift(x, t) - push

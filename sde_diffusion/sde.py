@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sde_diffusion._block_matrix import BlockMatrix
 from sde_diffusion._check import positive_number, wrong_type, wrong_value
 from sde_diffusion._diffusion import diffusion_of
 from sde_diffusion._shown import shown
@@ -40,7 +41,7 @@ def derivative(f: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
 
 
 class SDE(ABC):
-    """An equation dx = drift(x,t) dt + diffusion(x,t) dw with scalar or diagonal diffusion."""
+    """An equation dx = drift(x,t) dt + diffusion(x,t) dw."""
 
     horizon: float = 1.0  # the last time at which the coefficients are finite
 
@@ -56,10 +57,11 @@ class SDE(ABC):
         """Return f(x, t), in the shape of ``x``."""
 
     @abstractmethod
-    def diffusion(self, x: Tensor, t: Tensor) -> Tensor:
+    def diffusion(self, x: Tensor, t: Tensor) -> Tensor | BlockMatrix:
         """Return g(x, t): one number, one a sample, or one for each element.
 
-        Noise that a matrix mixes is not solved. Shapes: result (), (B,) or that of x.
+        Where a matrix mixes the noise it is a `BlockMatrix`, which must not depend on x.
+        Shapes: result (), (B,) or that of x.
         """
 
     def noise_divergence(self, x: Tensor, t: Tensor) -> Tensor:
@@ -72,7 +74,8 @@ class SDE(ABC):
         """
         with torch.inference_mode(mode=False), torch.enable_grad():
             leaf = x.detach().clone().requires_grad_()
-            g2 = diffusion_of(self, leaf, t) ** 2
+            g = diffusion_of(self, leaf, t)
+            g2 = leaf.new_zeros(()) if isinstance(g, BlockMatrix) else g**2
             if not g2.requires_grad:
                 return torch.zeros((), dtype=x.dtype, device=x.device)
             if g2.ndim == 0 or g2[:1].numel() == 1:
@@ -218,7 +221,8 @@ class LinearSDE(SDE):
         return IsotropicNormal(float(self.sigma(torch.tensor(self.horizon, dtype=torch.float64))))
 
 
-def _check_beta(what: str, beta: object) -> None:
+def check_beta(what: str, beta: object) -> None:
+    """Refuse what is no schedule."""
     if not isinstance(beta, Beta):
         got = beta.__name__ if isinstance(beta, type) else type(beta).__name__
         raise wrong_type(
@@ -248,7 +252,7 @@ class VPSDE(LinearSDE):
     beta: Beta = field(default_factory=LinearBeta)
 
     def __post_init__(self) -> None:
-        _check_beta(type(self).__name__, self.beta)
+        check_beta(type(self).__name__, self.beta)
 
     @property
     def horizon(self) -> float:  # type: ignore[override]  # depends on the schedule
@@ -295,7 +299,7 @@ class SubVPSDE(LinearSDE):
     beta: Beta = field(default_factory=LinearBeta)
 
     def __post_init__(self) -> None:
-        _check_beta(type(self).__name__, self.beta)
+        check_beta(type(self).__name__, self.beta)
 
     @property
     def horizon(self) -> float:  # type: ignore[override]  # depends on the schedule

@@ -8,8 +8,9 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
+from sde_diffusion._block_matrix import BlockMatrix
 from sde_diffusion._diffusion import diffusion_of
-from sde_diffusion._tensors import expand
+from sde_diffusion._tensors import expand, plus
 from sde_diffusion.noise import Noise
 from sde_diffusion.sde import SDE
 from sde_diffusion.solver import OneStep
@@ -41,6 +42,8 @@ class EulerMaruyama(OneStep[SDE]):
         drift = dynamics.drift(x, t)
         g = diffusion_of(dynamics, x, t)
         dt = s - t
+        if isinstance(g, BlockMatrix):
+            return plus(x, drift, dt) + g * noise.increment(x, t, s)
         if t.ndim == g.ndim == 0 and not g.requires_grad:  # two passes over the state, not four
             spread = float(g * dt.abs().sqrt())
             return torch.add(x, drift, alpha=float(dt)).add_(noise.unit(x, t, s), alpha=spread)

@@ -9,6 +9,7 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
+from sde_diffusion._block_matrix import BlockMatrix
 from sde_diffusion._check import wrong_value
 from sde_diffusion._diffusion import diffusion_of
 from sde_diffusion._tensors import expand, plus
@@ -74,11 +75,13 @@ class Milstein(OneStep[SDE]):
         return plus(x, dynamics.drift(x, t), dt) + g * dw
 
 
-def _slope(sde: SDE, x: Tensor, t: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+def _slope(sde: SDE, x: Tensor, t: Tensor, weights: Tensor) -> tuple[Tensor | BlockMatrix, Tensor]:
     """Return g, and Σ_i w_i ∂g_i/∂x_j, 0-d and 0 where g does not depend on x."""
     with torch.inference_mode(mode=False), torch.enable_grad():
         leaf = x.detach().clone().requires_grad_()
         g = diffusion_of(sde, leaf, t)
+        if isinstance(g, BlockMatrix):
+            return g, x.new_zeros(())
         slope = None
         if g.requires_grad:
             rows = torch.broadcast_to(g, x.shape)

@@ -8,8 +8,9 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
+from sde_diffusion._block_matrix import BlockMatrix
 from sde_diffusion._check import wrong_value
-from sde_diffusion._diffusion import diffusion_of
+from sde_diffusion._diffusion import diffusion_of, is_number
 from sde_diffusion._tensors import expand, plus
 from sde_diffusion.noise import Noise
 from sde_diffusion.sde import SDE
@@ -28,7 +29,7 @@ def check_additive(what: str, sde: SDE, x: Tensor, t: Tensor) -> None:
     with torch.inference_mode(mode=False), torch.enable_grad():
         leaf = x.detach().clone().requires_grad_()
         g = diffusion_of(sde, leaf, t)
-        if not g.requires_grad:
+        if isinstance(g, BlockMatrix) or not g.requires_grad:
             return
         if torch.autograd.grad(g.sum(), leaf, allow_unused=True)[0] is not None:
             raise wrong_value(
@@ -71,16 +72,18 @@ class SRA(OneStep[SDE]):
         dt = s - t
         g = diffusion_of(dynamics, x, t)
         g_s = diffusion_of(dynamics, x, s)
-        if g.ndim:  # one number for all elements depends on none
+        if not is_number(g):  # which depends on no element
             check_additive("SRA", dynamics, x, t)
         dw, area = noise.area(x, t, s)
         mean = area / expand(dt, x)
         k1 = dynamics.drift(x, t)
         k2 = dynamics.drift(_moved(plus(x, k1, 0.75 * dt), 1.5 * g_s, mean), t + 0.75 * dt)
         drifted = plus(plus(x, k1, dt / 3), k2, 2 * dt / 3)
-        return _moved(_moved(drifted, g_s, dw), g - g_s, mean)
+        return _moved(_moved(drifted, g_s, dw - mean), g, mean)
 
 
-def _moved(x: Tensor, g: Tensor, z: Tensor) -> Tensor:
+def _moved(x: Tensor, g: Tensor | BlockMatrix, z: Tensor) -> Tensor:
     """Return x + g z, within ``x`` where g is a number."""
-    return x + g * z if g.ndim or g.requires_grad else x.add_(z, alpha=float(g))
+    if isinstance(g, BlockMatrix) or g.ndim or g.requires_grad:
+        return x + g * z
+    return x.add_(z, alpha=float(g))

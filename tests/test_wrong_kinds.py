@@ -79,6 +79,7 @@ class Labelless(nn.Module):
 
 
 VP: Final = VPSDE()
+CLD: Final = sde_diffusion.CriticallyDampedLangevin()
 NORMAL: Final = Gaussian(torch.zeros(2), torch.eye(2))
 MODEL: Final = NORMAL.diffused(VP)
 FLOW: Final = ProbabilityFlow(VP, MODEL)
@@ -345,6 +346,26 @@ ENTRIES: Final[dict[str, Row]] = {
         sde_diffusion.DirectScore,
         {"network": Half(), "sde": VP},
         {"network": "network", "sde": "sde", "data": "data"},
+    ),
+    "MatrixScoreModel": (
+        sde_diffusion.MatrixScoreModel,
+        {"network": Half(), "sde": CLD},
+        {"network": "network", "sde": "sde", "data": "data"},
+    ),
+    "hybrid_loss": (
+        sde_diffusion.hybrid_loss,
+        {"model": sde_diffusion.MatrixScoreModel(Half(), CLD), "x0": X[:, :1], "t": T, "eps": X},
+        {"model": "model", "x0": "x", "t": "t", "eps": "x"},
+    ),
+    "CriticallyDampedLangevin": (
+        sde_diffusion.CriticallyDampedLangevin,
+        {},
+        {"beta": "beta", "friction": "number", "gamma": "number"},
+    ),
+    "OrnsteinUhlenbeck": (
+        sde_diffusion.OrnsteinUhlenbeck,
+        {"rate": ((-1.0,),), "noise": ((1.0,),)},
+        {"beta": "beta"},
     ),
     "ClassLabels": (ClassLabels, {"count": 10}, {"count": "integer", "null": "integer"}),
     "Conditioned": (

@@ -2,8 +2,9 @@
 
 The configuration, under the metadata key ``sde_diffusion``, is
 ``{format, class, network: {class, config}, sde: {class, …}, prediction, sigma_data, variance,
-coupling, data, versions}`` and whatever the writer adds. The first class is "ScoreModel" or
-"DirectScore", which has none of sigma_data, variance and coupling; nor have files of format 1.
+coupling, data, versions}`` and whatever the writer adds. The first class is "ScoreModel",
+"DirectScore" or "MatrixScoreModel", of which the last two have none of sigma_data, variance and
+coupling; nor have files of format 1.
 Only the classes in the tables below are ever built from a file, and nothing is unpickled: no file
 can run code.
 """
@@ -36,6 +37,7 @@ from sde_diffusion.checkpoints.reading import FORMAT, content, fill, read
 from sde_diffusion.data.spec import DataSpec
 from sde_diffusion.foreign.diffusers_folder import PREFIX, load_diffusers
 from sde_diffusion.models.conventions import check_convention
+from sde_diffusion.models.matrix import MatrixScoreModel
 from sde_diffusion.models.score import DirectScore, LearnedScore, ScoreModel
 from sde_diffusion.sde import SDE, LinearSDE
 
@@ -234,9 +236,19 @@ def _direct_score(
     return DirectScore(network, sde, data=data)
 
 
+def _matrix_score_model(
+    network: nn.Module,
+    sde: Any,  # noqa: ANN401  (the model refuses another kind)
+    data: DataSpec | None,
+    _: dict[str, Any],
+) -> MatrixScoreModel:
+    return MatrixScoreModel(network, sde, data=data)
+
+
 _BUILDERS: Final[Mapping[str, Build]] = {
     ScoreModel.__name__: _score_model,
     DirectScore.__name__: _direct_score,
+    MatrixScoreModel.__name__: _matrix_score_model,
 }
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from sde_diffusion._check import one_of, shown, wrong_type, wrong_value
 from sde_diffusion.checkpoints.fingerprint import description
 from sde_diffusion.data.spec import DataSpec
+from sde_diffusion.matrix_sde import CriticallyDampedLangevin
 from sde_diffusion.models.score import COUPLINGS, PREDICTIONS, VARIANCES
 from sde_diffusion.nets import MLP, UNet
 from sde_diffusion.nets._layers import shapes_alone
@@ -25,7 +26,10 @@ from sde_diffusion.schedules import CosineBeta, DiscreteBeta, LinearBeta
 from sde_diffusion.sde import EDMSDE, VESDE, VPSDE, RectifiedFlow, SubVPSDE
 
 NETWORKS: Final = {c.__name__: c for c in (MLP, UNet)}
-_SDES: Final = {c.__name__: c for c in (VPSDE, SubVPSDE, VESDE, EDMSDE, RectifiedFlow)}
+_SDES: Final[Mapping[str, type]] = {
+    c.__name__: c
+    for c in (VPSDE, SubVPSDE, VESDE, EDMSDE, RectifiedFlow, CriticallyDampedLangevin)
+}
 _BETAS: Final = {c.__name__: c for c in (LinearBeta, CosineBeta, DiscreteBeta)}
 _SETTINGS: Final[Mapping[str, type]] = {**_SDES, **_BETAS}
 _LARGEST: Final = 1e30  # a number of an SDE or of a scaling

@@ -10,23 +10,24 @@ solutions with n and 2n steps on one Brownian path, for the mixture.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, Final, TypeAlias, final
+from typing import Any, Final, final
 
 import torch
 from torch import Tensor
 
-from sde_diffusion._check import wrong_type, wrong_value
+from sde_diffusion._check import wrong_type
 from sde_diffusion.brownian import BrownianPath
 from sde_diffusion.diagnostics.convergence import (
-    FLOOR,
     Certificate,
     Convergence,
     Kind,
     Measurement,
     declared,
 )
+from sde_diffusion.diagnostics.doubling import Errors, Rule, asked, grid_of, settled
+from sde_diffusion.diagnostics.matrix_orders import certify_matrix
 from sde_diffusion.diagnostics.problems import (
     CORRELATED,
     MIXTURE,
@@ -38,17 +39,13 @@ from sde_diffusion.diagnostics.problems import (
 from sde_diffusion.dynamics import ReverseSDE
 from sde_diffusion.grids import uniform
 from sde_diffusion.integration import dynamics_for, integrate
+from sde_diffusion.matrix_sde import MatrixLinearSDE
 from sde_diffusion.noise import Noise
 from sde_diffusion.sampling.costs import cost
 from sde_diffusion.scores import Score
 from sde_diffusion.sde import LinearSDE
 from sde_diffusion.solver import Solver
 
-Rule: TypeAlias = Callable[[int, float, float], Tensor]  # steps, start, end -> grid, as `uniform`
-_Errors: TypeAlias = Callable[[int], Sequence[float]]  # steps -> an error for each problem
-_COARSEST = 8
-_MOST = 512  # steps
-_STILL: Final = 0.03  # difference of two slopes that are nearly where they go
 _STRONG_STEPS: Final = ((32, 64, 128), (128, 256, 512))  # more where the first are coarse
 
 
@@ -65,7 +62,11 @@ def ends(sde: LinearSDE, kind: Kind = "ode") -> tuple[float, float]:
 
 
 def certify(
-    solver: Solver[Any], sde: LinearSDE, *, grid: Rule = uniform, seed: int = 0
+    solver: Solver[Any],
+    sde: LinearSDE | MatrixLinearSDE,
+    *,
+    grid: Rule = uniform,
+    seed: int = 0,
 ) -> Certificate:
     """Return the measured orders of ``solver`` on ``sde``: all that it declares.
 
@@ -75,7 +76,8 @@ def certify(
 
     Arguments:
         solver: any solver that declares an order.
-        sde: whose reverse SDE or probability-flow ODE is solved.
+        sde: whose reverse SDE or probability-flow ODE is solved; of a matrix-linear one the
+            problems are those of `certify_matrix`.
         grid: the rule of the grids, called as grid(steps, start, end).
         seed: of the Brownian path of the strong order.
 
@@ -96,10 +98,12 @@ def certify(
             "a tolerance instead",
             "declare the order at infinite tolerances",
         )
+    if isinstance(sde, MatrixLinearSDE):
+        return certify_matrix(solver, sde, order, grid, seed)
     once, twice = (cost(solver, sde, grid(n, *ends(sde))) for n in (12, 24))
     evaluations = max((twice.nfe - once.nfe) / 12, 0.0)  # sweeps of all steps at once have none
     if not twice.draws:
-        mixture, gaussian = _settled(_flow_errors(solver, sde, grid), least=64)
+        mixture, gaussian = settled(_flow_errors(solver, sde, grid), least=64)
         return Certificate(
             evaluations,
             (
@@ -107,7 +111,7 @@ def certify(
                 Measurement("ode", "correlated Gaussian", order, gaussian, least=True),
             ),
         )
-    (moments,) = _settled(_moment_errors(solver, sde, grid), least=128)
+    (moments,) = settled(_moment_errors(solver, sde, grid), least=128)
     found = [Measurement("weak", "Gaussian", order, moments)]
     if solver.strong_order is not None:
         found.append(_strong(solver, sde, solver.strong_order, grid, seed))
@@ -126,45 +130,7 @@ def _strong(
     return found
 
 
-def _settled(errors: _Errors, least: int) -> list[Convergence]:
-    """Return the errors at doubling step counts, until the slopes have converged or are rounding.
-
-    The next order's part of a slope halves with each doubling: where two slopes differ by d, all
-    later ones together change by d.
-    """
-    steps = [_COARSEST]
-    rows = [errors(_COARSEST)]
-    while True:
-        steps.append(2 * steps[-1])
-        rows.append(errors(steps[-1]))
-        found = [Convergence(tuple(steps), column) for column in zip(*rows, strict=True)]
-        if steps[-1] >= _MOST or all(_still(c, least) for c in found):
-            return found
-
-
-def _still(c: Convergence, least: int) -> bool:
-    if c.errors[-1] <= FLOOR:
-        return True
-    enough = c.steps[-1] >= least and len(c.slopes) > 1
-    return enough and abs(c.slopes[-1] - c.slopes[-2]) < _STILL
-
-
-def _grid(rule: Rule, steps: int, start: float, end: float) -> Tensor:
-    found = rule(steps, start, end)
-    ours = len(found) == steps + 1 and torch.allclose(found[[0, -1]], tensor(start, end))
-    if not ours:
-        shown = f"{len(found) - 1} steps from {float(found[0]):.6g} to {float(found[-1]):.6g}"
-        raise wrong_value(
-            "certify",
-            "grid",
-            f"have {steps} steps from {start:.6g} to {end:.6g}",
-            shown,
-            "pass a rule (steps, start, end)",
-        )
-    return found
-
-
-def _flow_errors(solver: Solver[Any], sde: LinearSDE, rule: Rule) -> _Errors:
+def _flow_errors(solver: Solver[Any], sde: LinearSDE, rule: Rule) -> Errors:
     """Return the RMS errors of both problems of the ODE, as a function of the step count.
 
     One solve is of both, side by side; each has its own exact solution.
@@ -179,7 +145,7 @@ def _flow_errors(solver: Solver[Any], sde: LinearSDE, rule: Rule) -> _Errors:
     model = MixtureAndGaussian(sde)
 
     def errors(steps: int) -> tuple[float, ...]:
-        grid = _grid(rule, steps, *ends(sde))
+        grid = grid_of(rule, steps, *ends(sde))
         found = integrate(dynamics_for(solver, sde, model), solver, x, grid).x
         off = (found - exact).square().mean(0)
         return float(off[0].sqrt()), float(off[1:].mean().sqrt())
@@ -218,7 +184,7 @@ class _Probe(Noise):
 
 def _moment_errors(
     solver: Solver[Any], sde: LinearSDE, rule: Rule, noise_scale: float = 1.0
-) -> _Errors:
+) -> Errors:
     """Return the error of mean and standard deviation on N(.3, .5²), as a function of steps.
 
     A whole solve is an affine map x ↦ a x + c + Σ_j b_j z_j of the start and its normals, whose
@@ -232,7 +198,7 @@ def _moment_errors(
 
     def images(steps: int) -> Tensor:
         nonlocal rows
-        grid = _grid(rule, steps, start, end)
+        grid = grid_of(rule, steps, start, end)
         probe = _Probe()
         x = torch.zeros(rows, 1, dtype=torch.float64)
         x[1:2] = 1
@@ -315,41 +281,9 @@ def strong_convergence(
     start, end = ends(sde, "strong")
     model = MixtureLine(sde)
     x = model.exact.sample(paths, tensor(start)[0], torch.Generator().manual_seed(seed))
-    grids = [_grid(grid, n, start, end) for n in (*steps, 2 * steps[-1])]
+    grids = [grid_of(grid, n, start, end) for n in (*steps, 2 * steps[-1])]
     dynamics = ReverseSDE(sde, score or model)
-    path = BrownianPath(seed, grid=_asked(dynamics, solver, x[:1], grids))
+    path = BrownianPath(seed, grid=asked(dynamics, solver, x[:1], grids))
     found = [integrate(dynamics, solver, x, each, noise=path).x for each in grids]
     errors = [float((a - b).square().mean().sqrt()) for a, b in pairwise(found)]
     return Convergence(tuple(steps), tuple(errors))
-
-
-@final
-class _Clock(Noise):
-    """Noise 0 that records the times between which increments were asked for."""
-
-    def __init__(self) -> None:
-        self.times = set[float]()
-
-    def normal(self, x: Tensor) -> Tensor:
-        return torch.zeros_like(x)
-
-    def unit(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        self.times.update(t.flatten().tolist(), s.flatten().tolist())
-        return self.normal(x)
-
-
-def _asked(
-    dynamics: ReverseSDE, solver: Solver[Any], x: Tensor, grids: Sequence[Tensor]
-) -> Tensor:
-    """Return the times of all solves: those of the grids, and of stages between them.
-
-    A path is cheap at the times that it knows beforehand.
-    """
-    clock = _Clock()
-    for grid in grids:
-        integrate(dynamics, solver, x, grid, noise=clock)
-        if clock.times <= set(grid.tolist()):  # and so it will be on the others
-            return grids[-1]
-    times = torch.tensor(sorted(clock.times), dtype=torch.float64)
-    apart = times.diff(prepend=times[:1] - 1) > 2.0**-42  # one time, rounded in two ways
-    return times[apart]

@@ -33,6 +33,7 @@ from sde_diffusion.integration import (
 )
 from sde_diffusion.likelihood.divergence import Divergence, Hutchinson
 from sde_diffusion.likelihood.flow_variables import Angle, FlowVariable, Time, Variable
+from sde_diffusion.matrix_sde import MatrixLinearSDE
 from sde_diffusion.scores import ScoreLike
 from sde_diffusion.sde import LinearSDE
 from sde_diffusion.solver import Solver, check_solver
@@ -319,6 +320,8 @@ def check_prior(what: str, prior: object) -> None:
 
 def prior_of(what: str, flow: ProbabilityFlow, *, keep_graph: bool = False) -> Density:
     """Return the SDE's own prior."""
+    if isinstance(flow.sde, MatrixLinearSDE):
+        return flow.sde.prior()
     if not isinstance(flow.sde, LinearSDE):
         raise wrong_value(
             what,

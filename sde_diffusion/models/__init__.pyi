@@ -13,6 +13,7 @@ from sde_diffusion.models.guidance import (
     Guided as Guided,
     guided as guided,
 )
+from sde_diffusion.models.matrix import MatrixScoreModel as MatrixScoreModel
 from sde_diffusion.models.score import DirectScore as DirectScore, ScoreModel as ScoreModel
 from sde_diffusion.models.thresholding import (
     DynamicThreshold as DynamicThreshold,

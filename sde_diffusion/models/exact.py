@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from typing import Self, final
+from typing import Self, final, overload
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from sde_diffusion._shown import shown
 from sde_diffusion._tensors import check_state, expand, moved
 from sde_diffusion.coefficients import Level, Levels
 from sde_diffusion.forms import Number, converted
+from sde_diffusion.matrix_sde import MatrixLinearSDE
 from sde_diffusion.scores import ScoreLike
 from sde_diffusion.sde import LinearSDE
 
@@ -101,8 +102,14 @@ class Oracle:
         """Where the oracle's arrays are."""
         return self.means.device
 
-    def diffused(self, sde: LinearSDE) -> ExactScore:
+    @overload
+    def diffused(self, sde: LinearSDE) -> ExactScore: ...
+    @overload
+    def diffused(self, sde: MatrixLinearSDE) -> MatrixExactScore: ...
+    def diffused(self, sde: LinearSDE | MatrixLinearSDE) -> ExactScore | MatrixExactScore:
         """Return the exact score model of this data under ``sde``."""
+        if isinstance(sde, MatrixLinearSDE):
+            return MatrixExactScore(self, sde)
         return ExactScore(self, sde)
 
     def log_prob(self, x: Tensor) -> Tensor:
@@ -112,6 +119,22 @@ class Oracle:
         """
         one = torch.ones((), dtype=torch.float64)
         return self._beside(x)._components(x, one, 0 * one)[2].logsumexp(1).to(x.dtype)
+
+    def score(self, x: Tensor) -> Tensor:
+        """Return ∇ log p(x) of the data.
+
+        Shapes: (B, *event), and the result's.
+        """
+        rows, log_joint = self._component_scores(x)
+        found = self._mean_over_components(log_joint, rows)
+        return found.reshape(x.shape).to(x.dtype)
+
+    def _component_scores(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the score of every component, (B, K, D), and log(w_k N(x; k)), (B, K)."""
+        one = torch.ones((), dtype=torch.float64)
+        o = self._beside(x)
+        r, variance, log_joint = o._components(x, one, 0 * one)
+        return o._turn_back(-r / variance), log_joint
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """Return n draws of the data in float64, drawn where the generator is."""
@@ -197,7 +220,11 @@ class ExactScore(ScoreLike):
     def __init__(self, oracle: Oracle, sde: LinearSDE) -> None:
         if not isinstance(sde, LinearSDE):
             raise wrong_type(
-                "diffused", "sde", "be a LinearSDE", type(sde).__name__, "pass for example VPSDE()"
+                "diffused",
+                "sde",
+                "be a LinearSDE or a MatrixLinearSDE",
+                type(sde).__name__,
+                "pass for example VPSDE()",
             )
         self.oracle = oracle
         self.sde = sde
@@ -311,6 +338,92 @@ class ExactScore(ScoreLike):
         """Return the oracle on the device of x, and its components there."""
         oracle = self.oracle._beside(x)
         return oracle, oracle._components(x, self.sde.alpha(t), self.sde.sigma(t))
+
+
+@final
+class MatrixExactScore(ScoreLike):
+    """The exact score of an oracle's data under a matrix-linear SDE, in all parts of the state.
+
+    x_t has the mixture Σ w_k N(A m_k, A C_k Aᵀ + Σ ⊗ I) with A = Φ ⊗ I on the data's parts, a
+    dense (n·E)² matrix: for few dimensions. It costs an eigendecomposition for each time.
+
+    Shapes: x (B, n·C, *rest), t () or (B,); computed in float64, returned in x's dtype.
+
+    >>> from sde_diffusion import CriticallyDampedLangevin, Gaussian
+    >>> model = Gaussian(torch.zeros(1), torch.ones(1, 1)).diffused(CriticallyDampedLangevin())
+    >>> t = torch.tensor(1.0, dtype=torch.float64)  # nearly N(0, I) N(0, ¼ I)
+    >>> [round(v, 1) for v in model(torch.ones(1, 2), t)[0].tolist()]
+    [-1.0, -4.0]
+    """
+
+    row_by_row = True
+
+    def __init__(self, oracle: Oracle, sde: MatrixLinearSDE) -> None:
+        self.oracle = oracle
+        self.sde: MatrixLinearSDE = sde
+
+    @property
+    def device(self) -> torch.device:
+        """Where the oracle's arrays are, and samples of it are made."""
+        return self.oracle.device
+
+    def marginal(self, t: Tensor) -> Oracle:
+        """Return the distribution of x_t, itself a mixture, at a 0-d time."""
+        means, variances, bases = self._eigen(t)
+        event = self.sde.start(self.oracle.means.reshape(-1, *self.oracle.event)).shape[1:]
+        return Oracle(self.oracle.weights, means.reshape(-1, *event), variances, bases)
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        """Return ∇ log p_t(x) = −Σ p(k|x) P_k⁻¹(x − A m_k)."""
+        rows, log_joint = self._components(x, t)
+        found = (log_joint.softmax(1)[:, :, None] * rows).sum(1)
+        return found.reshape(x.shape).to(x.dtype)
+
+    def log_prob(self, x: Tensor, t: Tensor) -> Tensor:
+        """Return log p_t(x) of the whole state.
+
+        Shapes: (B, n·C, *rest) → (B,). Units: nats.
+        """
+        return self._components(x, t)[1].logsumexp(1).to(x.dtype)
+
+    def sample(self, n: int, t: Tensor, generator: torch.Generator) -> Tensor:
+        """Return n draws of x_t in float64."""
+        x0 = self.oracle.sample(n, generator)
+        shape = self.sde.start(x0).shape
+        eps = torch.randn(shape, generator=generator, dtype=torch.float64, device=generator.device)
+        return self.sde.perturb(x0, t, eps.to(x0.device))
+
+    def _eigen(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return means, variances and axes of the components at each time.
+
+        Shapes: t () or (B,); results (…, K, D), (…, K, D), (…, K, D, D) of D = n·E elements.
+        """
+        o = self.oracle
+        phi, noise = (m.to(o.device) for m in self.sde.moments(t))
+        p = self.sde.data_parts
+        each = torch.eye(o.dimension // p, dtype=torch.float64, device=o.device)
+        a = torch.kron(phi[..., :p].contiguous(), each)
+        axes = torch.diag_embed(o.variances.sqrt())
+        root = a[..., None, :, :] @ (axes if o.bases is None else o.bases @ axes)
+        noise = torch.kron(noise.contiguous(), each)[..., None, :, :]
+        variances, bases = torch.linalg.eigh(root @ root.mT + noise)
+        means = (a[..., None, :, :] @ o.means[:, :, None])[..., 0]
+        return means, variances, bases
+
+    def _components(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the score of every component, and log(w_k N(x; k)).
+
+        Shapes: (B, K, D), (B, K).
+        """
+        check_state(type(self).__name__, x)
+        if t.ndim == 0:
+            return self.marginal(t)._component_scores(x)
+        expand(t, x)  # refuses another number of times than of samples
+        means, variances, bases = (m.to(x.device) for m in self._eigen(t))
+        r = ((x.flatten(1).double()[:, None] - means)[:, :, None] @ bases)[:, :, 0]
+        log_density = -0.5 * (r**2 / variances + (2 * math.pi * variances).log()).sum(2)
+        rows = ((-r / variances)[:, :, None] @ bases.mT)[:, :, 0]
+        return rows, log_density + self.oracle.weights.to(x.device).log()
 
 
 @final

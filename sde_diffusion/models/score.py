@@ -27,6 +27,7 @@ from sde_diffusion._tensors import check_state, expand, per_sample
 from sde_diffusion.coefficients import Level, Levels
 from sde_diffusion.data.spec import DataSpec
 from sde_diffusion.forms import FORMS, check_told, converted, edm_form, joined
+from sde_diffusion.matrix_sde import MatrixLinearSDE
 from sde_diffusion.models.conditioned import Enclosing, Labelled, check_call, rows_of
 from sde_diffusion.models.wrapped import MORE, AtNoise, AtTime, AtTimesteps, ClassLabels
 from sde_diffusion.schedules import DiscreteBeta
@@ -217,12 +218,13 @@ class ScoreModel(LearnedScore):
     ) -> None:
         super().__init__(network, data)
         if not isinstance(sde, LinearSDE):
+            matrix = isinstance(sde, MatrixLinearSDE)
             raise wrong_type(
                 "ScoreModel",
                 "sde",
                 "be a LinearSDE",
                 type(sde).__name__,
-                "pass for example VPSDE()",
+                "pass MatrixScoreModel(network, sde)" if matrix else "pass for example VPSDE()",
             )
         _check_prediction("ScoreModel", prediction, PREDICTIONS)
         one_of("ScoreModel", "variance", variance, VARIANCES)

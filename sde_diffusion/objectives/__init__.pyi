@@ -6,6 +6,10 @@ from sde_diffusion.objectives.denoising import (
     explicit_loss as explicit_loss,
 )
 from sde_diffusion.objectives.discrete_bound import Hybrid as Hybrid, Vlb as Vlb
+from sde_diffusion.objectives.hybrid_score_matching import (
+    HybridScoreMatching as HybridScoreMatching,
+    hybrid_loss as hybrid_loss,
+)
 from sde_diffusion.objectives.score_matching import (
     Implicit as Implicit,
     Paths as Paths,

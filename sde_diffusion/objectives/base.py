@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sde_diffusion._check import wrong_type, wrong_value
 from sde_diffusion._shown import shown
+from sde_diffusion.models.matrix import MatrixScoreModel
 from sde_diffusion.models.score import DirectScore, ScoreModel
 from sde_diffusion.noise import Noise
 from sde_diffusion.objectives.coupling import Coupling, IndependentCoupling
@@ -104,6 +105,19 @@ class Objective(nn.Module, ABC):
             "be Implicit or Sliced for a DirectScore",
             type(self).__name__,
             "pass objective=Sliced(Paths(…), Stratified(), 0.0)",
+        )
+
+    def check_matrix(self, model: MatrixScoreModel) -> None:  # noqa: ARG002  (whatever it is)
+        """Refuse a model of a matrix-linear SDE that this objective cannot train.
+
+        Errors: TypeError or ValueError that names what does not fit.
+        """
+        raise wrong_type(
+            "train",
+            "objective",
+            "be HybridScoreMatching for a MatrixScoreModel",
+            type(self).__name__,
+            "pass objective=HybridScoreMatching()",
         )
 
     def adopt(self, model: ScoreModel) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from sde_diffusion._check import positive_integer, wrong_value
 from sde_diffusion.grids import Grid, times_of
 from sde_diffusion.integration import dynamics_for, integrate
+from sde_diffusion.matrix_sde import MatrixLinearSDE
 from sde_diffusion.models.exact import Gaussian
 from sde_diffusion.noise import Noise, WhiteNoise
 from sde_diffusion.sde import LinearSDE
@@ -42,7 +43,9 @@ class _CountedNoise(Noise):
         return self.inner.normal(x)
 
 
-def cost(solver: Solver[Any], sde: LinearSDE, grid: Grid, std: float = 1.0) -> Cost:
+def cost(
+    solver: Solver[Any], sde: LinearSDE | MatrixLinearSDE, grid: Grid, std: float = 1.0
+) -> Cost:
     """Return the counted cost of one solve along ``grid`` for the data N(0, std²).
 
     Arguments:
@@ -56,10 +59,12 @@ def cost(solver: Solver[Any], sde: LinearSDE, grid: Grid, std: float = 1.0) -> C
     >>> cost(Heun(), VPSDE(), uniform(3))
     Cost(nfe=6, draws=0)
     """
-    variance = torch.full((1, 1), std * std, dtype=torch.float64)
-    score = Gaussian(torch.zeros(1), variance).diffused(sde)
+    parts = isinstance(sde, MatrixLinearSDE)
+    data, states = (sde.data_parts, sde.parts) if parts else (1, 1)
+    variance = std * std * torch.eye(data, dtype=torch.float64)
+    score = Gaussian(torch.zeros(data), variance).diffused(sde)
     noise = _CountedNoise()
-    x = torch.ones(1, 1, dtype=torch.float64)
+    x = torch.ones(1, states, dtype=torch.float64)
     solution = integrate(dynamics_for(solver, sde, score), solver, x, grid, noise=noise)
     return Cost(solution.nfe, noise.draws)
 

@@ -8,12 +8,13 @@ from typing import Any, Final, TypeVar
 import torch
 from torch import Tensor
 
+from sde_diffusion._block_matrix import parts_of
 from sde_diffusion._check import check_shape, wrong_type, wrong_value
 from sde_diffusion._progress import bar
 from sde_diffusion._tensors import check_dtype
 from sde_diffusion._watch import Callback
 from sde_diffusion.dynamics import ProbabilityFlow, ReverseSDE
-from sde_diffusion.grids import Denoised, Grid, check_grid, recommended, times_of
+from sde_diffusion.grids import Denoised, Grid, check_grid, quadratic, recommended, times_of
 from sde_diffusion.integration import (
     Solution,
     check_evaluation,
@@ -21,6 +22,7 @@ from sde_diffusion.integration import (
     dynamics_for,
     integrate,
 )
+from sde_diffusion.matrix_sde import MatrixLinearSDE, PartsNormal
 from sde_diffusion.noise import Noise, PerSampleNoise
 from sde_diffusion.priors import check_samples
 from sde_diffusion.scores import ScoreLike
@@ -50,7 +52,8 @@ def sample(
     (unless the solver's own rule does, as `SongLangevin`'s).
 
     Arguments:
-        model: the score model or exact score, with a LinearSDE, in evaluation mode.
+        model: the score model or exact score, in evaluation mode, with a LinearSDE or a
+            MatrixLinearSDE, whose samples are whole states: ``sde.data_part`` takes the data out.
         solver: any solver; its ``dynamics`` say whether the reverse SDE or the ODE is solved.
         shape: (B, *event), of the samples.
         steps: along the `recommended` grid of the solver; 20 if there is no grid either.
@@ -105,11 +108,11 @@ def checked_grid(
 
     Errors: those of `sample` before it solves anything.
     """
-    if not isinstance(model, ScoreLike) or not isinstance(model.sde, LinearSDE):
+    if not isinstance(model, ScoreLike) or not isinstance(model.sde, (LinearSDE, MatrixLinearSDE)):
         raise wrong_type(
             what,
             "model",
-            "be a ScoreLike of a LinearSDE",
+            "be a ScoreLike of a LinearSDE or a MatrixLinearSDE",
             type(model).__name__,
             "pass a ScoreModel, an oracle's .diffused(sde) or FunctionScore(function, sde)",
         )
@@ -140,8 +143,12 @@ def begun(
         grid: the times, falling.
         dtype: of the states.
     """
-    sde = model.linear_sde()
-    prior = prior_at(sde, times_of(grid)[0])
+    sde = model.sde
+    if isinstance(sde, MatrixLinearSDE):
+        parts_of("sample", torch.empty(tuple(shape), device="meta"), sde.parts)
+        prior: IsotropicNormal | PartsNormal = sde.prior()
+    else:
+        prior = prior_at(model.linear_sde(), times_of(grid)[0])
     x = prior.sample(noise, shape, dtype=dtype, device=model.device)
     return x, dynamics_for(solver, sde, model)
 
@@ -189,5 +196,8 @@ def grid_for(
         raise wrong_value(what, "steps, grid", "not be given together", "both", "drop one")
     if grid is None:
         count = 20 if steps is None else steps
+        if isinstance(model.sde, MatrixLinearSDE):
+            end = model.sde.cutoff if model.t_min is None else model.t_min
+            return quadratic(count, model.sde.horizon, end)
         return recommended(model.linear_sde(), count, end=model.t_min, solver=solver)
     return grid

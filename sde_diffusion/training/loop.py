@@ -63,13 +63,15 @@ def train(
     and writes.
 
     Arguments:
-        model: what is trained, in place; a `ScoreModel` or a `DirectScore`.
+        model: what is trained, in place; a `ScoreModel`, a `DirectScore` or a
+            `MatrixScoreModel`.
         dataset: the data, with labels for a network with classes.
         config: the settings.
         out: the folder of the run; without one nothing is written.
         resume: go on with the run in ``out``, rather than start one there.
         objective: what is minimised; the one that the settings name if None. A `DirectScore` takes
-            one such as ``Sliced(Paths(…), Stratified(), 0.0)``.
+            one such as ``Sliced(Paths(…), Stratified(), 0.0)``, a `MatrixScoreModel`
+            ``HybridScoreMatching()``.
         monitors: called with the averaged model every ``evaluate_every`` steps and at the end.
         loggers: told what stands in metrics.jsonl, with a folder or without one.
         processes: the processes of torchrun; this one alone if None.

@@ -23,7 +23,7 @@ from sde_diffusion.data.dataset import Dataset
 from sde_diffusion.likelihood.continuous_bound import elbo
 from sde_diffusion.likelihood.decoders import Decoder, GaussianDecoder, LevelDecoder
 from sde_diffusion.likelihood.estimates import check_draws
-from sde_diffusion.models.score import DirectScore, LearnedScore, ScoreModel
+from sde_diffusion.models.score import LearnedScore, ScoreModel
 from sde_diffusion.noise import PerSampleNoise
 from sde_diffusion.pictures.samples import sample_picture
 from sde_diffusion.training.folder import SAMPLES
@@ -216,11 +216,12 @@ class SamplePicture:
 def check_monitors(monitors: Sequence[Monitor], model: LearnedScore) -> None:
     """Refuse monitors of eps for a model that has none."""
     for monitor in monitors:
-        if isinstance(model, DirectScore) and isinstance(monitor, LossByLevel | HeldOutBound):
+        of_eps = isinstance(monitor, LossByLevel | HeldOutBound)
+        if of_eps and not isinstance(model, ScoreModel):
             raise wrong_type(
                 "train",
                 "monitors",
-                "do without eps, which a DirectScore has not",
+                f"do without alpha and sigma, which a {type(model).__name__} has not",
                 type(monitor).__name__,
                 "pass SamplePicture(draw)",
             )
