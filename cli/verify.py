@@ -18,7 +18,7 @@ from sde_diffusion.cli._solvers import solver_class
 
 if TYPE_CHECKING:
     from sde_diffusion.diagnostics.convergence import Certificate, Measurement
-    from sde_diffusion.diagnostics.orders import Rule
+    from sde_diffusion.diagnostics.doubling import Rule
     from sde_diffusion.matrix_sde import MatrixLinearSDE
     from sde_diffusion.sde import LinearSDE
 
@@ -164,7 +164,10 @@ def command(
         verify_posteriors(_common.output_folder(out), problems, particles, steps, as_json=as_json)
         return
     rows = [OrderRow(name, made) for name, made in _chosen(solvers).items()]
-    chosen = {name: menu.verified_sde(name) for name in (_SDES if sdes == ("all",) else sdes)}
+    # Any, as a grid of the menu refuses by name the SDE that it cannot space.
+    chosen: dict[str, Any] = {
+        name: menu.verified_sde(name) for name in (_SDES if sdes == ("all",) else sdes)
+    }
     folder = _common.output_folder(out)
     with _common.progress(len(rows) * len(chosen), "measurement") as bar:
         for row in rows:

@@ -44,8 +44,7 @@ class BlockMatrix:
         parts = parts_of("BlockMatrix", x, m.shape[-1])
         if m.ndim == 2 and m.device.type == "cpu" and not m.requires_grad:
             return torch.cat([_row(row, parts) for row in m.tolist()], 1)
-        rows = range(len(parts))
-        return torch.cat([sum(expand(m[..., i, j], x) * parts[j] for j in rows) for i in rows], 1)
+        return torch.cat([_mixed(m[..., i, :], parts, x) for i in range(len(parts))], 1)
 
     def __rmul__(self, c: float) -> BlockMatrix:
         """Return c M."""
@@ -77,6 +76,14 @@ def _row(row: list[float], parts: tuple[Tensor, ...]) -> Tensor:
     found = there[0][1] * there[0][0]
     for c, part in there[1:]:
         found.add_(part, alpha=c)
+    return found
+
+
+def _mixed(row: Tensor, parts: tuple[Tensor, ...], x: Tensor) -> Tensor:
+    """Return Σ_j M_ij x_j, with one row for all samples (n,) or one each (B, n)."""
+    found = torch.zeros_like(parts[0])
+    for j, part in enumerate(parts):
+        found = found + expand(row[..., j], x) * part
     return found
 
 

@@ -17,6 +17,7 @@ from sde_diffusion.diagnostics.convergence import (
     Measurement as Measurement,
     declared as declared,
 )
+from sde_diffusion.diagnostics.doubling import Rule as Rule
 from sde_diffusion.diagnostics.metrics import (
     Interval as Interval,
     Reference as Reference,
@@ -34,7 +35,6 @@ from sde_diffusion.diagnostics.model_comparison import (
     differences as differences,
 )
 from sde_diffusion.diagnostics.orders import (
-    Rule as Rule,
     certify as certify,
     ends as ends,
     observed_order as observed_order,

@@ -59,8 +59,9 @@ def cost(
     >>> cost(Heun(), VPSDE(), uniform(3))
     Cost(nfe=6, draws=0)
     """
-    parts = isinstance(sde, MatrixLinearSDE)
-    data, states = (sde.data_parts, sde.parts) if parts else (1, 1)
+    data, states = 1, 1
+    if isinstance(sde, MatrixLinearSDE):
+        data, states = sde.data_parts, sde.parts
     variance = std * std * torch.eye(data, dtype=torch.float64)
     score = Gaussian(torch.zeros(data), variance).diffused(sde)
     noise = _CountedNoise()
