@@ -82,6 +82,10 @@ from sde_diffusion.likelihood.divergence import (
 from sde_diffusion.likelihood.fastest_mode import fastest as fastest
 from sde_diffusion.likelihood.flow import LogLikelihood as LogLikelihood, log_prob as log_prob
 from sde_diffusion.likelihood.flow_variables import Angle as Angle, LogSNR as LogSNR, Time as Time
+from sde_diffusion.likelihood.hidden_parts import (
+    HiddenPartsBound as HiddenPartsBound,
+    hidden_parts_bound as hidden_parts_bound,
+)
 from sde_diffusion.likelihood.learned_dequantization import (
     Variational as Variational,
     fit_dequantizer as fit_dequantizer,

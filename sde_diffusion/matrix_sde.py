@@ -5,7 +5,7 @@ n × n and act on n equal parts of the state's second dimension, as `BlockMatrix
 elements. The data are the first ``data_parts`` of them; the others, such as velocities, start as
 N(0, Σ(0)).
 
-Source: Särkkä & Solin 2019 (Applied Stochastic Differential Equations), equations 6.2 and 6.20.
+Source: Särkkä & Solin 2019 (Applied Stochastic Differential Equations), chapter 6.
 """
 
 from __future__ import annotations
@@ -320,7 +320,7 @@ class OrnsteinUhlenbeck(_Scheduled):
 
     Errors: ValueError for matrices that are not square and alike, or noise that does not reach
     every part.
-    Source: Särkkä & Solin 2019, section 6.1.
+    Source: Särkkä & Solin 2019, chapter 6.
 
     >>> import torch
     >>> pair = OrnsteinUhlenbeck(((-1.0, 0.5), (0.0, -2.0)), ((1.0, 0.3), (0.3, 1.0)))
@@ -383,7 +383,7 @@ class CriticallyDampedLangevin(_Scheduled):
         friction: Γ, above 0.
         gamma: γ, the variance of v_0 in units of M, above 0.
 
-    Source: Dockhorn, Vahdat & Kreis 2022, equations 5 and 6; γ = .04, Γ = 1, β = 4 there.
+    Source: Dockhorn, Vahdat & Kreis 2022, section 3; γ = .04, Γ = 1, β = 4 there.
 
     >>> import torch
     >>> sde = CriticallyDampedLangevin()

@@ -34,6 +34,7 @@ from sde_diffusion import (
     TrainingConfig,
     WhiteNoise,
     elbo,
+    hidden_parts_bound,
     hybrid_loss,
     integrate,
     load,
@@ -349,6 +350,17 @@ def test_the_likelihood_of_a_state_is_the_oracles() -> None:
     assert torch.allclose(found.nats, model.log_prob(x, at(1e-5)), atol=2e-3)
 
 
+def test_the_bound_on_the_data_alone_is_tight_for_the_exact_score() -> None:
+    """p_0(x, v) = p(x) N(v; 0, γM): what is averaged is log p(x) for every draw of v."""
+    model = MIXTURE.diffused(CriticallyDampedLangevin(LinearBeta(6.0, 6.0)))
+    x = MIXTURE.sample(2, torch.Generator().manual_seed(0))
+    flow = ProbabilityFlow(model.sde, model)
+    solver = DormandPrince(1e-5, 1e-5)
+    found = hidden_parts_bound(x, flow, solver, WhiteNoise(0), draws=2, divergence=Exact())
+    assert torch.allclose(found.nats, MIXTURE.log_prob(x), atol=3e-3)
+    assert float(found.standard_error.max()) < 3e-3
+
+
 def test_samples_do_not_depend_on_their_batch() -> None:
     model = MIXTURE.diffused(CLD)
     whole = sample(model, EulerMaruyama(), (5, 2), steps=10).x
@@ -414,6 +426,20 @@ def test_images_and_their_velocities_are_states() -> None:
             lambda: MIXTURE.diffused(CLD).eps(torch.ones(2, 2), at(0.5)),
             TypeError,
             "sde must be a LinearSDE",
+        ),
+        (
+            lambda: hidden_parts_bound(
+                torch.ones(2, 2), ProbabilityFlow(PAIR, abs), Heun(), WhiteNoise(0)
+            ),
+            ValueError,
+            "flow must have parts that are no data",
+        ),
+        (
+            lambda: hidden_parts_bound(
+                torch.ones(2, 2), ProbabilityFlow(VPSDE(), abs), Heun(), WhiteNoise(0)
+            ),
+            TypeError,
+            "flow must be of a MatrixLinearSDE",
         ),
         (lambda: PAIR.score_matrix(at(0.0)), ValueError, "covariance.t. must be regular"),
     ],

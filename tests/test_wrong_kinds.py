@@ -168,6 +168,19 @@ ENTRIES: Final[dict[str, Row]] = {
         {"x": X, "flow": FLOW, "solver": Heun(), "grid": RISING},
         {"x": "x", **SOLVE, "divergence": "part", "prior": "density", "variable": "function"},
     ),
+    "hidden_parts_bound": (
+        lambda **given: sde_diffusion.hidden_parts_bound(
+            **{"divergence": Exact(), "draws": 1, **given}
+        ),
+        {
+            "x": X[:, :1],
+            "flow": ProbabilityFlow(CLD, Gaussian(torch.zeros(1), torch.eye(1)).diffused(CLD)),
+            "solver": Heun(),
+            "noise": NOISE,
+            "grid": RISING,
+        },
+        {"x": "x", **SOLVE, "noise": "noise", "draws": "integer", "divergence": "part"},
+    ),
     "elbo": (
         sde_diffusion.elbo,
         {"x": X, "model": MODEL, "draws": 4},

@@ -29,6 +29,10 @@ from sde_diffusion.likelihood.flow import (
     prior_of as prior_of,
 )
 from sde_diffusion.likelihood.flow_variables import Angle as Angle, LogSNR as LogSNR, Time as Time
+from sde_diffusion.likelihood.hidden_parts import (
+    HiddenPartsBound as HiddenPartsBound,
+    hidden_parts_bound as hidden_parts_bound,
+)
 from sde_diffusion.likelihood.learned_dequantization import (
     Variational as Variational,
     fit_dequantizer as fit_dequantizer,

@@ -28,7 +28,7 @@ class MatrixScoreModel(LearnedScore):
 
     Shapes: x (B, n·C, *rest), t () or (B,); result like x.
     Errors: TypeError for anything but a network and a matrix-linear SDE.
-    Source: Dockhorn, Vahdat & Kreis 2022, equations 8 and 9.
+    Source: Dockhorn, Vahdat & Kreis 2022, section 3.
 
     >>> import torch
     >>> from sde_diffusion import MLP, CriticallyDampedLangevin

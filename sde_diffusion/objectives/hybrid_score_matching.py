@@ -28,7 +28,7 @@ def hybrid_loss(model: MatrixScoreModel, x0: Tensor, t: Tensor, eps: Tensor) -> 
         eps: standard normal noise, in the shape of states; (B, n·C, *rest).
 
     Shapes: result (B,).
-    Source: Dockhorn, Vahdat & Kreis 2022, equation 9 (hybrid score matching, λ = ℓ_t⁻²).
+    Source: Dockhorn, Vahdat & Kreis 2022, section 3 (hybrid score matching, λ = ℓ_t⁻²).
 
     >>> import torch
     >>> from sde_diffusion import MLP, CriticallyDampedLangevin
