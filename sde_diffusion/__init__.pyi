@@ -105,6 +105,7 @@ from sde_diffusion.matrix_sde import (
     MatrixLinearSDE as MatrixLinearSDE,
     OrnsteinUhlenbeck as OrnsteinUhlenbeck,
 )
+from sde_diffusion.models.classifier import ClassifierGuided as ClassifierGuided
 from sde_diffusion.models.conditioned import Conditioned as Conditioned
 from sde_diffusion.models.conventions import (
     ConventionCheck as ConventionCheck,

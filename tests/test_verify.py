@@ -203,3 +203,15 @@ def test_a_row_is_the_spread_over_the_sdes() -> None:
     (cells,) = table(markdown([row])).values()
     assert "–" not in cells[2]  # the same order twice is one number
     assert len(cells) == 7
+
+
+def test_langevin_is_certified_and_solvers_of_alpha_refuse_it_by_name(at_home: Path) -> None:  # noqa: ARG001
+    ended = verify("--sde", "cld", "--solver", "heun", "--solver", "ddim")
+    rows = table(ended.stdout)
+    assert rows["Heun()"][-1] == "pass"
+    assert float(rows["Heun()"][2]) == pytest.approx(2, abs=0.15)
+    assert rows["DDIM()"][-1] == "refused"
+    assert "dynamics must come from a LinearSDE, for alpha and sigma" in ended.stdout
+    assert ended.exit_code == 1
+    spaced = verify("--sde", "cld", "--solver", "heun", "--grid", "log-snr")
+    assert "sde must be a LinearSDE, got CriticallyDampedLangevin" in spaced.stdout

@@ -380,6 +380,11 @@ ENTRIES: Final[dict[str, Row]] = {
         {"rate": ((-1.0,),), "noise": ((1.0,),)},
         {"beta": "beta"},
     ),
+    "ClassifierGuided": (
+        sde_diffusion.ClassifierGuided,
+        {"model": MODEL, "classifier": lambda x, _: x, "labels": torch.tensor([0, 1])},
+        {"model": "model", "classifier": "function", "labels": "labels", "weight": "number"},
+    ),
     "ClassLabels": (ClassLabels, {"count": 10}, {"count": "integer", "null": "integer"}),
     "Conditioned": (
         Conditioned,

@@ -1,3 +1,4 @@
+from sde_diffusion.models.classifier import ClassifierGuided as ClassifierGuided
 from sde_diffusion.models.conditioned import Conditioned as Conditioned
 from sde_diffusion.models.conventions import (
     ConventionCheck as ConventionCheck,
