@@ -24,7 +24,7 @@ from sde_diffusion._check import (
     wrong_value,
 )
 from sde_diffusion._shown import shown
-from sde_diffusion.sde import LinearSDE
+from sde_diffusion.sde import SDE, LinearSDE
 from sde_diffusion.solver import Solver, check_solver
 
 
@@ -359,6 +359,9 @@ def sampling_ends(
         start: the first time, in (0, horizon]; by default the SDE's horizon.
         end: the last time, in (0, horizon]; by default the SDE's cutoff.
     """
+    if isinstance(sde, SDE) and not isinstance(sde, LinearSDE):
+        remedy = "space the times in t, as quadratic(20, 1.0, 1e-3)"
+        raise wrong_type(what, "sde", "be a LinearSDE", type(sde).__name__, remedy)
     if not isinstance(sde, LinearSDE):
         raise wrong_type(
             what, "sde", "be a LinearSDE", type(sde).__name__, f"call {what}(sde, steps)"

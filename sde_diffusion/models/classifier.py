@@ -93,8 +93,8 @@ class ClassifierGuided(AroundScore):
             )
         if logits.ndim != 2 or len(logits) != len(x) or logits.shape[1] <= int(self.labels.max()):
             rule = f"return logits ({len(x)}, K) with K above {int(self.labels.max())}"
-            got = tuple(logits.shape)
+            shape = tuple(logits.shape)
             remedy = "return one row of logits for each sample"
-            raise wrong_value("ClassifierGuided", "classifier", rule, got, remedy)
+            raise wrong_value("ClassifierGuided", "classifier", rule, shape, remedy)
         labels = self.labels.to(logits.device)
         return logits.log_softmax(1).gather(1, labels[:, None])[:, 0]
