@@ -253,7 +253,8 @@ def _other_options() -> list[Callable[[Any], Any]]:
             multiple=True,
             callback=assignments,
             metavar="NAME=VALUE",
-            help="Any other argument of UNet (images) or MLP, as in blocks=3; repeatable.",
+            help="Any other argument of UNet, or of MLP for rows of numbers, as in blocks=3; "
+            "repeatable.",
         ),
         click.option(
             "--conditional/--unconditional",

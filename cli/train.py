@@ -46,9 +46,10 @@ _HELD_OUT: Final = 1000
 def command(ctx: click.Context, /, **_options: Any) -> None:  # noqa: ANN401
     """Train a score model on a data set.
 
-    Images get a U-Net, rows of numbers an MLP. The run folder holds model.safetensors, which the
-    other commands take, state.pt to resume from, config.toml to repeat it with --config,
-    metrics.jsonl and its picture curves.png, and manifest.json. Ctrl-C saves before it stops.
+    Series, images, volumes and clips get a U-Net, rows of numbers an MLP. The run folder holds
+    model.safetensors, which the other commands take, state.pt to resume from, config.toml to
+    repeat it with --config, metrics.jsonl and its picture curves.png, and manifest.json. Ctrl-C
+    saves before it stops.
     """
     from sde_diffusion.parallel.processes import Processes
 
@@ -236,7 +237,7 @@ def _check_folder(folder: Path, *, resume: bool) -> None:
 
 
 def _model(options: dict[str, Any], dataset: Dataset) -> ScoreModel:
-    """Return a fresh model for the data: a U-Net for images, an MLP for rows of numbers."""
+    """Return a fresh model for the data: an MLP for rows of numbers, else a U-Net."""
     from sde_diffusion import ScoreModel
     from sde_diffusion.training.scale import scaled, spread
 
@@ -288,29 +289,18 @@ def _network(
     shape: tuple[int, ...], settings: dict[str, Any], others: dict[str, Any]
 ) -> nn.Module:
     from sde_diffusion.nets import MLP, UNet
-    from sde_diffusion.nets.unet import digits_config, mnist_config
+    from sde_diffusion.nets.choices import unet_for
 
-    if len(shape) not in (1, 3):
-        raise wrong_value(
-            "train",
-            "--data",
-            "hold images (C, H, W) or rows of numbers, as there is no network of series or "
-            "volumes yet",
-            f"samples of shape {shape}",
-            "train a network of your own in Python",
-        )
     kind = MLP if len(shape) == 1 else UNet
     _check_arguments(kind, settings, others)
     if kind is MLP:
         return MLP(shape[0], **settings | others)
-    small = max(shape[1:]) <= 16
-    config = (digits_config() if small else mnist_config()) | {"channels": shape[0]} | settings
-    config |= others
+    config = unet_for(shape) | settings | others
     if config["width"] % 2:  # the four heads of attention share twice the width
         raise wrong_value(
             "--width",
             "width",
-            "be even for images",
+            "be even for a U-Net",
             config["width"],
             "pass for example --width 32",
         )
@@ -322,7 +312,8 @@ def _check_arguments(
 ) -> None:
     """Refuse, by name, what is no argument of the network, or is set by another option."""
     first, *known = (name for name in inspect.signature(kind).parameters)
-    free = [name for name in known if name not in {*settings, "width", "outputs", first}]
+    of_data = {*settings, "width", "outputs", "dims", first}
+    free = [name for name in known if name not in of_data]
     for name in others:
         if name not in free:
             rule = f"be one of {', '.join(free)}"

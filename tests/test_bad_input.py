@@ -594,7 +594,7 @@ MISTAKES = [
     Mistake(
         "width that has no heads",
         "train --width 31 --out {there}/fresh",
-        ("--width", "be even for images, got 31"),
+        ("--width", "be even for a U-Net, got 31"),
         lambda _: UNet(1, width=31),
         ValueError,
         "heads must divide",

@@ -142,13 +142,16 @@ grey, planes, rgb, icons, latents = (
     Normal(1, 8, 8), Normal(2, 8, 8), Levels(3, 8, 8), Levels(4, 8, 8), Normal(4, 8, 8)
 )
 series, numbers, points, rows = Normal(2, 50), Normal(1), Normal(2), Normal(7)
-film = Normal(3, 2, 4, 4)
+film, hypercubes = Normal(3, 5, 4, 4), Normal(1, 2, 2, 4, 4)
 """
 
 
 @pytest.mark.parametrize(
     "name",
-    ["grey", "planes", "rgb", "icons", "latents", "series", "numbers", "points", "rows", "film"],
+    [
+        *("grey", "planes", "rgb", "icons", "latents", "series", "numbers"),
+        *("points", "rows", "film", "hypercubes"),
+    ],
 )
 def test_samples_of_any_shape_are_written_and_drawn_where_they_can_be(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
@@ -166,14 +169,14 @@ def test_samples_of_any_shape_are_written_and_drawn_where_they_can_be(
     assert abs(x.mean()) < 5 / x.size**0.5
     assert abs(x.std() - 1) < 5 / (2 * x.size) ** 0.5
     png = Path("samples/samples.png")
-    if name != "film":
+    if name != "hypercubes":
         assert png.read_bytes().startswith(b"\x89PNG")
         assert found["no_picture"] is None
         assert found["files"] == [str(png), str(png.with_suffix(".npz"))]
         return
     why = (
-        f"no picture {png}: picture: x must hold images (B, C, H, W), series (B, C, L) or vectors "
-        "(B, D), got (40, 3, 2, 4, 4); choose what to draw"
+        f"no picture {png}: picture: x must hold images (B, C, H, W), clips (B, C, D, H, W), "
+        "series (B, C, L) or vectors (B, D), got (40, 1, 2, 2, 4, 4); choose what to draw"
     )
     assert found["no_picture"] == why
     assert found["files"] == [str(png.with_suffix(".npz"))]

@@ -64,7 +64,9 @@ def small(**settings: Any) -> Any:
 
 
 def inputs(net: UNet | MLP, rows: int = 2, dtype: torch.dtype = torch.float32) -> Any:
-    event = (net.config["channels"], 5, 7) if isinstance(net, UNet) else (net.config["dimension"],)
+    event = (net.config["dimension"],) if isinstance(net, MLP) else (net.config["channels"],)
+    if isinstance(net, UNet):
+        event += {1: (9,), 2: (5, 7), 3: (3, 5, 4)}[len(net.strides)]
     x = normal(rows, *event, seed=1, dtype=dtype)
     return x, torch.linspace(0.1, 0.9, rows, dtype=dtype)
 
@@ -179,6 +181,19 @@ def test_binomial_resampling_is_its_definition(size: tuple[int, int]):
     assert float((doubled(constant) - 0.7).abs().max()) < 1e-15
 
 
+@pytest.mark.parametrize("strides", [(2,), (2, 1), (1, 2, 2), (2, 2, 2)], ids=str)
+def test_binomial_resampling_takes_the_axes_that_it_is_told(strides: tuple[int, ...]):
+    size = (5, 4, 3)[: len(strides)]
+    x = normal(2, 3, *size, dtype=torch.float64)
+    half = double = x
+    for axis, stride in enumerate(strides, start=2):
+        if stride == 2:
+            half = taps(half, -(-half.shape[axis] // 2), axis)
+            double = inserted(double, axis)
+    assert torch.allclose(halved(x, strides), half, rtol=0, atol=1e-14)
+    assert torch.allclose(doubled(x, strides), double, rtol=0, atol=1e-14)
+
+
 def test_binomial_doubling_is_the_transpose_of_halving_inside():
     x, y = (normal(1, 1, n, n, seed=n, dtype=torch.float64) for n in (12, 6))
     x[..., [0, 1, -2, -1], :] = x[..., [0, 1, -2, -1]] = 0
@@ -273,6 +288,8 @@ NETS: dict[str, Callable[..., Any]] = {
     "unet": lambda **kw: UNet(**SMALL | kw),
     "unet-colour": lambda **kw: UNet(**SMALL | {"channels": 3, "embedding": "fourier"} | kw),
     "unet-options": lambda **kw: UNet(**SMALL | OPTIONS | {"channels": 2} | kw),
+    "unet-series": lambda **kw: UNet(**SMALL | OPTIONS | {"channels": 2, "dims": 1} | kw),
+    "unet-clips": lambda **kw: UNet(**SMALL | {"dims": 3, "strides": (1, 2, 2)} | kw),
     "mlp": lambda **kw: MLP(3, width=16, **kw),
     "mlp-sinusoidal": lambda **kw: MLP(3, width=15, embedding="sinusoidal", **kw),
 }
@@ -341,6 +358,8 @@ def plain(net: UNet, x: Tensor, c: Tensor) -> Tensor:
     e = net.condition(c, None)
     settings = net.config
     fir = settings["resampling"] == "fir"
+    strides = net.strides
+    ones = [1] * len(strides)
     factor = 0.5**0.5
     if settings["rescaling"] == "none":
         factor = 1.0
@@ -351,7 +370,7 @@ def plain(net: UNet, x: Tensor, c: Tensor) -> Tensor:
     def stage(module: nn.Module, h: Tensor) -> Tensor:
         block = module.block
         attention = module.attention
-        scale, shift = block.modulation(e)[:, :, None, None].chunk(2, dim=1)
+        scale, shift = block.modulation(e).unflatten(1, (-1, *ones)).chunk(2, dim=1)
         out = norm(block.second_norm, block.first(F.silu(norm(block.first_norm, h))))
         out = block.second(F.silu((1 + scale) * out + shift))
         h = factor * (out + (h if block.skip is None else block.skip(h)))
@@ -367,9 +386,9 @@ def plain(net: UNet, x: Tensor, c: Tensor) -> Tensor:
     skips = []
     for level, stages in enumerate(net.down):
         if level:
-            h = net.shrink[level - 1](halved(h) if fir else h)
+            h = net.shrink[level - 1](halved(h, strides) if fir else h)
             if settings["progressive"] == "residual":
-                image = net.pyramid[level - 1](halved(image) if fir else image)
+                image = net.pyramid[level - 1](halved(image, strides) if fir else image)
                 h = image = factor * (h + image)
         for module in stages:
             h = stage(module, h)
@@ -381,20 +400,29 @@ def plain(net: UNet, x: Tensor, c: Tensor) -> Tensor:
             h = stage(module, torch.cat([h, skips.pop()], dim=1))
         if level:
             h = net.grow[level - 1](h)
-            (rows, columns) = skips[-1].shape[2:]
-            h = doubled(h)[:, :, :rows, :columns] if fir else F.interpolate(h, (rows, columns))
+            size = skips[-1].shape[2:]
+            cut = (..., *map(slice, size))
+            h = doubled(h, strides)[cut] if fir else F.interpolate(h, tuple(size))
     return net.head(F.silu(norm(net.norm, h)))
 
 
-SIZES = [(8, 8), (7, 9), (12, 5), (1, 3)]
+SIZES = {
+    1: [(1,), (16,), (11,)],
+    2: [(8, 8), (7, 9), (12, 5), (1, 3)],
+    3: [(4, 4, 4), (3, 5, 6), (1, 2, 3)],
+}
+AXES: list[dict[str, Any]] = [{}, {"dims": 1}, {"dims": 3}, {"dims": 3, "strides": (1, 2, 2)}]
 
 
 @either
+@pytest.mark.parametrize("axes", AXES, ids=str)
 @pytest.mark.parametrize("option", [{}, *({name: OPTIONS[name]} for name in OPTIONS)], ids=str)
-def test_the_network_is_its_plain_formula_at_any_size(option: dict[str, str]):
-    settings = {"multipliers": (1, 2, 3), "attention": (1, 2), "channels": 2, "blocks": 2}
+def test_the_network_is_its_plain_formula_at_any_size(
+    option: dict[str, str], axes: dict[str, Any]
+):
+    settings = {"multipliers": (1, 2, 3), "attention": (1, 2), "channels": 2, "blocks": 2} | axes
     net = small(**settings | option).double()
-    for size in SIZES:
+    for size in SIZES[len(net.strides)]:
         x = normal(2, 2, *size, dtype=torch.float64)
         c = torch.tensor([0.2, 0.7]).double()
         expected = plain(net, x, c)
@@ -459,6 +487,75 @@ def test_without_attention_and_norms_far_pixels_do_not_meet():
     changed = (net(moved, c) - net(x, c)).abs().amax((0, 1, 3)).nonzero().flatten()
     # Stem, head, and 4 blocks (1 down, 2 in the middle, 1 up) of 2 convolutions reach 1 row each.
     assert changed.tolist() == list(range(11))
+
+
+# Series, images and volumes -----------------------------------------------------------------
+
+
+def thickened(net: Any, dims: int, axis: int, **settings: Any) -> Any:
+    """The network of a further axis, with the weights in the middle slice of its kernels."""
+    made = UNet(**net.config | {"dims": dims, "strides": None} | settings)
+    state = made.state_dict()
+    for name, weight in net.state_dict().items():
+        if weight.shape == state[name].shape:
+            state[name] = weight
+        else:
+            state[name] = torch.zeros_like(state[name])
+            middle = state[name].shape[2 + axis] // 2
+            state[name].select(2 + axis, middle).copy_(weight)
+    made.load_state_dict(state)
+    return made.double().eval()
+
+
+@pytest.mark.parametrize("options", [{}, OPTIONS], ids=["plain", "options"])
+@pytest.mark.parametrize(("dims", "axis"), [(1, 0), (2, 0), (2, 2)])
+@torch.no_grad()
+def test_a_network_of_one_more_axis_of_length_one_is_the_thinner_one(
+    dims: int, axis: int, options: dict[str, str]
+):
+    net = small(**options | {"dims": dims, "channels": 2}).double()
+    x = normal(2, 2, *(7, 5)[:dims], dtype=torch.float64)
+    c = torch.tensor([0.2, 0.7], dtype=torch.float64)
+    expected = net(x, c)
+    got = thickened(net, dims + 1, axis)(x.unsqueeze(2 + axis), c).squeeze(2 + axis)
+    assert float(expected.abs().max()) > 0.1
+    assert torch.allclose(got, expected, rtol=0, atol=1e-12 * float(expected.abs().max()))
+
+
+@torch.no_grad()
+def test_a_network_of_clips_is_that_of_images_on_a_still_one():
+    net = small(channels=2).double()
+    still = thickened(net, 3, 0, strides=(1, 2, 2))
+    x = normal(2, 2, 6, 5, dtype=torch.float64)
+    c = torch.tensor([0.2, 0.7], dtype=torch.float64)
+    expected = net(x, c)[:, :, None].expand(-1, -1, 4, -1, -1)
+    got = still(x[:, :, None].expand(-1, -1, 4, -1, -1).contiguous(), c)
+    assert torch.allclose(got, expected, rtol=0, atol=1e-12 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("axes", AXES, ids=str)
+@torch.no_grad()
+def test_the_network_moves_with_what_it_sees(axes: dict[str, Any]):
+    net = small(**axes).double()
+    for module in net.modules():  # norms and attention see the edges, however far
+        if isinstance(module, nn.GroupNorm):
+            module.forward = lambda h, *_, **__: h  # type: ignore[method-assign]
+        if isinstance(module, Attention):
+            module.forward = lambda h: h  # type: ignore[method-assign]
+    c = torch.tensor([0.5], dtype=torch.float64)
+    for axis, stride in enumerate(net.strides):
+        long = [2] * len(net.strides)
+        long[axis] = 128
+        pulse, moved = (torch.zeros(1, 1, *long, dtype=torch.float64) for _ in range(2))
+        at = normal(1, 1, *(2 if n == 128 else n for n in long), dtype=torch.float64)
+        pulse.narrow(2 + axis, 62, 2).copy_(at)
+        moved.narrow(2 + axis, 62 + stride, 2).copy_(at)
+        one, other = (net(x, c) for x in (pulse, moved))
+        # The edges are seen from less than 30 pixels away.
+        inner = one.narrow(2 + axis, 30, 64)
+        assert float((inner.diff(dim=2 + axis)).abs().max()) > 1e-3
+        shifted = other.narrow(2 + axis, 30 + stride, 64)
+        assert torch.allclose(inner, shifted, rtol=0, atol=1e-12 * float(inner.abs().max()))
 
 
 # Labels -------------------------------------------------------------------------------------
@@ -675,6 +772,11 @@ def test_sizes_are_those_that_are_promised(config: dict[str, Any], least: float,
         ({"dropout": 1.0}, r"UNet: dropout must be in \[0, 1\), got 1.0"),
         ({"dropout": "much"}, "UNet: dropout must be a number"),
         ({"seed": -1}, "UNet: seed must be at least 0"),
+        ({"dims": 4}, "UNet: dims must be at most 3, got 4"),
+        ({"dims": 0}, "UNet: dims must be at least 1, got 0"),
+        ({"strides": (2,)}, r"UNet: strides must be 2 numbers for dims=2, 1 or 2 each, got \[2\]"),
+        ({"dims": 3, "strides": (1, 2, 3)}, r"UNet: strides must be 3 numbers .*=\(1, 2, 2,\)"),
+        ({"strides": "12"}, "UNet: strides must be a sequence of integers"),
     ],
 )
 def test_impossible_settings_are_refused(settings: dict[str, Any], message: str):

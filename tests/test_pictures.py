@@ -89,6 +89,26 @@ def test_real_images_with_a_scaling_are_stretched() -> None:
     assert bool((numpy(sample_picture(flat, data=scaled).axes[0].images[0])[:2, :2] == 0.5).all())
 
 
+def test_clips_are_strips_of_their_frames() -> None:
+    x = images(10, 3, 23, 4, 2)
+    shown = numpy(sample_picture(x).axes[0].images[0])
+    assert shown.shape == (8 * 5 - 1, 12 * 3 - 1, 3)  # 8 clips, 12 frames of each
+    for row, clip in enumerate(x[:8]):
+        for column in range(12):
+            frame = clip[:, 2 * column]  # every other one, from the first to the last
+            tile = shown[5 * row : 5 * row + 4, 3 * column : 3 * column + 2]
+            assert torch.allclose(tile, 0.5 * frame.permute(1, 2, 0) + 0.5)
+
+
+def test_channels_of_clips_that_no_picture_has_are_strips_of_their_own() -> None:
+    x = images(2, 2, 3, 4, 2)
+    shown = numpy(sample_picture(x).axes[0].images[0])
+    for row, channel in enumerate(x.flatten(0, 1)):
+        for column, frame in enumerate(channel):
+            tile = shown[5 * row : 5 * row + 4, 3 * column : 3 * column + 2]
+            assert torch.allclose(tile, 0.5 * frame + 0.5)
+
+
 def test_series_are_lines_in_the_units_of_the_data() -> None:
     x = images(5, 2, 30)
     spec = DataSpec("waves", (2, 30), None, Affine(-2, -1))  # y = x + 2
@@ -131,8 +151,10 @@ def test_points_of_unequal_scales_have_unequal_axes(factor: float, aspect: objec
 
 
 def test_other_shapes_are_refused(tmp_path: Path) -> None:
-    rule = r"picture: x must hold images \(B, C, H, W\), series \(B, C, L\) or vectors \(B, D\)"
-    for shape in [(4, 1, 2, 3, 3), (4,), (0, 2)]:
+    rule = (
+        r"picture: x must hold images \(B, C, H, W\), clips .*\), series .*\) or vectors \(B, D\)"
+    )
+    for shape in [(4, 1, 2, 3, 3, 3), (4,), (0, 2)]:
         with pytest.raises(ValueError, match=rule):
             sample_picture(images(*shape), tmp_path / "samples.png")
     assert list(tmp_path.iterdir()) == []

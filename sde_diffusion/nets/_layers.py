@@ -5,19 +5,23 @@ PyTorch's own constructors draw from the global generator; ``skip_init`` keeps t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from math import prod
-from typing import Final, final
+from typing import Final, TypeAlias, final
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils import skip_init
 
 from sde_diffusion._check import positive_integer, wrong_type, wrong_value
 from sde_diffusion.nets._norm import normalised
 
+Convolution: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d
+AXES: Final = {1: ("L",), 2: ("H", "W"), 3: ("D", "H", "W")}  # of a sample, by their number
+_CONVOLUTIONS: Final = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 # Where new weights lie: on the CPU, where the generator is, whatever the default device.
 _HOME: Final = ContextVar("home", default="cpu")
 
@@ -53,28 +57,50 @@ def conv(
     generator: torch.Generator | None,
     *,
     kernel: int = 3,
-    stride: int = 1,
-) -> nn.Conv2d:
-    """Return a convolution whose output has the size of its input over ``stride``, rounded up.
+    strides: Sequence[int] = (1, 1),
+) -> Convolution:
+    """Return a convolution whose output has the size of its input over the strides, rounded up.
 
     Arguments:
         inputs: channels in.
         outputs: channels out.
         generator: of the weights; None makes weights and bias 0.
         kernel: side of the kernel, in pixels; odd.
-        stride: pixels of the input between two of the output.
+        strides: pixels of the input between two of the output, along each axis.
     """
-    layer: nn.Conv2d = skip_init(  # type: ignore[no-untyped-call]
-        nn.Conv2d,
+    layer: Convolution = skip_init(  # type: ignore[no-untyped-call]
+        _CONVOLUTIONS[len(strides)],
         inputs,
         outputs,
         kernel,
-        stride=stride,
+        stride=tuple(strides),
         padding=kernel // 2,
         device=home(),
     )
     _fill(layer.weight, layer.bias, generator)
     return layer
+
+
+def convolved(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    padding: int = 0,
+    strides: Sequence[int] = (1,),
+    groups: int = 1,
+) -> Tensor:
+    """Return the convolution of x along as many axes as the weight has.
+
+    Arguments:
+        x: series, images or volumes; (B, inputs, *axes).
+        weight: (outputs, inputs/groups, *kernel).
+        bias: (outputs,), or None.
+        padding: zeros at both ends of every axis.
+        strides: pixels of the input between two of the output, along each axis or along all.
+        groups: of channels, convolved apart.
+    """
+    along: dict[int, Callable[..., Tensor]] = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}
+    return along[weight.ndim](x, weight, bias, tuple(strides), padding, 1, groups)
 
 
 def linear(inputs: int, outputs: int, generator: torch.Generator | None) -> nn.Linear:
@@ -104,7 +130,7 @@ class GroupNorm(nn.GroupNorm):
         """Return x with mean 0 and variance 1 in every group, times the weight, plus the bias.
 
         Arguments:
-            x: all channels, or a range of them that consists of whole groups; (B, channels, H, W).
+            x: all channels, or a range of them of whole groups; (B, channels, *axes).
             weight: None for the module's own; (channels,) or (B, channels).
             bias: None for the module's own; (channels,) or (B, channels).
             first: index of the first channel of x among all.

@@ -28,12 +28,12 @@ def normalised(x: Tensor, groups: int, weight: Tensor, bias: Tensor) -> Tensor:
     """Return weight (x − mean)/√(variance + 1e-5) + bias, with the moments of every group.
 
     Arguments:
-        x: images; (B, channels, H, W).
+        x: series, images or volumes; (B, channels, *axes).
         groups: of channels, equally many in each.
         weight: (channels,) or (B, channels).
         bias: (channels,) or (B, channels).
 
-    Shapes: result (B, channels, H, W).
+    Shapes: result (B, channels, *axes).
     """
     # PyTorch's own takes several times as long as this on the CPU with the channels last, where
     # neither its forward mode nor a batch of vectors goes through.
@@ -46,14 +46,17 @@ def normalised(x: Tensor, groups: int, weight: Tensor, bias: Tensor) -> Tensor:
     own = weight if weight.ndim == 1 else None
     h = F.group_norm(x.contiguous(), groups, own, None if own is None else bias, EPS)
     if own is None:
-        h = torch.addcmul(bias[:, :, None, None], h, weight[:, :, None, None])
+        ones = (1,) * (x.ndim - 2)
+        h = torch.addcmul(
+            bias.reshape(*bias.shape, *ones), h, weight.reshape(*weight.shape, *ones)
+        )
     return h if x.is_contiguous() else channels_last(h)
 
 
 def channels_last(x: Tensor) -> Tensor:
     """Return x with the channels last in memory."""
     # Not contiguous(memory_format=…), which torch.func.vmap refuses.
-    return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    return x.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
 @final
@@ -111,15 +114,16 @@ class _GroupNorm(Function):
         return _image(out + v * _row(rate * w), x), None, None
 
 
-# Pixels are (B, H·W, channels), and what belongs to groups (B, groups, 1 or channels of each).
+# Pixels are (B, H·W, channels), or as many as a sample has, and what belongs to groups is
+# (B, groups, 1 or channels of each).
 
 
 def _pixels(x: Tensor) -> Tensor:
-    return x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, x.shape[1])
+    return x.movedim(1, -1).reshape(x.shape[0], -1, x.shape[1])
 
 
 def _image(pixels: Tensor, x: Tensor) -> Tensor:
-    return pixels.reshape(x.shape[0], *x.shape[2:], x.shape[1]).permute(0, 3, 1, 2)
+    return pixels.reshape(x.shape[0], *x.shape[2:], x.shape[1]).movedim(-1, 1)
 
 
 def _grouped(channels: Tensor, groups: int) -> Tensor:

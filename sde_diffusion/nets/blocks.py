@@ -8,7 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sde_diffusion.nets._layers import GroupNorm, conv, group_norm, linear
+from sde_diffusion.nets._layers import (
+    Convolution,
+    GroupNorm,
+    conv,
+    convolved,
+    group_norm,
+    linear,
+)
 from sde_diffusion.nets._norm import memory_bound
 from sde_diffusion.nets.resampling import convolved_double
 
@@ -31,8 +38,9 @@ class ResidualBlock(nn.Module):
         dropout: probability in [0, 1).
         factor: of the sum of both branches: 1, or 1/√2 to keep its variance.
         generator: of the weights.
+        dims: axes of a sample.
 
-    Shapes: x (B, inputs, H, W); e (B, E); result (B, outputs, H, W).
+    Shapes: x (B, inputs, *axes); e (B, E); result (B, outputs, *axes).
     Source: Brock et al. 2019; Dhariwal & Nichol 2021; Song et al. 2021, app. H (factor 1/√2).
 
     >>> block = ResidualBlock(4, 4, 8, 0.0, 0.5, torch.Generator().manual_seed(0))
@@ -48,17 +56,21 @@ class ResidualBlock(nn.Module):
         dropout: float,
         factor: float,
         generator: torch.Generator,
+        dims: int = 2,
     ) -> None:
         super().__init__()
+        ones = (1,) * dims
         self.dropout = dropout
         self.factor = factor
         self.first_norm = group_norm(inputs, affine=True)
-        self.first = conv(inputs, outputs, generator)
+        self.first = conv(inputs, outputs, generator, strides=ones)
         self.modulation = linear(condition, 2 * outputs, generator)
         # Scale and shift do what an affine norm would.
         self.second_norm = group_norm(outputs, affine=False)
-        self.second = conv(outputs, outputs, None)
-        self.skip = conv(inputs, outputs, generator, kernel=1) if inputs != outputs else None
+        self.second = conv(outputs, outputs, None, strides=ones)
+        self.skip = (
+            conv(inputs, outputs, generator, kernel=1, strides=ones) if inputs != outputs else None
+        )
 
     def forward(self, x: Tensor, e: Tensor, beside: Tensor | None = None) -> Tensor:
         """Return the block's output for the conditioning vectors e."""
@@ -87,7 +99,7 @@ class Attention(nn.Module):
         factor: of the sum of both branches: 1, or 1/√2 to keep its variance.
         generator: of the weights.
 
-    Shapes: x (B, channels, H, W); result the same.
+    Shapes: x (B, channels, *axes); result the same.
     Source: Vaswani et al. 2017; Ho et al. 2020.
 
     >>> layer = Attention(4, 2, 0.5, torch.Generator().manual_seed(0))
@@ -110,26 +122,27 @@ class Attention(nn.Module):
         # Of PyTorch's own attention, the fused kernels have neither forward mode nor a second
         # derivative, and the plain one looks for rows without any weight.
         # 1×1 convolutions are faster than products where MKL is slow.
-        h = F.conv2d(self.norm(x), self.qkv.weight[:, :, None, None], self.qkv.bias)
-        shape = (x.shape[0], self.heads, -1, x.shape[2] * x.shape[3])
+        ones = (1,) * (x.ndim - 2)
+        h = convolved(self.norm(x), self.qkv.weight.unflatten(1, (-1, *ones)), self.qkv.bias)
+        shape = (x.shape[0], self.heads, -1, x.shape[2:].numel())
         q, k, v = (part.reshape(shape).mT for part in h.chunk(3, dim=1))
         weights = (q * q.shape[3] ** -0.5 @ k.mT).softmax(dim=3)
-        pixels = (weights @ v).transpose(1, 2).unflatten(1, x.shape[2:])  # (B, H, W, heads, d)
+        pixels = (weights @ v).transpose(1, 2).flatten(2).unflatten(1, x.shape[2:])
         weight = self.factor * self.out.weight
         bias = self.factor * self.out.bias
-        h = F.conv2d(pixels.flatten(3).permute(0, 3, 1, 2), weight[:, :, None, None], bias)
+        h = convolved(pixels.movedim(-1, 1), weight.unflatten(1, (-1, *ones)), bias)
         return h.add_(x, alpha=self.factor)
 
 
 def _side_by_side(x: Tensor, beside: Tensor, norm: GroupNorm) -> list[Tensor]:
     """Return both, or one image: where that is small, or a group of the norm takes from both."""
     whole = x.shape[1] % (norm.num_channels // norm.num_groups) == 0
-    if whole and memory_bound(beside):
+    if whole and x.ndim == 4 and memory_bound(beside):
         return [x, beside]
     return [torch.cat([F.interpolate(x, size=beside.shape[2:]), beside], dim=1)]
 
 
-def _convolved(parts: list[Tensor], layer: nn.Conv2d, factor: float = 1.0) -> Tensor:
+def _convolved(parts: list[Tensor], layer: Convolution, factor: float = 1.0) -> Tensor:
     """Return factor · layer of images side by side, doubled to the size of the last."""
     weight = layer.weight
     bias = cast("Tensor", layer.bias)
@@ -138,7 +151,7 @@ def _convolved(parts: list[Tensor], layer: nn.Conv2d, factor: float = 1.0) -> Te
         bias = factor * bias
     padding = weight.shape[2] // 2
     if len(parts) == 1:
-        return F.conv2d(parts[0], weight, bias, padding=padding)
+        return convolved(parts[0], weight, bias, padding)
     *weights, last = torch.split(weight, [part.shape[1] for part in parts], dim=1)
     out = F.conv2d(parts[-1], last, bias, padding=padding)
     for part, one in zip(parts, weights, strict=False):

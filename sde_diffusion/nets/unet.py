@@ -1,4 +1,4 @@
-"""A noise-conditional U-Net for images of any size."""
+"""A noise-conditional U-Net for series, images and volumes of any size."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from sde_diffusion._check import one_of, positive_integer, wrong_type, wrong_value
 from sde_diffusion._shown import as_call
 from sde_diffusion.nets._layers import (
+    AXES,
     check_condition,
     check_dropout,
     check_input,
@@ -46,6 +47,7 @@ class Stage(nn.Module):
         dropout: probability in [0, 1).
         factor: of every sum of two branches.
         generator: of the weights.
+        dims: axes of a sample.
     """
 
     def __init__(
@@ -57,9 +59,10 @@ class Stage(nn.Module):
         dropout: float,
         factor: float,
         generator: torch.Generator,
+        dims: int = 2,
     ) -> None:
         super().__init__()
-        self.block = ResidualBlock(inputs, outputs, condition, dropout, factor, generator)
+        self.block = ResidualBlock(inputs, outputs, condition, dropout, factor, generator, dims)
         self.attention = None if heads is None else Attention(outputs, heads, factor, generator)
 
     def forward(self, x: Tensor, e: Tensor, beside: Tensor | None = None) -> Tensor:
@@ -72,17 +75,20 @@ class Stage(nn.Module):
 class UNet(nn.Module):
     """A U-Net of wide residual blocks, conditioned on the noise level and on class labels.
 
+    It takes series (C, L), images (C, H, W) or volumes and clips (C, D, H, W), as ``dims`` says.
+
     Level i has ``width · multipliers[i]`` channels and ``blocks`` blocks in the encoder, each with
     a skip connection to its counterpart in the decoder; the levels in ``attention`` end in both
     with self-attention, as do the two blocks at the bottom if the last level is among them.
     Between levels a strided convolution halves the size, rounding up, and nearest interpolation
-    restores it exactly, so any height and width will do. The output is 0 at first.
+    restores it exactly, so any length, height and width will do, odd ones too. With ``strides`` of
+    (1, 2, 2) a clip is halved in space and never in time. The output is 0 at first.
 
     The label −1 and labels=None stand for no class. ``config`` holds all arguments:
     ``UNet(**net.config)`` is the same network, weights drawn from ``seed`` included.
 
     Arguments:
-        channels: of the images.
+        channels: of a sample.
         width: channels of level 0 before its multiplier, at least 4.
         multipliers: of ``width``, one for each level.
         blocks: residual blocks of a level, in the encoder and in the decoder.
@@ -97,9 +103,11 @@ class UNet(nn.Module):
         resampling: "strided", or "fir" for the filter 1, 3, 3, 1 both ways.
         progressive: "residual" adds the image, halved and convolved, at every encoder level.
         rescaling: "half-power" divides every sum of two branches by √2; "none" does not.
+        dims: axes of a sample beside its channels: 1, 2 or 3.
+        strides: by which each axis shrinks between levels, 1 or 2; None for 2 along all.
 
-    Shapes: x (B, channels, H, W); c (B,); labels (B,) int64; result (B, outputs, H, W), by default
-    like x.
+    Shapes: x (B, channels, *axes); c (B,); labels (B,) int64; result (B, outputs, *axes), by
+    default like x.
     Units: c is the time t in [0, 1], or ¼ ln sigma.
     Errors: ValueError and TypeError for arguments, shapes, dtypes and labels that do not fit.
     Source: Ho et al. 2020; Song et al. 2021 (DDPM++); Karras et al. 2022.
@@ -109,6 +117,9 @@ class UNet(nn.Module):
     2639913
     >>> net(torch.ones(1, 1, 28, 28), torch.tensor([0.5])).abs().max().item()
     0.0
+    >>> sound = UNet(2, 8, (1, 2, 2), 1, (), dims=1)  # stereo, of any length
+    >>> sound(torch.ones(1, 2, 4001), torch.tensor([0.5])).shape
+    torch.Size([1, 2, 4001])
     """
 
     def __init__(
@@ -128,10 +139,13 @@ class UNet(nn.Module):
         resampling: str = "strided",
         progressive: str = "none",
         rescaling: str = "half-power",
+        dims: int = 2,
+        strides: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         keep_freed_memory()
-        multipliers, attention = _integers(multipliers, attention)
+        multipliers = _integers("multipliers", multipliers)
+        attention = _integers("attention", attention)
         _check_config(channels, width, multipliers, blocks, attention, heads)
         outputs = channels if outputs is None else outputs
         positive_integer("UNet", "outputs", outputs)
@@ -140,6 +154,7 @@ class UNet(nn.Module):
         one_of("UNet", "resampling", resampling, RESAMPLINGS)
         one_of("UNet", "progressive", progressive, PROGRESSIVES)
         one_of("UNet", "rescaling", rescaling, FACTORS)
+        strides = _check_axes(dims, strides)
         scale = resolve("UNet", embedding, time_scale, classes)
         self.config: dict[str, Any] = {
             "channels": channels,
@@ -158,6 +173,9 @@ class UNet(nn.Module):
             "progressive": progressive,
             "rescaling": rescaling,
         }
+        # Left out where they are those of version 0.1, whose models keep their fingerprints.
+        if dims != 2 or strides != [2, 2]:
+            self.config |= {"dims": dims, "strides": strides}
         self.factor = FACTORS[rescaling]
         generator = torch.Generator().manual_seed(seed)
         with home():
@@ -167,6 +185,8 @@ class UNet(nn.Module):
         """Create the layers, from the input to the output."""
         config = self.config
         condition = 4 * widths[0]
+        dims = config.get("dims", 2)
+        ones = (1,) * dims
         self.condition = Conditioning(
             widths[0],
             condition,
@@ -178,34 +198,40 @@ class UNet(nn.Module):
 
         def stages(level: int, inputs: int, number: int) -> nn.ModuleList:
             heads = config["heads"] if level in config["attention"] else None
-            kind = (condition, config["dropout"], self.factor, generator)
+            kind = (condition, config["dropout"], self.factor, generator, dims)
             plain = (Stage(inputs, widths[level], None, *kind) for _ in range(number - 1))
             return nn.ModuleList([*plain, Stage(inputs, widths[level], heads, *kind)])
 
         levels = range(len(widths))
         blocks = config["blocks"]
         pairs = list(pairwise(widths))
-        self.stem = conv(config["channels"], widths[0], generator)
+        self.stem = conv(config["channels"], widths[0], generator, strides=ones)
         self.down = nn.ModuleList(stages(i, widths[i], blocks) for i in levels)
-        stride = 2 if config["resampling"] == "strided" else 1
-        self.shrink = nn.ModuleList(conv(a, b, generator, stride=stride) for a, b in pairs)
+        strides = self.strides if config["resampling"] == "strided" else ones
+        self.shrink = nn.ModuleList(conv(a, b, generator, strides=strides) for a, b in pairs)
         self.middle = stages(levels[-1], widths[-1], 2)
-        self.grow = nn.ModuleList(conv(b, a, generator) for a, b in pairs)
+        self.grow = nn.ModuleList(conv(b, a, generator, strides=ones) for a, b in pairs)
         self.up = nn.ModuleList(stages(i, 2 * widths[i], blocks) for i in levels)
         self.norm = group_norm(widths[0], affine=True)
-        self.head = conv(widths[0], config["outputs"], None)
+        self.head = conv(widths[0], config["outputs"], None, strides=ones)
         # Drawn last, so that the other weights are the same without it.
         images = [] if config["progressive"] == "none" else [config["channels"], *widths[1:]]
         self.pyramid = nn.ModuleList(
-            conv(a, b, generator, stride=stride) for a, b in pairwise(images)
+            conv(a, b, generator, strides=strides) for a, b in pairwise(images)
         )
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """By which each axis shrinks between levels."""
+        return tuple(self.config.get("strides", (2, 2)))
 
     def __repr__(self) -> str:
         return as_call(type(self).__name__, self.config)
 
     def forward(self, x: Tensor, c: Tensor, labels: Tensor | None = None) -> Tensor:
         """Return the network's output for the states x at the noise levels c."""
-        check_input("UNet", x, (self.config["channels"], "H", "W"), self.stem.weight)
+        event = (self.config["channels"], *AXES[len(self.strides)])
+        check_input("UNet", x, event, self.stem.weight)
         check_condition("UNet", x, c, labels, self.config["classes"])
         e = self.condition(c, labels)
         h: Tensor = self.stem(x)
@@ -234,18 +260,20 @@ class UNet(nn.Module):
 
     def _shrunk(self, layer: nn.Module, h: Tensor) -> Tensor:
         """Return h at half the size."""
-        out: Tensor = layer(h if self.config["resampling"] == "strided" else halved(h))
+        whole = self.config["resampling"] == "strided"
+        out: Tensor = layer(h if whole else halved(h, self.strides))
         return out
 
     def _grown(self, layer: nn.Module, h: Tensor, like: Tensor) -> Tensor:
-        """Return h at twice the size, or one less: the size of ``like``."""
-        height, width = like.shape[2:]
+        """Return h at twice the size, or one less along an axis: the size of ``like``."""
+        size = like.shape[2:]
         out: Tensor = layer(h)
         if self.config["resampling"] == "fir":
-            return doubled(out)[:, :, :height, :width]
-        if (height, width) == (2 * out.shape[2], 2 * out.shape[3]):
+            whole = (slice(None), slice(None))
+            return doubled(out, self.strides)[*whole, *map(slice, size)]
+        if size == tuple(2 * n for n in out.shape[2:]):
             return out  # the block that comes next does it in its convolutions
-        return F.interpolate(out, size=(height, width))
+        return F.interpolate(out, size=tuple(size))
 
 
 def _parts(stages: nn.Module) -> nn.ModuleList:
@@ -284,19 +312,31 @@ def digits_config() -> dict[str, Any]:
     }
 
 
-def _integers(multipliers: Sequence[int], attention: Sequence[int]) -> tuple[list[int], list[int]]:
-    """Return both as lists, which is what JSON makes of them."""
-    for argument, got in (("multipliers", multipliers), ("attention", attention)):
-        whole = isinstance(got, Sequence) and all(type(n) is int for n in got)
-        if isinstance(got, str) or not whole:
-            raise wrong_type(
-                "UNet",
-                argument,
-                "be a sequence of integers",
-                got,
-                f"pass for example {argument}=(1, 2)",
-            )
-    return list(multipliers), list(attention)
+def _integers(argument: str, got: Sequence[int]) -> list[int]:
+    """Return the integers as a list, which is what JSON makes of them."""
+    whole = isinstance(got, Sequence) and all(type(n) is int for n in got)
+    if isinstance(got, str) or not whole:
+        raise wrong_type(
+            "UNet",
+            argument,
+            "be a sequence of integers",
+            got,
+            f"pass for example {argument}=(1, 2)",
+        )
+    return list(got)
+
+
+def _check_axes(dims: int, strides: Sequence[int] | None) -> list[int]:
+    """Return the strides, one for each axis."""
+    positive_integer("UNet", "dims", dims, most=max(AXES))
+    if strides is None:
+        return [2] * dims
+    found = _integers("strides", strides)
+    if len(found) != dims or not set(found) <= {1, 2}:
+        rule = f"be {dims} numbers for dims={dims}, 1 or 2 each"
+        remedy = f"pass strides=({', '.join(['1', *['2'] * (dims - 1)])},)"
+        raise wrong_value("UNet", "strides", rule, found, remedy)
+    return found
 
 
 def _check_config(

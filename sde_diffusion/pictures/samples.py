@@ -1,4 +1,4 @@
-"""Pictures of samples: points, lines, or images in tiles."""
+"""Pictures of samples: points, lines, images in tiles, or clips in strips."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _TILES: Final = 16  # images in one cell of the picture of all solvers
 _POINTS: Final = 1000
+_CLIPS: Final = 8  # strips below one another
+_FRAMES: Final = 12  # of a strip
 _SERIES: Final = 16  # more lines hide one another
 _LONGEST: Final = 3.0  # the ratio of two ranges from which axes of one scale would hide the short
 
@@ -31,22 +33,22 @@ def sample_picture(
 
     Images are tiles; of 2, 5 or more channels each is a grey tile, and so are 4 of real data,
     which otherwise are RGBA. They have values in [−1, 1], but real data with a scaling are
-    stretched between their extremes. Series are lines in a panel for each channel. Of vectors the
-    first two coordinates are points, a single one a histogram; vectors and series are in the
-    units of the data.
+    stretched between their extremes. Clips and volumes are strips of some frames. Series are lines
+    in a panel for each channel. Of vectors the first two coordinates are points, a single one a
+    histogram; vectors and series are in the units of the data.
 
     Arguments:
         x: samples as the model gives them.
         path: the file to write, as PNG; none if not given.
         data: what they are, where that is known.
 
-    Shapes: x (B, C, H, W); (B, C, L); (B, D).
+    Shapes: x (B, C, H, W); (B, C, D, H, W); (B, C, L); (B, D).
     Errors: ValueError for other shapes.
     """
     values = x.detach().cpu().float()
     _check(values)
     real = data is not None and data.levels is None
-    if values.ndim == 4:
+    if values.ndim >= 4:
         figure = new_figure(5.0, 5.0)
         if data is not None and real and not data.is_natural:
             values = _stretched(values)
@@ -78,7 +80,7 @@ def draw_cell(axes: Axes, x: Tensor | None, like: Tensor, title: str, below: str
     axes.axis("on")
     values = x.detach().cpu().float()
     _check(values)
-    if values.ndim == 4:
+    if values.ndim >= 4:
         _draw_images(axes, values[:_TILES], rgba=True)
     elif values.ndim == 3:
         axes.plot(values[:_TILES, 0].T.numpy(), linewidth=0.6)
@@ -126,11 +128,11 @@ def tiles(x: Tensor, columns: int | None = None) -> Tensor:
 
 
 def _check(values: Tensor) -> None:
-    if not 2 <= values.ndim <= 4 or not values.numel():
+    if not 2 <= values.ndim <= 5 or not values.numel():
         raise wrong_value(
             "picture",
             "x",
-            "hold images (B, C, H, W), series (B, C, L) or vectors (B, D)",
+            "hold images (B, C, H, W), clips (B, C, D, H, W), series (B, C, L) or vectors (B, D)",
             tuple(values.shape),
             "choose what to draw",
         )
@@ -143,14 +145,25 @@ def _stretched(values: Tensor) -> Tensor:
 
 
 def _draw_images(axes: Axes, values: Tensor, *, rgba: bool) -> None:
-    """Draw images as tiles; the channels of one that no picture has side by side."""
+    """Draw images as tiles, and clips as strips; the channels that no picture has apart."""
     count, channels = values.shape[:2]
+    pictured = channels in ((1, 3, 4) if rgba else (1, 3))
     columns = None
-    if channels not in ((1, 3, 4) if rgba else (1, 3)):
+    if values.ndim == 5:
+        values, columns = _frames(values[:_CLIPS], pictured=pictured)
+    elif not pictured:
         values = values.flatten(0, 1)
         columns = channels * max(1, round(math.sqrt(count / channels)))
     shown = tiles(values, columns).numpy()
     axes.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+
+
+def _frames(clips: Tensor, *, pictured: bool) -> tuple[Tensor, int]:
+    """Return some frames of every clip as images, and how many: of every channel if need be."""
+    number = min(clips.shape[2], _FRAMES)
+    at = torch.linspace(0, clips.shape[2] - 1, number).round().long()
+    shown = clips[:, :, at] if pictured else clips[:, :, at].flatten(0, 1)[:, None]
+    return shown.movedim(2, 1).flatten(0, 1), number
 
 
 def _series_figure(values: Tensor) -> Figure:

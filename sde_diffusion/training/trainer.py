@@ -387,7 +387,7 @@ class Trainer:
 def _distributed(both: Together) -> DistributedDataParallel:
     """Return the module with gradients that are the mean over all processes."""
     for weight in both.parameters():
-        if weight.requires_grad and weight.ndim == 4 and weight.shape[2:] == (1, 1):
+        if weight.requires_grad and set(weight.shape[2:]) == {1}:
             # Its gradient may come with the other strides of the same memory, which DDP warns of.
             hook = partial(_restrided, weight.stride())
             weight.register_hook(hook)  # type: ignore[no-untyped-call]
