@@ -190,8 +190,8 @@ def data_options(function: FunctionT) -> FunctionT:
             "--data",
             default="digits",
             show_default=True,
-            help="digits, or a path: IDX, .npy, .npz, CIFAR-10, a folder of pictures or of a "
-            "folder for each class.",
+            help="digits, or a path: IDX, .npy, .npz, CIFAR-10, .wav, a folder of sounds, of "
+            "pictures or of a folder of pictures for each class.",
         ),
         levels_option,
         limit_option(None),
@@ -217,21 +217,28 @@ def limit_option(default: int | None) -> Callable[[FunctionT], FunctionT]:
 
 
 def reading_options(function: FunctionT) -> FunctionT:
-    """Add --size, --frames and --layout, which say how files are read."""
+    """Add --size, --frames, --layout and --length, which say how files are read."""
     options = [
         count_option("--size", default=None, help="Resize pictures to N × N and crop the rest."),
         click.option(
             "--frames",
-            type=click.Choice(["first", "all"]),
+            type=click.Choice(["first", "all", "clip"]),
             default="first",
             show_default=True,
-            help="Frames that are read of a GIF or another picture of several.",
+            help="Frames that are read of a GIF or another picture of several; clip makes one "
+            "sample of them.",
         ),
         click.option(
             "--layout",
             type=click.Choice(["hw", "chw", "hwc", "cl", "lc", "cdhw", "dhwc"]),
             default=None,
             help="Axes of a sample of an array, c the channels; recognised if not given.",
+        ),
+        count_option(
+            "--length",
+            default=None,
+            help="Cut sounds into clips of N samples; those of the model, or whole files, if not "
+            "given.",
         ),
     ]
     return _with(options, function)
@@ -249,8 +256,8 @@ def split_option(function: FunctionT) -> FunctionT:
 
 
 def mode_of(shape: Sequence[int]) -> str | None:
-    """Return the mode of pictures of a shape (C, H, W), None for another shape."""
-    return {1: "grey", 3: "rgb", 4: "rgba"}.get(shape[0]) if len(shape) == 3 else None
+    """Return the mode of pictures of a shape (C, H, W) or (C, D, H, W), None for another."""
+    return {1: "grey", 3: "rgb", 4: "rgba"}.get(shape[0]) if len(shape) in (3, 4) else None
 
 
 def tell(notes: Iterable[str]) -> None:

@@ -28,6 +28,8 @@ def read_for(name: str, model: Any, reading: Mapping[str, Any]) -> Dataset:  # n
 
     event = menu.event_shape(model)
     how = {**reading, "split": reading["split"] or held_out_split(name)}
+    if how.get("length") is None and len(event) == 2:
+        how["length"] = event[1]
     dataset = load_data(name, mode=_common.mode_of(event), **how)
     if place()[0] == 0:
         _common.tell(dataset.notes)

@@ -289,8 +289,8 @@ def _dataset(options: Mapping[str, Any], model: Any) -> Dataset:  # noqa: ANN401
     """
     from sde_diffusion.cli._held_out import read_for, scaled_like
 
-    # Runs of version 0.1 know no size, frames and layout.
-    usual = {"size": None, "frames": "first", "layout": None}
+    # Runs of version 0.1 know none of these.
+    usual = {"size": None, "frames": "first", "layout": None, "length": None}
     reading = {name: options.get(f"--{name}", value) for name, value in usual.items()}
     reading |= {name: options[f"--{name}"] for name in ("split", "limit", "levels")}
     return scaled_like(model, read_for(options["--data"], model, reading))

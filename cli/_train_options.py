@@ -77,7 +77,7 @@ MODEL_OPTIONS: Final = (
     "conditional",
 )
 _OTHERS: Final[Mapping[str, Sequence[str]]] = {
-    "Data": ("data", "levels", "limit", "mode", "size", "frames", "layout"),
+    "Data": ("data", "levels", "limit", "mode", "size", "frames", "layout", "length"),
     "Model": MODEL_OPTIONS,
     "Evaluation": ("held_out",),
     "Run": ("out", "resume", "config", "log", "device", "as_json"),

@@ -161,6 +161,7 @@ def command(
     size: int | None,
     frames: str,
     layout: str | None,
+    length: int | None,
     solvers: tuple[str, ...],
     peers: tuple[str, ...],
     budgets: tuple[int, ...],
@@ -194,6 +195,7 @@ def command(
     made = {name: _solver(name, tolerance) for name in solvers} | others
     where = _common.resolve_device(device)
     reading = {"split": split, "size": size, "frames": frames, "layout": layout}
+    reading["length"] = length
     tasks = [
         _task(name, data, reading, samples, grid, denoise, reference_steps, seed, where)
         for name in models

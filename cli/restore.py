@@ -73,6 +73,7 @@ def command(
     size: int | None,
     frames: str,
     layout: str | None,
+    length: int | None,
     split: str | None,
     operator: str,
     noise: float,
@@ -107,6 +108,7 @@ def command(
         made = _operators.operator(operator, event)
         likelihood = _operators.method(method)
         reading = {"size": size, "frames": frames, "layout": layout, "split": split}
+        reading["length"] = length
         dataset = data_of_model(data, model, reading)
         folder = _common.output_folder(out)
         truth = dataset.dequantized(torch.Generator().manual_seed(seed))[:limit]

@@ -15,8 +15,10 @@ from sde_diffusion._files import writing
 from sde_diffusion.cli import _common, menu
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
+    from sde_diffusion.data.spec import DataSpec
     from sde_diffusion.grids import Grid
     from sde_diffusion.parallel.ranks import Ranks
     from sde_diffusion.sampling.shared import Draws
@@ -122,7 +124,8 @@ def command(
     """Draw samples of a model with any solver.
 
     Writes samples.npz, with the samples as `x` (and as whole `levels` where the data has them),
-    their `labels` and the `guidance`, and samples.png, a picture. Where some were left out the
+    their `labels` and the `guidance`, and samples.png, a picture; of sounds samples.wav too, in
+    which they follow one another, and of clips samples.gif. Where some were left out the
     `number` of each is there too. Real data are in their own
     units. Sample i depends on --seed and i
     alone, not on --batch-size nor on the number of processes; torchrun shares the batches among
@@ -373,6 +376,8 @@ def _write(folder: Path, job: SamplingJob, draws: Draws) -> tuple[list[Path], st
     import numpy as np
 
     from sde_diffusion._files import write_arrays
+    from sde_diffusion.data.sounds import write_sounds
+    from sde_diffusion.pictures.clips import clip_animation
     from sde_diffusion.pictures.samples import sample_picture
 
     spec = job.model.data
@@ -390,7 +395,26 @@ def _write(folder: Path, job: SamplingJob, draws: Draws) -> tuple[list[Path], st
         arrays["number"] = draws.number.numpy()
     npz = folder / "samples.npz"
     png = folder / "samples.png"
+    wav = folder / "samples.wav"
+    gif = folder / "samples.gif"
+    played = [wav] if spec is not None and spec.rate is not None and x.ndim == 3 else []
     with writing("sample", folder, f"the {len(x)} samples are lost", "draw them again"):
         write_arrays(npz, arrays)
+        wav.unlink(missing_ok=True)  # that of another model
+        gif.unlink(missing_ok=True)
+        for path in played:
+            write_sounds(path, _sixteen_bits(spec, x), spec.rate)
     failure = _common.no_picture(lambda path: sample_picture(x, path, spec), png)
-    return ([png, npz] if failure is None else [npz]), failure
+    moving = [gif] if failure is None and x.ndim == 5 and x.shape[1] in (1, 3) else []
+    for path in moving:
+        clip_animation(x, path)
+    return [*([png] if failure is None else []), npz, *played, *moving], failure
+
+
+def _sixteen_bits(spec: DataSpec, x: Tensor) -> NDArray[Any]:
+    """Return sounds as levels of 16 bits; those of real numbers have values in [−1, 1]."""
+    from sde_diffusion.data.sounds import LEVELS
+
+    share = spec.decode(x).double() / spec.levels if spec.levels else 0.5 + 0.5 * spec.decode(x)
+    found: NDArray[Any] = (LEVELS * share).floor().clamp(0, LEVELS - 1).numpy()
+    return found

@@ -139,7 +139,8 @@ def _data(options: dict[str, Any], config: TrainingConfig) -> tuple[Dataset, Dat
 
     data = options["data"]
     number = options["held_out"]
-    how = {name: options[name] for name in ("levels", "mode", "size", "frames", "layout")}
+    names = ("levels", "mode", "size", "frames", "layout", "length")
+    how = {name: options[name] for name in names}
     dataset = load_data(data, "train", options["limit"], **how)
     if number is not None:
         if number >= len(dataset):

@@ -89,7 +89,9 @@ def _public(thing: object) -> dict[str, object]:
     if isinstance(thing, tuple):  # a named one
         return dict(zip(type(thing).__annotations__, thing, strict=True))
     if dataclasses.is_dataclass(thing):
-        return {f.name: vars(thing)[f.name] for f in dataclasses.fields(thing) if f.repr}
+        kept = vars(thing)
+        fields = (f for f in dataclasses.fields(thing) if f.repr and f.name in kept)
+        return {f.name: kept[f.name] for f in fields}
     values = {key: value for key, value in vars(thing).items() if not key.startswith("_")}
     if isinstance(thing, nn.Module):
         values.pop("training")

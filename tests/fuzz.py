@@ -26,6 +26,7 @@ import time
 import traceback
 import types
 import warnings
+import wave
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -426,6 +427,16 @@ def _npy() -> dict[str, bytes]:
     return {f"{i}.npy": _saved(np.save, array) for i, array in enumerate(arrays)}
 
 
+def _wav() -> dict[str, bytes]:
+    content = io.BytesIO()
+    with wave.open(content, "wb") as file:
+        file.setnchannels(2)
+        file.setsampwidth(2)
+        file.setframerate(8000)
+        file.writeframes(bytes(range(64)))
+    return {"a.wav": content.getvalue()}
+
+
 def _npz() -> dict[str, bytes]:
     more = {"x_train": _BYTES_OF, "y_train": _LABELS, "x_test": _BYTES_OF}
     return {
@@ -604,6 +615,7 @@ FORMATS: Mapping[str, Callable[[Path], Format]] = {
     "idx": _of_data(_idx, mutations.packed),
     "npy": _of_data(_npy, mutations.damaged),
     "npz": _of_data(_npz, mutations.archive),
+    "wav": _of_data(_wav, mutations.damaged),
     "cifar": _of_data(lambda: {"a.bin": bytes(2 * 3073)}, mutations.damaged),
     "png": _of_data(_pngs, mutations.png),
     "pictures": _of_data(_pictures, mutations.damaged),

@@ -447,8 +447,8 @@ def test_what_is_not_there_is_answered_with_what_is_accepted(source: str) -> Non
         load_data(source)
     assert str(caught.value) == (
         "load_data: source must be 'digits', an IDX image file (.gz or not), a .npy or .npz file, "
-        "a CIFAR-10 .bin file, or a folder of MNIST files, CIFAR-10 batches, pictures or classes "
-        f"of pictures, got {source!r}; check the spelling"
+        "a CIFAR-10 .bin file, a .wav file, or a folder of MNIST files, CIFAR-10 batches, sounds, "
+        f"pictures or classes of pictures, got {source!r}; check the spelling"
     )
 
 
@@ -500,6 +500,8 @@ NUMBERS: dict[str, tuple[bytes, str]] = {
         "PATH must start each CIFAR-10 record with a label from 0 to 9, got 10;",
     ),
     "empty.bin": (b"", "PATH must hold at least one sample"),
+    "cut.wav": (b"RIFF", "PATH must be a whole WAV file of 16-bit PCM, got"),
+    "empty.wav": (b"", "PATH must be a whole WAV file of 16-bit PCM, got"),
     "empty.npy": (b"", "PATH must be a whole .npy or .npz file of numbers"),
     "text.npy": (b"1 2 3 4 5 6 7 8", "PATH must be a whole .npy or .npz file of numbers"),
     # Damage in the header is read as Python source by numpy, which raises whatever that gives.

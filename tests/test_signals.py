@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import wave
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,16 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 
-from sde_diffusion import VPSDE, describe
+from sde_diffusion import VPSDE, DataSpec, describe, load_data
 from sde_diffusion.cli.main import main
+from sde_diffusion.data.checks import check_fits
+from sde_diffusion.data.sounds import write_sounds
 from sde_diffusion.nets import UNet
 from sde_diffusion.nets.choices import unet_for
+from sde_diffusion.pictures.clips import clip_animation
+from sde_diffusion.pictures.samples import tiles
 
 SHAPES = {"series": (2, 21), "clips": (1, 3, 6, 5)}
 
@@ -79,3 +85,130 @@ def test_the_network_of_a_shape_sees_at_most_a_thousand_places_at_once(
     places = math.prod(-(-n // 2 ** (levels - 1)) for n in shape[1:])
     assert places <= 1024
     assert net.config["channels"] == shape[0]
+
+
+# Sounds and clips ---------------------------------------------------------------------------
+
+
+def written(path: Path, pcm: Any, rate: int = 8000, width: int = 2) -> Path:
+    """A WAV file by the standard library; pcm (samples, channels)."""
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(pcm.shape[1])
+        file.setsampwidth(width)
+        file.setframerate(rate)
+        file.writeframes(pcm.astype("<i2" if width == 2 else "u1").tobytes())
+    return path
+
+
+def pcm(samples: int, channels: int, seed: int = 0) -> Any:
+    return np.random.default_rng(seed).integers(-(2**15), 2**15, (samples, channels))
+
+
+def test_sounds_are_cut_into_clips_and_written_as_they_were(tmp_path: Path) -> None:
+    sound = pcm(25, 2)
+    path = written(tmp_path / "song.wav", sound, rate=44100)
+    data = load_data(path, "all", length=8)
+    assert data.spec == DataSpec("song", (2, 8), 2**16, rate=44100)
+    for i in range(3):
+        assert data.values[i].T.tolist() == (sound[8 * i : 8 * i + 8] + 2**15).tolist()
+    assert data.notes == ("song.wav: 1 samples at the ends of 1 sounds fill no clip",)
+    write_sounds(tmp_path / "again.wav", data.values.numpy(), 44100)
+    again = load_data(tmp_path / "again.wav", "all", length=8)
+    assert torch.equal(again.values, data.values)
+    with wave.open(str(tmp_path / "again.wav")) as file:
+        assert file.getparams()[:4] == (2, 2, 44100, 24)
+    assert load_data(path, "all").spec.shape == (2, 25)
+
+
+def test_the_rate_is_part_of_what_the_data_are() -> None:
+    spec = DataSpec("song", (1, 4), 2**16, rate=8000)
+    assert DataSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+    assert "rate=8000" in repr(spec)
+    silent = DataSpec("song", (1, 4), 2**16)
+    assert "rate" not in silent.to_json()
+    assert "rate" not in vars(silent)  # whose fingerprint is that of version 0.1
+    check_fits(silent, spec)
+    check_fits(spec, silent)
+    with pytest.raises(ValueError, match="samples must have the model's rate, 8000 a second, got"):
+        check_fits(spec, DataSpec("song", (1, 4), 2**16, rate=16000))
+    with pytest.raises(ValueError, match="DataSpec: rate must be at least 1, got 0"):
+        DataSpec("song", (1, 4), 2**16, rate=0)
+
+
+@pytest.mark.parametrize(
+    ("other", "rule"),
+    [
+        (
+            {"rate": 16000},
+            "have the rate 8000 of a.wav, got 16000; convert it with ffmpeg .*-ar 8000",
+        ),
+        ({"pcm": pcm(9, 2)}, "have the 1 channels of a.wav, got 2; convert it .* -ac 1"),
+        ({"pcm": pcm(7, 1)}, "be 9 samples long like a.wav, got 7; pass --length 7"),
+        ({"width": 1}, "be a whole WAV file of 16-bit PCM, got 8 bits a sample; convert it"),
+        ({"content": b"RIFF"}, "be a whole WAV file of 16-bit PCM, got .*; convert it"),
+        ({"cut": 5}, "be a whole WAV file .*, got .* bytes of sound, 18 by its header"),
+    ],
+)
+def test_sounds_that_do_not_fit_are_refused_by_name(
+    tmp_path: Path, other: dict[str, Any], rule: str
+) -> None:
+    written(tmp_path / "a.wav", pcm(9, 1))
+    made = {"pcm": pcm(9, 1), "rate": 8000, "width": 2} | other
+    path = written(tmp_path / "b.wav", made["pcm"], made["rate"], made["width"])
+    if "content" in other:
+        path.write_bytes(other["content"])
+    if "cut" in other:
+        path.write_bytes(path.read_bytes()[: -other["cut"]])
+    with pytest.raises(ValueError, match=f"b.wav must {rule}"):
+        load_data(tmp_path, "all")
+
+
+def test_a_sound_shorter_than_the_clips_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.wav", pcm(9, 1))
+    with pytest.raises(ValueError, match="be at least 10 samples long, got 9 samples; pass --len"):
+        load_data(path, "all", length=10)
+
+
+def test_samples_of_sounds_can_be_played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    written(tmp_path / "song.wav", pcm(160, 1), rate=22050)
+    brief = ("--steps", 1, "--batch-size", 2, "--width", 8, "--out", "run")
+    run("train", "--data", "song.wav", "--length", 16, *brief)
+    run("sample", "--model", "run", "--steps", 2, "-n", 3, "--out", "drawn")
+    played = load_data("drawn/samples.wav", "all", length=16)
+    assert played.spec.rate == 22050
+    assert np.array_equal(played.values.numpy(), np.load("drawn/samples.npz")["levels"])
+    written(tmp_path / "slow.wav", pcm(160, 1), rate=8000)
+    words = ["likelihood", "--model", "run", "--data", "slow.wav", "--limit", "2"]
+    refused = CliRunner().invoke(main, words)
+    assert refused.exit_code == 2
+    assert "have the model's rate, 22050 a second, got 8000" in refused.output
+
+
+def film(path: Path, frames: int, size: int = 6) -> Any:
+    values = np.random.default_rng(frames).integers(0, 256, (frames, size, size)).astype("u1")
+    first, *rest = (Image.fromarray(frame) for frame in values)
+    first.save(path, save_all=True, append_images=rest)
+    return values
+
+
+def test_moving_pictures_become_clips_and_are_refused_at_other_lengths(tmp_path: Path) -> None:
+    films = [film(tmp_path / f"{name}.tif", 4) for name in "ab"]
+    clips = load_data(tmp_path, "all", frames="clip")
+    assert np.array_equal(clips.values.numpy(), np.stack(films)[:, None])
+    film(tmp_path / "c.tif", 3)
+    with pytest.raises(
+        ValueError, match=r"c.tif must have the 4 frames of a.tif, got 3; cut them"
+    ):
+        load_data(tmp_path, "all", frames="clip")
+
+
+def test_clips_are_animated_tile_by_tile(tmp_path: Path) -> None:
+    x = torch.rand(5, 1, 3, 4, 6, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    clip_animation(x, tmp_path / "a.gif")
+    with Image.open(tmp_path / "a.gif") as animation:
+        assert animation.n_frames == 3
+        for i in range(3):
+            animation.seek(i)
+            shown = torch.from_numpy(np.array(animation.convert("L"))) / 255
+            assert torch.allclose(shown, tiles(x[:, :, i]), rtol=0, atol=0.01)

@@ -18,6 +18,7 @@ from PIL import Image
 
 from sde_diffusion import describe
 from sde_diffusion.cli.main import main
+from sde_diffusion.data.sounds import write_sounds
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "your_data.md"
 ROWS = [
@@ -53,6 +54,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         save(folder, f"mixed/{i}.tif", picture.convert(("RGB", "RGB", "RGB", "L", "CMYK", "P")[i]))
         save(folder, f"pets/{('cat', 'dog')[i % 2]}/{i}.png", picture)
         save(folder, f"parts/{('train', 'test')[i % 2]}/{i}.png", picture.convert("L"))
+    write_sounds(folder / "song.wav", RNG.integers(0, 2**16, size=(6, 2, 256)), 8000)
     save(folder, "clips/a.gif", *(picture.convert("L") for picture in colours))
     (folder / "scans").mkdir()
     (folder / "scans" / "a.png").write_bytes(deep_png())

@@ -67,7 +67,7 @@ def check_dequantized(what: str, x: Tensor, spec: DataSpec) -> None:
 
 
 def check_fits(model_spec: DataSpec | None, spec: DataSpec) -> None:
-    """Refuse data of another shape, levels or scaling than the model was trained on.
+    """Refuse data of another shape, levels, scaling or rate than the model was trained on.
 
     Its likelihood would mean nothing. Any data fit a model whose data are not known.
 
@@ -91,6 +91,15 @@ def check_fits(model_spec: DataSpec | None, spec: DataSpec) -> None:
             f"have the model's {known or 'no'} grey levels",
             spec.levels or "real numbers",
             remedy,
+        )
+    if None not in (spec.rate, model_spec.rate) and spec.rate != model_spec.rate:
+        known = model_spec.rate
+        raise wrong_value(
+            "data",
+            "samples",
+            f"have the model's rate, {known} a second",
+            spec.rate,
+            f"convert them with ffmpeg -i IN.wav -ar {known} OUT.wav",
         )
     if spec.scaling != model_spec.scaling:
         raise wrong_value(

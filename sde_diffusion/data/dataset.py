@@ -27,8 +27,9 @@ _DIGITS_TRAIN: Final = 1437
 _CHUNK: Final = 4096  # rows
 _NUMPY: Final = {torch.uint8: np.uint8, torch.int32: np.int32, torch.float32: np.float32}
 _ACCEPTED: Final = (
-    "be 'digits', an IDX image file (.gz or not), a .npy or .npz file, a CIFAR-10 .bin file, or a "
-    "folder of MNIST files, CIFAR-10 batches, pictures or classes of pictures"
+    "be 'digits', an IDX image file (.gz or not), a .npy or .npz file, a CIFAR-10 .bin file, a "
+    ".wav file, or a folder of MNIST files, CIFAR-10 batches, sounds, pictures or classes of "
+    "pictures"
 )
 
 
@@ -173,13 +174,15 @@ def load_data(
     size: int | None = None,
     frames: str = "first",
     layout: str | None = None,
+    length: int | None = None,
 ) -> Dataset:
     """Return the data set of a name or path.
 
     The source is "digits" (1797 images of 8×8, 17 levels) or the path of an IDX image file (.gz
-    or not), a .npy or .npz file, a CIFAR-10 .bin file, or a folder of MNIST files, of CIFAR-10
-    batches, of pictures or of a folder of pictures for each class. A .npz file without x_test, any
-    other file, or a folder of pictures without the subfolders train and test, has no test part.
+    or not), a .npy or .npz file, a CIFAR-10 .bin file, a .wav file of 16-bit PCM, or a folder of
+    MNIST files, of CIFAR-10 batches, of .wav files, of pictures or of a folder of pictures for
+    each class. A .npz file without x_test, any other file, a folder of sounds, or one of pictures
+    without the subfolders train and test, has no test part.
 
     Arrays are (N, D), (N, H, W), (N, C, H, W), (N, H, W, C), series (N, C, L) or volumes
     (N, C, D, H, W). Samples are channels-first; (N, H, W) becomes (N, 1, H, W). Floats stay as
@@ -194,9 +197,11 @@ def load_data(
             None 17 for "digits", 65536 for pictures of 16 bits and 256 for others.
         mode: of pictures: "grey", "rgb" or "rgba"; that of most of them if None.
         size: the height and width to which pictures are resized, and cropped at the centre.
-        frames: of a GIF or another picture of several: "first" or "all".
+        frames: of a GIF or another picture of several: "first", "all" as pictures of their own, or
+            "clip" for samples (C, D, H, W), a file each.
         layout: the axes of a sample of an array: "hw", "chw", "hwc", "cl", "lc", "cdhw" or "dhwc";
             recognised by its shape if None.
+        length: of clips into which sounds are cut, in samples; None for whole files.
 
     Errors: FileNotFoundError; ValueError that names the file and what is wrong with it.
 
@@ -210,7 +215,7 @@ def load_data(
         )
     if limit is not None:
         positive_integer("load_data", "limit", limit)
-    reading = Reading(mode, size, frames, layout)
+    reading = Reading(mode, size, frames, layout, length)
     if source == "digits":
         return _dataset(Path(source), _digits(split), limit, levels, layout)
     path = Path(source)
@@ -219,7 +224,7 @@ def load_data(
     error = wrong_value("load_data", "source", _ACCEPTED, repr(str(source)), "check the spelling")
     if not path.exists():
         raise FileNotFoundError(str(error))
-    rows = read_file(path, split)
+    rows = read_file(path, split, reading)
     if rows is None:
         raise error
     return _dataset(path, rows, limit, levels, layout)
@@ -256,7 +261,7 @@ def _dataset(
     elif levels is None:
         levels = 256 if rows.levels is None else rows.levels
     name = path.absolute().name
-    spec = DataSpec(name.split(".")[0] or name, values.shape[1:], levels)
+    spec = DataSpec(name.split(".")[0] or name, values.shape[1:], levels, rate=rows.rate)
     if levels is not None:
         check_span("load_data", str(path), values, levels)
     # A copy: the bytes of a file are read-only, and a limit must not keep the other rows alive.

@@ -112,8 +112,8 @@ def header_of(file: Path, reading: Reading) -> Header:
         most = 1
         if image.format in _SEVERAL and not cut:
             most = most_bytes(file.stat().st_size) // (image.width * image.height) + 1
-        frames = _frames(image, most if reading.frames == "all" else min(most, 2))
-        used = frames if reading.frames == "all" else 1
+        frames = _frames(image, min(most, 2) if reading.frames == "first" else most)
+        used = 1 if reading.frames == "first" else frames
         deep = cut or stored in DEEP_GREY
         return Header(file, stored, _KINDS[stored], image.size, frames, used, deep)
 

@@ -59,13 +59,14 @@ def read_pictures(path: Path, found: PictureFiles, limit: int | None, reading: R
     headers = [known[file] for file in wanted]
     check_depth(headers)
     check_memory(path, headers, mode, reading)
-    count = sum(header.used for header in headers)
-    first, *_ = _frames_of(headers[0], mode, reading)
+    clips = reading.frames == "clip"
+    count = len(headers) if clips else sum(header.used for header in headers)
+    first, *_ = _samples_of(headers[0], mode, reading)
     values = np.empty((count, *first.shape), first.dtype)
     labels = np.empty(count, np.int64)
     row = 0
     for place, header in enumerate(headers):
-        for picture in _frames_of(header, mode, reading):
+        for picture in _samples_of(header, mode, reading):
             _check_shape(header.file, picture, headers[0].file, first)
             values[row] = picture
             labels[row] = 0 if found.labels is None else found.labels[place]
@@ -74,15 +75,19 @@ def read_pictures(path: Path, found: PictureFiles, limit: int | None, reading: R
         values,
         None if found.labels is None else labels,
         found.classes,
-        layout="chw",
+        layout="cdhw" if clips else "chw",
         levels=2**16 if headers[0].deep else 2**8,
         notes=_notes(path, headers, mode, reading),
     )
 
 
 def _check_shape(file: Path, picture: NDArray[Any], model: Path, first: NDArray[Any]) -> None:
+    if picture.shape[:-2] != first.shape[:-2]:  # of one mode: clips of other lengths
+        rule = f"have the {first.shape[1]} frames of {model.name}"
+        remedy = "cut them to one length, or pass --frames all (frames='all' in Python)"
+        raise refusal(file, rule, picture.shape[1], remedy)
     if picture.shape != first.shape:
-        smallest = min(*picture.shape[1:], *first.shape[1:])
+        smallest = min(*picture.shape[-2:], *first.shape[-2:])
         raise refusal(
             file,
             f"have the size {_size(first)} of {model.name}",
@@ -92,7 +97,13 @@ def _check_shape(file: Path, picture: NDArray[Any], model: Path, first: NDArray[
 
 
 def _size(picture: NDArray[Any]) -> str:
-    return f"{picture.shape[2]} × {picture.shape[1]}"
+    return f"{picture.shape[-1]} × {picture.shape[-2]}"
+
+
+def _samples_of(header: Header, mode: str, reading: Reading) -> list[NDArray[Any]]:
+    """Return the samples of a file: its frames, or one clip (C, D, H, W) of them."""
+    frames = _frames_of(header, mode, reading)
+    return [np.stack(frames, axis=1)] if reading.frames == "clip" else frames
 
 
 def _frames_of(header: Header, mode: str, reading: Reading) -> list[NDArray[Any]]:

@@ -20,6 +20,7 @@ from sde_diffusion.data.layout import channels_first
 from sde_diffusion.data.picture_files import find_pictures
 from sde_diffusion.data.pictures import read_pictures
 from sde_diffusion.data.rows import Reading, Rows, check_undivided, joined, refusal
+from sde_diffusion.data.sounds import SUFFIX, read_sounds
 from sde_diffusion.data.spec import check_span
 
 # The files of a folder that belong together, by split.
@@ -42,7 +43,7 @@ _BINARY: Final = (
 )
 
 
-def read_file(path: Path, split: str) -> Rows | None:
+def read_file(path: Path, split: str, reading: Reading) -> Rows | None:
     """Return the rows of one file, or None for a kind of file that is not read."""
     if path.suffix == ".npz":
         return read_npz(path, split)
@@ -51,6 +52,9 @@ def read_file(path: Path, split: str) -> Rows | None:
         raise refusal(path, "be unpacked", "an archive", "unpack it and pass the folder")
     if path.suffix == ".npy":
         reader = read_npy
+    elif path.suffix.lower() == SUFFIX:
+        check_undivided(path, split)
+        return read_sounds(path, [path], reading.length)
     elif path.suffix == ".bin":
         reader = read_cifar
     elif path.suffix == ".gz" or "idx" in path.name:
@@ -63,13 +67,13 @@ def read_file(path: Path, split: str) -> Rows | None:
 
 
 def read_folder(path: Path, split: str, limit: int | None, reading: Reading) -> Rows:
-    """Return the rows of a split of a folder of MNIST files, CIFAR-10 batches or pictures.
+    """Return the rows of a split of a folder of MNIST files, CIFAR-10 batches, sounds or pictures.
 
     Arguments:
         path: the folder.
         split: "train", "test" or "all".
         limit: the number of pictures that are read; all if None.
-        reading: how pictures are read.
+        reading: how pictures and sounds are read.
 
     Errors: FileNotFoundError where files of the split are missing; ValueError.
     """
@@ -90,6 +94,10 @@ def read_folder(path: Path, split: str, limit: int | None, reading: Reading) -> 
         return joined(path, [reader(file) for part in wanted for file in found[part]])
     for file in _matching(path, _PICKLED):
         _check_not_pickled(file)
+    sounds = [file for file in sorted(path.iterdir()) if file.suffix.lower() == SUFFIX]
+    if sounds:
+        check_undivided(path, split)
+        return read_sounds(path, sounds, reading.length)
     return read_pictures(path, find_pictures(path, split), limit, reading)
 
 

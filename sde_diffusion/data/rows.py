@@ -13,7 +13,7 @@ from sde_diffusion._check import one_of, positive_integer, wrong_value
 
 SPLITS: Final = ("train", "test", "all")
 MODES: Final = ("grey", "rgb", "rgba")
-FRAMES: Final = ("first", "all")
+FRAMES: Final = ("first", "all", "clip")
 LAYOUTS: Final = ("hw", "chw", "hwc", "cl", "lc", "cdhw", "dhwc")
 _LARGEST: Final = 2**28  # bytes that any file may expand to
 _DENSEST: Final = 100  # bytes for each of a larger file's; deflate reaches 1032
@@ -30,6 +30,7 @@ class Rows:
         classes: the names of the classes, by number; None where they have none.
         layout: the axes of a sample, one of `LAYOUTS`; to be recognised if None.
         levels: the number of grey levels of integers; that of bytes if None.
+        rate: samples a second, of sounds.
         notes: a line for everything that was converted.
     """
 
@@ -38,6 +39,7 @@ class Rows:
     classes: tuple[str, ...] | None = None
     layout: str | None = None
     levels: int | None = None
+    rate: int | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -49,8 +51,9 @@ class Reading:
     Arguments:
         mode: of pictures: "grey", "rgb" or "rgba"; that of most of them if None.
         size: the height and width to which pictures are resized and cropped; None for their own.
-        frames: of a picture that has several: "first" or "all".
+        frames: of a picture that has several: "first", "all" or, as one sample, "clip".
         layout: the axes of a sample of an array, such as "hwc"; recognised if None.
+        length: of clips of sounds, in samples; whole files if None.
 
     Errors: ValueError or TypeError for another value.
     """
@@ -59,12 +62,15 @@ class Reading:
     size: int | None = None
     frames: str = "first"
     layout: str | None = None
+    length: int | None = None
 
     def __post_init__(self) -> None:
         if self.mode is not None:
             one_of("load_data", "mode", self.mode, MODES)
         if self.size is not None:
             positive_integer("load_data", "size", self.size)
+        if self.length is not None:
+            positive_integer("load_data", "length", self.length)
         one_of("load_data", "frames", self.frames, FRAMES)
         if self.layout is not None:
             one_of("load_data", "layout", self.layout, LAYOUTS)

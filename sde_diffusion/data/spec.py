@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sde_diffusion._check import wrong_type, wrong_value
+from sde_diffusion._check import positive_integer, wrong_type, wrong_value
 from sde_diffusion._shown import shown
 from sde_diffusion.data.scaling import Affine, Scaling, scaling_from_json
 
@@ -34,8 +34,9 @@ class DataSpec:
         levels: the number of grey levels; None for real data.
         scaling: the map to x; if None `Affine`(−1, 1), x = 2(k + u)/levels − 1, and for real data
             `Affine`(0, 1), which leaves them as they are.
+        rate: samples a second of sounds; None for other data.
 
-    Errors: TypeError or ValueError for a wrong name, shape, number of levels or scaling.
+    Errors: TypeError or ValueError for a wrong name, shape, number of levels, scaling or rate.
 
     >>> spec = DataSpec("digits", (1, 8, 8), 17)
     >>> x = spec.encode(torch.tensor([0, 8, 16]), 0.5)
@@ -47,6 +48,7 @@ class DataSpec:
     shape: tuple[int, ...]
     levels: int | None
     scaling: Scaling
+    rate: int | None = None
 
     __repr__ = shown
 
@@ -56,10 +58,13 @@ class DataSpec:
         shape: tuple[int, ...],
         levels: int | None,
         scaling: Scaling | None = None,
+        rate: int | None = None,
     ) -> None:
         known = _natural(levels) if scaling is None else scaling
         # Into the dictionary itself: assignment to a field of a frozen class is refused.
         vars(self).update(name=name, shape=shape, levels=levels, scaling=known)
+        if rate is not None:  # left out of what has none, so that its fingerprint stays
+            vars(self).update(rate=rate)
         self._check()
 
     def _check(self) -> None:
@@ -82,6 +87,8 @@ class DataSpec:
                 self.levels,
                 "pass levels=256 for 8-bit images, None for real data",
             )
+        if self.rate is not None:
+            positive_integer("DataSpec", "rate", self.rate)
         self._check_scaling()
 
     def _check_scaling(self) -> None:
@@ -192,11 +199,15 @@ class DataSpec:
         return k.clamp(0, self.levels - 1).to(self.storage)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the specification as JSON values; the default scaling is left out."""
-        values = {"name": self.name, "shape": list(self.shape), "levels": self.levels}
-        if self.is_natural:
-            return values
-        return values | {"scaling": self.scaling.to_json()}
+        """Return the specification as JSON values; a default scaling and no rate are left out."""
+        values: dict[str, Any] = {
+            "name": self.name,
+            "shape": list(self.shape),
+            "levels": self.levels,
+        }
+        if not self.is_natural:
+            values["scaling"] = self.scaling.to_json()
+        return values if self.rate is None else values | {"rate": self.rate}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
@@ -204,7 +215,7 @@ class DataSpec:
 
         Errors: ValueError for missing or unknown entries.
         """
-        if set(values) - {"scaling"} != {"name", "shape", "levels"}:
+        if set(values) - {"scaling", "rate"} != {"name", "shape", "levels"}:
             raise wrong_value(
                 "DataSpec.from_json",
                 "values",
@@ -216,7 +227,8 @@ class DataSpec:
         shape = tuple(values["shape"])
         levels = values["levels"]
         scaling = values.get("scaling")
-        return cls(name, shape, levels, None if scaling is None else scaling_from_json(scaling))
+        known = None if scaling is None else scaling_from_json(scaling)
+        return cls(name, shape, levels, known, values.get("rate"))
 
 
 def check_span(

@@ -1,4 +1,4 @@
-"""Networks: a U-Net for images and a residual MLP for rows of numbers.
+"""Networks: a U-Net for series, images and volumes, and a residual MLP for rows of numbers.
 
 Both are called as ``network(x, c, labels=None)`` and both are 0 until they are trained.
 """

@@ -1,3 +1,4 @@
+from sde_diffusion.pictures.clips import clip_animation as clip_animation
 from sde_diffusion.pictures.comparisons import (
     error_picture as error_picture,
     solver_picture as solver_picture,
