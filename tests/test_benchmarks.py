@@ -18,6 +18,7 @@ SCRIPTS = (
     "overhead",
     "quality",
     "scaling",
+    "signals",
     "training",
 )
 

@@ -53,6 +53,11 @@ SMALLER: Mapping[str, Mapping[str, str]] = {
         "--limit 100 --ledger 2": "--limit 2 --ledger 1 --tolerance 1 --times 4",
         "-n 40": "-n 10",
     },
+    "docs/signals.md": {
+        "--width 16 --steps 2000 --batch-size 32": "--width 8 --steps 2 --batch-size 4",
+        "-n 16": "-n 2 --steps 3",
+        "--limit 4 --tolerance 1e-2": "--limit 1 --tolerance 1",
+    },
     "docs/training.md": {
         "--evaluate-every 1000 --patience 5 --steps 50000": "--evaluate-every 1 --patience 5 "
         "--steps 1 --batch-size 8 --width 8 --warmup 1",
