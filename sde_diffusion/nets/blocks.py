@@ -123,14 +123,14 @@ class Attention(nn.Module):
         # derivative, and the plain one looks for rows without any weight.
         # 1×1 convolutions are faster than products where MKL is slow.
         ones = (1,) * (x.ndim - 2)
-        h = convolved(self.norm(x), self.qkv.weight.unflatten(1, (-1, *ones)), self.qkv.bias)
+        h = convolved(self.norm(x), self.qkv.weight.reshape(-1, x.shape[1], *ones), self.qkv.bias)
         shape = (x.shape[0], self.heads, -1, x.shape[2:].numel())
         q, k, v = (part.reshape(shape).mT for part in h.chunk(3, dim=1))
         weights = (q * q.shape[3] ** -0.5 @ k.mT).softmax(dim=3)
         pixels = (weights @ v).transpose(1, 2).flatten(2).unflatten(1, x.shape[2:])
         weight = self.factor * self.out.weight
         bias = self.factor * self.out.bias
-        h = convolved(pixels.movedim(-1, 1), weight.unflatten(1, (-1, *ones)), bias)
+        h = convolved(pixels.movedim(-1, 1), weight.reshape(-1, x.shape[1], *ones), bias)
         return h.add_(x, alpha=self.factor)
 
 
