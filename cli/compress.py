@@ -66,6 +66,7 @@ def command(
     size: int | None,
     frames: str,
     layout: str | None,
+    length: int | None,
     split: str | None,
     limit: int | None,
     steps: int,
@@ -90,6 +91,7 @@ def command(
     _common.check_output_file(out)
     model = menu.model(model_name, _common.resolve_device(device))
     reading = {"size": size, "frames": frames, "layout": layout, "split": split, "limit": limit}
+    reading["length"] = length
     dataset = data_of_model(data, model, reading)
     with shown_progress(len(dataset), steps) as callback:
         blob = compress(

@@ -312,7 +312,7 @@ def _horner(terms: Sequence[Tensor], b: Tensor) -> Tensor:
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)  # the short one of every SDE: matrices may be large
 class OrnsteinUhlenbeck(_Scheduled):
     """The multivariate Ornstein–Uhlenbeck process dx = β(t) F̄ x dt + √β(t) Ḡ dw of n parts.
 

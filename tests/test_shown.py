@@ -17,6 +17,7 @@ from sde_diffusion import (
     SDE,
     VPSDE,
     Chain,
+    CriticallyDampedLangevin,
     Dataset,
     DataSpec,
     Denoised,
@@ -29,6 +30,7 @@ from sde_diffusion import (
     Guided,
     LevelDecoder,
     LogSNR,
+    MatrixScoreModel,
     Noise,
     OneStep,
     Paths,
@@ -123,6 +125,9 @@ PARTS: dict[str, Any] = {
     "message": "integrate: x must stay finite, got NaN at step 3 (t = 0.5)",
     "ill": torch.arange(300) % 2 == 0,
     "why": "NaN at step 3 (t = 0.5)",
+    "matrix": torch.eye(20),
+    **dict.fromkeys(("rate", "noise"), torch.eye(3) / 7),
+    "classifier": lambda x, t: x,  # noqa: ARG005
 }
 SPECIAL: dict[str, Any] = {
     "DivergedError": DivergedError("x must stay finite", MANY > 0.5, "NaN at step 3"),
@@ -137,6 +142,7 @@ SPECIAL: dict[str, Any] = {
     "Paths": Paths(EulerMaruyama(), uniform(1000, 0.0, 1.0)),
     "Denoised": Denoised(uniform(1000)),
     "Chain": Chain(SDE_OF, lattice(1000)),
+    "MatrixScoreModel": MatrixScoreModel(_Own(), CriticallyDampedLangevin()),
     "LogSNR": LogSNR(FLOW, uniform(1000, 0.01, 0.99)),
     "GaussianMixture": GaussianMixture(torch.ones(300), torch.zeros(300, 2), stds=[0.1] * 300),
 }

@@ -25,6 +25,9 @@ class HiddenPartsBound:
     """A bound on log p(x) with its standard error over draws of the hidden parts, in nats.
 
     Shapes: both (B,).
+
+    >>> HiddenPartsBound(torch.tensor([-0.92]), torch.tensor([0.01]))
+    HiddenPartsBound(nats=[-0.92], standard_error=[0.01])
     """
 
     __repr__ = shown

@@ -168,8 +168,10 @@ def check_ends(what: str, model: ScoreLike, grid: Grid, x: Tensor) -> None:
 
     Errors: those of `check_samples`.
     """
-    sde = model.linear_sde()
-    if model.prediction in _TELLS_X0 and float(times_of(grid)[0]) <= sde.horizon:
+    sde = model.sde
+    if not isinstance(sde, LinearSDE) or model.prediction not in _TELLS_X0:
+        return
+    if float(times_of(grid)[0]) <= sde.horizon:
         check_samples(what, sde, x)
 
 
