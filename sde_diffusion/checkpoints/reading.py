@@ -118,7 +118,7 @@ def _opened(path: Path) -> Iterator[Any]:
 def _check_sum(part: str, path: Path, saved: str | None, found: str) -> None:
     """Refuse a part of a file that was damaged since it was written."""
     if saved not in (None, found):
-        rule = f"have the checksum {saved} that was written with it"
+        rule = f"have the checksum {shown(saved)} that was written with it"
         raise wrong_value("load", f"{part} of {path}", rule, found, _COPY)
 
 
