@@ -203,15 +203,18 @@ def _units(job: SamplingJob, draws: Draws) -> list[str]:
     """Return what the size of the samples says of the network, whatever it predicts."""
     from sde_diffusion.grids import times_of
     from sde_diffusion.priors import too_large
+    from sde_diffusion.sde import LinearSDE
 
     sde = job.model.sde
+    if not isinstance(sde, LinearSDE) or float(times_of(job.grid)[0]) > sde.horizon:
+        return []
     found = too_large(sde, draws.x)
-    if found is None or float(times_of(job.grid)[0]) > sde.horizon:
+    if found is None:
         return []
     return [
         f"samples of this size do not meet the prior of {type(sde).__name__}, by {found} nats a "
-        "dimension: the network is hardly trained, means something else (sde-diffusion info MODEL "
-        "--data DATA says what), or is of data in other units"
+        "dimension: the steps are too few, or the network is hardly trained, means something else "
+        "(sde-diffusion info MODEL --data DATA says what), or is of data in other units"
     ]
 
 

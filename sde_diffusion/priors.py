@@ -7,7 +7,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from sde_diffusion._check import Reason, wrong_type, wrong_value
+from sde_diffusion._check import wrong_type, wrong_value
 from sde_diffusion.data.dataset import Dataset
 from sde_diffusion.sde import SDE, LinearSDE
 
@@ -147,34 +147,15 @@ def check_units(what: str, argument: str, sde: SDE, dataset: Dataset) -> None:
         raise wrong_value(what, argument, _rule(sde, most), worst, remedy)
 
 
-def check_samples(what: str, sde: LinearSDE, x: Tensor) -> None:
-    """Refuse samples that are larger than those of any model whose data meet the prior.
-
-    Whatever means and spreads make up the mean square q of all their numbers, the mean of their
-    dimensions' mismatch is at least that of N(0, q): `prior_mismatch` is convex in q, and least
-    where there is no mean. An exact flow from the prior only shrinks Gaussian data, so that the
-    data are further off than the samples. One sample is enough, and none is changed.
-
-    Arguments:
-        what: the function that refuses, as errors name it.
-        sde: the model's.
-        x: the samples, at the end of a flow from the prior; (B, *event).
-
-    Errors: ValueError, with the least mismatch and the root mean square.
-    """
-    found = too_large(sde, x)
-    if found is not None:
-        remedy = (
-            "wrap a denoiser of data of mean m and standard deviation s as a module of "
-            "(net(s * x + m, s * sigma) - m) / s, or take more steps"
-        )
-        raise wrong_value(what, "the samples", _rule(sde, most_nats(sde)), Reason(found), remedy)
-
-
 def too_large(sde: LinearSDE, x: Tensor) -> str | None:
-    """Return the least mismatch of samples and their size where `check_samples` refuses them.
+    """Return the least mismatch and the size of samples that are larger than their prior allows.
 
-    Shapes: x (B, *event), floating point.
+    Whatever means and spreads make up a mean square q, the mean of the dimensions' mismatch is at
+    least that of N(0, q): `prior_mismatch` is convex in q, and least where there is no mean. An
+    exact flow from the prior only shrinks Gaussian data, so that the data are further off than
+    the samples. Few samples may exceed it by chance, and those of few steps by their error.
+
+    Shapes: x (B, *event), floating point, at the end of a flow from the prior.
     """
     if not x.numel():
         return None

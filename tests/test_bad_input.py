@@ -185,7 +185,7 @@ MISTAKES = [
         ("did you mean vp or ve",),
         lambda _: GaussianMixture.ring(8).diffused("ve"),  # type: ignore[arg-type]
         TypeError,
-        "sde must be a LinearSDE, got str",
+        "sde must be a LinearSDE or a MatrixLinearSDE, got str",
     ),
     Mistake(
         "unknown grid",
@@ -305,7 +305,7 @@ MISTAKES = [
         ("must be a ScoreLike", "got GaussianMixture"),
         lambda _: sample(GaussianMixture.ring(8), Heun(), (2, 2)),  # type: ignore[arg-type]
         TypeError,
-        r"be a ScoreLike of a LinearSDE, got GaussianMixture; .*diffused\(sde\)",
+        r"be a ScoreLike of a LinearSDE or .*SDE, got GaussianMixture; .*diffused\(sde\)",
     ),
     Mistake(
         "a model that does not tell its shape",

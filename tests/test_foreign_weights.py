@@ -326,12 +326,12 @@ def test_load_and_the_commands_say_how_weights_alone_are_read(
     for line in (f"info {path}", f"sample --model {path} -n 1 --out {tmp_path / 'out'}"):
         told = CliRunner().invoke(main, line.split())
         assert told.exit_code == 2
-        assert "sde-diffusion convert PATH net.safetensors; then network.load" in told.output
+        assert "sde-diffusion convert PATH net.safetensors; then weights.fill(net" in told.output
     # The remedy, typed.
     done = CliRunner().invoke(main, ["convert", str(path), "net.safetensors"])
     assert done.exit_code == 0, done.output
     other = torch.nn.Linear(2, 3)
-    other.load_state_dict(read_weights("net.safetensors").tensors)
+    read_weights("net.safetensors").fill(other)
     assert torch.equal(other.weight, network.weight)
     with pytest.raises(ValueError, match=r"or take its weights alone with read_weights\(path\)"):
         load("net.safetensors")

@@ -393,7 +393,11 @@ class Nothing(torch.nn.Module):
             ValueError,
             r"be in evaluation mode, got training mode; call model.eval\(\) first",
         ),
-        (lambda: sample(3, Heun(), (2, 2)), TypeError, r"be a ScoreLike of a LinearSDE, got int"),
+        (
+            lambda: sample(3, Heun(), (2, 2)),
+            TypeError,
+            r"be a ScoreLike of a LinearSDE or a MatrixLinearSDE, got int",
+        ),
         (lambda: sample(VP_MODEL, Heun(), (0, 2)), ValueError, "shape must be at least 1, got 0"),
         (lambda: sample(VP_MODEL, Heun(), (2, 2), steps=0), ValueError, "steps must be at least"),
         (

@@ -9,11 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from numpy.typing import NDArray
 
 from sde_diffusion import load_data
-from sde_diffusion.cli.main import main
 
 
 def ramp(*shape: int) -> NDArray[np.uint8]:
@@ -105,19 +103,6 @@ def test_a_layout_of_another_number_of_axes_is_refused(tmp_path: Path) -> None:
     assert "PATH must have samples of 1 to 4 axes, got shape (N, 2, 2, 2, 2, 2)" in refusal(
         tmp_path / "a.npy"
     )
-
-
-@pytest.mark.parametrize("shape", [(2, 200), (1, 8, 8, 8)])
-def test_a_network_of_series_and_volumes_is_not_there_yet(
-    tmp_path: Path, shape: tuple[int, ...]
-) -> None:
-    np.save(tmp_path / "a.npy", ramp(3, *shape))
-    arguments = ["train", "--data", tmp_path / "a.npy", "--out", tmp_path / "run"]
-    done = CliRunner().invoke(main, [*map(str, arguments)])
-    assert done.exit_code == 2
-    said = "train: --data must hold images (C, H, W) or rows of numbers, as there is no network of"
-    assert said in " ".join(done.stderr.split())
-    assert not (tmp_path / "run").exists()
 
 
 def test_the_place_of_the_first_number_that_is_none_is_that_in_the_file(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from sde_diffusion._watch import DivergedError
 from sde_diffusion.grids import Grid
 from sde_diffusion.integration import Solution, integrate
 from sde_diffusion.noise import PerSampleNoise
-from sde_diffusion.sampling.generate import begun, check_ends, checked_grid
+from sde_diffusion.sampling.generate import begun, checked_grid
 from sde_diffusion.scores import ScoreLike
 from sde_diffusion.solver import Solver
 
@@ -114,7 +114,6 @@ def sample_finite(
     nothing = torch.empty(0, *event, dtype=dtype, device=model.device)
     numbers, order = torch.cat([torch.arange(0), *rows]).sort()
     ends = torch.cat([nothing, *(solution.x for solution in solved)])
-    check_ends("sample_finite", model, times, ends)
     return FiniteSamples(
         ends[order.to(ends.device)],
         first + numbers,

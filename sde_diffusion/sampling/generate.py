@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,13 +24,11 @@ from sde_diffusion.integration import (
 )
 from sde_diffusion.matrix_sde import MatrixLinearSDE, PartsNormal
 from sde_diffusion.noise import Noise, PerSampleNoise
-from sde_diffusion.priors import check_samples
 from sde_diffusion.scores import ScoreLike
 from sde_diffusion.sde import IsotropicNormal, LinearSDE
 from sde_diffusion.solver import Solver, check_solver
 
 GridT = TypeVar("GridT", bound=Grid)
-_TELLS_X0: Final = ("x0", "edm")  # predictions of which an untrained network's samples are small
 
 
 def sample(
@@ -65,9 +63,7 @@ def sample(
         progress: show a bar of the steps that are done.
 
     Shapes: result's x (B, *event).
-    Errors: those of `integrate`; ValueError for steps and grid together, a model in training, or
-    the samples of a denoiser, or of an exact score, that are too large for its data to meet the
-    prior (`prior_mismatch`).
+    Errors: those of `integrate`; ValueError for steps and grid together or a model in training.
     Where samples diverge `sample_finite` keeps the others.
     """
     grid = checked_grid("sample", model, solver, shape, steps, grid)
@@ -83,9 +79,7 @@ def sample(
 
         told = after if progress else callback
         x, dynamics = begun(model, solver, noise, shape, grid, dtype)
-        found = integrate(dynamics, solver, x, grid, noise=noise, callback=told)
-    check_ends("sample", model, grid, found.x)
-    return found
+        return integrate(dynamics, solver, x, grid, noise=noise, callback=told)
 
 
 def checked_grid(
@@ -151,28 +145,6 @@ def begun(
         prior = prior_at(model.linear_sde(), times_of(grid)[0])
     x = prior.sample(noise, shape, dtype=dtype, device=model.device)
     return x, dynamics_for(solver, sde, model)
-
-
-def check_ends(what: str, model: ScoreLike, grid: Grid, x: Tensor) -> None:
-    """Refuse samples that show that the model's data do not meet the prior.
-
-    Of a network that predicts eps, v, a velocity or a score they show nothing: untrained, it
-    leaves the prior's noise as it is, as it would for data of any size. Pure noise beyond the
-    horizon is a start for any data.
-
-    Arguments:
-        what: the function that drew them, as errors name it.
-        model: the model they are of.
-        grid: the times along which they were drawn.
-        x: the samples; (B, *event).
-
-    Errors: those of `check_samples`.
-    """
-    sde = model.sde
-    if not isinstance(sde, LinearSDE) or model.prediction not in _TELLS_X0:
-        return
-    if float(times_of(grid)[0]) <= sde.horizon:
-        check_samples(what, sde, x)
 
 
 def prior_at(sde: LinearSDE, t: Tensor) -> IsotropicNormal:
