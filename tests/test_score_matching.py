@@ -420,7 +420,7 @@ def trained_by(own: Objective | None, *monitors: Monitor, **settings: object) ->
         (
             lambda: trained_by(SLICED, LossByLevel(labelled()), evaluate_every=2),
             TypeError,
-            "monitors must do without alpha and sigma, which a DirectScore has not, got LossByLevel",
+            "monitors must do without alpha and sigma, .* has not, got LossByLevel",
         ),
         (
             lambda: trained_by(SLICED, HeldOutBound(labelled()), evaluate_every=2),
