@@ -403,8 +403,6 @@ def _write(folder: Path, job: SamplingJob, draws: Draws) -> tuple[list[Path], st
     played = [wav] if spec is not None and spec.rate is not None and x.ndim == 3 else []
     with writing("sample", folder, f"the {len(x)} samples are lost", "draw them again"):
         write_arrays(npz, arrays)
-        wav.unlink(missing_ok=True)  # that of another model
-        gif.unlink(missing_ok=True)
         for path in played:
             write_sounds(path, _sixteen_bits(spec, x), spec.rate)
     failure = _common.no_picture(lambda path: sample_picture(x, path, spec), png)

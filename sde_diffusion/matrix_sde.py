@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._block_matrix import BlockMatrix, factor, parts_of, product
-from sde_diffusion._check import positive_number, wrong_type, wrong_value
+from sde_diffusion._check import Reason, diverged, positive_number, wrong_type, wrong_value
 from sde_diffusion._shown import shown
 from sde_diffusion._tensors import check_state, check_times, flat_sum
 from sde_diffusion.noise import Noise
@@ -168,9 +168,18 @@ class MatrixLinearSDE(SDE, ABC):
             return np.concatenate([(f @ mean).ravel(), (half + half.T + g @ g.T).ravel()])
 
         ends = (0.0, self.horizon)
-        return solve_ivp(
+        found = solve_ivp(
             slope, ends, start, "DOP853", dense_output=True, rtol=_TOLERANCE, atol=1e-15
-        ).sol
+        )
+        if not found.success or not np.isfinite(found.y).all():
+            raise diverged(
+                type(self).__name__,
+                "drift_matrix, diffusion_matrix",
+                f"have finite moments up to {self.horizon:g}",
+                Reason(f"none beyond t = {found.t[-1]:.3g}"),
+                "set an earlier horizon",
+            )
+        return found.sol
 
     def mean_matrix(self, t: Tensor) -> Tensor:
         """Return Φ(t) of E[x_t | x_0] = Φ(t) x_0; (n, n) or (B, n, n)."""

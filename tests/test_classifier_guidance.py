@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from sde_diffusion import VPSDE, ClassifierGuided, Gaussian, GaussianMixture, sample
 from sde_diffusion.solvers import DormandPrince, Heun
@@ -67,3 +68,45 @@ def test_samples_are_those_of_the_class_and_keep_their_labels_on_the_way() -> No
 def test_what_does_not_fit_is_refused_by_name(made, error, says) -> None:
     with pytest.raises(error, match=says):
         made()(torch.zeros(3, 1).double(), torch.tensor(0.5).double())
+
+
+class Logits(nn.Module):
+    """A linear classifier, with dropout where it is in training mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(1, 2)
+        self.dropout = nn.Dropout(0.5)
+        with torch.no_grad():
+            self.layer.weight.copy_(torch.tensor([[-1.0], [1.0]]))
+            self.layer.bias.zero_()
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.layer(self.dropout(x) * (1 - t))
+        return out
+
+
+def test_a_network_is_part_of_the_score() -> None:
+    """Of logits ∓(1 − t) x the push to class 1 is 2 (1 − t) p(0 | x)."""
+    labels = torch.tensor([1, 1, 1])
+    network = Logits()
+    guided = ClassifierGuided(ALL, network, labels)
+    with pytest.raises(ValueError, match="be in evaluation mode, got training mode"):
+        sample(guided, Heun(), (3, 1), steps=4)
+    network.eval()
+    assert list(guided.parameters()) == list(network.parameters())
+    x = torch.tensor([[-1.0], [0.2], [0.9]])
+    t = torch.tensor(0.4, dtype=torch.float64)
+    wanted = 2 * 0.6 * torch.sigmoid(-2 * 0.6 * x)
+    assert torch.allclose(guided.push(x, t), wanted, rtol=1e-5)
+    with torch.inference_mode():
+        assert torch.allclose(guided.push(x, torch.tensor(0.4)), wanted, rtol=1e-5)
+    wide = guided.in_double().push(x.double(), t)
+    assert torch.allclose(wide, wanted.double(), rtol=1e-6)
+    assert network.layer.weight.dtype == torch.float32
+    assert sample(guided, Heun(), (3, 1), steps=4).x.isfinite().all()
+
+
+def test_a_class_below_0_is_refused() -> None:
+    with pytest.raises(ValueError, match="labels must be 0 or more, got -1"):
+        ClassifierGuided(ALL, exact, torch.tensor([0, -1]))

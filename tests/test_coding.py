@@ -18,7 +18,9 @@ from torch import Tensor
 
 from sde_diffusion import (
     EDMSDE,
+    MLP,
     VPSDE,
+    Affine,
     Chain,
     Dataset,
     DataSpec,
@@ -27,6 +29,7 @@ from sde_diffusion import (
     GaussianMixture,
     RectifiedFlow,
     ScoreLike,
+    ScoreModel,
     linear_betas,
     load,
     load_data,
@@ -37,7 +40,7 @@ from sde_diffusion.coding.block import BlockCoder
 from sde_diffusion.coding.comparison import discrete_bound, other_sizes
 from sde_diffusion.coding.file_format import Head, joined, parsed
 from sde_diffusion.coding.normals import FINE, PARTS, LevelNormals, Normals, weights
-from sde_diffusion.coding.predictions import GUARD, Exceptions, Predictor
+from sde_diffusion.coding.predictions import GUARD, Exceptions, Predictor, _varint
 from sde_diffusion.coding.stack import Stack, borrowed
 from sde_diffusion.coding.whole_chain import WholeChain
 from sde_diffusion.ddpm.level_times import level_centres, level_times
@@ -406,6 +409,48 @@ def test_data_without_levels_and_none_at_all_are_refused() -> None:
     for data, got in ((real, "real numbers"), (none, "no samples")):
         with pytest.raises(ValueError, match=f"must be samples of levels, got {got}; pass"):
             compress(MODEL, data)
+
+
+def test_a_scaling_that_decompress_could_not_know_is_refused() -> None:
+    spec = DataSpec("shifted", (4,), 16, Affine(0, 1))
+    data = Dataset(
+        spec, torch.randint(16, (3, 4), generator=torch.Generator().manual_seed(0)), None
+    )
+    model = Gaussian(torch.full((4,), 0.5), 0.1 * torch.eye(4)).diffused(VPSDE())
+    with pytest.raises(ValueError, match=r"must have the scaling .* knows no data, got Affine"):
+        compress(model, data, steps=4)
+    # With a model that says so they come back.
+    known = ScoreModel(MLP(4, width=8), VPSDE(), data=spec).eval()
+    assert torch.equal(decompress(known, compress(known, data, steps=4)).long(), data.values)
+
+
+def test_data_beyond_the_reach_of_the_prior_are_refused() -> None:
+    spec = DataSpec("far", (1,), 2**16, Affine(0, 65535))
+    model = ScoreModel(MLP(1, width=8), VPSDE(), data=spec).eval()
+    data = Dataset(spec, torch.tensor([[65535], [3]]), None)
+    with pytest.raises(ValueError, match="data must be in reach of the model's prior"):
+        compress(model, data, steps=4)
+
+
+def test_no_block_stands_for_another() -> None:
+    data = drawn(8)
+    found = compress(MODEL, data, steps=4, block_size=4)
+    head, blocks = parsed(found)
+    assert len(blocks) == 2
+    whole = joined(head, blocks)
+    assert whole == found
+    first = len(joined(head, []))
+    second = first + 12 + len(blocks[0][1])
+    turned = found[:first] + found[second:] + found[first:second]
+    with pytest.raises(ValueError, match="hold a block of its checksum, got another"):
+        decompress(MODEL, turned)
+
+
+@pytest.mark.parametrize("numbers", [(2, 5, 0, 0, 0), (2, 2**61, 0, 2**61, 0)])
+def test_predictions_that_are_told_out_of_order_are_refused(numbers: tuple[int, ...]) -> None:
+    data = b"".join(map(_varint, numbers))
+    with pytest.raises(ValueError, match="tell predictions in their order"):
+        Exceptions.from_bytes(memoryview(data))
 
 
 def test_without_constriction_one_sentence_says_what_to_install(

@@ -320,6 +320,24 @@ def test_a_right_convention_fits(kind) -> None:
     assert found.fits, str(found)
 
 
+def test_a_reading_beyond_a_networks_table_is_left_out() -> None:
+    """A table of 100 steps has none for the index 1000 k/N."""
+    betas = linear_betas(100, 1e-3, 0.2)
+    bar = torch.cumprod(1 - betas, 0)
+
+    class Table(nn.Module):
+        def forward(self, x: Tensor, k: Tensor) -> Tensor:
+            alpha = bar[k].sqrt()
+            return predicted("eps", x, alpha, (1 - alpha**2).sqrt())
+
+    model = ScoreModel.from_timesteps(Table(), betas, dtype=torch.long)
+    found = check_convention(model, DATA)
+    assert found.fits, str(found)
+    names = [reading.name for reading in found.readings]
+    assert "1000 k/N for the index" not in names
+    assert 'prediction "v"' in names
+
+
 class Rescaled(nn.Module):
     """A chain's network that counts as if there were ``count`` steps, or from another one."""
 

@@ -373,7 +373,32 @@ def test_samples_do_not_depend_on_their_batch() -> None:
     moved = CLD.perturb(x0, t, eps)
     each = [CLD.perturb(x0[i : i + 1], t[i : i + 1], eps[i : i + 1]) for i in range(3)]
     assert torch.equal(moved, torch.cat(each))
-    assert network.sde is CLD
+    alone = [network(moved[i : i + 1], t[i : i + 1]) for i in range(3)]
+    assert torch.allclose(network(moved, t), torch.cat(alone), rtol=1e-5, atol=1e-6)
+
+
+class Exploding(MatrixLinearSDE):
+    """dx = x/(½ − t) dt + dw, of no moments from ½ on."""
+
+    parts = 1
+
+    def drift_matrix(self, t: torch.Tensor) -> torch.Tensor:
+        return (1 / (0.5 - t)).reshape(1, 1)
+
+    def diffusion_matrix(self, t: torch.Tensor) -> torch.Tensor:
+        return torch.ones(1, 1, dtype=t.dtype)
+
+
+class Missing(Exploding):
+    """The same with a drift that is no number beyond ½."""
+
+    def drift_matrix(self, t: torch.Tensor) -> torch.Tensor:
+        return torch.where(t > 0.5, torch.nan, -torch.ones_like(t)).reshape(1, 1)
+
+
+def test_moments_that_are_not_finite_are_refused() -> None:
+    with pytest.raises(FloatingPointError, match=r"have finite moments up to 1, got none beyond"):
+        Missing().moments(torch.tensor(0.9, dtype=torch.float64))
 
 
 def test_images_and_their_velocities_are_states() -> None:

@@ -212,3 +212,33 @@ def test_clips_are_animated_tile_by_tile(tmp_path: Path) -> None:
             animation.seek(i)
             shown = torch.from_numpy(np.array(animation.convert("L"))) / 255
             assert torch.allclose(shown, tiles(x[:, :, i]), rtol=0, atol=0.01)
+
+
+def test_sounds_and_pictures_in_one_folder_are_refused_and_hidden_files_are_none(
+    tmp_path: Path,
+) -> None:
+    levels = np.arange(2 * 5).reshape(2, 1, 5) + 2**15
+    write_sounds(tmp_path / "a.wav", levels, 8000)
+    (tmp_path / "._a.wav").write_bytes(b"of a file manager")
+    found = load_data(tmp_path, "all", length=5)
+    assert np.array_equal(found.values.numpy().astype(int), levels)
+    Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "b.png")
+    with pytest.raises(ValueError, match=r"hold sounds or pictures, got b\.png beside sounds"):
+        load_data(tmp_path, "all")
+
+
+@pytest.mark.parametrize(
+    ("levels", "rate", "says"),
+    [
+        (np.zeros((2, 5), int), 8000, r"have the shape \(N, channels, L\), got \(2, 5\)"),
+        (np.full((1, 1, 3), 70000), 8000, r"lie in 0 … 65535, got 70000 … 70000"),
+        (np.full((1, 1, 3), -5), 8000, r"lie in 0 … 65535, got -5 … -5"),
+        (np.zeros((1, 1, 3), int), 0, "rate must be at least 1, got 0"),
+    ],
+)
+def test_what_is_no_sound_is_not_written(
+    tmp_path: Path, levels: Any, rate: int, says: str
+) -> None:
+    with pytest.raises(ValueError, match=says):
+        write_sounds(tmp_path / "a.wav", levels, rate)
+    assert not (tmp_path / "a.wav").exists()

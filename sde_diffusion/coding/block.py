@@ -20,7 +20,7 @@ from typing import Final, final
 
 import numpy as np
 
-from sde_diffusion._check import wrong_value
+from sde_diffusion._check import Reason, wrong_value
 from sde_diffusion.coding.normals import Integers
 from sde_diffusion.coding.predictions import Exceptions, Predictor, Sum
 from sde_diffusion.coding.stack import LostError, Stack, Words, borrowed
@@ -53,7 +53,13 @@ class BlockCoder:
         try:
             return self._encoded(levels, None)
         except LostError:  # the samples are not alike, and those before left too little
+            pass
+        try:
             return self._encoded(levels, _ALONE)
+        except LostError as error:
+            rule = "be in reach of the model's prior"
+            got = "noised data that are far outside"
+            raise wrong_value("compress", "data", rule, Reason(got), "scale the data") from error
 
     def _encoded(self, levels: Integers, pace: int | None) -> bytes:
         stack = Stack(self._lent, sealed=True)
@@ -83,6 +89,8 @@ class BlockCoder:
         if len(rest) % 4 or not len(rest) or untouched > len(self._lent) or not pace:
             raise _short(len(code))
         words = np.frombuffer(rest, "<u4").astype(np.uint32)
+        if not words[-1]:  # no code ends so
+            raise _short(len(code))
         stack = Stack(np.concatenate([self._lent[:untouched], words]))
         check = Sum()
         parts = list[Integers]()

@@ -90,6 +90,11 @@ def compress(
         rule = f"have at most {MOST_DIMENSIONS} dimensions"
         raise wrong_value("compress", "data", rule, data.spec.shape, "cut them into pieces")
     data = scaled_for(model.data, data)
+    usual = DataSpec(data.spec.name, data.spec.shape, levels).scaling
+    if model.data is None and data.spec.scaling != usual:
+        rule = f"have the scaling {usual} for a model that knows no data"
+        remedy = "pass ScoreModel(network, sde, data=data.spec)"
+        raise wrong_value("compress", "data", rule, data.spec.scaling, remedy)
     values = data.values.reshape(len(data), -1).numpy().astype(np.int64)
     whole, coder = _coder(model, data.spec, steps, batch_size, callback)
     head = Head(fingerprint(model), data.spec.shape, levels, len(data), steps, whole.checksum)

@@ -59,8 +59,8 @@ class Head:
 def joined(head: Head, blocks: Iterable[tuple[int, bytes]]) -> bytes:
     """Return the file of blocks, each a number of samples and their code."""
     parts = [head.to_bytes()]
-    for samples, code in blocks:
-        crc = zlib.crc32(code, samples)
+    for i, (samples, code) in enumerate(blocks):
+        crc = zlib.crc32(code, _place(i, samples))
         parts.append(_BLOCK.pack(len(code), crc, samples) + code)
     return b"".join(parts)
 
@@ -84,13 +84,18 @@ def parsed(data: bytes) -> tuple[Head, list[tuple[int, bytes]]]:
     while at < len(data):
         size, crc, samples = _BLOCK.unpack(_whole(data[at : at + _BLOCK.size], _BLOCK.size))
         code = _whole(data[at + _BLOCK.size : at + _BLOCK.size + size], size)
-        _check_sum("block", code, crc, samples)
+        _check_sum("block", code, crc, _place(len(blocks), samples))
         blocks.append((samples, code))
         at += _BLOCK.size + size
     total = sum(samples for samples, _ in blocks)
     if total != head.samples or not all(1 <= n <= MOST_SAMPLES for n, _ in blocks):
         raise _cut("file", f"{total} of {head.samples} samples")
     return head, blocks
+
+
+def _place(i: int, samples: int) -> int:
+    """Return what the checksum of block i begins with, so that no block stands for another."""
+    return zlib.crc32(_HEAD.pack(i, samples))
 
 
 def _head(text: bytes) -> Head:

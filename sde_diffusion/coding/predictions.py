@@ -126,7 +126,11 @@ class Exceptions:
         for _ in range(2 * count):  # never more than there are bytes
             number, data = _number(data)
             numbers.append(number)
-        places = np.cumsum(np.array(numbers[::2], np.int64))
+        steps = numbers[::2]
+        if not all(steps[1:]) or sum(steps) >= 2**62:
+            rule = "tell predictions in their order"
+            raise wrong_value("decompress", "block", rule, "another order", "get the file again")
+        places = np.cumsum(np.array(steps, np.int64))
         values = [n // 2 if n % 2 == 0 else -(n + 1) // 2 for n in numbers[1::2]]
         return cls(places, np.array(values, np.int64)), data
 

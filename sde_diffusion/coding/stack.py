@@ -67,12 +67,11 @@ class Stack:
 
         Errors: LostError where there are not enough bits.
         """
-        parts = [
-            self._coder.decode(self._family, weights(rows[part]))
-            for part in _slices(len(rows), width)
-        ]
-        if not self.bits:  # what is drawn of nothing is no draw
-            raise LostError
+        parts = []
+        for part in _slices(len(rows), width):
+            parts.append(self._coder.decode(self._family, weights(rows[part])))
+            if not self.bits:  # what is drawn of nothing is no draw
+                raise LostError
         return np.concatenate(parts).astype(np.int64)
 
     @property

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from sde_diffusion.data.arrays import has_test_arrays, read_npy, read_npz
 from sde_diffusion.data.binaries import read_cifar, read_idx
 from sde_diffusion.data.layout import channels_first
-from sde_diffusion.data.picture_files import find_pictures
+from sde_diffusion.data.picture_files import SUFFIXES, find_pictures
 from sde_diffusion.data.pictures import read_pictures
 from sde_diffusion.data.rows import Reading, Rows, check_undivided, joined, refusal
 from sde_diffusion.data.sounds import SUFFIX, read_sounds
@@ -94,11 +94,20 @@ def read_folder(path: Path, split: str, limit: int | None, reading: Reading) -> 
         return joined(path, [reader(file) for part in wanted for file in found[part]])
     for file in _matching(path, _PICKLED):
         _check_not_pickled(file)
-    sounds = [file for file in sorted(path.iterdir()) if file.suffix.lower() == SUFFIX]
+    shown = [file for file in sorted(path.iterdir()) if not file.name.startswith(".")]
+    sounds = [file for file in shown if file.suffix.lower() == SUFFIX]
     if sounds:
+        _check_sounds_alone(path, shown)
         check_undivided(path, split)
         return read_sounds(path, sounds, reading.length)
     return read_pictures(path, find_pictures(path, split), limit, reading)
+
+
+def _check_sounds_alone(path: Path, files: list[Path]) -> None:
+    pictures = [file.name for file in files if file.suffix.lower() in SUFFIXES]
+    if pictures:
+        got = f"{pictures[0]} beside sounds"
+        raise refusal(path, "hold sounds or pictures", got, "move one kind to a folder of its own")
 
 
 def part_held_out(path: Path) -> str:

@@ -10,6 +10,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from sde_diffusion._check import Reason, positive_integer, wrong_value
 from sde_diffusion._files import write_atomically
 from sde_diffusion.data.rows import Rows, refusal, why
 
@@ -71,7 +72,18 @@ def write_sounds(path: Path, levels: NDArray[Any], rate: int) -> None:
         path: the file.
         levels: integers in 0 … 65535, the middle being silence; (N, channels, L).
         rate: samples a second.
+
+    Errors: ValueError for another shape, rate or range.
     """
+    levels = np.asarray(levels)
+    remedy = "pass spec.decode(x).numpy() of a model of sounds"
+    if levels.ndim != 3 or not levels.size:
+        rule = "have the shape (N, channels, L)"
+        raise wrong_value("write_sounds", "levels", rule, levels.shape, remedy)
+    if not 0 <= levels.min() <= levels.max() < LEVELS:
+        got = Reason(f"{levels.min()} … {levels.max()}")
+        raise wrong_value("write_sounds", "levels", f"lie in 0 … {LEVELS - 1}", got, remedy)
+    positive_integer("write_sounds", "rate", rate)
     pcm = (levels.astype(np.int32) - _MIDDLE).astype("<i2")
 
     def save(temporary: Path) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Iterator
 from typing import final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sde_diffusion._check import a_function, an_object, number, wrong_type, wrong_value
 from sde_diffusion.scores import AroundScore, ScoreLike
@@ -52,6 +53,9 @@ class ClassifierGuided(AroundScore):
         if labels.ndim != 1 or labels.is_floating_point():
             got = f"{labels.dtype} of shape {tuple(labels.shape)}"
             raise wrong_type("ClassifierGuided", "labels", "be a row of integers", got, remedy)
+        if len(labels) and int(labels.min()) < 0:
+            least = int(labels.min())
+            raise wrong_value("ClassifierGuided", "labels", "be 0 or more", least, remedy)
         number("ClassifierGuided", "weight", weight, "pass weight=1.0")
         self.model = model
         self.classifier = classifier
@@ -59,8 +63,23 @@ class ClassifierGuided(AroundScore):
         self.weight = weight
         self.sde = model.sde
 
+    @property
+    def row_by_row(self) -> bool:
+        return False  # the classifier is a stranger
+
+    def in_training(self) -> bool:
+        own = isinstance(self.classifier, nn.Module) and self.classifier.training
+        return own or self.model.in_training()
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        yield from self.model.parameters(recurse)
+        if isinstance(self.classifier, nn.Module):
+            yield from self.classifier.parameters(recurse)
+
     def in_double(self) -> ClassifierGuided:
-        return ClassifierGuided(self.model.in_double(), self.classifier, self.labels, self.weight)
+        known = self.classifier
+        wide = copy.deepcopy(known).double() if isinstance(known, nn.Module) else known
+        return ClassifierGuided(self.model.in_double(), wide, self.labels, self.weight)
 
     def rows(self, index: Tensor) -> ClassifierGuided:
         part = self.labels[index.to(self.labels.device)]
@@ -79,7 +98,7 @@ class ClassifierGuided(AroundScore):
         kept = torch.is_grad_enabled() and x.requires_grad
         with torch.inference_mode(mode=False), torch.enable_grad():
             leaf = x if kept else x.detach().clone().requires_grad_()
-            found = self._log_prob(leaf, t)
+            found = self._log_prob(leaf, t.clone() if t.is_inference() else t)
             return torch.autograd.grad(found.sum(), leaf, create_graph=kept)[0]
 
     def _log_prob(self, x: Tensor, t: Tensor) -> Tensor:

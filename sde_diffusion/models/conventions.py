@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Final, final
 
@@ -206,7 +206,8 @@ def check_convention(
     with _evaluating(model):
         readings = [Reading("as given", errors(model, 1, 0))]
         for one in others(model):
-            readings.append(Reading(one.name, errors(one.model, 1, 0), one.remedy))
+            with suppress(IndexError):  # it asks for a step that a table of the network has not
+                readings.append(Reading(one.name, errors(one.model, 1, 0), one.remedy))
         for name, (scale, shift, remedy) in _SCALES.items():
             readings.append(Reading(name, errors(model, scale, shift), remedy))
     return ConventionCheck(tuple(chosen), tuple(readings), _beyond(model, x0))
