@@ -34,6 +34,7 @@ from sde_diffusion import (
     describe,
     load,
     load_data,
+    reconstruct_average,
     save_model,
     train,
 )
@@ -42,6 +43,7 @@ from sde_diffusion._files import json_object
 from sde_diffusion.cli import _likelihood_job, _train_file, menu
 from sde_diffusion.cli.train import command as train_command
 from sde_diffusion.training.folder import _read_state
+from sde_diffusion.training.trainer import Trainer
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="memory has no limit to set there")
 
@@ -315,6 +317,51 @@ def test_no_damage_of_a_checkpoint_goes_unnoticed(
             assert describe(path) == describe(whole)
             assert same(found.state_dict(), good.state_dict())
     assert refused > 200
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda moments: moments.pop("exp_avg_sq"),
+        lambda moments: moments.update(exp_avg=torch.zeros(2, 2)),
+        lambda moments: moments.update(step=3),
+    ],
+)
+def test_moments_that_are_not_the_optimizers_are_refused(
+    tmp_path: Path, change: Callable[[dict[str, Any]], object]
+) -> None:
+    shutil.copytree(Path(__file__).parent / "files_of_0_1" / "run", tmp_path / "run")
+    path = tmp_path / "run" / "state.pt"
+    state = torch.load(path, weights_only=True)
+    state.pop("checksum", None)
+    change(state["optimizer"]["state"][0])
+    torch.save(state, path)
+    model = load(tmp_path / "run")
+    data = Dataset(DataSpec("points", (2,), None), torch.zeros(8, 2), None)
+    with pytest.raises(ValueError, match="must fit the weights of the run that is resumed"):
+        Trainer(model, data, TrainingConfig()).restore(state)
+
+
+@pytest.mark.parametrize(("key", "value"), [("step", 2**1100), ("width", 1e-300)])
+def test_an_average_of_no_length_or_of_all_times_is_refused(
+    tmp_path: Path, key: str, value: float
+) -> None:
+    shutil.copytree(Path(__file__).parent / "files_of_0_1" / "run", tmp_path / "run")
+    path = min((tmp_path / "run" / "snapshots").iterdir())
+    configuration = describe(path) | {key: value}
+    save_file(load_file(path), path, metadata={"sde_diffusion": json.dumps(configuration)})
+    with pytest.raises(ValueError, match=f"{key}.* must be at (most|least)"):
+        reconstruct_average(tmp_path / "run", 0.15)
+
+
+def test_a_checksum_of_any_size_is_told_in_a_short_line(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    save_model(path, ScoreModel(MLP(2, width=8), VPSDE()))
+    configuration = describe(path) | {"checksums": {"configuration": [7] * 1000}}
+    save_file(load_file(path), path, metadata={"sde_diffusion": json.dumps(configuration)})
+    with pytest.raises(ValueError, match=r"must have the checksum \[7, 7") as told:
+        load(path)
+    assert len(str(told.value)) < 500
 
 
 def test_another_weight_or_setting_than_the_checksums_have_is_refused(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sde_diffusion.training.config import TrainingConfig
 
 SNAPSHOTS: Final = "snapshots"
+NARROWEST: Final = 1e-6  # relative width of an average
 
 
 def ema_decay(limit: float, step: int) -> float:
@@ -52,6 +53,9 @@ def gamma_of(width: float) -> float:
             "pass width=0.1",
         )
     positive_number("gamma_of", "width", width)
+    if width < NARROWEST:
+        rule = f"be at least {NARROWEST:g}"
+        raise wrong_value("gamma_of", "width", rule, width, "pass width=0.1")
     inverse = width**-2  # (γ+2)² (γ+3) = (γ+1) σ_rel⁻², which has one root γ ≥ 0
     roots = np.roots([1, 7, 16 - inverse, 12 - inverse])
     return max(0.0, float(roots.real.max()))

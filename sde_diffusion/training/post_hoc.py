@@ -136,6 +136,6 @@ def _profile(path: Path) -> Profile:
     record = describe(path)
     step: Any = record.get("step")
     width: Any = record.get("width")
-    positive_integer("reconstruct_average", f"step of {path}", step)
+    positive_integer("reconstruct_average", f"step of {path}", step, most=2**53)
     positive_number("reconstruct_average", f"width of {path}", width)
     return Profile(step, width)

@@ -358,9 +358,16 @@ class Trainer:
             self.model.network.load_state_dict(state["network"])
             self.averages.load_state_dict(state["averages"])
             self.objective.load_state_dict(state["objective"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            self._restore_moments(state["optimizer"]["state"])
             self.scaler.load_state_dict(state["scaler"])
-        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+        except (
+            RuntimeError,
+            ValueError,
+            TypeError,
+            LookupError,
+            AttributeError,
+            OverflowError,
+        ) as error:
             remedy = "start a new run in another folder"
             raise wrong_value(
                 "train",
@@ -376,6 +383,19 @@ class Trainer:
         if self.step > 0:
             self._adopt()
         self.processes.note(self.step)
+
+    def _restore_moments(self, moments: dict[int, dict[str, Tensor]]) -> None:
+        """Restore the optimizer's moments; its settings are those of this run.
+
+        Errors: LookupError for moments of other weights, with the number of the first.
+        """
+        own = self.optimizer.state_dict()["param_groups"]
+        for number, weight in enumerate(self._trained):
+            shapes = {name: tuple(value.shape) for name, value in moments.get(number, {}).items()}
+            shape = tuple(weight.shape)
+            if shapes not in ({}, {"step": (), "exp_avg": shape, "exp_avg_sq": shape}):
+                raise LookupError(number)
+        self.optimizer.load_state_dict({"state": moments, "param_groups": own})
 
     def finish(self) -> None:
         """Give the averaged weights to the caller's model."""
