@@ -18,6 +18,8 @@ def expand(c: Tensor, x: Tensor) -> Tensor:
 
     Shapes: c () or (B,); x (B, *event); result () or (B, 1, …, 1).
     """
+    if not isinstance(c, Tensor):
+        check_times("time", c)
     if c.ndim == 0:
         return c
     if c.ndim != 1 or c.shape[0] != x.shape[0]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sde_diffusion._check import a_function, number, wrong_type, wrong_value
 from sde_diffusion._shown import shown
-from sde_diffusion._tensors import check_device, check_state, expand
+from sde_diffusion._tensors import check_device, check_state, check_times, expand
 from sde_diffusion.coefficients import Level, Levels
 from sde_diffusion.forms import converted
 from sde_diffusion.sde import SDE, LinearSDE
@@ -154,6 +154,7 @@ class ScoreLike(ABC):
 
     def velocity(self, x: Tensor, t: Tensor) -> Tensor:
         """Return the velocity of the probability flow, rate x − ½ g² s."""
+        check_times(type(self).__name__, t)
         sde = self.linear_sde()
         push = expand(0.5 * sde.g(t) ** 2, x) * self(x, t)
         return expand(sde.rate(t), x) * x - push
@@ -172,6 +173,7 @@ class ScoreLike(ABC):
 
     def _levels(self, x: Tensor, t: Tensor) -> Levels:
         check_state(type(self).__name__, x)
+        check_times(type(self).__name__, t)
         sde = self.linear_sde()
         return Levels(sde.alpha(t), sde.sigma(t))
 

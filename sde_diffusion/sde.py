@@ -20,7 +20,7 @@ from sde_diffusion._block_matrix import BlockMatrix
 from sde_diffusion._check import positive_number, wrong_type, wrong_value
 from sde_diffusion._diffusion import diffusion_of
 from sde_diffusion._shown import shown
-from sde_diffusion._tensors import check_state, expand, flat_sum
+from sde_diffusion._tensors import check_state, check_times, expand, flat_sum
 from sde_diffusion.noise import Noise
 from sde_diffusion.schedules import Beta, LinearBeta
 
@@ -179,9 +179,11 @@ class LinearSDE(SDE):
         return 0.5 * (low + high)
 
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
+        check_times("drift", t)
         return expand(self.rate(t), x) * x
 
     def diffusion(self, x: Tensor, t: Tensor) -> Tensor:
+        check_times("diffusion", t)
         return expand(self.g(t), x)
 
     def noise_divergence(self, x: Tensor, t: Tensor) -> Tensor:  # noqa: ARG002  (g has no x)
@@ -189,6 +191,7 @@ class LinearSDE(SDE):
 
     def marginal(self, x0: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean alpha·x0 and the standard deviation sigma of x_t given x0."""
+        check_times("marginal", t)
         return expand(self.alpha(t), x0) * x0, expand(self.sigma(t), x0)
 
     def perturb(self, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.testing import assert_close
 
 from sde_diffusion import (
     MLP,
@@ -372,3 +373,26 @@ def test_an_sde_without_a_kernel_has_a_score_alone() -> None:
     score = DirectScore(MLP(3, width=8), Driftless())
     with pytest.raises(TypeError, match="DirectScore: sde must be a LinearSDE, for alpha and"):
         score.eps(states(2).float(), T)
+
+
+LEARNED = ScoreModel(MLP(3, width=8), VP).eval()
+OF_A_TIME = {
+    f"{kind}.{name}": getattr(score, name)
+    for kind, score in (("exact", NORMAL), ("learned", LEARNED))
+    for name in ("__call__", "eps", "denoise", "velocity")
+} | {"marginal": VP.marginal, "drift": VP.drift, "diffusion": VP.diffusion}
+
+
+@pytest.mark.parametrize("method", OF_A_TIME.values(), ids=OF_A_TIME)
+def test_a_time_that_is_a_plain_number_is_refused_with_what_to_pass(method: Any) -> None:
+    expected = method(X, torch.tensor(0.5, dtype=torch.float64))
+    assert_close(remedied(method, 0.5), expected, rtol=0, atol=0)
+
+
+def remedied(method: Any, t: float) -> Any:
+    """Return method(X, t) with the time that the refusal of ``t`` says to pass."""
+    with pytest.raises(TypeError, match=r"t must be a torch\.Tensor, got float; ") as refused:
+        method(X, t)
+    remedy = re.search(r"pass (.+\)), or one time", str(refused.value))
+    assert remedy is not None
+    return method(X, eval(remedy[1], {"torch": torch}))

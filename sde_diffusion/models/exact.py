@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sde_diffusion._check import kind_of, number, wrong_type, wrong_value
 from sde_diffusion._shown import shown
-from sde_diffusion._tensors import check_state, expand, moved
+from sde_diffusion._tensors import check_state, check_times, expand, moved
 from sde_diffusion.coefficients import Level, Levels
 from sde_diffusion.forms import Number, converted
 from sde_diffusion.matrix_sde import MatrixLinearSDE
@@ -253,10 +253,12 @@ class ExactScore(ScoreLike):
 
     def eps(self, x: Tensor, t: Tensor) -> Tensor:
         """Return E[eps | x_t] = −sigma ∇ log p_t(x)."""
+        check_times(type(self).__name__, t)
         return -expand(self.sde.sigma(t), x) * self.score(x, t)
 
     def denoise(self, x: Tensor, t: Tensor) -> Tensor:
         """Return E[x0 | x_t] = Σ p(k|x) (m_k + α C_k (α²C_k + σ²I)⁻¹(x − α m_k))."""
+        check_times(type(self).__name__, t)
         return self._x0(x, self.sde.alpha(t), self.sde.sigma(t))
 
     def _x0(self, x: Tensor, alpha: Number, sigma: Number) -> Tensor:
@@ -336,6 +338,7 @@ class ExactScore(ScoreLike):
 
     def _parts(self, x: Tensor, t: Tensor) -> tuple[Oracle, tuple[Tensor, Tensor, Tensor]]:
         """Return the oracle on the device of x, and its components there."""
+        check_times(type(self).__name__, t)
         oracle = self.oracle._beside(x)
         return oracle, oracle._components(x, self.sde.alpha(t), self.sde.sigma(t))
 

@@ -23,7 +23,7 @@ from sde_diffusion._check import (
     wrong_value,
 )
 from sde_diffusion._shown import Size, as_call
-from sde_diffusion._tensors import check_state, expand, per_sample
+from sde_diffusion._tensors import check_state, check_times, expand, per_sample
 from sde_diffusion.coefficients import Level, Levels
 from sde_diffusion.data.spec import DataSpec
 from sde_diffusion.forms import FORMS, check_told, converted, edm_form, joined
@@ -376,6 +376,7 @@ class ScoreModel(LearnedScore):
 
     def predict(self, form: str, x: Tensor, t: Tensor, at: Level | Levels) -> Tensor:
         check_state("ScoreModel", x)
+        check_times("ScoreModel", t)
         y, c = self._input(x, t)
         try:  # here, where the network is called, so that a step has one call less
             output = self.network(y, c)
@@ -437,6 +438,7 @@ class ScoreModel(LearnedScore):
 
     def velocity(self, x: Tensor, t: Tensor) -> Tensor:
         """Return the flow's velocity rate x − ½ g² s = rate x + ½ (g²/sigma) eps."""
+        check_times("ScoreModel", t)
         half = 0.5 * self.sde.g(t) ** 2 / self.sde.sigma(t)
         return expand(self.sde.rate(t), x) * x + expand(half, x) * self.eps(x, t)
 
