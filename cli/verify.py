@@ -17,7 +17,7 @@ from sde_diffusion.cli._posteriors import verify_posteriors
 from sde_diffusion.cli._solvers import solver_class
 
 if TYPE_CHECKING:
-    from sde_diffusion.diagnostics.convergence import Certificate, Measurement
+    from sde_diffusion.diagnostics.convergence import Certificate, OrderMeasurement
     from sde_diffusion.diagnostics.doubling import Rule
     from sde_diffusion.matrix_sde import MatrixLinearSDE
     from sde_diffusion.sde import LinearSDE
@@ -88,7 +88,7 @@ class OrderRow:
             return "refused"
         return "pass" if self.certificates else "by tolerance"
 
-    def of(self, *kinds: str) -> list[Measurement]:
+    def of(self, *kinds: str) -> list[OrderMeasurement]:
         """Return the measurements of these kinds in which a higher order does not pass either."""
         found = [m for c in self.certificates.values() for m in c.measurements]
         return [m for m in found if m.kind in kinds and not m.least]

@@ -29,7 +29,8 @@ from sde_diffusion.noise import Noise
 from sde_diffusion.schedules import Beta, LinearBeta
 from sde_diffusion.sde import SDE, check_beta
 
-Rows: TypeAlias = tuple[tuple[float, ...], ...]  # of a matrix: they compare and print as they are
+# Of a matrix, row by row: they compare and print as they are.
+Entries: TypeAlias = tuple[tuple[float, ...], ...]
 _TERMS: Final = 20  # of a Taylor series at a norm of ½, whose last is 1e-18
 _TOLERANCE: Final = 1e-13  # relative, of the moments of a general F(t)
 
@@ -266,7 +267,7 @@ class _Scheduled(MatrixLinearSDE, ABC):
     beta: Beta
 
     @abstractmethod
-    def matrices(self) -> tuple[Rows, Rows]:
+    def matrices(self) -> tuple[Entries, Entries]:
         """Return F̄ and Ḡ."""
 
     @property
@@ -338,8 +339,8 @@ class OrnsteinUhlenbeck(_Scheduled):
     [4.3e-05, 0.0]
     """
 
-    rate: Rows
-    noise: Rows
+    rate: Entries
+    noise: Entries
     beta: Beta = field(default_factory=LinearBeta)
 
     def __post_init__(self) -> None:
@@ -357,11 +358,11 @@ class OrnsteinUhlenbeck(_Scheduled):
             remedy = "pass for example noise=((1.0, 0.0), (0.0, 1.0))"
             raise wrong_value("OrnsteinUhlenbeck", "noise", rule, str(self.noise), remedy)
 
-    def matrices(self) -> tuple[Rows, Rows]:
+    def matrices(self) -> tuple[Entries, Entries]:
         return self.rate, self.noise
 
 
-def _rows(name: str, matrix: object) -> Rows:
+def _rows(name: str, matrix: object) -> Entries:
     """Return a square matrix as rows of numbers."""
     remedy = f"pass for example {name}=((-1.0, 0.5), (0.0, -1.0))"
     given = matrix.tolist() if isinstance(matrix, Tensor) else matrix
@@ -418,7 +419,7 @@ class CriticallyDampedLangevin(_Scheduled):
         """M = Γ²/4, at which x comes to rest fastest without swinging."""
         return self.friction**2 / 4
 
-    def matrices(self) -> tuple[Rows, Rows]:
+    def matrices(self) -> tuple[Entries, Entries]:
         rate = ((0.0, 1 / self.mass), (-1.0, -self.friction / self.mass))
         return rate, ((0.0, 0.0), (0.0, math.sqrt(2 * self.friction)))
 

@@ -401,3 +401,30 @@ def asks(root: Path) -> list[str]:
 
 def test_strangers_are_hardly_ever_asked_what_they_can_do(root: Path) -> None:
     assert 0 < len(asks(root)) <= ASKS
+
+
+def namesakes(rooms: ModuleType, parsed: Mapping[str, ast.Module]) -> list[str]:
+    """The names that two classes or types of the rooms bear, each with its modules."""
+    owners: dict[str, list[str]] = {}
+    for module, tree in parsed.items():
+        if rooms.room_of(module) == "solvers":
+            continue
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef):
+                owners.setdefault(node.name, []).append(module)
+            elif isinstance(node, ast.AnnAssign) and dotted(node.annotation) == "TypeAlias":
+                owners.setdefault(dotted(node.target), []).append(module)
+    shared = {name: modules for name, modules in owners.items() if len(modules) > 1}
+    return [f"{name}: {', '.join(modules)}" for name, modules in shared.items() if name[0] != "_"]
+
+
+def test_one_name_is_one_class(root: Path, rooms: ModuleType) -> None:
+    assert namesakes(rooms, rooms.modules(root)) == []
+
+
+def test_planted_namesakes_are_found(rooms: ModuleType) -> None:
+    parsed = {
+        "sde_diffusion.sde": ast.parse("class Problem:\n    pass"),
+        "sde_diffusion.grids": ast.parse("Problem: TypeAlias = int\nOther: int = 3"),
+    }
+    assert namesakes(rooms, parsed) == ["Problem: sde_diffusion.sde, sde_diffusion.grids"]

@@ -22,7 +22,7 @@ from sde_diffusion import (
     uniform,
 )
 from sde_diffusion.coefficients import Coefficients, Levels
-from sde_diffusion.diagnostics.convergence import Convergence, Measurement
+from sde_diffusion.diagnostics.convergence import Convergence, OrderMeasurement
 from sde_diffusion.diagnostics.orders import (
     certify,
     ends,
@@ -201,14 +201,14 @@ def test_rounding_is_no_order() -> None:
     found = Convergence((8, 16, 32, 64), (1e-9, 1e-12, 1e-15, 2e-15))
     assert found.order == pytest.approx(math.log2(1e3))
     assert math.isnan(Convergence((8, 16), (1e-9, 1e-15)).order)
-    assert not Measurement("ode", "mixture", 3, Convergence((8, 16), (0.0, 0.0))).passed
+    assert not OrderMeasurement("ode", "mixture", 3, Convergence((8, 16), (0.0, 0.0))).passed
 
 
 def test_more_than_the_declared_order_is_right_on_a_linear_problem_only() -> None:
     third = Convergence((8, 16), (1.0, 0.125))
-    assert Measurement("ode", "correlated Gaussian", 2, third, least=True).passed
-    assert not Measurement("ode", "mixture", 2, third).passed
-    assert not Measurement("ode", "correlated Gaussian", 4, third, least=True).passed
+    assert OrderMeasurement("ode", "correlated Gaussian", 2, third, least=True).passed
+    assert not OrderMeasurement("ode", "mixture", 2, third).passed
+    assert not OrderMeasurement("ode", "correlated Gaussian", 4, third, least=True).passed
 
 
 @pytest.mark.parametrize("rule", [log_snr, karras])

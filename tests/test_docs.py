@@ -32,8 +32,8 @@ def test_the_one_step_example_is_certified_and_its_mistake_is_not(
 ) -> None:
     (code,) = [block for block in blocks if "class Ralston" in block]
     assert len([line for line in code.splitlines() if line.strip()]) <= 15
-    (tmp_path / "ralston_right.py").write_text(code, encoding="utf-8")
-    right = verify("ralston_right:Ralston", monkeypatch, tmp_path)
+    (tmp_path / "ralston.py").write_text(code, encoding="utf-8")
+    right = verify("ralston:Ralston", monkeypatch, tmp_path)
     assert right.exit_code == 0, right.output
     (tmp_path / "ralston_wrong.py").write_text(code.replace("2 / 3", "1 / 2"), encoding="utf-8")
     wrong = verify("ralston_wrong:Ralston", monkeypatch, tmp_path)

@@ -20,7 +20,7 @@ from torch import Tensor
 from sde_diffusion._check import positive_integer, wrong_type, wrong_value
 from sde_diffusion._shown import shown
 from sde_diffusion.data.readers import checked, part_held_out, read_file, read_folder
-from sde_diffusion.data.rows import SPLITS, Reading, Rows, refusal
+from sde_diffusion.data.rows import SPLITS, ReadingOptions, Rows, refusal
 from sde_diffusion.data.spec import DataSpec, check_span, is_integer
 
 _DIGITS_TRAIN: Final = 1437
@@ -215,7 +215,7 @@ def load_data(
         )
     if limit is not None:
         positive_integer("load_data", "limit", limit)
-    reading = Reading(mode, size, frames, layout, length)
+    reading = ReadingOptions(mode, size, frames, layout, length)
     if source == "digits":
         return _dataset(Path(source), _digits(split), limit, levels, layout)
     path = Path(source)

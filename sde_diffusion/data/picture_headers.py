@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, TypeVar, final
 
 from sde_diffusion.data.rows import (
     MODES,
-    Reading,
+    ReadingOptions,
     RefusedFileError,
     check_expansion,
     most_bytes,
@@ -100,7 +100,7 @@ def opened(file: Path, read: Callable[[ImageFile], ReadT]) -> ReadT:
         raise refusal(file, "be a whole image", why(error), "save it again as .png") from error
 
 
-def header_of(file: Path, reading: Reading) -> Header:
+def header_of(file: Path, reading: ReadingOptions) -> Header:
     """Return what the header of a file says.
 
     Errors: those of `check_frame`; ValueError for a damaged file.
@@ -206,7 +206,9 @@ def check_depth(headers: Sequence[Header]) -> None:
             )
 
 
-def check_memory(path: Path, headers: Sequence[Header], mode: str, reading: Reading) -> None:
+def check_memory(
+    path: Path, headers: Sequence[Header], mode: str, reading: ReadingOptions
+) -> None:
     """Refuse a folder of pictures that are much larger than their files.
 
     Arguments:

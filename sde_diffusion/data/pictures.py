@@ -23,7 +23,7 @@ from sde_diffusion.data.picture_headers import (
     opened,
 )
 from sde_diffusion.data.png import read_png
-from sde_diffusion.data.rows import Reading, Rows, refusal
+from sde_diffusion.data.rows import ReadingOptions, Rows, refusal
 
 if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
@@ -41,7 +41,9 @@ _UPRIGHT: Final[dict[int, Callable[[NDArray[Any]], NDArray[Any]]]] = {
 }
 
 
-def read_pictures(path: Path, found: PictureFiles, limit: int | None, reading: Reading) -> Rows:
+def read_pictures(
+    path: Path, found: PictureFiles, limit: int | None, reading: ReadingOptions
+) -> Rows:
     """Return pictures of one size, mode and depth, channels first, with their labels.
 
     Arguments:
@@ -100,13 +102,13 @@ def _size(picture: NDArray[Any]) -> str:
     return f"{picture.shape[-1]} × {picture.shape[-2]}"
 
 
-def _samples_of(header: Header, mode: str, reading: Reading) -> list[NDArray[Any]]:
+def _samples_of(header: Header, mode: str, reading: ReadingOptions) -> list[NDArray[Any]]:
     """Return the samples of a file: its frames, or one clip (C, D, H, W) of them."""
     frames = _frames_of(header, mode, reading)
     return [np.stack(frames, axis=1)] if reading.frames == "clip" else frames
 
 
-def _frames_of(header: Header, mode: str, reading: Reading) -> list[NDArray[Any]]:
+def _frames_of(header: Header, mode: str, reading: ReadingOptions) -> list[NDArray[Any]]:
     """Return the frames of a file that are read, (C, H, W)."""
 
     def read(image: ImageFile) -> list[NDArray[Any]]:
@@ -189,7 +191,9 @@ def _fitted(pixels: NDArray[Any], size: int) -> NDArray[Any]:
     return fitted.astype(pixels.dtype)
 
 
-def _notes(path: Path, headers: Sequence[Header], mode: str, reading: Reading) -> tuple[str, ...]:
+def _notes(
+    path: Path, headers: Sequence[Header], mode: str, reading: ReadingOptions
+) -> tuple[str, ...]:
     """Return one line of all that was made of the pictures, or none."""
     own = {_PILLOWS[mode], f"{_PILLOWS[mode]};16", *(DEEP_GREY if mode == "grey" else ())}
     converted = Counter(header.stored for header in headers if header.stored not in own)

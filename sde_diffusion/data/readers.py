@@ -19,7 +19,7 @@ from sde_diffusion.data.binaries import read_cifar, read_idx
 from sde_diffusion.data.layout import channels_first
 from sde_diffusion.data.picture_files import SUFFIXES, find_pictures
 from sde_diffusion.data.pictures import read_pictures
-from sde_diffusion.data.rows import Reading, Rows, check_undivided, joined, refusal
+from sde_diffusion.data.rows import ReadingOptions, Rows, check_undivided, joined, refusal
 from sde_diffusion.data.sounds import SUFFIX, read_sounds
 from sde_diffusion.data.spec import check_span
 
@@ -43,7 +43,7 @@ _BINARY: Final = (
 )
 
 
-def read_file(path: Path, split: str, reading: Reading) -> Rows | None:
+def read_file(path: Path, split: str, reading: ReadingOptions) -> Rows | None:
     """Return the rows of one file, or None for a kind of file that is not read."""
     if path.suffix == ".npz":
         return read_npz(path, split)
@@ -66,7 +66,7 @@ def read_file(path: Path, split: str, reading: Reading) -> Rows | None:
     return reader(path)
 
 
-def read_folder(path: Path, split: str, limit: int | None, reading: Reading) -> Rows:
+def read_folder(path: Path, split: str, limit: int | None, reading: ReadingOptions) -> Rows:
     """Return the rows of a split of a folder of MNIST files, CIFAR-10 batches, sounds or pictures.
 
     Arguments:

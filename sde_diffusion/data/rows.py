@@ -45,7 +45,7 @@ class Rows:
 
 @final
 @dataclass(frozen=True)
-class Reading:
+class ReadingOptions:
     """How files are read where there is a choice.
 
     Arguments:

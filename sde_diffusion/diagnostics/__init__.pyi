@@ -14,7 +14,7 @@ from sde_diffusion.diagnostics.convergence import (
     Certificate as Certificate,
     Convergence as Convergence,
     Kind as Kind,
-    Measurement as Measurement,
+    OrderMeasurement as OrderMeasurement,
     declared as declared,
 )
 from sde_diffusion.diagnostics.doubling import Rule as Rule

@@ -52,7 +52,7 @@ class Convergence:
 
 @final
 @dataclass(frozen=True)
-class Measurement:
+class OrderMeasurement:
     """One measured order beside the declared one.
 
     On linear problems the leading error of some methods is 0 (that of the midpoint rule on EDM
@@ -95,7 +95,7 @@ class Certificate:
     """All orders of a solver on one SDE, and the counted evaluations of the score in a step."""
 
     evaluations: float
-    measurements: tuple[Measurement, ...]
+    measurements: tuple[OrderMeasurement, ...]
 
     @property
     def passed(self) -> bool:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion.brownian import BrownianPath
-from sde_diffusion.diagnostics.convergence import Certificate, Convergence, Kind, Measurement
+from sde_diffusion.diagnostics.convergence import Certificate, Convergence, Kind, OrderMeasurement
 from sde_diffusion.diagnostics.doubling import Errors, Rule, asked, grid_of, settled
 from sde_diffusion.diagnostics.problems import tensor
 from sde_diffusion.dynamics import ProbabilityFlow, ReverseSDE
@@ -96,14 +96,14 @@ def certify_matrix(
     evaluations = max((twice.nfe - once.nfe) / 12, 0.0)
     if not twice.draws:
         (states,) = settled(_flow_errors(solver, sde, grid), least=64)
-        return Certificate(evaluations, (Measurement("ode", "mixture", order, states),))
+        return Certificate(evaluations, (OrderMeasurement("ode", "mixture", order, states),))
     (moments,) = settled(_moment_errors(solver, sde, grid), least=128)
-    found = [Measurement("weak", "Gaussian", order, moments)]
+    found = [OrderMeasurement("weak", "Gaussian", order, moments)]
     if solver.strong_order is not None:
         strong = _strong_convergence(solver, sde, grid, seed)
         # Without noise in x itself the leading error of a method above order 1 is 0.
         declared = solver.strong_order
-        found.append(Measurement("strong", "mixture", declared, strong, least=declared > 1))
+        found.append(OrderMeasurement("strong", "mixture", declared, strong, least=declared > 1))
     return Certificate(evaluations, tuple(found))
 
 

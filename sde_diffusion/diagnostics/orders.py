@@ -23,7 +23,7 @@ from sde_diffusion.diagnostics.convergence import (
     Certificate,
     Convergence,
     Kind,
-    Measurement,
+    OrderMeasurement,
     declared,
 )
 from sde_diffusion.diagnostics.doubling import Errors, Rule, asked, grid_of, settled
@@ -107,12 +107,12 @@ def certify(
         return Certificate(
             evaluations,
             (
-                Measurement("ode", "mixture", order, mixture),
-                Measurement("ode", "correlated Gaussian", order, gaussian, least=True),
+                OrderMeasurement("ode", "mixture", order, mixture),
+                OrderMeasurement("ode", "correlated Gaussian", order, gaussian, least=True),
             ),
         )
     (moments,) = settled(_moment_errors(solver, sde, grid), least=128)
-    found = [Measurement("weak", "Gaussian", order, moments)]
+    found = [OrderMeasurement("weak", "Gaussian", order, moments)]
     if solver.strong_order is not None:
         found.append(_strong(solver, sde, solver.strong_order, grid, seed))
     return Certificate(evaluations, tuple(found))
@@ -120,11 +120,11 @@ def certify(
 
 def _strong(
     solver: Solver[Any], sde: LinearSDE, order: float, grid: Rule, seed: int
-) -> Measurement:
+) -> OrderMeasurement:
     """Return the strong order, from more steps where the first are too coarse to show it."""
     for steps in _STRONG_STEPS:
         errors = strong_convergence(solver, sde, steps, grid=grid, seed=seed)
-        found = Measurement("strong", "mixture", order, errors)
+        found = OrderMeasurement("strong", "mixture", order, errors)
         if found.passed:
             break
     return found

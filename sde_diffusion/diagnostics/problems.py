@@ -50,7 +50,7 @@ def _both() -> GaussianMixture:
 BOTH: Final = _both()
 
 
-class Problem(ScoreLike, ABC):
+class OrderProblem(ScoreLike, ABC):
     """The exact score of an oracle's data, by `x0` where all rows are at one time.
 
     Where they are at times of their own it is the general score of the oracle.
@@ -83,7 +83,7 @@ class Problem(ScoreLike, ABC):
 
 
 @final
-class GaussianLine(Problem):
+class GaussianLine(OrderProblem):
     """N(.3, .5²)."""
 
     oracle = LINE
@@ -119,7 +119,7 @@ def mixture_x0(x: Tensor, a: float, s: float) -> Tensor:
 
 
 @final
-class MixtureLine(Problem):
+class MixtureLine(OrderProblem):
     """.4 N(−.8, .5²) + .6 N(.7, .3²)."""
 
     oracle = MIXTURE
@@ -129,7 +129,7 @@ class MixtureLine(Problem):
 
 
 @final
-class MixtureAndGaussian(Problem):
+class MixtureAndGaussian(OrderProblem):
     """The mixture of `MixtureLine` in the first coordinate and N(m, C) in three more."""
 
     oracle = BOTH

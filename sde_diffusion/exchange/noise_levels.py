@@ -13,7 +13,7 @@ from sde_diffusion.sde import LinearSDE
 
 
 @final
-class Kept(Tensor):
+class KeepsDouble(Tensor):
     """A state that stays float64 where diffusers rounds it to float32, whatever it came as."""
 
     def to(self, *_: object, **__: object) -> Tensor:
@@ -22,7 +22,7 @@ class Kept(Tensor):
 
 def kept(y: Tensor) -> Tensor:
     """Return a state that diffusers does not round."""
-    return y.as_subclass(Kept) if y.dtype == torch.float64 else y
+    return y.as_subclass(KeepsDouble) if y.dtype == torch.float64 else y
 
 
 def repeated(levels: Tensor, count: int) -> Tensor | None:

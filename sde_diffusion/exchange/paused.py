@@ -19,7 +19,7 @@ from torch import Tensor
 from sde_diffusion._check import wrong_value
 from sde_diffusion._tensors import expand
 from sde_diffusion.coefficients import Level, Levels
-from sde_diffusion.exchange.plan import Evaluation
+from sde_diffusion.exchange.plan import PlannedEvaluation
 from sde_diffusion.forms import converted
 from sde_diffusion.integration import dynamics_for
 from sde_diffusion.multistep import Multistep
@@ -122,7 +122,7 @@ class PausedSolve:
         solver: Solver[Any],
         sde: LinearSDE,
         prediction: str,
-        plan: list[Evaluation],
+        plan: list[PlannedEvaluation],
         x: Tensor,
         grid: Tensor,
         noise: Noise,

@@ -18,7 +18,7 @@ from sde_diffusion.solver import Solver, check_solver
 _SHAPE: Final = (2, 3)  # of the states on which a solver is watched
 
 
-class Evaluation(NamedTuple):
+class PlannedEvaluation(NamedTuple):
     """Where a solver asks for the network: its time, and how many states it has yielded before.
 
     ``at_state`` says whether that is at the last state, yielded or begun with, and the first
@@ -30,7 +30,9 @@ class Evaluation(NamedTuple):
     at_state: bool
 
 
-def evaluations(what: str, solver: Solver[Any], sde: LinearSDE, grid: Tensor) -> list[Evaluation]:
+def evaluations(
+    what: str, solver: Solver[Any], sde: LinearSDE, grid: Tensor
+) -> list[PlannedEvaluation]:
     """Return all evaluations of a solve, from a solve with the score of N(0, 1) data.
 
     Arguments:
@@ -80,7 +82,7 @@ class _Watched(ScoreLike):
         self.what = what
         self.solver = solver
         self.sde = sde
-        self.found = list[Evaluation]()
+        self.found = list[PlannedEvaluation]()
         self.state = start
         self.fresh = True
         self.step = 0
@@ -101,7 +103,7 @@ class _Watched(ScoreLike):
                 "pass another, such as AngularAdams()",
             )
         at_state = self.fresh and torch.equal(x, self.state)
-        self.found.append(Evaluation(float(t), self.step, at_state))
+        self.found.append(PlannedEvaluation(float(t), self.step, at_state))
         self.fresh = False
         return -x
 

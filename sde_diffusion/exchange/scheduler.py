@@ -13,7 +13,7 @@ from sde_diffusion._seeds import check_seed
 from sde_diffusion._tensors import check_state
 from sde_diffusion.exchange.described import described, solver_from
 from sde_diffusion.exchange.paused import PausedSolve
-from sde_diffusion.exchange.plan import Evaluation, evaluations
+from sde_diffusion.exchange.plan import PlannedEvaluation, evaluations
 from sde_diffusion.exchange.streams import Generators, noise_for
 from sde_diffusion.foreign.diffusers_schedulers import PREDICTIONS
 from sde_diffusion.foreign.installed import missing
@@ -114,7 +114,7 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # wit
         self.num_inference_steps: int | None = None
         self.timesteps = torch.arange(len(made) - 1, -1, -1)
         self._grid = torch.empty(0)
-        self._plan = list[Evaluation]()
+        self._plan = list[PlannedEvaluation]()
         self._k = list[float]()
         self._solve: PausedSolve | None = None
         evaluations(_WHAT, self.solver, self.sde, recommended(self.sde, 4, solver=self.solver))
@@ -234,7 +234,7 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # wit
         prediction = PREDICTIONS[self.config.prediction_type]
         return PausedSolve(self.solver, self.sde, prediction, plan, sample.clone(), grid, noise)
 
-    def _from(self, first: int) -> tuple[Tensor, list[Evaluation]]:
+    def _from(self, first: int) -> tuple[Tensor, list[PlannedEvaluation]]:
         """Return the grid and the evaluations of a solve that leaves out the first ones."""
         if first == 0:
             return self._grid, self._plan

@@ -26,13 +26,13 @@ from sde_diffusion.sde import VESDE, VPSDE, LinearSDE, SubVPSDE
 _WHAT: Final = "from_score_sde"
 _PARALLEL: Final = "module."  # what its checkpoints put before every name
 
-Config: TypeAlias = Mapping[str, Any]
+Settings: TypeAlias = Mapping[str, Any]
 # (network, config.model, data) -> model
-Reader: TypeAlias = Callable[[nn.Module, Config, DataSpec], ScoreModel]
+ModelOf: TypeAlias = Callable[[nn.Module, Settings, DataSpec], ScoreModel]
 
 
 def from_score_sde(
-    network: nn.Module, config: Config, checkpoint: str | Path | None = None
+    network: nn.Module, config: Settings, checkpoint: str | Path | None = None
 ) -> ScoreModel:
     """Return the score model of a network of score_sde, in evaluation mode.
 
@@ -67,7 +67,7 @@ def from_score_sde(
     return model.eval()
 
 
-def _entry(config: Config, part: str, name: str) -> Any:  # noqa: ANN401
+def _entry(config: Settings, part: str, name: str) -> Any:  # noqa: ANN401
     found = config.get(part)
     if not isinstance(found, Mapping) or name not in found:
         remedy = "pass the configuration that the network was trained with"
@@ -75,7 +75,7 @@ def _entry(config: Config, part: str, name: str) -> Any:  # noqa: ANN401
     return found[name]
 
 
-def _data(config: Config) -> DataSpec:
+def _data(config: Settings) -> DataSpec:
     size, channels = (_entry(config, "data", name) for name in ("image_size", "num_channels"))
     scaling = Affine(-1, 1) if _entry(config, "data", "centered") else Affine(0, 1)
     return DataSpec("score_sde", (channels, size, size), 256, scaling)
@@ -84,15 +84,15 @@ def _data(config: Config) -> DataSpec:
 # --- what each network is called with ---
 
 
-def _vp(network: nn.Module, config: Config, data: DataSpec) -> ScoreModel:
+def _vp(network: nn.Module, config: Settings, data: DataSpec) -> ScoreModel:
     return _of_eps(network, VPSDE(_beta(config)), data)
 
 
-def _sub_vp(network: nn.Module, config: Config, data: DataSpec) -> ScoreModel:
+def _sub_vp(network: nn.Module, config: Settings, data: DataSpec) -> ScoreModel:
     return _of_eps(network, SubVPSDE(_beta(config)), data)
 
 
-def _beta(config: Config) -> LinearBeta:
+def _beta(config: Settings) -> LinearBeta:
     return LinearBeta(_entry(config, "model", "beta_min"), _entry(config, "model", "beta_max"))
 
 
@@ -105,13 +105,13 @@ def _label(t: Tensor) -> Tensor:
     return 999 * t
 
 
-def _ddpm(network: nn.Module, config: Config, data: DataSpec) -> ScoreModel:
+def _ddpm(network: nn.Module, config: Settings, data: DataSpec) -> ScoreModel:
     n = _number(config)
     low, high = (_entry(config, "model", name) / n for name in ("beta_min", "beta_max"))
     return ScoreModel.from_timesteps(network, linear_betas(n, low, high), data=data)
 
 
-def _ve(network: nn.Module, config: Config, data: DataSpec) -> ScoreModel:
+def _ve(network: nn.Module, config: Settings, data: DataSpec) -> ScoreModel:
     return of_noise(network, _exploding(config), data=data)
 
 
@@ -134,16 +134,16 @@ def of_noise(
     return ScoreModel(wrapped, sde, "score", data=data).train(network.training)
 
 
-def _levels(network: nn.Module, config: Config, data: DataSpec) -> ScoreModel:
+def _levels(network: nn.Module, config: Settings, data: DataSpec) -> ScoreModel:
     sde = _exploding(config)
     return ScoreModel(AtLevels(network, sde, _number(config)), sde, "score", data=data)
 
 
-def _exploding(config: Config) -> VESDE:
+def _exploding(config: Settings) -> VESDE:
     return VESDE(_entry(config, "model", "sigma_min"), _entry(config, "model", "sigma_max"))
 
 
-def _number(config: Config) -> int:
+def _number(config: Settings) -> int:
     n: int = _entry(config, "model", "num_scales")
     positive_integer(_WHAT, "model.num_scales", n, least=2)
     return n
@@ -180,7 +180,7 @@ class AtLevels(Wrapped):
         return x, j.round().clamp(0, self.levels - 1).long()
 
 
-_READERS: Final[Mapping[tuple[str, bool], Reader]] = {
+_READERS: Final[Mapping[tuple[str, bool], ModelOf]] = {
     ("vpsde", True): _vp,
     ("vpsde", False): _ddpm,
     ("subvpsde", True): _sub_vp,

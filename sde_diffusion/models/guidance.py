@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 Weight: TypeAlias = "float | Callable[[Tensor], Tensor]"  # a number, or t -> w(t) in t's shape
 At: TypeAlias = "Level | Levels | None"
 # (model, x, t, level) -> one of its forms
-Reading: TypeAlias = Callable[[ScoreLike, Tensor, Tensor, At], Tensor]
+Form: TypeAlias = Callable[[ScoreLike, Tensor, Tensor, At], Tensor]
 
 
 @final
@@ -191,7 +191,7 @@ class Guided(ScoreLike):
     def _models(self) -> tuple[ScoreLike, ScoreLike]:
         return self.conditional, self.unconditional
 
-    def _mixed(self, read: Reading, x: Tensor, t: Tensor, at: At = None) -> Tensor:
+    def _mixed(self, read: Form, x: Tensor, t: Tensor, at: At = None) -> Tensor:
         own = self.weight
         w = own(t) if callable(own) else torch.tensor(own, dtype=torch.float64)
         if w.ndim == 0 and float(w) in (0.0, -1.0):
@@ -200,7 +200,7 @@ class Guided(ScoreLike):
         # Not lerp nor addcmul, which round otherwise at the end of a batch than inside.
         return c + expand(w, x) * (c - u)
 
-    def _both(self, read: Reading, x: Tensor, t: Tensor, at: At) -> tuple[Tensor, Tensor]:
+    def _both(self, read: Form, x: Tensor, t: Tensor, at: At) -> tuple[Tensor, Tensor]:
         """Return a form of the conditional and of the unconditional model."""
         both = self._one_network(len(x))
         if both is None:
