@@ -29,6 +29,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from sde_diffusion import VPSDE, ScoreModel, UNet, load_data, save_model
 from sde_diffusion.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -76,8 +77,9 @@ SMALLER: Mapping[str, Mapping[str, str]] = {
         "--limit 256 --tolerance 1e-4 --times 128": "--limit 2 --tolerance 1e-1 --times 8",
         "torchrun --nproc-per-node 4": "torchrun --nproc-per-node 2",
         "--bound all --out bits": "--bound vlb --limit 2 --times 4 --tolerance 1e-1 --out bits2",
-        "--error 0.01": "--error 50 --limit 2",
-        "--ledger 8": "--ledger 2 --limit 2 --tolerance 1e-1",
+        "--error 0.01": "--error 50 --limit 2 --model small.safetensors --data digits",
+        "--ledger 8": "--ledger 2 --limit 2 --tolerance 1e-1 "
+        "--model small.safetensors --data digits",
         "--solver angular-adams --nfe 10": "--solver angular-adams --nfe 5 --samples 4 "
         "--reference-steps 8",
     },
@@ -245,7 +247,13 @@ def mentioned(text: str) -> list[list[str]]:
 
 
 def prepare(folder: Path) -> None:
-    """Write what the guides speak of as the reader's own: a small MNIST at path/to/mnist."""
+    """Write what the guides speak of as the reader's own: a small MNIST at path/to/mnist.
+
+    And what some are run with: `small.safetensors`, a small network of the digits.
+    """
+    data = load_data("digits", split="test", limit=1).spec
+    network = UNet(1, width=8, multipliers=(1,), blocks=1, attention=())
+    save_model(folder / "small.safetensors", ScoreModel(network, VPSDE(), data=data))
     mnist = folder / "path" / "to" / "mnist"
     mnist.mkdir(parents=True)
     random = np.random.default_rng(0)
