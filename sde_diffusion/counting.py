@@ -26,7 +26,7 @@ class _Own:
 
     def __init__(self) -> None:
         self.calls = 0
-        self.tracked = False  # whether the last result came with a derivative in x
+        self.tracked = True  # whether the last result, if any, came with a derivative in x
 
 
 @final

@@ -715,6 +715,22 @@ def test_the_older_names_of_attention_are_read(tmp_path: Path, vae: nn.Module) -
     assert all(torch.equal(found[key], value) for key, value in network.state_dict().items())
 
 
+@pytest.mark.parametrize("safe", [True, False], ids=["safetensors", "bin"])
+def test_a_folder_of_half_precision_alone_is_read_into_float32(tmp_path, vae, safe) -> None:
+    network = unet().half()
+    pipeline = diffusers.DDPMPipeline(network, diffusers.DDPMScheduler())
+    pipeline.save_pretrained(tmp_path, variant="fp16", safe_serialization=safe)
+    assert [path.suffixes[0] for path in (tmp_path / "unet").glob("*.fp16.*")] == [".fp16"]
+    found = load(f"diffusers:{tmp_path}").network.network.state_dict()
+    for name, tensor in network.state_dict().items():
+        assert found[name].dtype == torch.float32
+        assert torch.equal(found[name], tensor.float())
+    # Beside weights without a variant those are not looked at.
+    saved(tmp_path, unet(), diffusers.DDPMScheduler(), vae)
+    full = load(f"diffusers:{tmp_path}").network.network.state_dict()
+    assert all(torch.equal(full[name], tensor) for name, tensor in unet().state_dict().items())
+
+
 def test_loading_leaves_the_global_generator_alone(tmp_path: Path, vae: nn.Module) -> None:
     name = saved(tmp_path, unet(), diffusers.DDPMScheduler(), vae)
     torch.manual_seed(5)

@@ -417,6 +417,35 @@ def test_each_mistake_is_called_by_its_name_and_its_remedy_fits(name: str) -> No
     assert check_convention(right, data).fits, str(check_convention(right, data))
 
 
+KEPT: Final = torch.arange(0, N, 20, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("named", "index", "right", "called"),
+    [
+        (LATTICE, lambda t: N * t, LATTICE - 1 / N, "index k - 1 for k"),
+        (LATTICE - 1 / N, lambda t: N * t - 1, LATTICE, "index k + 1 for k"),
+        (KEPT, lambda k: k - 20, KEPT + 20, "index k + 1 for k"),
+        (KEPT, lambda k: k - 1, KEPT + 1, "timesteps + 1"),
+        (KEPT, lambda k: k + 1, KEPT - 1, "timesteps - 1"),
+    ],
+    ids=["k/N", "(k + 1)/N", "one of those kept", "one of all, later", "one of all, earlier"],
+)
+def test_a_slip_in_a_map_is_a_step_of_that_map(named, index, right, called) -> None:
+    network = Rescaled(index, spread=0.004)
+    bar = torch.cumprod(1 - BETAS, 0)[:: N // len(named)]
+    betas = 1 - bar / torch.cat([torch.ones(1), bar[:-1]])
+
+    def made(network: nn.Module, timesteps: Tensor) -> ScoreModel:
+        return ScoreModel.from_timesteps(network, betas, timesteps=timesteps)
+
+    found = check_convention(made(network, named), NARROW)
+    assert found.best.name == called, str(found)
+    other = remedied(network, made, {"timesteps": named}, found.best.remedy)
+    assert check_convention(other, NARROW).fits
+    assert torch.allclose(other.network.timesteps, right, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("count", [250, 4000])
 def test_a_chain_that_counts_in_thousandths_is_called_by_its_name(count: int) -> None:
     betas = linear_betas(count, 0.1 / count, 20 / count)

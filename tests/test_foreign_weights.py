@@ -6,6 +6,7 @@ import io
 import json
 import pickle
 import pickletools
+import re
 import resource
 import struct
 import sys
@@ -22,7 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sde_diffusion import convert_weights, load, read_weights
+from sde_diffusion import ForeignWeights, convert_weights, load, read_weights
 from sde_diffusion.cli.main import main
 from sde_diffusion.foreign.pickle_reader import read_pickle
 
@@ -306,7 +307,7 @@ def test_wrong_parts_are_told_with_the_right_ones(tmp_path) -> None:
     torch.save({"model": {"w": torch.ones(1)}, "step": 1}, path)
     with pytest.raises(ValueError, match="part must be one of model, step, got ema; pass one"):
         read_weights(path, "ema")
-    with pytest.raises(ValueError, match=r"got the entries model, step; pass part= .*'model'"):
+    with pytest.raises(ValueError, match=r"got the entries model, step; pass part='model'"):
         read_weights(path)
     assert read_weights(path, "model").tensors["w"].item() == 1
     with pytest.raises(FileNotFoundError):
@@ -391,10 +392,108 @@ def test_a_network_among_others_is_filled_from_the_names_under_its_prefix(tmp_pa
         state |= {f"{prefix}{name}": tensor for name, tensor in one.state_dict().items()}
     torch.save({"state_dict": state, "epoch": 3}, tmp_path / "net.ckpt")
     weights = read_weights(tmp_path / "net.ckpt", "state_dict")
-    with pytest.raises(ValueError, match=r"pass prefix='model\.', which takes no others"):
+    with pytest.raises(ValueError, match=r"'model_ema\.' \(averages\) or prefix='model\.', which"):
         weights.fill(nn.Linear(2, 3))
     for prefix, one in (("model.", net), ("model_ema.", average)):
         filled = weights.fill(nn.Linear(2, 3), prefix=prefix)
         assert torch.equal(filled.weight, one.weight)
-    with pytest.raises(ValueError, match="got no such tensor; build the network"):
+    with pytest.raises(ValueError, match=r"got no such tensor; pass prefix='model_ema\.' "):
         weights.fill(nn.Linear(2, 3), prefix="ema.")
+
+
+def lucidrains() -> tuple[dict[str, Any], nn.Module]:
+    """A trainer's file: a diffusion with its network inside, and averages of both."""
+    torch.manual_seed(0)
+
+    def diffusion() -> nn.Module:
+        made = nn.ModuleDict({"model": nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2))})
+        made.register_buffer("betas", torch.linspace(0, 1, 4))
+        return made
+
+    online, average = diffusion(), diffusion()
+    ema = nn.ModuleDict({"online_model": online, "ema_model": average})
+    ema.register_buffer("step", torch.tensor(7))
+    optimizer = {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": [{"lr": 1e-3}]}
+    file = {"step": 7, "model": online.state_dict(), "opt": optimizer, "ema": ema.state_dict()}
+    return file, average["model"]
+
+
+def test_averaged_weights_are_named_first_and_all_that_fit_are_named(tmp_path) -> None:
+    file, average = lucidrains()
+    torch.save(file, tmp_path / "model-1.pt")
+    with pytest.raises(ValueError, match=r"; pass part='ema' or part='model', which holds") as it:
+        read_weights(tmp_path / "model-1.pt")
+    part = re.findall(r"part='(\w+)'", str(it.value))[0]
+    weights = read_weights(tmp_path / "model-1.pt", part)
+    net = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2))
+    words = (
+        r"; pass prefix='ema_model\.model\.' \(averages\) or prefix='online_model\.model\.', which"
+    )
+    with pytest.raises(ValueError, match=words) as refused:
+        weights.fill(net)
+    prefixes = re.findall(r"prefix='([\w.]+)'", str(refused.value))
+    inside = file["ema"]
+    for prefix in prefixes:
+        weights.fill(net, prefix=prefix)
+        for name, tensor in net.state_dict().items():
+            assert torch.equal(tensor, inside[f"{prefix}{name}"])
+    weights.fill(net, prefix=prefixes[0])
+    assert torch.equal(net[0].weight, average[0].weight)
+
+
+def test_only_prefixes_that_fit_are_named(tmp_path) -> None:
+    net = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2))
+    torch.save(net.state_dict() | {"loss": torch.ones(1)}, tmp_path / "net.pt")
+    weights = read_weights(tmp_path / "net.pt")
+    # Its first layer's names are another network's, of other shapes: no prefix would help.
+    with pytest.raises(ValueError, match=r"got shape .*; build the network with .* with$"):
+        weights.fill(nn.Linear(5, 4))
+    with pytest.raises(ValueError, match=r"pass prefix='1\.', which takes no others"):
+        weights.fill(nn.Linear(3, 2))
+    assert torch.equal(weights.fill(nn.Linear(3, 2), prefix="1.").weight, net[1].weight)
+    with pytest.raises(ValueError, match=r"got shape .*; build the network with .* with$"):
+        weights.fill(nn.Identity())
+    # All of the network's, and others beside them, which no prefix leaves out.
+    for prefix, name in (("", "n"), ("model.", "'model.' + n")):
+        held = {f"{prefix}{key}": tensor for key, tensor in weights.tensors.items()}
+        more = ForeignWeights(held | {"epoch": torch.ones(1)})
+        empty = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2))
+        with pytest.raises(ValueError, match="or leave out the others: ForeignWeights") as refused:
+            more.fill(empty)
+        typed = re.search(r"ForeignWeights\(.*", str(refused.value))[0]
+        assert f"[{name}]" in typed
+        names = {"ForeignWeights": ForeignWeights, "weights": more, "net": empty}
+        assert torch.equal(eval(typed, names)[1].weight, net[1].weight)
+
+
+@pytest.mark.parametrize("wrong", [3, ["model."], b"model."])
+def test_a_prefix_that_is_no_text_is_refused(wrong) -> None:
+    with pytest.raises(TypeError, match=r"prefix must be a text, got .* prefix='model\.'"):
+        ForeignWeights({"model.weight": torch.ones(1)}).fill(nn.Linear(1, 1), prefix=wrong)
+
+
+def test_parts_are_named_that_hold_tensors_alone(tmp_path) -> None:
+    """A checkpoint of Lightning begins with its epoch; one of score_sde keeps averages inside."""
+    state = nn.Linear(2, 3).state_dict()
+    lightning = {"epoch": 3, "global_step": 8, "state_dict": state, "optimizer_states": [{}]}
+    averages = {"decay": 0.9, "shadow_params": list(state.values())}
+    score_sde = {"optimizer": {"state": {}}, "model": state, "ema": averages, "step": 4}
+    nothing = {"epoch": 3, "hyper_parameters": {"lr": 1e-3}}
+    path = tmp_path / "net.ckpt"
+    for file, words in (
+        (lightning, "pass part='state_dict', which"),
+        (score_sde, "pass part='ema.shadow_params' or part='model', which"),
+        ({"trainer": score_sde}, "pass part='trainer.model', which"),
+        (nothing, "save a state dict with safetensors.torch.save_file"),
+    ):
+        torch.save(file, path)
+        with pytest.raises(ValueError, match=f"; {re.escape(words)}") as refused:
+            read_weights(path)
+        for part in re.findall(r"part='([\w.]+)'", str(refused.value)):
+            found = read_weights(path, part).tensors.values()
+            assert all(torch.equal(a, b) for a, b in zip(found, state.values(), strict=True))
+    torch.save({"trainer": score_sde}, path)
+    with pytest.raises(
+        ValueError, match=r"its part trainer .* part='trainer\.ema\.shadow_params'"
+    ):
+        read_weights(path, "trainer")

@@ -254,13 +254,13 @@ def test_no_stochastic_solve_and_no_bound_of_a_model_coupled_by_transport() -> N
             lambda: ScoreModel(MLP(2), VPSDE(), variance="learned").eps(torch.zeros(3, 2), HALF),
             ValueError,
             r"network must have 4 outputs for states \(3, 2\), variance=learned, got "
-            r"the shape \(3, 2\); build it with outputs=4",
+            r"the shape \(3, 2\); leave out variance='learned', or build it with outputs=4",
         ),
         (
             lambda: ScoreModel(MLP(2, outputs=4), VPSDE()).eps(torch.zeros(3, 2), HALF),
             ValueError,
             r"network must have 2 outputs for states \(3, 2\), variance=fixed, got "
-            r"the shape \(3, 4\); build it with outputs=2",
+            r"the shape \(3, 4\); pass variance='learned', or build it with outputs=2",
         ),
         (lambda: MLP(2, outputs=0), ValueError, "outputs must be at least 1, got 0"),
         (lambda: UNet(1, outputs=0), ValueError, "outputs must be at least 1, got 0"),

@@ -6,6 +6,7 @@ safetensors, or torch's file read without its pickle being run, and nothing is d
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -25,6 +26,10 @@ from sde_diffusion.models.score import ScoreModel
 
 PREFIX: Final = "diffusers:"
 _PARTS: Final = ("unet", "transformer")  # what a pipeline calls its network
+# A variant, such as fp16, stands behind the first dot.
+_WEIGHTS: Final = re.compile(
+    r"diffusion_pytorch_model(?:\.(\w+))?(?:-\d+-of-\d+)?\.(?:safetensors|bin)"
+)
 _ENCODERS: Final = ("vae", "vqvae")  # of pipelines whose samples are latent
 _WRAP: Final = "wrap it in a module of (x, k), for ScoreModel.from_timesteps"
 _AS_DDIM: Final = (
@@ -165,6 +170,7 @@ def _network(kind: Any, folder: Path, part: str) -> Any:  # noqa: ANN401
         network, found = kind.from_pretrained(
             folder,
             subfolder=part,
+            variant=_variant(folder / part),
             local_files_only=True,
             use_safetensors=safe,  # else torch's file, which diffusers loads with weights_only
             low_cpu_mem_usage=False,
@@ -176,6 +182,13 @@ def _network(kind: Any, folder: Path, part: str) -> Any:  # noqa: ANN401
         got = ", ".join(map(str, wrong))
         raise wrong_value("load", str(folder / part), rule, got, _REMEDY)
     return network
+
+
+def _variant(part: Path) -> str | None:
+    """Return the name of the only weights where all have one, None where some have none."""
+    named = [_WEIGHTS.fullmatch(file.name) for file in part.iterdir()]
+    variants = {match[1] for match in named if match is not None}
+    return variants.pop() if len(variants) == 1 else None
 
 
 def _data(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar, final
+from typing import Any, Final, TypeVar, final
 
 from torch import Tensor, nn
 
-from sde_diffusion._check import an_object, wrong_value
+from sde_diffusion._check import an_object, kind_of, wrong_type, wrong_value
 
+_AVERAGE: Final = re.compile(r"(?<![a-z])(ema|swa)(?![a-z])|averag|shadow")
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
 
@@ -42,37 +44,68 @@ class ForeignWeights:
         the "module." of DataParallel or the "_orig_mod." of torch.compile. With ``prefix`` only
         the tensors are taken whose names begin with it.
 
-        Errors: TypeError for what is no network; ValueError for tensors of other names or shapes,
-        which names the first one; the network then stays as it is.
+        Errors: TypeError for what is no network and for a prefix that is no text; ValueError for
+        tensors of other names or shapes, which names the first one, and every prefix whose
+        tensors are the network's; it then stays as it is.
         """
         an_object("fill", "network", network, nn.Module, "build the network and pass it")
+        if not isinstance(prefix, str | None):
+            remedy = "leave it out, or pass for example prefix='model.'"
+            raise wrong_type("fill", "prefix", "be a text", kind_of(prefix), remedy)
         own = network.state_dict()
-        before = _before(own, self.tensors)
         start = prefix
         if start is None:  # where there is nothing else in the file
-            start = before[0] if before and len(self.tensors) == len(own) else ""
-        found = {
-            name.removeprefix(start): tensor
-            for name, tensor in self.tensors.items()
-            if name.startswith(start)
-        }
+            whole = len(self.tensors) == len(own)
+            start = next((one for one in _starts(own, self.tensors) if whole), "")
+        found = _under(start, self.tensors)
         for name in sorted(own.keys() | found.keys()):
             mine, theirs = (_shape(rows.get(name)) for rows in (own, found))
             if mine != theirs:
                 rule = f"match the network's {mine}"
-                remedy = "build the network with the arguments it was trained with"
-                if prefix is None and before:  # among others
-                    remedy = f"pass prefix={before[0]!r}, which takes no others"
-                raise wrong_value("fill", name, rule, theirs, remedy)
+                raise wrong_value("fill", name, rule, theirs, _remedy(own, self.tensors))
         network.load_state_dict(found)
         return network
 
 
-def _before(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
+def _starts(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
     """Return what stands before the network's names where all of them are in the file."""
-    first = next(iter(own), "")
+    first = next(iter(own), None)
+    if first is None:
+        return []
     starts = [name.removesuffix(first) for name in found if name.endswith(first)]
     return [start for start in starts if all(f"{start}{name}" in found for name in own)]
+
+
+def _under(start: str, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with ``start``, by what follows."""
+    return {name.removeprefix(start): x for name, x in found.items() if name.startswith(start)}
+
+
+def _remedy(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
+    """Return what to write for a file with other tensors than the network's."""
+    starts = sorted(_starts(own, found), key=lambda start: not is_average(start))
+    fitting = [
+        start
+        for start in starts
+        if all(found[f"{start}{name}"].shape == tensor.shape for name, tensor in own.items())
+    ]
+    whole = [start for start in fitting if len(_under(start, found)) == len(own)]
+    if whole:
+        words = [f"prefix={start!r}" + is_average(start) * " (averages)" for start in whole]
+        return f"pass {' or '.join(words)}, which takes no others"
+    build = "build the network with the arguments it was trained with"
+    if not fitting:
+        return build
+    named = f"{fitting[0]!r} + n" if fitting[0] else "n"
+    return (
+        f"{build}, or leave out the others: ForeignWeights({{n: weights.tensors[{named}] "
+        "for n in net.state_dict()}).fill(net)"
+    )
+
+
+def is_average(name: str) -> bool:
+    """Return whether a name is one that programs give to averaged weights."""
+    return _AVERAGE.search(name.lower()) is not None
 
 
 def _shape(tensor: Tensor | None) -> str:

@@ -149,12 +149,25 @@ def tensor_of(value: object) -> Tensor | None:
     """Return the tensor that a call would have made, None for any other value."""
     if isinstance(value, Tensor):
         return value
+    made = _rebuilt(value)
+    if made is None:
+        return None
+    storage, offset, size, stride = made.arguments[:4]
+    return _view(_loaded(storage), offset, size, stride)
+
+
+def is_tensor(value: object) -> bool:
+    """Return whether a call would have made a tensor, without making it."""
+    return isinstance(value, Tensor) or _rebuilt(value) is not None
+
+
+def _rebuilt(value: object) -> Made | None:
+    """Return the call that makes a tensor, inside of one that makes a parameter of it."""
     while isinstance(value, Made) and value.name in _PARAMETERS and value.arguments:
         value = value.arguments[0]
-    if not isinstance(value, Made) or value.name not in _TENSORS or len(value.arguments) < 4:
-        return None
-    storage, offset, size, stride = value.arguments[:4]
-    return _view(_loaded(storage), offset, size, stride)
+    if isinstance(value, Made) and value.name in _TENSORS and len(value.arguments) >= 4:
+        return value
+    return None
 
 
 def _loaded(storage: object) -> Tensor:

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from sde_diffusion._check import Reason, check_path, wrong_value
 from sde_diffusion._files import write_atomically
-from sde_diffusion.foreign.foreign_weights import ForeignWeights
+from sde_diffusion.foreign.foreign_weights import ForeignWeights, is_average
 from sde_diffusion.foreign.pickle_reader import Made, PickleRefusedError
-from sde_diffusion.foreign.torch_file import tensor_of, value_of
+from sde_diffusion.foreign.torch_file import is_tensor, tensor_of, value_of
 
 _PERSISTENT: Final = "torch_utils.persistence._reconstruct_persistent_obj"
 # What the readers of archives, of safetensors and of numbers raise for files that are none.
@@ -37,6 +37,7 @@ _DAMAGED: Final = (
     RuntimeError,
     ValueError,
 )
+_MOST_NAMED: Final = 6  # parts of a file that a message names
 _DEEPEST: Final = 100  # modules inside one another
 _MOST_MODULES: Final = 100_000
 
@@ -146,13 +147,31 @@ def _entry(value: object, name: str) -> object:
 
 def _no_tensors(rows: Mapping[Any, Any], part: str | None) -> ValueError:
     here = "the file" if part is None else f"its part {part}"
-    return wrong_value(
-        "read_weights",
-        here,
-        "hold tensors alone",
-        Reason(f"the entries {_listed(rows)}"),
-        f"pass part= the one with the weights, such as part='{next(iter(rows), 'model')}'",
-    )
+    known = sorted(_parts(rows), key=lambda name: not is_average(name))
+    named = [f"part='{name if part is None else f'{part}.{name}'}'" for name in known]
+    remedy = "save a state dict with safetensors.torch.save_file"
+    if named:
+        remedy = f"pass {' or '.join(named[:_MOST_NAMED])}, which holds tensors alone"
+    got = Reason(f"the entries {_listed(rows)}")
+    return wrong_value("read_weights", here, "hold tensors alone", got, remedy)
+
+
+def _parts(rows: Mapping[Any, Any]) -> list[str]:
+    """Return the entries that hold tensors alone, and inside others the entries that do."""
+    found = []
+    for name, value in rows.items():
+        if _holds_tensors(value):
+            found.append(str(name))
+        else:
+            inner = _mapping(value).items()
+            found += [f"{name}.{other}" for other, one in inner if _holds_tensors(one)]
+    return found
+
+
+def _holds_tensors(value: object) -> bool:
+    """Return whether an entry is a network, or has tensors and nothing else."""
+    inside = value if isinstance(value, list) else list(_mapping(value).values())
+    return _is_network(value) or (bool(inside) and all(map(is_tensor, inside)))
 
 
 def _listed(rows: Mapping[Any, Any]) -> str:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Self, final
 
 from torch import Tensor, nn
 
-from sde_diffusion._check import Reason, kind_of, wrong_type, wrong_value
+from sde_diffusion._check import kind_of, wrong_type, wrong_value
 from sde_diffusion._shown import Size, as_call
+from sde_diffusion.models.calls import check_call
 
 
 class Enclosing(nn.Module, ABC):
@@ -27,31 +27,6 @@ class Enclosing(nn.Module, ABC):
     @abstractmethod
     def rows(self, index: Tensor) -> Enclosing:
         """Return the network of the samples ``index`` of the batch, or itself if it is alike."""
-
-
-def check_call(
-    what: str, network: nn.Module, words: Sequence[str], remedy: str, error: TypeError
-) -> None:
-    """Refuse a network whose ``forward`` does not take what it was called with.
-
-    Arguments:
-        what: the wrapper that called it.
-        network: the network.
-        words: what it was called with: "x" and "t" by place, "y=" by name.
-        remedy: what to pass instead.
-        error: what the call raised, of whatever cause.
-    """
-    named = {word[:-1]: None for word in words if word.endswith("=")}
-    placed = [None for word in words if not word.endswith("=")]
-    try:
-        inspect.signature(network.forward).bind(*placed, **named)
-    except TypeError as unbound:
-        kind = type(network).__name__
-        rule = f"take ({', '.join(words)}) in its forward"
-        got = Reason(f"{kind}: {unbound}")
-        raise wrong_type(what, "network", rule, got, remedy) from error
-    except ValueError:  # a forward that tells no signature
-        return
 
 
 def rows_of(network: nn.Module, index: Tensor) -> nn.Module:

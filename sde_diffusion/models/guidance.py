@@ -24,6 +24,7 @@ from sde_diffusion.coefficients import Level, Levels
 from sde_diffusion.forms import converted
 from sde_diffusion.models.conditioned import Labelled, rows_of
 from sde_diffusion.models.score import ScoreModel
+from sde_diffusion.models.wrapped import NULL
 from sde_diffusion.scores import ScoreLike
 from sde_diffusion.sde import LinearSDE
 
@@ -70,6 +71,14 @@ class Guided(ScoreLike):
                     "be a score model",
                     type(model).__name__,
                     "pass a ScoreModel, or an oracle's .diffused(sde)",
+                )
+            if isinstance(model, ScoreModel) and model.needs_labels:
+                raise wrong_value(
+                    "Guided",
+                    name,
+                    "have labels, of a network without a null class",
+                    "none",
+                    f"pass model.given(labels), or {NULL}",
                 )
         if conditional.sde != unconditional.sde:
             got = f"{conditional.sde} and {unconditional.sde}"
@@ -241,7 +250,8 @@ def guided(model: ScoreModel, labels: Tensor | int, weight: Weight = 1.0) -> Gui
     was trained with label dropout.
 
     Shapes: labels () or (B,), integers.
-    Errors: TypeError for anything but a ScoreModel; ValueError for a network without classes.
+    Errors: TypeError for anything but a ScoreModel; ValueError for a network without classes, or
+    without a label for none.
 
     >>> from sde_diffusion import load, sample
     >>> from sde_diffusion.solvers import DDIM
@@ -265,6 +275,14 @@ def guided(model: ScoreModel, labels: Tensor | int, weight: Weight = 1.0) -> Gui
             "have classes",
             "a network without",
             "train one with labels, or use Guided of two models",
+        )
+    if not model.knows_none:
+        raise wrong_value(
+            "guided",
+            "model",
+            "know a label for none",
+            "a network without a null class",
+            f"{NULL}, or use Guided of two models",
         )
     return Guided(model.given(labels), model.given(-1), weight)
 

@@ -11,9 +11,8 @@ from sde_diffusion._check import an_object
 from sde_diffusion._tensors import check_state, per_sample
 from sde_diffusion.data.spec import DataSpec
 from sde_diffusion.matrix_sde import MatrixLinearSDE
-from sde_diffusion.models.conditioned import check_call
+from sde_diffusion.models.calls import check_failed
 from sde_diffusion.models.score import LearnedScore
-from sde_diffusion.models.wrapped import MORE
 from sde_diffusion.scores import check_result, tensor_in
 
 
@@ -60,7 +59,7 @@ class MatrixScoreModel(LearnedScore):
         parts_of("MatrixScoreModel", x, self.sde.parts)
         try:
             output = self.network(x, per_sample(t, x))
-        except TypeError as error:
-            check_call("MatrixScoreModel", self.network, ("x", "t"), MORE, error)
+        except (TypeError, RuntimeError) as error:
+            check_failed("MatrixScoreModel", self.network, x, error)
             raise
         return check_result("MatrixScoreModel", tensor_in(output), x)

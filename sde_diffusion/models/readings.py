@@ -23,6 +23,7 @@ TimeOf: TypeAlias = Callable[[Tensor], Tensor]
 Misread: TypeAlias = tuple[str, str, nn.Module]  # its name, what to write, the network so read
 
 _PROBE: Final = torch.tensor([0.25, 0.5, 1.0], dtype=torch.float64)
+_EVEN: Final = 1e-3  # by which distances differ that are one, of a map in float32
 _THOUSAND: Final = 1000  # steps, by which most programs count
 
 
@@ -122,8 +123,12 @@ def _of_steps(network: AtTimesteps) -> Iterator[Misread]:
     named = network.timesteps
     k = index if named is None else named
     text = f"torch.arange({n})" if named is None else "timesteps"
-    yield "index k + 1 for k", f"timesteps={text} + 1", _of_names(network, k + 1)
-    yield "index k - 1 for k", f"timesteps={text} - 1", _of_names(network, k - 1)
+    step = _step(k)
+    yield "index k + 1 for k", f"timesteps={text} + {step:g}", _of_names(network, k + step)
+    yield "index k - 1 for k", f"timesteps={text} - {step:g}", _of_names(network, k - step)
+    if step > 1:  # a map of a longer chain's steps
+        yield "timesteps + 1", "timesteps=timesteps + 1", _of_names(network, k + 1)
+        yield "timesteps - 1", "timesteps=timesteps - 1", _of_names(network, k - 1)
     remedy = f"timesteps=(torch.arange({n}) + 1) / {n}"
     yield "t for the index", remedy, _of_names(network, (index + 1) / n)
     if named is not None:
@@ -132,7 +137,16 @@ def _of_steps(network: AtTimesteps) -> Iterator[Misread]:
         remedy = f"timesteps=torch.arange({n}) * 1000 / {n}"
         yield "1000 k/N for the index", remedy, _of_names(network, index * _THOUSAND / n)
     turned = _outside(network, lambda t: 1 - t + 1 / n)
-    yield "time from noise to data", f"a module of net(x, {n - 1} - k)", turned
+    last = float(k[0] + k[-1])
+    yield "time from noise to data", f"a module of net(x, {last:g} - k)", turned
+
+
+def _step(named: Tensor) -> float:
+    """Return the distance of the timesteps where all have one, such as 1/N, and else 1."""
+    steps = named.diff()
+    if len(steps) == 0 or float(steps.max() - steps.min()) > _EVEN * float(steps.mean()):
+        return 1.0
+    return float(steps.mean())
 
 
 def _of_names(network: AtTimesteps, timesteps: Tensor | None) -> AtTimesteps:

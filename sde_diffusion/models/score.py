@@ -28,8 +28,9 @@ from sde_diffusion.coefficients import Level, Levels
 from sde_diffusion.data.spec import DataSpec
 from sde_diffusion.forms import FORMS, check_told, converted, edm_form, joined
 from sde_diffusion.matrix_sde import MatrixLinearSDE
-from sde_diffusion.models.conditioned import Enclosing, Labelled, check_call, rows_of
-from sde_diffusion.models.wrapped import MORE, AtNoise, AtTime, AtTimesteps, ClassLabels
+from sde_diffusion.models.calls import check_failed
+from sde_diffusion.models.conditioned import Enclosing, Labelled, rows_of
+from sde_diffusion.models.wrapped import NULL, AtNoise, AtTime, AtTimesteps, ClassLabels, Wrapped
 from sde_diffusion.schedules import DiscreteBeta
 from sde_diffusion.scores import ScoreLike, check_floating, check_result, tensor_in
 from sde_diffusion.sde import EDMSDE, SDE, VPSDE, LinearSDE, RectifiedFlow
@@ -120,33 +121,61 @@ class LearnedScore(nn.Module, ScoreLike, ABC):
 
         Shapes: labels () or (B,), integers.
         """
-        try:  # on the network's device once, rather than at every step
-            there = torch.as_tensor(labels, device=self.device)
+        try:
+            given = torch.as_tensor(labels)
         except (TypeError, ValueError, RuntimeError) as error:
             rule = "be one integer, or one a sample"
             remedy = "pass for example torch.tensor([3, 1, 4])"
             raise wrong_type(
                 type(self).__name__, "labels", rule, kind_of(labels), remedy
             ) from error
-        if there.is_floating_point() or there.dtype == torch.bool or there.ndim > 1:
+        if given.is_floating_point() or given.dtype == torch.bool or given.ndim > 1:
             raise wrong_value(
                 type(self).__name__,
                 "labels",
                 "be one integer, or one a sample",
-                f"{there.dtype} of shape {tuple(there.shape)}",
+                f"{given.dtype} of shape {tuple(given.shape)}",
                 "pass for example torch.tensor([3, 1, 4])",
             )
-        known = self.classes
         # Of labels on a GPU the range is left to the network: to look at them waits for it.
-        if known is not None and there.numel() and there.device.type == "cpu":
-            wrong = there[(there < -1) | (there >= known)].flatten()
-            if len(wrong):
-                rule = f"be classes 0 … {known - 1}, or -1 for none"
-                raise wrong_value(
-                    type(self).__name__, "labels", rule, int(wrong[0]), "pass one of these"
-                )
-        inner = self.network.network if isinstance(self.network, Labelled) else self.network
-        return self._around(Labelled(inner, there.long()))
+        if given.numel() and given.device.type == "cpu":
+            self._check_classes(given)
+        there = given.to(self.device)  # once, rather than at every step
+        return self._around(Labelled(self._inner, there.long()))
+
+    def _check_classes(self, labels: Tensor) -> None:
+        """Refuse labels of no class, and -1 where the network knows no label for none."""
+        known = self.classes
+        if known is None:
+            return
+        rule = f"be classes 0 … {known - 1}"
+        least = -1 if self.knows_none else 0
+        wrong = labels[(labels < least) | (labels >= known)].flatten()
+        if len(wrong) and self.knows_none:
+            got = int(wrong[0])
+            rule = f"{rule}, or -1 for none"
+            raise wrong_value(type(self).__name__, "labels", rule, got, "pass one of these")
+        if len(wrong):
+            got = int(wrong[0])
+            rule = f"{rule}, of a network without a null class"
+            remedy = f"pass one of these, or {NULL}"
+            raise wrong_value(type(self).__name__, "labels", rule, got, remedy)
+
+    @property
+    def knows_none(self) -> bool:
+        """Whether the label -1, for none, means something to the network."""
+        labels = self._inner.labels if isinstance(self._inner, Wrapped) else None
+        return labels is None or labels.null is not None
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether labels have to be given before it is called."""
+        return not self.knows_none and not isinstance(self.network, Labelled)
+
+    @property
+    def _inner(self) -> nn.Module:
+        """The network, without labels that are filled in."""
+        return self.network.network if isinstance(self.network, Labelled) else self.network
 
     def rows(self, index: Tensor) -> Self:
         """Return the model for the samples ``index`` of the batch, with their conditions."""
@@ -380,8 +409,8 @@ class ScoreModel(LearnedScore):
         y, c = self._input(x, t)
         try:  # here, where the network is called, so that a step has one call less
             output = self.network(y, c)
-        except TypeError as error:
-            check_call("ScoreModel", self.network, ("x", "t"), MORE, error)
+        except (TypeError, RuntimeError) as error:
+            check_failed("ScoreModel", self.network, x, error)
             raise
         out = self._checked(output, x)
         if self.variance == "learned":
@@ -395,8 +424,8 @@ class ScoreModel(LearnedScore):
         y, c = self._input(x, t)
         try:
             output = self.network(y, c)
-        except TypeError as error:
-            check_call("ScoreModel", self.network, ("x", "t"), MORE, error)
+        except (TypeError, RuntimeError) as error:
+            check_failed("ScoreModel", self.network, x, error)
             raise
         out, second = self._checked(output, x).chunk(2, dim=1)
         return self._formed(form, out, x, self._levels(x, t)), 0.5 * (second + 1)
@@ -426,9 +455,25 @@ class ScoreModel(LearnedScore):
                 "network",
                 rule,
                 f"the shape {tuple(out.shape)}",
-                f"build it with outputs={channels}",
+                self._for_outputs(out, x.shape[1]),
             )
         return out
+
+    def _for_outputs(self, out: Tensor, channels: int) -> str:
+        """Return what to write for a network of another number of outputs."""
+        inner = self._inner
+        count = out.shape[1] if out.ndim > 1 else 0
+        if self.variance == "learned":
+            build = f"build it with outputs={2 * channels}"
+            return f"leave out variance='learned', or {build}" if count == channels else build
+        if count != 2 * channels:
+            return f"build it with outputs={channels}"
+        if not isinstance(inner, Wrapped):
+            return f"pass variance='learned', or build it with outputs={channels}"
+        half = f"a module of net(x, t)[:, :{channels}]"
+        if isinstance(inner, AtTimesteps):
+            return f"pass variance='learned' where the others are of its variance, else {half}"
+        return f"pass {half}, without the others"
 
     def _formed(self, form: str, out: Tensor, x: Tensor, at: Level | Levels) -> Tensor:
         if self.prediction == "edm":
@@ -477,7 +522,7 @@ class DirectScore(LearnedScore):
         check_state("DirectScore", x)
         try:
             output = self.network(x, per_sample(t, x))
-        except TypeError as error:
-            check_call("DirectScore", self.network, ("x", "t"), MORE, error)
+        except (TypeError, RuntimeError) as error:
+            check_failed("DirectScore", self.network, x, error)
             raise
         return check_result("DirectScore", tensor_in(output), x)

@@ -25,14 +25,12 @@ from sde_diffusion._check import (
     wrong_value,
 )
 from sde_diffusion._tensors import expand
-from sde_diffusion.models.conditioned import Enclosing, around, check_call, rows_of
+from sde_diffusion.models.calls import MORE, check_call
+from sde_diffusion.models.conditioned import Enclosing, around, rows_of
 from sde_diffusion.scores import tensor_in
 from sde_diffusion.sde import LinearSDE
 
-MORE: Final = (
-    "pass labels=ClassLabels(…) where it takes classes, Conditioned(network, {name: tensor}) "
-    "where it takes more, or a module of your own whose forward(x, t) calls it"
-)
+NULL: Final = "pass null= the label that means none to it, to ClassLabels or for a folder to load"
 _NEAR: Final = 1e-3  # of an index: float32 has t = k/N to 6e-8, which is 6e-5 of 1000
 
 
@@ -83,8 +81,7 @@ class ClassLabels:
                 "labels",
                 f"be classes 0 … {self.count - 1}, of a network without a null class",
                 "the label -1, for none",
-                "call model.given(labels), or pass null= the label that means none to it, to load "
-                "for a folder",
+                f"call model.given(labels), or {NULL}",
             )
         try:
             if self.keyword is None:
