@@ -137,6 +137,8 @@ def outcome(read: Callable[[], object]) -> tuple[str, int]:
         text = str(error)
         if not text.isprintable() or len(text) > _LINE:
             return f"{WRONG}: a line of {len(text)} characters: {text[:_LINE]!a}", len(text)
+        if isinstance(error, UnicodeError):
+            return f"{WRONG}: a codec's error: {text}", len(text)
         if _out_of_memory(error):
             return f"{WRONG}: out of memory: {text}", len(text)
         return type(error).__name__, len(text)

@@ -229,6 +229,9 @@ def hostile(touched: Path) -> dict[str, bytes]:
         "lists in lists": pickle.dumps(deep),
         "a dictionary in itself": pickle.dumps(ring),
         "a million lists": b"\x80\x02(" + b"]" * 10**6 + b"l.",
+        "bytes of no byte": b"\x80\x02}X\x01\0\0\0wctorch._utils\n_rebuild_tensor_v2\n"
+        b"(ctorch.storage\n_load_from_bytes\nc_codecs\nencode\nX\x02\0\0\0\xc4\x80"
+        b"X\x06\0\0\0latin1\x86R\x85RK\0K\x01\x85K\x01\x85\x89NtRs.",
         "no stop": b"\x80\x02N",
         "no mark": b"\x80\x02Nt.",
         "an empty stack": b"\x80\x020.",
@@ -261,6 +264,63 @@ def test_a_hostile_file_ends_in_one_sentence_and_runs_nothing(tmp_path, name) ->
     assert len(str(caught.value)) < 400
     assert not touched.exists()
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # KiB
+
+
+class Stored:
+    """A storage as EDM's pickles have it: the bytes of a file of torch."""
+
+    def __init__(self, raw: bytes) -> None:
+        self.raw = raw
+
+    def __reduce__(self) -> Any:
+        return torch.storage._load_from_bytes, (self.raw,)
+
+
+class View:
+    def __init__(self, raw: bytes, first: int, size: int) -> None:
+        self.arguments = (Stored(raw), first, (size,), (1,), False, None)
+
+    def __reduce__(self) -> Any:
+        return torch._utils._rebuild_tensor_v2, self.arguments
+
+
+def shared(kind: str) -> bytes:
+    """A file of 1 MB and its 1500 tensors, which would have 1.5 GB if each had its own numbers."""
+    row = torch.zeros(2**18)
+    file = io.BytesIO()
+    if kind == "EDM":
+        torch.save(row._typed_storage(), file, _use_new_zipfile_serialization=False)
+        raw = file.getvalue()
+        return pickle.dumps({str(i): View(raw, i, len(row) - i) for i in range(1500)})
+    rows = {str(i): row[i:] for i in range(1500)}
+    torch.save(rows, file, _use_new_zipfile_serialization=kind == "archive")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["archive", "old format", "EDM"])
+def test_tensors_that_share_a_storage_do_not_multiply_it(tmp_path, kind: str) -> None:
+    path = tmp_path / "net.pt"
+    path.write_bytes(shared(kind))
+    assert path.stat().st_size < 2**21
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match="got one that holds tensors of 16 times its size, all"):
+        read_weights(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**17  # KiB
+
+
+def test_tensors_of_one_storage_stay_one_and_are_written_apart(tmp_path) -> None:
+    """Sixteen layers with one weight, as ALBERT's, take the memory of one."""
+    layer = nn.Linear(4, 4)
+    net = nn.Sequential(*[layer] * 16)
+    torch.save(net.state_dict(), tmp_path / "net.pt")
+    found = read_weights(tmp_path / "net.pt").tensors
+    assert same(found, net.state_dict())
+    assert len({tensor.untyped_storage().data_ptr() for tensor in found.values()}) == 2
+    convert_weights(tmp_path / "net.pt", tmp_path / "net.safetensors")
+    assert same(
+        dict(sorted(read_weights(tmp_path / "net.safetensors").tensors.items())),
+        dict(sorted(net.state_dict().items())),
+    )
 
 
 def test_a_network_inside_itself_is_refused(tmp_path) -> None:

@@ -11,7 +11,7 @@ import math
 import struct
 import zipfile
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, final
 
 import torch
 from torch import Tensor
@@ -32,6 +32,8 @@ _DTYPES: Final = {
 }
 _MAGIC: Final = 0x1950A86A20F9469CFC6C  # with which torch's older files begin
 _OLD_VERSION: Final = 1001
+_MOST_SHARED: Final = 16  # times that a number may stand in tensors, as of layers with one weight
+_NO_BYTES: Final = "holds a storage that is no bytes"
 _PARAMETERS: Final = {
     "torch._utils._rebuild_parameter",
     "torch._utils._rebuild_parameter_with_state",
@@ -64,7 +66,8 @@ def _from_archive(data: bytes) -> Any:  # noqa: ANN401
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         entries = {entry.filename.partition("/")[2]: entry for entry in archive.infolist()}
         # torch compresses nothing, and what expands could fill the memory.
-        if any(entry.compress_type or entry.file_size > len(data) for entry in entries.values()):
+        size = sum(entry.file_size for entry in entries.values())
+        if size > len(data) or any(entry.compress_type for entry in entries.values()):
             message = "is a compressed archive"
             raise PickleRefusedError(message)
         if "data.pkl" not in entries:
@@ -145,15 +148,41 @@ def _numbers(raw: bytes, dtype: torch.dtype) -> Tensor:
 # --- tensors ---
 
 
-def tensor_of(value: object) -> Tensor | None:
-    """Return the tensor that a call would have made, None for any other value."""
-    if isinstance(value, Tensor):
-        return value
-    made = _rebuilt(value)
-    if made is None:
-        return None
-    storage, offset, size, stride = made.arguments[:4]
-    return _view(_loaded(storage), offset, size, stride)
+@final
+class Tensors:
+    """The tensors that calls would have made: views of storages, each of which is read once.
+
+    Arguments: the size of the file in bytes, of which its tensors may have `_MOST_SHARED` times
+    as many, where they share storages.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._left = _MOST_SHARED * size
+        self._loaded: dict[int, Tensor] = {}  # by the identity of their bytes in the pickle
+
+    def of(self, value: object) -> Tensor | None:
+        """Return the tensor that a call would have made, None for any other value."""
+        if isinstance(value, Tensor):
+            return value
+        made = _rebuilt(value)
+        if made is None:
+            return None
+        storage, offset, size, stride = made.arguments[:4]
+        found = _view(self._numbers(storage), offset, size, stride)
+        self._left -= found.numel() * found.itemsize
+        if self._left < 0:
+            message = f"holds tensors of {_MOST_SHARED} times its size, all of the same storages"
+            raise PickleRefusedError(message)
+        return found
+
+    def _numbers(self, storage: object) -> Tensor:
+        """Return the numbers of a storage, which EDM's pickles hold as the bytes of a file."""
+        if isinstance(storage, Made) and storage.name == "torch.storage._load_from_bytes":
+            held = _held(storage.arguments)
+            if id(held) not in self._loaded:
+                self._loaded[id(held)] = _filled(value_of(_bytes(held)))
+            return self._loaded[id(held)]
+        return _filled(storage)
 
 
 def is_tensor(value: object) -> bool:
@@ -170,25 +199,28 @@ def _rebuilt(value: object) -> Made | None:
     return None
 
 
-def _loaded(storage: object) -> Tensor:
-    """Return the numbers of a storage, which EDM's pickles hold as the bytes of a file."""
-    if isinstance(storage, Made) and storage.name == "torch.storage._load_from_bytes":
-        storage = value_of(_bytes(storage.arguments))
+def _filled(storage: object) -> Tensor:
     if not isinstance(storage, _Storage) or storage.numbers is None:
         message = "holds a tensor without a storage"
         raise PickleRefusedError(message)
     return storage.numbers
 
 
-def _bytes(arguments: tuple[Any, ...]) -> bytes:
+def _held(arguments: tuple[Any, ...]) -> bytes | str:
     """Return the bytes among the arguments, which protocol 2 keeps as a text of latin1."""
     match arguments:
         case (bytes() as raw,):
             return raw
         case (Made(name="_codecs.encode", arguments=(str() as text, "latin1")),):
-            return text.encode("latin1")
-    message = "holds a storage that is no bytes"
-    raise PickleRefusedError(message)
+            return text
+    raise PickleRefusedError(_NO_BYTES)
+
+
+def _bytes(held: bytes | str) -> bytes:
+    try:
+        return held if isinstance(held, bytes) else held.encode("latin1")
+    except UnicodeEncodeError as error:
+        raise PickleRefusedError(_NO_BYTES) from error
 
 
 def _view(numbers: Tensor, offset: object, size: object, stride: object) -> Tensor:
@@ -204,7 +236,7 @@ def _view(numbers: Tensor, offset: object, size: object, stride: object) -> Tens
     if len(sizes) != len(strides) or count > len(numbers) or not inside:
         message = "holds a tensor outside of its storage"
         raise PickleRefusedError(message)
-    return numbers.as_strided(sizes, strides, whole[0]).clone()
+    return numbers.as_strided(sizes, strides, whole[0])
 
 
 def _tuple(value: object) -> tuple[Any, ...]:

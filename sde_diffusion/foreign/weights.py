@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor
@@ -21,7 +22,7 @@ from sde_diffusion._check import Reason, check_path, wrong_value
 from sde_diffusion._files import write_atomically
 from sde_diffusion.foreign.foreign_weights import ForeignWeights, is_average
 from sde_diffusion.foreign.pickle_reader import Made, PickleRefusedError
-from sde_diffusion.foreign.torch_file import is_tensor, tensor_of, value_of
+from sde_diffusion.foreign.torch_file import Tensors, is_tensor, value_of
 
 _PERSISTENT: Final = "torch_utils.persistence._reconstruct_persistent_obj"
 # What the readers of archives, of safetensors and of numbers raise for files that are none.
@@ -63,7 +64,7 @@ def read_weights(path: str | Path, part: str | None = None) -> ForeignWeights:
     except _DAMAGED as error:
         raise _refused(path, str(error)) from error
     try:
-        return _weights(value, part)
+        return _weights(value, part, Tensors(len(data)))
     except PickleRefusedError as error:
         raise _refused(path, str(error)) from error
 
@@ -81,7 +82,9 @@ def convert_weights(source: str | Path, target: str | Path, part: str | None = N
             "convert_weights", "target", "end in .safetensors", target.name, "pass net.safetensors"
         )
     found = read_weights(source, part)
-    tensors = {name: tensor.contiguous() for name, tensor in found.tensors.items()}
+    # Copies, since safetensors takes no tensors of one storage.
+    copied = torch.contiguous_format
+    tensors = {name: x.clone(memory_format=copied) for name, x in found.tensors.items()}
     about = {"class": found.class_name, "arguments": found.arguments}
     text = json.dumps(about, default=lambda value: f"<{type(value).__name__}>")
     content = save(tensors, metadata={"network": text})
@@ -109,15 +112,15 @@ def _refused(path: Path, got: str) -> ValueError:
 # --- the parts of a file ---
 
 
-def _weights(value: object, part: str | None) -> ForeignWeights:
+def _weights(value: object, part: str | None, made: Tensors) -> ForeignWeights:
     for name in part.split(".") if part is not None else []:
         value = _entry(value, name)
     if part is None and not _is_network(value) and _is_network(_mapping(value).get("ema")):
         value = _mapping(value)["ema"]
     if _is_network(value):
-        return _network(value)
+        return _network(value, made)
     rows = dict(enumerate(value)) if isinstance(value, list) else _mapping(value)
-    tensors = {str(name): tensor_of(entry) for name, entry in rows.items()}
+    tensors = {str(name): made.of(entry) for name, entry in rows.items()}
     found = {name: tensor for name, tensor in tensors.items() if tensor is not None}
     if not found or len(found) < len(tensors):
         raise _no_tensors(rows, part)
@@ -195,7 +198,7 @@ def _is_network(value: object) -> bool:
     return "_parameters" in _state(value) and "_modules" in _state(value)
 
 
-def _network(value: object) -> ForeignWeights:
+def _network(value: object, made: Tensors) -> ForeignWeights:
     state = _state(value)
     tensors: dict[str, Tensor] = {}
     for count, (prefix, module) in enumerate(_modules(value)):
@@ -206,7 +209,7 @@ def _network(value: object) -> ForeignWeights:
         passing = _elements(inner.get("_non_persistent_buffers_set"))
         for kind in ("_parameters", "_buffers"):
             for name, entry in _mapping(inner.get(kind)).items():
-                tensor = None if name in passing else tensor_of(entry)
+                tensor = None if name in passing else made.of(entry)
                 if tensor is not None:
                     tensors[f"{prefix}{name}"] = tensor
     about = _mapping(value.arguments[0]) if isinstance(value, Made) and value.arguments else {}
