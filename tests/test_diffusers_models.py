@@ -1015,3 +1015,20 @@ def test_commands_take_a_folder(tmp_path: Path, vae: nn.Module) -> None:
     solve = f"likelihood --model {name} --data {tmp_path / 'x.npy'} --steps 2 --solver heun"
     solved = CliRunner().invoke(main, [*solve.split(), "--out", str(tmp_path / "nll")])
     assert solved.exit_code == 0, solved.output
+
+
+def test_compare_puts_their_sampler_of_their_folder_beside_ours(tmp_path: Path, vae) -> None:
+    """Their DDIM and ours from the same noise end in the same samples."""
+    network = unet(in_channels=1, out_channels=1)
+    name = saved(tmp_path / "tiny", network, diffusers.DDIMScheduler(), vae)
+    peer = "diffusers:DDIMScheduler"
+    words = f"compare --model {name} --solver ddim --nfe 4 --samples 2 --replicates 2 --json"
+    words += f" --reference-steps 4 --device cpu --peer {peer} --out {tmp_path / 'compared'}"
+    done = CliRunner().invoke(main, words.split())
+    assert done.exit_code == 0, done.output
+    found = json.loads((tmp_path / "compared" / "results.json").read_text())
+    rows = {row["solver"]: row for row in found["comparisons"][0]["rows"]}
+    assert set(rows) == {"ddim", peer}
+    ours, theirs = (row["error"]["mean"] for row in rows.values())
+    assert theirs == pytest.approx(ours, rel=1e-4)
+    assert rows[peer]["nfe"] == 4
