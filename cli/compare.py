@@ -37,18 +37,6 @@ Examples:
   sde-diffusion compare --peer diffusers:DPMSolverMultistepScheduler --peer azula:HeunSampler
 """
 _MODELS: Final = ("digits", "ring")
-_SOLVERS: Final = (
-    "euler-maruyama",
-    "ancestral",
-    "predictor-corrector",
-    "sde-dpm-solver-pp",
-    "er-sde",
-    "ddim",
-    "heun",
-    "dpm-solver-pp",
-    "angular-adams",
-    "dormand-prince",
-)
 _BUDGETS: Final = (5, 10, 20, 50)
 _REPLICATES: Final = 4
 _CLOSED_FORM_SAMPLES = 512
@@ -95,10 +83,10 @@ class _Task:
     "--solver",
     "solvers",
     multiple=True,
-    default=_SOLVERS,
+    default=menu.COMPARED,
     shell_complete=menu.completing(menu.SOLVER_NAMES),
     help="A name of `sde-diffusion solvers`, or package.module:attr; repeatable. "
-    f"{', '.join(_SOLVERS)} if not given.",
+    f"{', '.join(menu.COMPARED)} if not given.",
 )
 @click.option(
     "--peer",

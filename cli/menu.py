@@ -62,6 +62,19 @@ def _shipped() -> list[str]:
 
 SOLVER_NAMES: Final = tuple(exported())
 ODE_SOLVER_NAMES: Final = tuple(sorted(of_any_ode().intersection(SOLVER_NAMES)))
+# What `compare` compares if none is named.
+COMPARED: Final = (
+    "euler-maruyama",
+    "ancestral",
+    "predictor-corrector",
+    "sde-dpm-solver-pp",
+    "er-sde",
+    "ddim",
+    "heun",
+    "dpm-solver-pp",
+    "angular-adams",
+    "dormand-prince",
+)
 SDE_NAMES: Final = tuple(_SDES)
 GRID_NAMES: Final = (_AUTO, *_GRIDS)
 

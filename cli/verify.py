@@ -12,7 +12,7 @@ import click
 
 from sde_diffusion._check import wrong_value
 from sde_diffusion._files import writing
-from sde_diffusion.cli import _common, menu, report
+from sde_diffusion.cli import _common, _model_orders, menu, report
 from sde_diffusion.cli._posteriors import verify_posteriors
 from sde_diffusion.cli._solvers import solver_class
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sde_diffusion.diagnostics.convergence import Certificate, OrderMeasurement
     from sde_diffusion.diagnostics.doubling import Rule
     from sde_diffusion.matrix_sde import MatrixLinearSDE
+    from sde_diffusion.scores import ScoreLike
     from sde_diffusion.sde import LinearSDE
 
 EXAMPLES: Final = """\b
@@ -28,6 +29,7 @@ Examples:
   sde-diffusion verify --solver dpm-solver-pp:order=3 --solver heun --sde edm
   sde-diffusion verify --solver my_module:MySolver --grid log-snr
   sde-diffusion verify --sde cld
+  sde-diffusion verify --model diffusers:FOLDER --solver heun
   sde-diffusion verify --posterior
 """
 _SDES: Final = ("vp", "vp-cosine", "sub-vp", "ve", "edm", "rectified-flow")
@@ -112,6 +114,14 @@ class OrderRow:
     help=f"all ({', '.join(_SDES)}), one of them, cld, or package.module:attr; repeatable.",
 )
 @click.option(
+    "--model",
+    "model_name",
+    default=None,
+    shell_complete=menu.completing(menu.MODEL_NAMES, files=True),
+    help="A model as in `sde-diffusion sample`: the SDE is its own, with its betas, and solvers "
+    "of the ODE are measured on its flow too. The solvers of `compare` if none is named.",
+)
+@click.option(
     "--grid",
     default="uniform",
     show_default=True,
@@ -140,6 +150,7 @@ class OrderRow:
 def command(
     solvers: tuple[str, ...],
     sdes: tuple[str, ...],
+    model_name: str | None,
     grid: str,
     out: Path,
     posterior: bool,
@@ -153,6 +164,7 @@ def command(
     Deterministic solvers are compared with the exact solution of the probability-flow ODE,
     stochastic ones with the exact mean and variance (weak order) and along one Brownian path
     (strong order). After n steps the error is about C n^-order, C being the error constant.
+    With --model no order on the network's flow decides: where it is not smooth, neither is it.
     Writes table.md, verify.json and orders.png; exits 1 where an observed order is more than 0.15
     from the declared one, or where a solver that was named refuses the grid or the SDE.
 
@@ -160,23 +172,36 @@ def command(
     Writes posterior.txt and posterior.json.
     """
     if posterior:
-        _only_posteriors(solvers, sdes, grid)
+        _only_posteriors(solvers, sdes, grid, model_name)
         verify_posteriors(_common.output_folder(out), problems, particles, steps, as_json=as_json)
         return
-    rows = [OrderRow(name, made) for name, made in _chosen(solvers).items()]
+    model = None if model_name is None else _model(model_name, sdes)
+    names = solvers if solvers or model is None else menu.COMPARED
+    rows = [OrderRow(name, made) for name, made in _chosen(names).items()]
     # Any, as a grid of the menu refuses by name the SDE that it cannot space.
     chosen: dict[str, Any] = {
         name: menu.verified_sde(name) for name in (_SDES if sdes == ("all",) else sdes)
     }
+    if model is not None:
+        chosen = {str(model_name): model.sde}
     folder = _common.output_folder(out)
-    with _common.progress(len(rows) * len(chosen), "measurement") as bar:
+    on_flow = dict[str, Any]()
+    total = len(rows) * (len(chosen) + (model is not None))
+    with _common.progress(total, "measurement") as bar:
         for row in rows:
             for name, sde in chosen.items():
                 bar.set_description(row.name[:30], refresh=False)
                 _measure(row, name, sde, partial(menu.grid, grid, sde))
                 bar.update()
-    lines = [markdown(rows), *(_notes(rows) if solvers else [*_unmeasured(), *_notes(rows)])]
+        if model is not None:
+            solved_by = {row.name: row.solver for row in rows}
+            rule = partial(menu.grid, grid, model.sde)
+            on_flow = _model_orders.on_the_flow(solved_by, model, rule, bar)
+    lines = [markdown(rows), *(_notes(rows) if names else [*_unmeasured(), *_notes(rows)])]
     result = {"grid": grid, "sdes": list(chosen), "solvers": [to_json(row) for row in rows]}
+    if model is not None:
+        lines += _model_orders.lines(on_flow, str(model_name))
+        result |= {"on the flow": _model_orders.to_json(on_flow)}
     with (
         _common.shown_if_unwritten(result, lines, as_json=as_json),
         writing("verify", folder, "what is printed above is all that is kept", "run it again"),
@@ -193,7 +218,24 @@ def command(
         raise Uncertified(message)
 
 
-def _only_posteriors(solvers: tuple[str, ...], sdes: tuple[str, ...], grid: str) -> None:
+def _model(name: str, sdes: tuple[str, ...]) -> ScoreLike:
+    """Return the model whose own SDE is looked at, and no other."""
+    if sdes != ("all",):
+        raise wrong_value(
+            "verify",
+            "--sde",
+            "not be given with --model, whose SDE it is",
+            ", ".join(sdes),
+            "drop one",
+        )
+    found: ScoreLike = menu.model(name)
+    menu.event_shape(found)
+    return found
+
+
+def _only_posteriors(
+    solvers: tuple[str, ...], sdes: tuple[str, ...], grid: str, model: str | None
+) -> None:
     """Refuse what --posterior does not look at."""
     given = [
         name
@@ -201,6 +243,7 @@ def _only_posteriors(solvers: tuple[str, ...], sdes: tuple[str, ...], grid: str)
             ("--solver", solvers, ()),
             ("--sde", sdes, ("all",)),
             ("--grid", grid, "uniform"),
+            ("--model", model, None),
         )
         if value != usual
     ]

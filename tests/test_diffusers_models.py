@@ -1015,6 +1015,12 @@ def test_commands_take_a_folder(tmp_path: Path, vae: nn.Module) -> None:
     solve = f"likelihood --model {name} --data {tmp_path / 'x.npy'} --steps 2 --solver heun"
     solved = CliRunner().invoke(main, [*solve.split(), "--out", str(tmp_path / "nll")])
     assert solved.exit_code == 0, solved.output
+    # On the folder's own betas. Its network interpolates between them, which has kinks.
+    certified = f"verify --model {name} --solver ddim --out {tmp_path / 'orders'}"
+    found = CliRunner().invoke(main, certified.split())
+    assert found.exit_code == 0, found.output
+    assert re.search(r"`DDIM\(\)` \| flow \| 1 \| (1\.0|0\.9)\d .* pass", found.stdout)
+    assert f"On the flow of {name} itself" in found.stdout
 
 
 def test_compare_puts_their_sampler_of_their_folder_beside_ours(tmp_path: Path, vae) -> None:

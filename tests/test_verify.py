@@ -8,14 +8,27 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from PIL import Image
+from torch import Tensor, nn
 
-from sde_diffusion import VPSDE
+from sde_diffusion import (
+    MLP,
+    VPSDE,
+    CosineBeta,
+    DataSpec,
+    GaussianMixture,
+    ScoreLike,
+    ScoreModel,
+    save_model,
+)
 from sde_diffusion.cli.main import main
 from sde_diffusion.cli.verify import OrderRow, markdown
+from sde_diffusion.diagnostics.convergence import Convergence
+from sde_diffusion.diagnostics.model_orders import model_convergence
 from sde_diffusion.diagnostics.orders import certify
-from sde_diffusion.solvers import AdamsBashforth, Ancestral, Heun, catalogue
+from sde_diffusion.solvers import AdamsBashforth, Ancestral, Heun, RungeKutta4, catalogue
 
 OWN = '''
 import torch
@@ -215,3 +228,58 @@ def test_langevin_is_certified_and_solvers_of_alpha_refuse_it_by_name(at_home: P
     assert ended.exit_code == 1
     spaced = verify("--sde", "cld", "--solver", "heun", "--grid", "log-snr")
     assert "sde must be a LinearSDE, got CriticallyDampedLangevin" in spaced.stdout
+
+
+# --- a model of one's own ---
+
+
+class Kinked(ScoreLike):
+    """A score whose flow dx/dt = −½ β (1 + ½ |x|) of VP goes through the kink at 0."""
+
+    sde = VPSDE()
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:  # noqa: ARG002
+        return 1 + 0.5 * x.abs() - x
+
+
+def test_orders_on_a_models_flow_are_those_of_its_solver_where_it_is_smooth() -> None:
+    smooth = GaussianMixture.ring(3).diffused(VPSDE())
+    fourth = model_convergence(RungeKutta4(), smooth, (8, 2), (32, 64))
+    assert fourth.order == pytest.approx(4, abs=0.15)
+    # A step across a kink of the velocity has an error of dt², whatever the solver.
+    kinked = model_convergence(RungeKutta4(), Kinked(), (64, 2), (32, 64, 128))
+    assert kinked.overall == pytest.approx(2, abs=0.5)
+    with pytest.raises(TypeError, match=r"solver must solve the .*; pass for example Heun\(\)"):
+        model_convergence(Ancestral(), smooth, (8, 2))
+
+
+def test_a_models_own_sde_and_flow_are_looked_at(at_home: Path) -> None:
+    torch.manual_seed(0)
+    network = MLP(2, width=8)
+    nn.init.normal_(network.head.weight, std=0.5)
+    spec = DataSpec("points", (2,), None)
+    save_model("m.safetensors", ScoreModel(network, VPSDE(CosineBeta()), data=spec))
+    both = ("--solver", "heun", "--solver", "ancestral:1.0")
+    ended = verify("--model", "m.safetensors", *both, "--json")
+    assert ended.exit_code == 0, ended.output
+    found = json.loads(ended.stdout)
+    assert found["sdes"] == ["m.safetensors"]
+    certificate = found["solvers"][0]["certificates"]["m.safetensors"]
+    cosine = certify(Heun(), VPSDE(CosineBeta()))
+    for row, m in zip(certificate["measurements"], cosine.measurements, strict=True):
+        assert row["errors"] == pytest.approx(m.convergence.errors)
+    (name, row), *others = found["on the flow"].items()
+    assert (name, others) == ("Heun()", [])  # the other solves the reverse SDE
+    slopes = Convergence(tuple(row["steps"]), tuple(row["errors"])).slopes
+    assert slopes[-1] == pytest.approx(2, abs=0.15)
+    table = (at_home / "verify-results" / "table.md").read_text(encoding="utf-8")
+    assert f"| `Heun()` | {', '.join(f'{slope:.2f}' for slope in slopes)} |" in table
+
+
+def test_a_model_brings_its_sde(at_home: Path) -> None:  # noqa: ARG001
+    both = verify("--model", "ring", "--sde", "vp")
+    assert both.exit_code == 2
+    assert "--sde must not be given with --model, whose SDE it is, got vp; drop one" in both.stderr
+    fixed = verify("--model", "ring", "--posterior")
+    assert fixed.exit_code == 2
+    assert "--model must not be given with --posterior" in fixed.stderr

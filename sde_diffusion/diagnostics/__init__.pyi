@@ -34,6 +34,7 @@ from sde_diffusion.diagnostics.model_comparison import (
     ModelDifference as ModelDifference,
     differences as differences,
 )
+from sde_diffusion.diagnostics.model_orders import model_convergence as model_convergence
 from sde_diffusion.diagnostics.orders import (
     certify as certify,
     ends as ends,
