@@ -100,7 +100,8 @@ def positive_integer(
         least: the smallest integer allowed.
         most: the largest one; None for no limit.
     """
-    remedy = f"pass for example {argument}={20 if least == 1 else least}"
+    example = 20 if least == 1 and most is None else least
+    remedy = f"pass for example {argument}={example}"
     if isinstance(got, bool) or not isinstance(got, Integral):
         raise wrong_type(what, argument, "be an integer", got, remedy)
     if int(got) < least:

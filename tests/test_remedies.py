@@ -105,10 +105,11 @@ ROWS = [
     (f"{TINY} --clip 0", "pass --clip 1.0", "--clip 0", "--clip 1.0"),
     (
         f"{TINY} --learning-rate -1",
-        "pass --learning-rate 1.0",
+        "pass --learning-rate 0.001",
         "--learning-rate -1",
-        "--learning-rate 1.0",
+        "--learning-rate 0.001",
     ),
+    (f"{TINY} --t-min 0", "pass --t-min 1e-05", "--t-min 0", "--t-min 1e-05"),
     (f"{TINY} --ema-decay 2", "pass --ema-decay 0.999", "--ema-decay 2", "--ema-decay 0.999"),
     (
         f"{TINY} --ema-widths 0.9",

@@ -167,8 +167,8 @@ class TrainingConfig:
             positive_integer(what, name, settings[name])
         for name in ("warmup", "seed", "snapshot_every", "evaluate_every", "patience"):
             positive_integer(what, name, settings[name], least=0)
-        for name in ("learning_rate", "clip", "t_min"):
-            positive_number(what, name, settings[name])
+        for name, usual in (("learning_rate", 1e-3), ("clip", 1.0), ("t_min", 1e-5)):
+            positive_number(what, name, settings[name], f"pass {name}={usual}")
         for name, usual in (("ema_decay", 0.999), ("label_dropout", 0.1)):
             share = settings[name]
             if not 0 <= share < 1:
