@@ -6,6 +6,7 @@ import difflib
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from sde_diffusion._check import wrong_value
@@ -13,7 +14,7 @@ from sde_diffusion._check import wrong_value
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from sde_diffusion.inverse_problems import LikelihoodScore, Operator
+    from sde_diffusion.inverse_problems import LikelihoodScore, Operator, PosteriorSamples
 
 # The part that is hidden -> the axis of it and whether it is the first half.
 _HALVES: Final = {
@@ -23,7 +24,7 @@ _HALVES: Final = {
     "bottom": (-2, False),
 }
 OPERATORS: Final = "inpaint:left, right, top, bottom, box or SHARE, downsample:F, blur:STD, grey"
-METHODS: Final = ("mmps", "dense-mmps", "pigdm", "tmpd", "dps", "diffpir")
+METHODS: Final = ("mmps", "dense-mmps", "pigdm", "tmpd", "dps", "diffpir", "repaint")
 _KINDS: Final = ("inpaint", "downsample", "blur", "grey")
 _EXAMPLE: Final = "pass for example --operator inpaint:.5"
 
@@ -139,11 +140,49 @@ def _share(share: float, event: tuple[int, ...]) -> Tensor:
     return kept.reshape(pixels).expand(*event).clone()
 
 
-def method(text: str) -> LikelihoodScore:
-    """Return the likelihood score of a name such as mmps:3 or dps:.5.
+def sampler(text: str, made: Operator, *, weighted: bool) -> Callable[..., PosteriorSamples]:
+    """Return what draws by the method of a name such as mmps:3, dps:.5 or repaint:20.
 
-    Errors: ValueError for another name or setting.
+    It is called with the model, the measurement, the shape of a sample and the number of draws,
+    and with steps=, seed= and first=.
+
+    Arguments:
+        text: the name, with its setting.
+        made: the operator that it goes with.
+        weighted: whether draws are weighed and resampled.
+
+    Errors: ValueError for another name or setting, or one that does not go with the others.
     """
+    from sde_diffusion import inverse_problems as room
+
+    name, _, setting = text.partition(":")
+    if name != "repaint":
+        likelihood = _likelihood_score(text)
+        below = 0.5 if weighted else 0.0
+        return lambda *args, draws, **settings: room.sample_posterior(
+            *args, likelihood, particles=draws, resample_below=below, **settings
+        )
+    if weighted:
+        rule = "go without --weighted: its draws have no weights"
+        raise wrong_value("--method", "method", rule, text, "drop --weighted")
+    if not isinstance(made, room.Mask):
+        rule = "go with --operator inpaint:…, whose pixels can be replaced"
+        remedy = "pass for example --method mmps"
+        raise wrong_value("--method", "method", rule, text, remedy)
+    resamplings = _resamplings(setting, text)
+    return partial(room.repaint, resamplings=resamplings)
+
+
+def _resamplings(setting: str, text: str) -> int:
+    if not setting:
+        return 10
+    if not re.fullmatch("[0-9]{1,4}", setting) or int(setting) < 1:
+        raise _unknown(text)
+    return int(setting)
+
+
+def _likelihood_score(text: str) -> LikelihoodScore:
+    """Return the likelihood score of a name such as mmps:3 or dps:.5."""
     from sde_diffusion import inverse_problems as room
 
     made: Mapping[str, Callable[..., Any]] = {

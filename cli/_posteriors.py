@@ -20,7 +20,8 @@ mean: RMS error of the posterior mean in posterior standard deviations; modes: t
 distance of the weights of its components; 90 % set: share of the true x in it, {low:.2f} to
 {high:.2f} in 95 of 100 tables of an exact sampler; uniform: p-value of their levels; log p(y): its
 error in nats; effective: effective size a particle; s: seconds. Values are means over the problems
-± 95 % intervals. Exact draws are the floor: so large are the errors of a perfect sampler."""
+± 95 % intervals. Exact draws are the floor: so large are the errors of a perfect sampler.
+Inpainting: of 3 of the 8 coordinates, the last two rows alone."""
 
 
 def verify_posteriors(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -55,7 +56,8 @@ _ENOUGH: Final = 16  # draws
     "--method",
     default="mmps",
     show_default=True,
-    help=f"The likelihood score: {', '.join(_operators.METHODS)}; with a setting as in mmps:5.",
+    help=f"The likelihood score or sampler: {', '.join(_operators.METHODS)}; with a setting as in "
+    "mmps:5. repaint:R, of masks alone, walks every stretch R times.",
 )
 @click.option(
     "--weighted",
@@ -106,7 +108,7 @@ def command(
         model = menu.model(model_name, _common.resolve_device(device))
         event = menu.event_shape(model)
         made = _operators.operator(operator, event)
-        likelihood = _operators.method(method)
+        sampler = _operators.sampler(method, made, weighted=weighted)
         reading = {"size": size, "frames": frames, "layout": layout, "split": split}
         reading["length"] = length
         dataset = data_of_model(data, model, reading)
@@ -117,14 +119,8 @@ def command(
             model,
             measured,
             event,
-            {
-                "method": likelihood,
-                "particles": draws,
-                "steps": steps,
-                "seed": seed,
-                "resample_below": 0.5 if weighted else 0.0,
-            },
-            batch_size,
+            partial(sampler, draws=draws, steps=steps, seed=seed),
+            max(batch_size // draws, 1),
             weighted=weighted,
         )
         result = {
@@ -155,8 +151,8 @@ def _restored(
     model: Any,  # noqa: ANN401  (a score model)
     measured: Measurement,
     event: tuple[int, ...],
-    settings: Mapping[str, Any],
-    batch_size: int,
+    sampler: Callable[..., PosteriorSamples],
+    each: int,
     *,
     weighted: bool,
 ) -> PosteriorSamples:
@@ -166,23 +162,20 @@ def _restored(
         model: the score model.
         measured: what was measured, one row a posterior.
         event: the shape of a sample.
-        settings: of `sample_posterior`.
-        batch_size: rows at once, of whole posteriors.
+        sampler: what draws from the posteriors of some of them.
+        each: measurements at once.
         weighted: whether the weights count.
     """
     import torch
 
-    from sde_diffusion.inverse_problems import PosteriorSamples, sample_posterior
+    from sde_diffusion.inverse_problems import PosteriorSamples
 
     count = len(measured.y)
-    each = max(batch_size // settings["particles"], 1)
     parts = []
     with _common.progress(count, "measurement") as bar:
         for first in range(0, count, each):
             index = torch.arange(first, min(first + each, count))
-            parts.append(
-                sample_posterior(model, measured.rows(index), event, first=first, **settings)
-            )
+            parts.append(sampler(model, measured.rows(index), event, first=first))
             bar.update(len(index))
     log_weights = torch.cat([part.log_weights for part in parts])
     return PosteriorSamples(

@@ -14,7 +14,7 @@ from sde_diffusion import load, load_data
 from sde_diffusion.cli import _operators
 from sde_diffusion.cli.main import main
 from sde_diffusion.cli.restore import _of_exact_draws
-from sde_diffusion.inverse_problems import MMPS, Measurement, sample_posterior
+from sde_diffusion.inverse_problems import MMPS, Measurement, repaint, sample_posterior
 
 SMALL = ["--limit", "3", "--draws", "4", "--steps", "6"]
 
@@ -85,6 +85,19 @@ def test_draws_without_weights_count_alike_and_meet_no_others(here: Path) -> Non
     assert int(alone.resamplings.sum()) == 0
 
 
+def test_repaint_replaces_the_known_pixels(here: Path) -> None:
+    done = run("restore", "--operator", "inpaint:left", "--method", "repaint:2", *SMALL, "--json")
+    assert done.exit_code == 0, done.output
+    arrays = arrays_in(here / "restored")
+    seen = Measurement(
+        _operators.operator("inpaint:left", (1, 8, 8)), torch.from_numpy(arrays["y"]), 0.05
+    )
+    settings = {"draws": 4, "steps": 6, "resamplings": 2}
+    alone = repaint(load("digits"), seen, (1, 8, 8), **settings)
+    assert np.allclose(arrays["x"], alone.x.numpy(), atol=1e-5)
+    assert json.loads(done.stdout)["log_evidence"] is None
+
+
 def test_the_coverage_of_exact_draws_is_that_of_ranks() -> None:
     """Of 9 draws a true value has one of 10 ranks; 4 … 5 of 9 below it are within the middle."""
     assert _of_exact_draws(9, 0.2) == pytest.approx(2 / 10)
@@ -152,6 +165,18 @@ def test_channels_of_a_pixel_are_kept_together() -> None:
         (["--operator", "blur:1", "--method", "magic"], "method must be one of mmps, dense-mmps"),
         (["--operator", "blur:1", "--method", "mmps:0"], "method must be one of mmps, dense-mmps"),
         (["--operator", "blur:1", "--method", "tmpd:3"], "method must be one of mmps, dense-mmps"),
+        (
+            ["--operator", "blur:1", "--method", "repaint"],
+            "method must go with --operator inpaint:…, whose pixels can be replaced, got repaint",
+        ),
+        (
+            ["--operator", "inpaint:left", "--method", "repaint", "--weighted"],
+            "method must go without --weighted: its draws have no weights, got repaint; drop",
+        ),
+        (
+            ["--operator", "inpaint:left", "--method", "repaint:0"],
+            "method must be one of mmps, dense-mmps",
+        ),
         (["--operator", "blur:1", "--noise", "0"], "Invalid value for '--noise'"),
         (["--operator", "blur:1", "--data", "nothing"], "nothing"),
     ],

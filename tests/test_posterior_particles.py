@@ -188,6 +188,11 @@ def test_the_certificate_tells_particles_from_the_approximations() -> None:
     for name in ("TMPD", "PiGDM", "DPS", "DiffPIR"):
         assert rows[name].mean_error.mean > twisted.mean_error.mean
         assert rows[name].evidence_error is None
+    masked, repainted = rows["exact draws, inpainting"], rows["RePaint, inpainting"]
+    assert masked.mean_error.mean == pytest.approx(64**-0.5, rel=0.4)
+    low = repainted.mean_error.mean - repainted.mean_error.half_width
+    assert low > masked.mean_error.mean + masked.mean_error.half_width  # its bias shows
+    assert repainted.evidence_error is None
     low, high = floor.covered
     assert low < 0.9 < high
     assert low <= floor.coverage <= high

@@ -222,6 +222,18 @@ ROWS = [
         "--method mmps",
     ),
     (
+        f"{RESTORE} --operator blur:1 --method repaint",
+        "pass for example --method mmps",
+        "--method repaint",
+        "--method mmps",
+    ),
+    (
+        f"{RESTORE} --operator inpaint:.5 --method repaint --weighted",
+        "drop --weighted",
+        "--weighted",
+        "",
+    ),
+    (
         f"{DRAW} --model own_remedies:net",
         "name a model made of it, such as model = ScoreModel.from_timesteps(net, betas, "
         "data=DataSpec(name, shape, levels))",

@@ -3,6 +3,7 @@ from sde_diffusion.inverse_problems.certificate import (
     certify_posteriors as certify_posteriors,
 )
 from sde_diffusion.inverse_problems.exact import exact_posterior as exact_posterior
+from sde_diffusion.inverse_problems.inpainting import repaint as repaint
 from sde_diffusion.inverse_problems.likelihood_scores import (
     DPS as DPS,
     MMPS as MMPS,

@@ -25,15 +25,13 @@ from typing import final
 import torch
 from torch import Tensor
 
-from sde_diffusion._check import diverged, positive_integer, wrong_type, wrong_value
+from sde_diffusion._check import diverged, positive_integer, wrong_value
 from sde_diffusion._seeds import Purpose, mix
 from sde_diffusion._shown import shown
 from sde_diffusion._tensors import check_dtype, flat_sum
 from sde_diffusion.coefficients import Coefficients, Level, kernel
 from sde_diffusion.counting import CountedScore
-from sde_diffusion.dynamics import check_coupling
-from sde_diffusion.grids import check_grid, recommended
-from sde_diffusion.integration import check_evaluation, check_falling
+from sde_diffusion.inverse_problems.checks import check_method, check_posterior, decided_grid
 from sde_diffusion.inverse_problems.likelihood_scores import (
     DenseMMPS,
     Guess,
@@ -41,7 +39,6 @@ from sde_diffusion.inverse_problems.likelihood_scores import (
     tweedie,
 )
 from sde_diffusion.inverse_problems.measurement import Measurement
-from sde_diffusion.inverse_problems.posterior import check_parts
 from sde_diffusion.noise import PerSampleNoise
 from sde_diffusion.sampling.tilting import systematic
 from sde_diffusion.scores import ScoreLike
@@ -158,15 +155,12 @@ def sample_posterior(
     method = DenseMMPS() if method is None else method
     positive_integer("sample_posterior", "particles", particles)
     check_dtype("sample_posterior", dtype)
-    _check(model, measurement, method, event, resample_below)
-    if steps is not None and grid is not None:
-        raise wrong_value(
-            "sample_posterior", "steps, grid", "not be given together", "both", "drop one"
-        )
-    if grid is None:
-        grid = recommended(model.linear_sde(), 100 if steps is None else steps, end=model.t_min)
-    check_grid(grid, model.linear_sde().horizon)
-    check_falling("sample_posterior", grid)
+    check_posterior("sample_posterior", model, measurement, event)
+    check_method("sample_posterior", method)
+    if not 0 <= resample_below <= 1:
+        rule = "lie in [0, 1]"
+        raise wrong_value("sample_posterior", "resample_below", rule, resample_below, "pass .5")
+    grid = decided_grid("sample_posterior", model, steps, grid)
     with torch.no_grad():
         return _Particles(model, measurement, method, particles, seed, first).run(
             tuple(event), grid, resample_below, dtype
@@ -216,7 +210,7 @@ class _Particles:
         moves = zip(grid[1:], pairwise(levels), strict=True)
         for step, (s, (at, to)) in enumerate(moves, start=1):
             x, guess = self._resampled(x, guess, step, resample_below)
-            move = _Step(at, to)
+            move = AncestralStep(at, to)
             own = move.mean(guess.x0, x)
             towards = move.mean(guess.x0 + tweedie(at) * guess.gradient, x)
             z = noise.normal(x.view(grouped)).flatten(0, 1)
@@ -272,7 +266,7 @@ class _Particles:
 
 
 @final
-class _Step:
+class AncestralStep:
     """q(x_s | x_t, x0) = N(mean(x0, x_t), std² I), the posterior of the forward process.
 
     Source: Ho et al. 2020, equation 7, for any linear SDE.
@@ -295,28 +289,3 @@ def _log_mean(log_weights: Tensor) -> Tensor:
 def _weighted(weights: Tensor, x: Tensor) -> Tensor:
     """Return Σ_p W_qp x_qp: (Q, P), (Q, P, *event) → (Q, *event)."""
     return torch.einsum("qp,qp...->q...", weights, x.double()).to(x.dtype)
-
-
-def _check(
-    model: ScoreLike,
-    measurement: Measurement,
-    method: LikelihoodScore,
-    event: Sequence[int],
-    resample_below: float,
-) -> None:
-    what = "sample_posterior"
-    check_parts(what, model, measurement, method)
-    check_evaluation(what, model)
-    check_coupling(what, "model", model)
-    for size in event:
-        positive_integer(what, "event", size)
-    if not 0 <= resample_below <= 1:
-        raise wrong_value(what, "resample_below", "lie in [0, 1]", resample_below, "pass .5")
-    if model.rows(torch.zeros(1, dtype=torch.int64)) is not model:
-        raise wrong_type(
-            what,
-            "model",
-            "be one for all samples",
-            "one with conditions of each",
-            "condition it on one class or embedding for all",
-        )

@@ -6,10 +6,10 @@ from typing import final
 
 from torch import Tensor
 
-from sde_diffusion._check import an_object, wrong_type
 from sde_diffusion._tensors import expand
 from sde_diffusion.coefficients import Level, Levels
 from sde_diffusion.forms import converted
+from sde_diffusion.inverse_problems.checks import check_method, check_parts
 from sde_diffusion.inverse_problems.likelihood_scores import LikelihoodScore, beside, tweedie
 from sde_diffusion.inverse_problems.measurement import Measurement
 from sde_diffusion.scores import AroundScore, ScoreLike
@@ -49,7 +49,8 @@ class PosteriorScore(AroundScore):
     def __init__(
         self, model: ScoreLike, measurement: Measurement, method: LikelihoodScore
     ) -> None:
-        check_parts("PosteriorScore", model, measurement, method)
+        check_parts("PosteriorScore", model, measurement)
+        check_method("PosteriorScore", method)
         self.model = model
         self.measurement = measurement
         self.method = method
@@ -74,27 +75,3 @@ class PosteriorScore(AroundScore):
         gamma = beside(tweedie(at), x)
         guess = self.method(self.model, x, t, at, self.measurement)
         return converted(form, "x0", guess.x0 + gamma * guess.gradient, x, at)
-
-
-def check_parts(what: str, model: object, measurement: object, method: object) -> None:
-    """Refuse a wrong kind of any of the three.
-
-    Arguments:
-        what: the function that asks, for the error.
-        model: a score model of a linear SDE.
-        measurement: a `Measurement`.
-        method: a `LikelihoodScore`.
-    """
-    if not isinstance(model, ScoreLike) or not isinstance(model.sde, LinearSDE):
-        raise wrong_type(
-            what,
-            "model",
-            "be a score model of a linear SDE",
-            type(model).__name__,
-            "pass a ScoreModel, or an oracle's .diffused(sde)",
-        )
-    remedy = "pass Measurement(operator, y, std)"
-    an_object(what, "measurement", measurement, Measurement, remedy)
-    an_object(
-        what, "method", method, LikelihoodScore, "pass for example MMPS(), with its brackets"
-    )
