@@ -13,8 +13,16 @@ from sde_diffusion.inverse_problems.likelihood_scores import (
     Guess as Guess,
     LikelihoodScore as LikelihoodScore,
     PiGDM as PiGDM,
+    PlugIn as PlugIn,
 )
 from sde_diffusion.inverse_problems.measurement import Measurement as Measurement
+from sde_diffusion.inverse_problems.measurement_noise import (
+    GaussianNoise as GaussianNoise,
+    LaplaceNoise as LaplaceNoise,
+    MeasurementNoise as MeasurementNoise,
+    OwnNoise as OwnNoise,
+    PoissonNoise as PoissonNoise,
+)
 from sde_diffusion.inverse_problems.operators import (
     Blur as Blur,
     Downsample as Downsample,

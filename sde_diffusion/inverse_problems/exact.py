@@ -19,7 +19,8 @@ def exact_posterior(data: Oracle, measurement: Measurement) -> tuple[GaussianMix
     With S_k = A C_k Aᵀ + sigma_y² I and K_k = C_k Aᵀ S_k⁻¹ its components are
     N(m_k + K_k (y − A m_k), C_k − K_k A C_k), weighted by w_k N(y; A m_k, S_k).
 
-    Errors: TypeError for an operator that is not linear; ValueError for a y of several rows.
+    Errors: TypeError for an operator that is not linear or noise that is not Gaussian;
+    ValueError for a y of several rows.
 
     >>> from sde_diffusion import Gaussian
     >>> from sde_diffusion.inverse_problems import Matrix
@@ -48,9 +49,11 @@ def exact_posterior(data: Oracle, measurement: Measurement) -> tuple[GaussianMix
     a = _matrix(operator, data)
     y = measurement.y.double().flatten()
     covariances = _covariances(data)
-    noise = measurement.std**2 * torch.eye(len(y), dtype=torch.float64)
+    noise = measurement.gaussian_std("exact_posterior") ** 2 * torch.eye(
+        len(y), dtype=torch.float64
+    )
     cross = covariances @ a.mT  # C Aᵀ
-    s = a @ cross + noise
+    s = a @ cross + noise * torch.eye(len(y), dtype=torch.float64)
     gain = torch.linalg.solve(s, cross.mT).mT
     off = y - data.means @ a.mT
     means = data.means + (gain @ off[:, :, None])[:, :, 0]

@@ -79,6 +79,7 @@ def repaint(
     kept = _kept(measurement).to(model.device)
     for name, value in (("draws", draws), ("jump", jump), ("resamplings", resamplings)):
         positive_integer("repaint", name, value)
+    std = measurement.gaussian_std("repaint")
     check_dtype("repaint", dtype)
     grid = decided_grid("repaint", model, steps, grid)
     score = CountedScore(model)
@@ -98,7 +99,7 @@ def repaint(
             step = AncestralStep(levels[i], levels[j])
             x0 = score.predict("x0", x.flatten(0, 1), grid[i], levels[i]).view(grouped)
             x = step.mean(x0, x) + step.std * noise.normal(x)
-            x = _replaced(x, y, kept, levels[j], measurement.std, noise)
+            x = _replaced(x, y, kept, levels[j], std, noise)
     x = x / levels[-1].alpha
     zeros = torch.zeros(count, draws, dtype=torch.float64, device=x.device)
     none = torch.zeros(count, dtype=torch.int64)
