@@ -92,6 +92,8 @@ def command(
 ) -> None:
     """Measure held-out data, and draw from the posterior of what was measured.
 
+    A new run replaces the results in --out when it is done.
+
     Writes restored.npz (truth, the measurement y, the posterior's mean, std and samples with their
     weights, in the units of the model), restored.json and, of images, restored.png with a column
     for each: truth, measurement, mean, standard deviation and two draws. What the draws are worth
@@ -291,9 +293,11 @@ def _write(
         "weights": found.weights,
     }
     files = [folder / "restored.npz", folder / "restored.json"]
+    picture = folder / "restored.png"
+    picture.unlink(missing_ok=True)  # of an earlier run
     write_arrays(files[0], {name: value.cpu().numpy() for name, value in arrays.items()})
     report.write_json(files[1], result)
     if truth.ndim == 4 and truth.shape[1] in (1, 3):
-        files.append(folder / "restored.png")
-        restoration_picture(found, truth, measured, files[-1])
+        files.append(picture)
+        restoration_picture(found, truth, measured, picture)
     return files

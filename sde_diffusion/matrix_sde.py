@@ -138,7 +138,8 @@ class MatrixLinearSDE(SDE, ABC):
     def driven(self) -> int:
         """The first part that noise drives: the score of those before it is asked for nowhere."""
         times = torch.linspace(0, self.horizon, 9, dtype=torch.float64)
-        there = self.diffusion_matrix(times).abs().amax((0, 2)) > 0
+        every = self.diffusion_matrix(times).expand(len(times), self.parts, self.parts)
+        there = every.abs().amax((0, 2)) > 0
         return int(there.nonzero()[0, 0])
 
     def moments(self, t: Tensor) -> tuple[Tensor, Tensor]:

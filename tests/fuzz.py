@@ -27,10 +27,11 @@ import traceback
 import types
 import warnings
 import wave
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -51,6 +52,7 @@ from sde_diffusion import (
     DataSpec,
     DirectScore,
     DiscreteBeta,
+    Gaussian,
     Logit,
     ScoreModel,
     TrainingConfig,
@@ -67,6 +69,7 @@ from sde_diffusion import (
 )
 from sde_diffusion.cli import _likelihood_job, _train_file, info, menu
 from sde_diffusion.cli.train import command as train_command
+from sde_diffusion.coding import compress, decompress, file_format
 from sde_diffusion.likelihood.learned_dequantization import Variational
 
 WRONG = "WRONG"
@@ -607,6 +610,45 @@ def solvers(_folder: Path) -> Format:
     return Format(good, damaged, read)
 
 
+# --- compressed files ---
+
+
+def compressed(folder: Path) -> Format:
+    """Files of `compress`, damaged or with a head, a shape or a code that fits its checksum."""
+    del folder
+    model = Gaussian(torch.zeros(2), 0.1 * torch.eye(2)).diffused(VPSDE())
+    told = ScoreModel(MLP(2, width=8), VPSDE(), data=DataSpec("pairs", (2,), 8)).eval()
+    pairs = Dataset(told.data, torch.tensor([[3, 4], [5, 2], [4, 4]]), None)
+    silent = ScoreModel(MLP(2, width=8), VPSDE()).eval()
+    models = {"oracle.sdz": model, "network.sdz": told, "blocks.sdz": silent}
+    good = {
+        name: compress(one, pairs, steps=3, block_size=1 if name == "blocks.sdz" else 4)
+        for name, one in models.items()
+    }
+    return Format(good, _sdz, lambda name, content: decompress(models[name], content))
+
+
+def _sdz(content: bytes, chance: random.Random) -> bytes:
+    if chance.randrange(2):
+        return mutations.damaged(content, chance)
+    head, blocks = file_format.parsed(content)
+    if chance.randrange(2):
+        blocks = [
+            (chance.choice([n, n, 1, 60_000]), mutations.damaged(code, chance))
+            for n, code in blocks
+        ]
+        return file_format.joined(head, blocks)
+    values = json.loads(json.dumps(asdict(head)))
+    if chance.randrange(2):
+        values["shape"] = chance.choice([[2**24], [2**12, 2**12], [60_000], [1, 2], [3000]])
+        values["levels"] = chance.choice([8, 2**16])
+    elif chance.randrange(4):
+        values = mutations.exchanged(values, chance)
+    text = json.dumps(values, indent=chance.choice([None, 1])).encode()
+    packed = content[:4] + struct.pack("<II", len(text), zlib.crc32(text)) + text
+    return packed + content[len(head.to_bytes()) :]
+
+
 FORMATS: Mapping[str, Callable[[Path], Format]] = {
     "checkpoint": checkpoints,
     "snapshot": snapshots,
@@ -627,6 +669,7 @@ FORMATS: Mapping[str, Callable[[Path], Format]] = {
     "diffusers": _diffusers(False),
     "diffusers weights": _diffusers(True),
     "solver": solvers,
+    "sdz": compressed,
 }
 
 

@@ -85,6 +85,18 @@ def test_draws_without_weights_count_alike_and_meet_no_others(here: Path) -> Non
     assert int(alone.resamplings.sum()) == 0
 
 
+def test_no_picture_of_an_earlier_run_stays(here: Path) -> None:
+    """A run of points beside results of images, whose arrays and numbers it replaces."""
+    assert run("restore", "--operator", "inpaint:left", *SMALL).exit_code == 0
+    assert (here / "restored" / "restored.png").exists()
+    np.save("points.npy", np.zeros((3, 2), np.float32))
+    words = ["--model", "ring", "--data", "points.npy", "--operator", "inpaint:.5", *SMALL]
+    done = run("restore", *words, "--method", "pigdm")
+    assert done.exit_code == 0, done.output
+    assert arrays_in(here / "restored")["x"].shape == (3, 4, 2)
+    assert not (here / "restored" / "restored.png").exists()
+
+
 def test_repaint_replaces_the_known_pixels(here: Path) -> None:
     done = run("restore", "--operator", "inpaint:left", "--method", "repaint:2", *SMALL, "--json")
     assert done.exit_code == 0, done.output

@@ -6,6 +6,7 @@ import json
 import lzma
 import math
 import struct
+import tracemalloc
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from sde_diffusion import (
     VPSDE,
     Affine,
     Chain,
+    ClassifierGuided,
     Dataset,
     DataSpec,
     DiscreteBeta,
@@ -37,7 +39,7 @@ from sde_diffusion import (
 from sde_diffusion.cli.main import main
 from sde_diffusion.coding import compress, decompress
 from sde_diffusion.coding.block import BlockCoder
-from sde_diffusion.coding.comparison import discrete_bound, other_sizes
+from sde_diffusion.coding.comparison import _histograms, discrete_bound, other_sizes
 from sde_diffusion.coding.file_format import Head, joined, parsed
 from sde_diffusion.coding.normals import FINE, PARTS, LevelNormals, Normals, weights
 from sde_diffusion.coding.predictions import GUARD, Exceptions, Predictor, _varint
@@ -395,6 +397,85 @@ def test_a_hostile_head_is_refused(blob: bytes, change: dict[str, object]) -> No
     hostile = blob[:4] + struct.pack("<II", len(text), zlib.crc32(text)) + text
     with pytest.raises(ValueError, match=r"^[^\n]* must [^\n]*, got [^\n]*; "):
         decompress(MODEL, hostile + blob[12 + size :])
+
+
+def test_a_shape_that_its_blocks_have_no_bytes_for_is_refused_at_once() -> None:
+    """Of a model that knows no shape: 16 million dimensions of a file of two asked for 1 GB."""
+    silent = ScoreModel(MLP(2, width=8), VPSDE()).eval()
+    data = Dataset(DataSpec("pairs", (2,), 8), torch.tensor([[3, 4], [5, 2]]), None)
+    head, blocks = parsed(compress(silent, data, steps=4))
+    forged = joined(Head(**{**vars(head), "shape": (2**24,)}), blocks)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="shape that its blocks have bytes for, got"):
+            decompress(silent, forged)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_every_sample_of_many_dimensions_has_the_bytes_that_its_head_is_believed_for() -> None:
+    """Even of levels that the model is sure of: the latents of the first one are paid for."""
+    d = 6000
+    sure = GaussianMixture([1.0], torch.zeros(1, d) + 1 / 16, stds=[1e-3]).diffused(VPSDE())
+    spec = DataSpec("sure", (d,), 16)
+    data = Dataset(spec, torch.full((1, d), 8, dtype=torch.uint8), None)
+    blob = compress(sure, data, steps=2)
+    ((_, code),) = parsed(blob)[1]
+    assert len(code) > 0.9 * d / 8
+    assert torch.equal(decompress(sure, blob), data.values)
+
+
+def test_an_oracle_refuses_a_head_of_another_shape(blob: bytes) -> None:
+    head, blocks = parsed(blob)
+    forged = joined(Head(**{**vars(head), "shape": (D, 1)}), blocks)
+    with pytest.raises(ValueError, match=r"the one that .* got one of shape \(16,\)"):
+        decompress(MODEL, forged)
+
+
+def test_a_fingerprint_that_is_none_is_not_shown_whole(blob: bytes) -> None:
+    head, blocks = parsed(blob)
+    forged = joined(Head(**{**vars(head), "model": 5000 * "y"}), blocks)
+    with pytest.raises(ValueError, match=r"have the fingerprint of a model, got y{39} … y{38};"):
+        decompress(MODEL, forged)
+
+
+def test_conditions_of_each_sample_are_refused_by_name(blob: bytes) -> None:
+    def two(x: Tensor, _t: Tensor) -> Tensor:
+        return torch.stack([x[:, 0], -x[:, 0]], 1)
+
+    guided = ClassifierGuided(MODEL, two, torch.tensor([0, 1, 0, 1]))
+    for call in (lambda: compress(guided, drawn(4), steps=4), lambda: decompress(guided, blob)):
+        with pytest.raises(TypeError, match="model must be one for all samples, got one with"):
+            call()
+
+
+def test_predictions_that_are_not_finite_are_told_by_the_function_that_was_called() -> None:
+    blob = compress(Planted(), drawn(2), steps=4)
+    PLANT["shift"] = math.nan
+    with pytest.raises(FloatingPointError, match=r"^decompress: the prediction must be finite"):
+        decompress(Planted(), blob)
+    with pytest.raises(FloatingPointError, match=r"^compress: the prediction must be finite"):
+        compress(Planted(), drawn(2), steps=4)
+
+
+def test_histograms_of_sixteen_bits_need_no_table_of_all_levels() -> None:
+    """They are those of a dictionary, and 2¹² pixels would make a table of 2 GB."""
+    values = torch.randint(0, 40, (50, 2**12), generator=torch.Generator().manual_seed(0))
+    bits = 0.0
+    for d in range(0, 2**12, 512):
+        seen: dict[int, int] = {}
+        for n, v in enumerate(values[:, d].tolist()):
+            bits -= math.log2((seen.get(v, 0) + 2**-16) / (n + 1))
+            seen[v] = seen.get(v, 0) + 1
+    few = Dataset(DataSpec("few", (8,), 2**16), values[:, ::512].contiguous(), None)
+    assert 8 * other_sizes(few)["histograms"] == pytest.approx(bits)
+    tracemalloc.start()
+    try:
+        _histograms(values.numpy(), 2**16)  # LZMA takes .7 GB of its own
+        assert tracemalloc.get_traced_memory()[1] < 2**27
+    finally:
+        tracemalloc.stop()
 
 
 def test_another_model_is_refused(blob: bytes) -> None:

@@ -63,8 +63,9 @@ def mutations(fuzz: ModuleType) -> ModuleType:  # noqa: ARG001  (which finds it)
 
 
 def names_of(fuzz: ModuleType) -> list[str]:
-    installed = importlib.util.find_spec("diffusers") is not None
-    return [name for name in fuzz.FORMATS if installed or "diffusers" not in name]
+    needed = {"sdz": "constriction", "diffusers": "diffusers", "diffusers weights": "diffusers"}
+    missing = {name for name, by in needed.items() if importlib.util.find_spec(by) is None}
+    return [name for name in fuzz.FORMATS if name not in missing]
 
 
 def test_hostile_files_are_read_or_refused(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from scipy.integrate import solve_ivp
 from scipy.linalg import expm
+from torch import Tensor
 
 from sde_diffusion import (
     MLP,
@@ -480,3 +482,48 @@ def test_equal_settings_are_equal() -> None:
     made = partial(OrnsteinUhlenbeck, ((-1.0,),), beta=LinearBeta(1.0, 1.0))
     assert made(torch.eye(1)) == made(((1.0,),))
     assert Gaussian(torch.zeros(1), torch.eye(1)).diffused(made(((1.0,),))).sde.parts == 1
+
+
+@dataclass
+class Settable(MatrixLinearSDE):
+    """`OrnsteinUhlenbeck` with matrices that are one for all times; it has no hash."""
+
+    rate: float = 1.0
+
+    def drift_matrix(self, t: Tensor) -> Tensor:  # noqa: ARG002  (one for all times)
+        return torch.tensor([[-self.rate, 0.5], [0.0, -2.0]], dtype=torch.float64)
+
+    def diffusion_matrix(self, t: Tensor) -> Tensor:  # noqa: ARG002
+        return torch.tensor([[1.0, 0.3], [0.3, 1.0]], dtype=torch.float64)
+
+
+def test_matrices_that_are_one_for_all_times_may_be_given_once() -> None:
+    sde = Settable()
+    one = LinearBeta(1.0, 1.0)
+    same = OrnsteinUhlenbeck(((-1.0, 0.5), (0.0, -2.0)), ((1.0, 0.3), (0.3, 1.0)), one)
+    t = torch.tensor([0.2, 0.7], dtype=torch.float64)
+    x = torch.tensor([[0.3, -0.4], [1.0, 0.2]], dtype=torch.float64)
+    data = GaussianMixture([1, 2], torch.tensor([[0.5, -0.5], [0.0, 1.0]]), stds=[0.3, 0.6])
+    assert torch.allclose(sde.score_matrix(t) * x, same.score_matrix(t) * x, atol=1e-9)
+    for mine, theirs in ((ReverseSDE, ReverseSDE), (ProbabilityFlow, ProbabilityFlow)):
+        a, b = mine(sde, data.diffused(sde)), theirs(same, data.diffused(same))
+        name = "drift" if mine is ReverseSDE else "velocity"
+        assert torch.allclose(getattr(a, name)(x, t), getattr(b, name)(x, t), atol=1e-8)
+
+
+def test_an_sde_without_a_hash_is_certified_as_it_is_now() -> None:
+    """It may change between two measurements: nothing of the first is remembered."""
+    sde = Settable()
+    assert certify(Heun(), sde).passed
+    sde = Settable()  # no cached moments of another rate
+    sde.rate = 1.5
+    assert certify(Heun(), sde).passed
+
+
+def test_data_that_the_parts_do_not_divide_are_refused_by_name() -> None:
+    three = Gaussian(torch.zeros(3), torch.eye(3))
+    pair = OrnsteinUhlenbeck(((-1.0, 0.5), (0.0, -2.0)), ((1.0, 0.3), (0.3, 1.0)))
+    says = r"diffused: oracle must be data of 2 equal parts along .*, got \(3,\); pass"
+    with pytest.raises(ValueError, match=says):
+        three.diffused(pair)
+    assert three.diffused(CriticallyDampedLangevin())(torch.zeros(1, 6), torch.tensor(0.5)).shape

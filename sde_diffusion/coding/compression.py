@@ -36,6 +36,7 @@ from sde_diffusion.ddpm.chain import Chain
 from sde_diffusion.ddpm.level_times import level_times
 from sde_diffusion.dynamics import check_coupling
 from sde_diffusion.integration import check_evaluation
+from sde_diffusion.models.exact import ExactScore
 from sde_diffusion.scores import ScoreLike
 
 Callback = Callable[[int], object]
@@ -96,7 +97,7 @@ def compress(
         remedy = "pass ScoreModel(network, sde, data=data.spec)"
         raise wrong_value("compress", "data", rule, data.spec.scaling, remedy)
     values = data.values.reshape(len(data), -1).numpy().astype(np.int64)
-    whole, coder = _coder(model, data.spec, steps, batch_size, callback)
+    whole, coder = _coder("compress", model, data.spec, steps, batch_size, callback)
     head = Head(fingerprint(model), data.spec.shape, levels, len(data), steps, whole.checksum)
     blocks = [values[first : first + block_size] for first in range(0, len(data), block_size)]
     return joined(head, ((len(block), coder.encoded(block)) for block in blocks))
@@ -128,7 +129,7 @@ def decompress(
     head, blocks = parsed(bytes(blob))
     _check_model(model, head)
     spec = _spec(model, head)
-    whole, coder = _coder(model, spec, head.steps, batch_size, callback)
+    whole, coder = _coder("decompress", model, spec, head.steps, batch_size, callback)
     if whole.checksum != head.chain:
         raise _otherwise("model", "have the chain of the file", "other numbers")
     parts = list[Tensor]()
@@ -143,12 +144,17 @@ def decompress(
 
 
 def _coder(
-    model: ScoreLike, spec: DataSpec, steps: int, batch_size: int, callback: Callback | None
+    what: str,
+    model: ScoreLike,
+    spec: DataSpec,
+    steps: int,
+    batch_size: int,
+    callback: Callback | None,
 ) -> tuple[WholeChain, BlockCoder]:
     chain = Chain(model.linear_sde(), level_times(model, spec, steps))
     whole = WholeChain(chain, spec)
     told = callback or (lambda _: None)
-    predictor = Predictor(model, whole, chain.times, spec.shape, batch_size, told)
+    predictor = Predictor(model, whole, chain.times, spec.shape, batch_size, told, what)
     return whole, BlockCoder(whole, predictor, prod(spec.shape))
 
 
@@ -158,6 +164,14 @@ def _check(what: str, model: ScoreLike, batch_size: int, callback: Callback | No
     model.linear_sde()
     check_evaluation(what, model)
     check_coupling(what, "model", model)
+    if model.rows(torch.zeros(1, dtype=torch.int64)) is not model:
+        raise wrong_type(
+            what,
+            "model",
+            "be one for all samples",
+            "one with conditions of each",
+            "condition it on one class or embedding for all",
+        )
     positive_integer(what, "batch_size", batch_size)
     if callback is not None:
         a_function(what, "callback", callback, "(samples)", "pass print")
@@ -168,6 +182,8 @@ def _check_model(model: ScoreLike, head: Head) -> None:
     known = model.data
     if known is not None and (known.shape, known.levels) != (head.shape, head.levels):
         found = f"one of {known.levels} levels and shape {known.shape}"
+    if isinstance(model, ExactScore) and model.oracle.event != head.shape:
+        found = f"one of shape {model.oracle.event}"
     if found != head.model:
         raise wrong_value(
             "decompress",

@@ -35,6 +35,7 @@ class Predictor:
         event: the shape of a sample.
         batch_size: samples at once.
         told: called with the number of samples after every evaluation.
+        what: the function that asks, for the error.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Predictor:
         event: tuple[int, ...],
         batch_size: int,
         told: Callable[[int], object],
+        what: str = "compress",
     ) -> None:
         self._model = model.in_double()
         self._whole = whole
@@ -52,6 +54,7 @@ class Predictor:
         self._event = event
         self._batch_size = batch_size
         self._told = told
+        self._what = what
 
     def at(self, state: Integers, k: int) -> tuple[Integers, NDArray[np.bool_]]:
         """Return the rounded predictions at x_k, and which may be rounded otherwise elsewhere.
@@ -66,7 +69,7 @@ class Predictor:
         scaled = np.concatenate(parts).reshape(state.shape) * self._whole.scales[k - 1]
         if not (np.abs(scaled) < _LARGEST).all():
             raise diverged(
-                "compress",
+                self._what,
                 "the prediction",
                 "be finite",
                 f"{scaled.flat[np.abs(scaled).argmax()]} at step {k}",

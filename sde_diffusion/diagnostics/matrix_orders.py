@@ -8,9 +8,10 @@ path, for the mixture.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any, Final, final
+from typing import Any, Final, TypeVar, final
 
 import torch
 from torch import Tensor
@@ -27,6 +28,8 @@ from sde_diffusion.noise import Noise
 from sde_diffusion.sampling.costs import cost
 from sde_diffusion.scores import ScoreLike
 from sde_diffusion.solver import Solver
+
+T = TypeVar("T")
 
 _ENDS: Final[dict[Kind, tuple[float, float]]] = {  # in parts of the horizon
     "ode": (0.55, 0.35),
@@ -58,14 +61,31 @@ class _Remembered(ScoreLike):
         return self._known[key].score(x)
 
 
-@lru_cache(maxsize=4)
+def _by_sde(make: Callable[[MatrixLinearSDE], T]) -> Callable[[MatrixLinearSDE], T]:
+    """Return a function that remembers what it made of the last SDEs, of those with a hash.
+
+    One without may change after it has been asked: nothing is remembered of it.
+    """
+    known = lru_cache(maxsize=4)(make)
+
+    def found(sde: MatrixLinearSDE) -> T:
+        try:
+            hash(sde)
+        except TypeError:
+            return make(sde)
+        return known(sde)
+
+    return found
+
+
+@_by_sde
 def _mixture(sde: MatrixLinearSDE) -> _Remembered:
     """Return the score of .4 N(−.8, .5²) + .6 N(.7, .3²), the same in every part of the data."""
     means = tensor(-0.8, 0.7)[:, None].expand(2, sde.data_parts)
     return _Remembered(GaussianMixture([0.4, 0.6], means, stds=[0.5, 0.3]), sde)
 
 
-@lru_cache(maxsize=4)
+@_by_sde
 def _gaussian(sde: MatrixLinearSDE) -> _Remembered:
     """Return the score of N(.3, .5²) in every part of the data."""
     p = sde.data_parts
@@ -107,7 +127,7 @@ def certify_matrix(
     return Certificate(evaluations, tuple(found))
 
 
-@lru_cache(maxsize=4)
+@_by_sde
 def _solution(sde: MatrixLinearSDE) -> tuple[Tensor, Tensor]:
     """Return states at the first time of the ODE, and where the flow takes them."""
     from scipy.integrate import solve_ivp

@@ -362,6 +362,10 @@ class MatrixExactScore(ScoreLike):
     row_by_row = True
 
     def __init__(self, oracle: Oracle, sde: MatrixLinearSDE) -> None:
+        if not oracle.event or oracle.event[0] % sde.data_parts:
+            rule = f"be data of {sde.data_parts} equal parts along their first dimension"
+            remedy = "pass one of an event that the parts divide, or another SDE"
+            raise wrong_value("diffused", "oracle", rule, oracle.event, remedy)
         self.oracle = oracle
         self.sde: MatrixLinearSDE = sde
 
