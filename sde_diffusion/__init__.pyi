@@ -217,3 +217,8 @@ from sde_diffusion.training.objective_by_name import objective_of as objective_o
 from sde_diffusion.training.post_hoc import reconstruct_average as reconstruct_average
 
 __version__: str
+from sde_diffusion.models.reflected import ReflectedPoints as ReflectedPoints
+from sde_diffusion.objectives.reflected_score_matching import (
+    ReflectedScoreMatching as ReflectedScoreMatching,
+)
+from sde_diffusion.reflected_sde import ReflectedDiffusion as ReflectedDiffusion

@@ -104,6 +104,9 @@ class ReverseSDE(SDE):
     def diffusion(self, x: Tensor, t: Tensor) -> Tensor | BlockMatrix:
         return self.noise_scale * diffusion_of(self.sde, x, t)
 
+    def inside(self, x: Tensor) -> Tensor:
+        return self.sde.inside(x)
+
     def rows(self, index: Tensor) -> ReverseSDE:
         """Return the same equation for the samples ``index`` of the batch, as `ODE.rows`."""
         part = self.score.rows(index)

@@ -19,6 +19,7 @@ from sde_diffusion._watch import Callback, Watch
 from sde_diffusion.dynamics import ODE, ProbabilityFlow, ReverseSDE, linear
 from sde_diffusion.grids import Denoised, Grid, check_grid, times_of
 from sde_diffusion.noise import Noise, given_noise
+from sde_diffusion.reflected_sde import ReflectedDiffusion
 from sde_diffusion.scores import Score, ScoreLike, first_time
 from sde_diffusion.sde import SDE, LinearSDE
 from sde_diffusion.solver import Adaptive, DynamicsT, Reached, Solver, check_solver
@@ -82,6 +83,7 @@ def integrate(
     divergence.
     """
     _check_dynamics(dynamics, solver)
+    _check_walls(dynamics, solver)
     check_state("integrate", x)
     denoise = _denoiser(dynamics, grid)
     grid = times_of(grid)
@@ -193,6 +195,15 @@ def _check_dynamics(dynamics: object, solver: Solver[Any]) -> None:
         type(dynamics).__name__,
         remedy,
     )
+
+
+def _check_walls(dynamics: object, solver: Solver[Any]) -> None:
+    """Refuse an SDE between walls for a solver whose states may leave them."""
+    sde = dynamics.sde if isinstance(dynamics, WITH_SCORE) else dynamics
+    if isinstance(sde, ReflectedDiffusion) and not solver.reflects:
+        rule = "be an SDE without walls, which its states may leave"
+        remedy = "use EulerMaruyama() on the ReverseSDE, which reflects"
+        raise wrong_type(type(solver).__name__, "dynamics", rule, type(sde).__name__, remedy)
 
 
 def check_falling(what: str, grid: Tensor) -> None:

@@ -64,6 +64,10 @@ class SDE(ABC):
         Shapes: result (), (B,) or that of x.
         """
 
+    def inside(self, x: Tensor) -> Tensor:
+        """Return where the walls of the SDE send a state beyond them; x where there are none."""
+        return x
+
     def noise_divergence(self, x: Tensor, t: Tensor) -> Tensor:
         """Return ∇·(g gᵀ), row i being ∂g_i²/∂x_i for diagonal g, by automatic differentiation.
 

@@ -54,11 +54,16 @@ class Solver(ABC, Generic[ContraT]):
         @property
         def adaptive(self) -> bool:
             """Whether the solver chooses its own steps between the times of the grid."""
+
+        @property
+        def reflects(self) -> bool:
+            """Whether every state is one that `SDE.inside` has returned."""
     else:
         order = math.nan  # none is declared
         strong_order = None
         evaluations = math.nan
         adaptive = False
+        reflects = False
 
     def grid(
         self,

@@ -21,7 +21,7 @@ from sde_diffusion.solver import OneStep
 class EulerMaruyama(OneStep[SDE]):
     """Euler–Maruyama step x_s = x_t + drift(x_t, t) dt + diffusion(x_t, t) dw, dt = s − t.
 
-    dw = W_s − W_t.
+    dw = W_s − W_t. Between walls it is folded back, so that states stay inside.
 
     Order: weak 1; strong 1 for additive noise (½ otherwise). NFE: 1 a step.
     Source: Maruyama 1955; Kloeden & Platen 1992, section 10.2.
@@ -37,15 +37,17 @@ class EulerMaruyama(OneStep[SDE]):
     order: ClassVar[float] = 1
     strong_order: ClassVar[float] = 1
     evaluations: ClassVar[int] = 1
+    reflects: ClassVar[bool] = True
 
     def step(self, dynamics: SDE, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
         drift = dynamics.drift(x, t)
         g = diffusion_of(dynamics, x, t)
         dt = s - t
         if isinstance(g, BlockMatrix):
-            return plus(x, drift, dt) + g * noise.increment(x, t, s)
+            return dynamics.inside(plus(x, drift, dt) + g * noise.increment(x, t, s))
         if t.ndim == g.ndim == 0 and not g.requires_grad:  # two passes over the state, not four
             spread = float(g * dt.abs().sqrt())
-            return torch.add(x, drift, alpha=float(dt)).add_(noise.unit(x, t, s), alpha=spread)
+            free = torch.add(x, drift, alpha=float(dt)).add_(noise.unit(x, t, s), alpha=spread)
+            return dynamics.inside(free)
         dt = expand(dt, x)
-        return x + drift * dt + g * dt.abs().sqrt() * noise.unit(x, t, s)
+        return dynamics.inside(x + drift * dt + g * dt.abs().sqrt() * noise.unit(x, t, s))

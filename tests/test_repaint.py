@@ -67,7 +67,8 @@ def propagated(grid: Tensor, std: float, jump: int, resamplings: int) -> tuple[T
     m = torch.zeros(2, dtype=torch.float64)
     c = torch.eye(2, dtype=torch.float64)
     one = torch.eye(2, dtype=torch.float64)
-    for i, j in visits(len(grid) - 1, jump, resamplings):
+    told = sum(1 - a - a * std**2 > 0 for a in bar) - 1
+    for i, j in visits(len(grid) - 1, jump, resamplings, told):
         if j < i:
             keep = bar[j] / bar[i]
             m = keep**0.5 * m
@@ -114,7 +115,15 @@ def test_draws_of_gaussian_data_have_the_distribution_in_closed_form(
     got = torch.cov(x.T)
     scale = covariance.diagonal().sqrt().outer(covariance.diagonal().sqrt())
     assert bool(((got - covariance).abs() < 4.5 * (2 / n) ** 0.5 * scale).all())
-    assert found.nfe == sum(j > i for i, j in visits(20, jump, resamplings))
+    told = sum(float(SDE.sigma(t)) > float(SDE.alpha(t)) * std for t in grid) - 1
+    assert found.nfe == sum(j > i for i, j in visits(20, jump, resamplings, told))
+
+
+def test_walks_to_and_fro_do_not_forget_what_was_measured() -> None:
+    """Below the level of sigma_y nothing holds known pixels: the walk goes on without returns."""
+    exact = exact_posterior(PAIR, seen(0.3))[0]
+    found = repaint(PAIR.diffused(SDE), seen(0.3), (2,), draws=4000, steps=100, jump=2)
+    assert float(found.mean[0, 0]) == pytest.approx(float(exact.means[0, 0]), abs=0.05)
 
 
 def test_more_resamplings_take_the_bias_down_but_not_away() -> None:

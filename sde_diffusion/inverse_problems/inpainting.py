@@ -44,7 +44,7 @@ def repaint(
     """Return draws that RePaint makes for every row of y: near p(x0 | y), all of one weight.
 
     A known pixel y = x0 + sigma_y n is itself x0 at the level sigma/alpha = sigma_y: above it
-    x_s = alpha y + (sigma² − alpha² sigma_y²)^½ z, below it the model alone goes on. At
+    x_s = alpha y + (sigma² − alpha² sigma_y²)^½ z, below it the model alone goes on, once. At
     sigma_y → 0 that is the published q(x_s | x0 = y). The draws are biased however many steps
     there are, as hidden pixels meet known ones that were drawn without them; more resamplings
     help.
@@ -91,7 +91,8 @@ def repaint(
     x = model.linear_sde().prior().sample(noise, grouped, dtype=dtype, device=model.device)
     y = measurement.operator.adjoint(measurement.y.to(x))[:, None]
     with torch.no_grad():
-        for i, j in visits(len(grid) - 1, jump, resamplings):
+        told = sum(_tells(at, std) for at in levels) - 1  # the last place at which y tells more
+        for i, j in visits(len(grid) - 1, jump, resamplings, told):
             if j < i:
                 a, b2 = kernel(levels[i], levels[j])
                 x = a * x + math.sqrt(b2) * noise.normal(x)
@@ -106,18 +107,24 @@ def repaint(
     return PosteriorSamples(x, zeros, zeros[:, 0] + torch.nan, score.calls, none)
 
 
-def visits(steps: int, jump: int, resamplings: int) -> Iterator[tuple[int, int]]:
+def visits(
+    steps: int, jump: int, resamplings: int, told: int | None = None
+) -> Iterator[tuple[int, int]]:
     """Yield the moves of the walk, from a place of the grid to another: on by 1, back by a jump.
 
     Arguments:
         steps: of the grid, whose places are 0 … steps.
         jump: how far a return to noise goes.
         resamplings: how often a stretch is walked.
+        told: the last place from which the walk goes back; all of them may be if not given.
+            Beyond it known pixels are no longer replaced, and walks to and fro would forget them.
 
     >>> [j for _, j in visits(5, jump=2, resamplings=2)]
     [1, 2, 0, 1, 2, 3, 4, 2, 3, 4, 5]
     """
-    left = dict.fromkeys(range(steps - 1, jump - 1, -jump), resamplings - 1)
+    last = steps if told is None else told
+    places = (at for at in range(steps - 1, jump - 1, -jump) if at <= last)
+    left = dict.fromkeys(places, resamplings - 1)
     at = 0
     while at < steps:
         to = at - jump if left.get(at) else at + 1
@@ -140,10 +147,15 @@ def _replaced(
         std: sigma_y.
         noise: where the draw comes from.
     """
-    variance = to.sigma**2 - (to.alpha * std) ** 2
-    if variance <= 0:
+    if not _tells(to, std):
         return x
-    return torch.where(kept, to.alpha * y + math.sqrt(variance) * noise.normal(x), x)
+    spread = math.sqrt(to.sigma**2 - (to.alpha * std) ** 2)
+    return torch.where(kept, to.alpha * y + spread * noise.normal(x), x)
+
+
+def _tells(at: Level, std: float) -> bool:
+    """Return whether y tells more of the known pixels than a state of that level does."""
+    return at.sigma > at.alpha * std
 
 
 def _kept(measurement: Measurement) -> Tensor:
