@@ -14,7 +14,13 @@ from sde_diffusion._check import wrong_value
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from sde_diffusion.inverse_problems import LikelihoodScore, Operator, PosteriorSamples
+    from sde_diffusion.inverse_problems import (
+        LikelihoodScore,
+        Measurement,
+        Operator,
+        PosteriorSamples,
+    )
+    from sde_diffusion.scores import ScoreLike
 
 # The part that is hidden -> the axis of it and whether it is the first half.
 _HALVES: Final = {
@@ -159,9 +165,19 @@ def sampler(text: str, made: Operator, *, weighted: bool) -> Callable[..., Poste
     if name != "repaint":
         likelihood = _likelihood_score(text)
         below = 0.5 if weighted else 0.0
-        return lambda *args, draws, **settings: room.sample_posterior(
-            *args, likelihood, particles=draws, resample_below=below, **settings
-        )
+
+        def draw(
+            model: ScoreLike,
+            measurement: Measurement,
+            event: Sequence[int],
+            *,
+            draws: int,
+            **settings: Any,  # noqa: ANN401  (steps, seed and first)
+        ) -> PosteriorSamples:
+            asked = {"particles": draws, "resample_below": below, **settings}
+            return room.sample_posterior(model, measurement, event, likelihood, **asked)
+
+        return draw
     if weighted:
         rule = "go without --weighted: its draws have no weights"
         raise wrong_value("--method", "method", rule, text, "drop --weighted")

@@ -122,7 +122,7 @@ def test_draws_of_gaussian_data_have_the_distribution_in_closed_form(
 def test_walks_to_and_fro_do_not_forget_what_was_measured() -> None:
     """Below the level of sigma_y nothing holds known pixels: the walk goes on without returns."""
     exact = exact_posterior(PAIR, seen(0.3))[0]
-    found = repaint(PAIR.diffused(SDE), seen(0.3), (2,), draws=4000, steps=100, jump=2)
+    found = repaint(PAIR.diffused(SDE), seen(0.3), (2,), draws=2000, steps=60, jump=2)
     assert float(found.mean[0, 0]) == pytest.approx(float(exact.means[0, 0]), abs=0.05)
 
 

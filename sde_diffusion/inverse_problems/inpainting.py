@@ -76,7 +76,8 @@ def repaint(
     [1.0, 0.8]
     """
     check_posterior("repaint", model, measurement, event)
-    kept = _kept(measurement).to(model.device)
+    mask = _mask(measurement)
+    kept = mask.kept.to(model.device)
     for name, value in (("draws", draws), ("jump", jump), ("resamplings", resamplings)):
         positive_integer("repaint", name, value)
     std = measurement.gaussian_std("repaint")
@@ -89,7 +90,7 @@ def repaint(
     grouped = (count, draws, *event)
     noise = PerSampleNoise.numbered(seed, first, count)
     x = model.linear_sde().prior().sample(noise, grouped, dtype=dtype, device=model.device)
-    y = measurement.operator.adjoint(measurement.y.to(x))[:, None]
+    y = mask.adjoint(measurement.y.to(x))[:, None]
     with torch.no_grad():
         told = sum(_tells(at, std) for at in levels) - 1  # the last place at which y tells more
         for i, j in visits(len(grid) - 1, jump, resamplings, told):
@@ -158,7 +159,7 @@ def _tells(at: Level, std: float) -> bool:
     return at.sigma > at.alpha * std
 
 
-def _kept(measurement: Measurement) -> Tensor:
+def _mask(measurement: Measurement) -> Mask:
     operator = measurement.operator
     if not isinstance(operator, Mask):
         raise wrong_type(
@@ -168,4 +169,4 @@ def _kept(measurement: Measurement) -> Tensor:
             type(operator).__name__,
             "call sample_posterior, which takes any operator",
         )
-    return operator.kept
+    return operator

@@ -66,4 +66,5 @@ class ReflectedScoreMatching(Objective):
         x = model.sde.perturb(x0, t, batch.noise.normal(x0))
         off = model(x, t) - model.sde.kernel_score(x, x0, t).to(x.dtype)
         scaled = expand(model.sde.variance(t).sqrt(), x) * off
-        return flat_sum(scaled**2) / x[0].numel()
+        found: Tensor = flat_sum(scaled**2) / x[0].numel()
+        return found
