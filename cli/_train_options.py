@@ -242,7 +242,9 @@ def _other_options() -> list[Callable[[Any], Any]]:
             help="Variance of the chain's steps; learned for hybrid if not given.",
         ),
         _common.count_option(
-            "--width", default=None, help="Channels of the U-Net, or hidden units of the MLP."
+            "--width",
+            default=None,
+            help="Channels of the U-Net, units of the MLP or the transformer.",
         ),
         click.option(
             "--dropout", type=float, default=0.0, show_default=True, help="Dropout in the network."
@@ -253,8 +255,8 @@ def _other_options() -> list[Callable[[Any], Any]]:
             multiple=True,
             callback=assignments,
             metavar="NAME=VALUE",
-            help="Any other argument of UNet, or of MLP for rows of numbers, as in blocks=3; "
-            "repeatable.",
+            help="kind=dit for a transformer in place of the U-Net, and any other argument of the "
+            "network, as in blocks=3; repeatable.",
         ),
         click.option(
             "--conditional/--unconditional",

@@ -90,14 +90,14 @@ def _configuration(name: str) -> tuple[dict[str, Any], Any]:
         described = describe(name)
         network, built = _built(name, described)
         count = None if network is None else _parameters(network)
-        return described | {"parameters": count}, built
+        return described | {"parameters": count, "flops": _flops(built)}, built
     model = menu.model(name)
     if isinstance(model, ScoreModel):
         found = configuration_of(model)
         if isinstance(model.network, Wrapped):  # a network of another program, by its own name
             kind = type(model.network.network)
             found["network"] = {"class": f"{kind.__module__}.{kind.__qualname__}"}
-        return found | {"parameters": _parameters(model)}, model
+        return found | {"parameters": _parameters(model), "flops": _flops(model)}, model
     settings = {name: str(value) for name, value in vars(model.sde).items()}
     return {
         "network": {"class": type(model).__name__},
@@ -126,6 +126,21 @@ def _parameters(model: Any) -> int:  # noqa: ANN401
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def _flops(model: Any) -> int | None:  # noqa: ANN401
+    """Return the operations of an evaluation of one sample, None for networks of others.
+
+    Those need not take what ours take.
+    """
+    from sde_diffusion.checkpoints.configuration import NETWORKS
+    from sde_diffusion.models.score import LearnedScore
+    from sde_diffusion.nets.cost import flops
+
+    if not isinstance(model, LearnedScore) or model.data is None:
+        return None
+    ours = isinstance(model.network, tuple(NETWORKS.values()))
+    return flops(model.network, model.data.shape) if ours else None
+
+
 def _lines(name: str, configuration: dict[str, Any]) -> list[str]:
     """Return one line for every part of the configuration, largest first."""
     lines = [name]
@@ -133,6 +148,8 @@ def _lines(name: str, configuration: dict[str, Any]) -> list[str]:
     network = configuration["network"]
     size = "of your own class" if count is None else f"{count:,} parameters"
     lines.append(f"  network     {network['class']}, {size}")
+    if configuration.get("flops") is not None:
+        lines.append(f"  evaluation  {configuration['flops']:,} operations a sample")
     lines.append(f"  settings    {_settings(network.get('config'))}")
     lines.append(f"  sde         {_settings(configuration['sde'])}")
     lines.append(f"  prediction  {configuration.get('prediction', 'exact score')}")

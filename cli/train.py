@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import time
 from collections.abc import Generator
@@ -19,7 +18,7 @@ from sde_diffusion.cli import _common, _train_file, menu
 from sde_diffusion.cli._train_options import MODEL_OPTIONS, TrainCommand, train_options
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from sde_diffusion.data.dataset import Dataset
     from sde_diffusion.models.score import ScoreModel
@@ -46,10 +45,10 @@ _HELD_OUT: Final = 1000
 def command(ctx: click.Context, /, **_options: Any) -> None:  # noqa: ANN401
     """Train a score model on a data set.
 
-    Series, images, volumes and clips get a U-Net, rows of numbers an MLP. The run folder holds
-    model.safetensors, which the other commands take, state.pt to resume from, config.toml to
-    repeat it with --config, metrics.jsonl and its picture curves.png, and manifest.json. Ctrl-C
-    saves before it stops.
+    Series, images, volumes and clips get a U-Net, or a transformer with --network kind=dit, and
+    rows of numbers an MLP. The run folder holds model.safetensors, which the other commands take,
+    state.pt to resume from, config.toml to repeat it with --config, metrics.jsonl and its picture
+    curves.png, and manifest.json. Ctrl-C saves before it stops.
     """
     from sde_diffusion.parallel.processes import Processes
 
@@ -238,8 +237,9 @@ def _check_folder(folder: Path, *, resume: bool) -> None:
 
 
 def _model(options: dict[str, Any], dataset: Dataset) -> ScoreModel:
-    """Return a fresh model for the data: an MLP for rows of numbers, else a U-Net."""
+    """Return a fresh model for the data."""
     from sde_diffusion import ScoreModel
+    from sde_diffusion.cli._network import network_for
     from sde_diffusion.training.scale import scaled, spread
 
     shape = tuple(dataset.spec.shape)
@@ -260,7 +260,7 @@ def _model(options: dict[str, Any], dataset: Dataset) -> ScoreModel:
         raise wrong_value(
             "--variance", "variance", "be learned for hybrid", variance, "drop --variance"
         )
-    network = _network(shape, settings, dict(options["network"]))
+    network = network_for(shape, settings, dict(options["network"]))
     return ScoreModel(
         network,
         sde,
@@ -284,43 +284,6 @@ def _tell_scale(dataset: Dataset, model: ScoreModel) -> None:
             "are in the units of y"
         ]
     )
-
-
-def _network(
-    shape: tuple[int, ...], settings: dict[str, Any], others: dict[str, Any]
-) -> nn.Module:
-    from sde_diffusion.nets import MLP, UNet
-    from sde_diffusion.nets.choices import unet_for
-
-    kind = MLP if len(shape) == 1 else UNet
-    _check_arguments(kind, settings, others)
-    if kind is MLP:
-        return MLP(shape[0], **settings | others)
-    config = unet_for(shape) | settings | others
-    if config["width"] % 2:  # the four heads of attention share twice the width
-        raise wrong_value(
-            "--width",
-            "width",
-            "be even for a U-Net",
-            config["width"],
-            "pass for example --width 32",
-        )
-    return UNet(**config)
-
-
-def _check_arguments(
-    kind: type[nn.Module], settings: dict[str, Any], others: dict[str, Any]
-) -> None:
-    """Refuse, by name, what is no argument of the network, or is set by another option."""
-    first, *known = (name for name in inspect.signature(kind).parameters)
-    of_data = {*settings, "width", "outputs", "dims", first}
-    free = [name for name in known if name not in of_data]
-    for name in others:
-        if name not in free:
-            rule = f"be one of {', '.join(free)}"
-            example = "blocks=2" if "blocks" in free else "depth=3"
-            remedy = f"pass for example --network {example}"
-            raise wrong_value("--network", "network", rule, name, remedy)
 
 
 def _classes(options: dict[str, Any], dataset: Dataset) -> int | None:

@@ -41,7 +41,7 @@ ROOMS: Final = (
     {"nouns": "SDEs, scores, dynamics, solvers, noise, grids"},
     {
         "data": "data sets and their scale",
-        "nets": "U-Net and MLP",
+        "nets": "U-Net, DiT and MLP",
         "parallel": "the processes of a run",
         "pretrained": "the shipped weights",
     },

@@ -129,6 +129,7 @@ from sde_diffusion.models.thresholding import (
 )
 from sde_diffusion.models.wrapped import ClassLabels as ClassLabels
 from sde_diffusion.multistep import Multistep as Multistep, Step as Step
+from sde_diffusion.nets.dit import DiT as DiT
 from sde_diffusion.nets.mlp import MLP as MLP
 from sde_diffusion.nets.unet import UNet as UNet
 from sde_diffusion.noise import (

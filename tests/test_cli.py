@@ -59,6 +59,7 @@ from sde_diffusion.cli._common import _message
 from sde_diffusion.cli.main import main
 from sde_diffusion.cli.report import comparison_text
 from sde_diffusion.likelihood.dequantization import Uniform
+from sde_diffusion.nets.cost import flops
 from sde_diffusion.solvers import (
     DDIM,
     AdamsBashforth,
@@ -138,6 +139,7 @@ def test_help_is_answered_without_torch(arguments: list[str]) -> None:
     code = f"""
 import sys
 from sde_diffusion.cli.main import main
+from sde_diffusion.nets.cost import flops
 main({arguments}, standalone_mode=False)
 print(sorted({{"torch", "numpy", "scipy", "matplotlib"}} & sys.modules.keys()))
 """
@@ -148,6 +150,7 @@ def test_the_help_of_the_group_imports_no_command() -> None:
     code = """
 import sys
 from sde_diffusion.cli.main import main
+from sde_diffusion.nets.cost import flops
 main(["--help"], standalone_mode=False)
 print([name for name in sys.modules if name.startswith("sde_diffusion.cli.")])
 """
@@ -561,7 +564,9 @@ def test_likelihood_of_a_checkpoint(trained: Path, tmp_path: Path) -> None:
 def test_info_is_the_configuration_and_the_number_of_parameters(trained: Path) -> None:
     found = result_of("info", trained)
     assert found.pop("model") == str(trained)
-    assert found.pop("parameters") == sum(p.numel() for p in load(trained).parameters())
+    model = load(trained)
+    assert found.pop("parameters") == sum(p.numel() for p in model.parameters())
+    assert found.pop("flops") == flops(model.network, model.data.shape)
     assert found == describe(trained)
 
 

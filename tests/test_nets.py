@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sde_diffusion.nets import MLP, UNet, _norm
+from sde_diffusion.nets import MLP, DiT, UNet, _norm
 from sde_diffusion.nets._norm import normalised
 from sde_diffusion.nets.blocks import Attention, ResidualBlock
 from sde_diffusion.nets.embedding import GaussianFourier, Sinusoidal
@@ -27,6 +27,7 @@ SMALL: dict[str, Any] = {
     "attention": (0, 1),
     "heads": 2,
 }
+TINY: dict[str, Any] = {"channels": 1, "width": 12, "depth": 2, "heads": 2}
 OPTIONS = {"resampling": "fir", "progressive": "residual", "rescaling": "none"}
 
 # PyTorch compiles its own rules for forward mode with this when they are first needed.
@@ -63,10 +64,11 @@ def small(**settings: Any) -> Any:
     return shaken(UNet(**SMALL | settings))
 
 
-def inputs(net: UNet | MLP, rows: int = 2, dtype: torch.dtype = torch.float32) -> Any:
+def inputs(net: UNet | DiT | MLP, rows: int = 2, dtype: torch.dtype = torch.float32) -> Any:
     event = (net.config["dimension"],) if isinstance(net, MLP) else (net.config["channels"],)
-    if isinstance(net, UNet):
-        event += {1: (9,), 2: (5, 7), 3: (3, 5, 4)}[len(net.strides)]
+    if not isinstance(net, MLP):
+        dims = len(net.strides if isinstance(net, UNet) else net.config["patch"])
+        event += {1: (9,), 2: (5, 7), 3: (3, 5, 4)}[dims]
     x = normal(rows, *event, seed=1, dtype=dtype)
     return x, torch.linspace(0.1, 0.9, rows, dtype=dtype)
 
@@ -290,6 +292,10 @@ NETS: dict[str, Callable[..., Any]] = {
     "unet-options": lambda **kw: UNet(**SMALL | OPTIONS | {"channels": 2} | kw),
     "unet-series": lambda **kw: UNet(**SMALL | OPTIONS | {"channels": 2, "dims": 1} | kw),
     "unet-clips": lambda **kw: UNet(**SMALL | {"dims": 3, "strides": (1, 2, 2)} | kw),
+    "dit": lambda **kw: DiT(**TINY | kw),
+    "dit-options": lambda **kw: DiT(**TINY | {"positions": "rotary", "qk_norm": "rms"} | kw),
+    "dit-series": lambda **kw: DiT(**TINY | {"channels": 2, "patch": (2,)} | kw),
+    "dit-clips": lambda **kw: DiT(**TINY | {"patch": (1, 2, 2), "positions": "rotary"} | kw),
     "mlp": lambda **kw: MLP(3, width=16, **kw),
     "mlp-sinusoidal": lambda **kw: MLP(3, width=15, embedding="sinusoidal", **kw),
 }

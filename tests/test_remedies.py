@@ -67,6 +67,7 @@ ROWS = [
         "multipliers=1,2",
     ),
     (f"{TINY} --network heads=3", "pass --network heads=1", "heads=3", "heads=1"),
+    (f"{TINY} --network kind=vit", "pass --network kind=unet", "kind=vit", "kind=unet"),
     (f"{TINY} --network depth=2", "pass for example --network blocks=2", "depth=2", "blocks=2"),
     (
         f"{TINY} --data points.npy --network blocks=2",

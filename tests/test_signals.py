@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from sde_diffusion import VPSDE, DataSpec, describe, load_data
+from sde_diffusion.cli._network import network_for
 from sde_diffusion.cli.main import main
 from sde_diffusion.data.checks import check_fits
 from sde_diffusion.data.sounds import write_sounds
@@ -85,6 +86,25 @@ def test_the_network_of_a_shape_sees_at_most_a_thousand_places_at_once(
     places = math.prod(-(-n // 2 ** (levels - 1)) for n in shape[1:])
     assert places <= 1024
     assert net.config["channels"] == shape[0]
+
+
+@pytest.mark.parametrize(
+    ("shape", "asked", "multipliers", "attention"),
+    [
+        ((1, 16, 64, 64), {"strides": (1, 2, 2)}, [1, 2, 2, 2], [3]),  # 16 · 8 · 8 places
+        ((1, 16, 64, 64), {"strides": (1, 1, 1)}, [1, 2, 2], []),  # which no level would lessen
+        ((2, 16000), {"multipliers": [1, 2]}, [1, 2], []),  # 8000 places
+        ((2, 1600), {"multipliers": [1, 2]}, [1, 2], [1]),
+        ((1, 28, 28), {"multipliers": [1, 2, 2, 4]}, [1, 2, 2, 4], [3]),
+        ((1, 28, 28), {"strides": (1, 2)}, [1, 2, 2], [2]),
+    ],
+)
+def test_the_network_fits_the_levels_and_strides_that_are_asked_for(
+    shape: tuple[int, ...], asked: Any, multipliers: list[int], attention: list[int]
+) -> None:
+    config = network_for(shape, {}, dict(asked)).config
+    assert config["multipliers"] == multipliers
+    assert config["attention"] == attention
 
 
 # Sounds and clips ---------------------------------------------------------------------------

@@ -20,12 +20,12 @@ from sde_diffusion.checkpoints.fingerprint import description
 from sde_diffusion.data.spec import DataSpec
 from sde_diffusion.matrix_sde import CriticallyDampedLangevin
 from sde_diffusion.models.score import COUPLINGS, PREDICTIONS, VARIANCES
-from sde_diffusion.nets import MLP, UNet
+from sde_diffusion.nets import MLP, DiT, UNet
 from sde_diffusion.nets._layers import shapes_alone
 from sde_diffusion.schedules import CosineBeta, DiscreteBeta, LinearBeta
 from sde_diffusion.sde import EDMSDE, VESDE, VPSDE, RectifiedFlow, SubVPSDE
 
-NETWORKS: Final = {c.__name__: c for c in (MLP, UNet)}
+NETWORKS: Final = {c.__name__: c for c in (MLP, UNet, DiT)}
 _SDES: Final[Mapping[str, type]] = {
     c.__name__: c
     for c in (VPSDE, SubVPSDE, VESDE, EDMSDE, RectifiedFlow, CriticallyDampedLangevin)

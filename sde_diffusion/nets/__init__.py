@@ -1,6 +1,6 @@
-"""Networks: a U-Net for series, images and volumes, and a residual MLP for rows of numbers.
+"""Networks: a U-Net and a transformer for series, images and volumes, an MLP for rows of numbers.
 
-Both are called as ``network(x, c, labels=None)`` and both are 0 until they are trained.
+All are called as ``network(x, c, labels=None)`` and all are 0 until they are trained.
 """
 
 from __future__ import annotations

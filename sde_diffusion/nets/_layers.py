@@ -194,9 +194,10 @@ def check_input(what: str, x: Tensor, event: tuple[int | str, ...], weight: Tens
         rule = f"have shape (B, {', '.join(map(str, event))})"
         remedy = "reshape it, or build the network for this data"
         raise wrong_value(what, "x", rule, tuple(x.shape), remedy)
+    if x.dtype == weight.dtype:
+        return
     # Under autocast the layers convert, so any floating-point input goes.
-    cast = torch.is_autocast_enabled(x.device.type) and x.is_floating_point()
-    if x.dtype != weight.dtype and not cast:
+    if not (torch.is_autocast_enabled(x.device.type) and x.is_floating_point()):
         raise wrong_type(
             what,
             "x",
