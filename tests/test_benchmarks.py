@@ -10,6 +10,7 @@ import sys
 import pytest
 
 SCRIPTS = (
+    "dit",
     "grids",
     "kernels",
     "likelihood",
