@@ -31,7 +31,7 @@ _SETTINGS: Final[Mapping[str, Mapping[str, str]]] = {
         "uncertainty": "learned: learn a weight for every time together with the network.",
         "chain_steps": "Steps of the chain of vlb, hybrid and exact.",
         "t_min": "Smallest time.",
-        "label_dropout": "With --conditional: share of the samples trained without their class.",
+        "label_dropout": "With --conditional: share of the samples trained without them.",
     },
     "Steps": {
         "steps": "Optimizer steps in all.",
@@ -261,7 +261,7 @@ def _other_options() -> list[Callable[[Any], Any]]:
         click.option(
             "--conditional/--unconditional",
             default=False,
-            help="Learn the classes of labelled data too.",
+            help="Learn the classes, texts and other conditions of the data too.",
         ),
         _common.count_option(
             "--held-out",

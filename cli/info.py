@@ -74,8 +74,10 @@ def _convention(model: Any, data: str, reading: Mapping[str, Any]) -> Convention
         rule = "be a network's, for --data to check what it means"
         raise wrong_type("info", "model", rule, got, "leave out --data")
     dataset = data_of_model(data, model, reading)
-    if model.classes is not None and dataset.labels is not None:
-        model = model.given(dataset.labels)
+    named = ("labels",) if model.classes is not None else ()
+    known = {key: v for key, v in dataset.given.items() if key in (*named, *model.conditions)}
+    if known:
+        model = model.given(**known)
     x0 = dataset.dequantized(torch.Generator().manual_seed(0))
     return check_convention(model.rows(torch.arange(len(x0))), x0)
 

@@ -47,6 +47,8 @@ class SamplingJob:
         seed: of the prior and of the solver's noise.
         labels: the class of each sample, int64; (number,), or None for no classes.
         guidance: weight of classifier-free guidance; None for none.
+        texts: of the samples, in turns; none for no text.
+        negative: the text to be guided away from; None for no text.
         keep_finite: whether samples that diverge are left out.
     """
 
@@ -58,6 +60,8 @@ class SamplingJob:
     seed: int
     labels: Tensor | None
     guidance: float | None
+    texts: tuple[str, ...]
+    negative: str | None
     keep_finite: bool
 
     def given(self, first: int, count: int) -> Any:  # noqa: ANN401  (a score model)
@@ -65,14 +69,21 @@ class SamplingJob:
         import torch
 
         model = self.model.rows(torch.arange(first, first + count))
-        if self.labels is None:
+        if self.labels is None and not self.texts:
             return model
-        labels = self.labels[first : first + count]
+        labels = None if self.labels is None else self.labels[first : first + count]
+        texts = [
+            self.texts[i % len(self.texts)] for i in range(first, first + count) if self.texts
+        ]
+        given = {"text": texts} if texts else {}
         if self.guidance is None:
-            return model.given(labels)
-        from sde_diffusion.models.guidance import guided
+            return model.given(labels, **given)
+        from sde_diffusion.models.guidance import Guided, guided
 
-        return guided(model, labels, self.guidance)
+        if self.negative is None:
+            return guided(model, labels, self.guidance, **given)
+        away = model.given(labels, text=self.negative)
+        return Guided(model.given(labels, **given), away, self.guidance)
 
 
 @click.command(epilog=EXAMPLES)
@@ -89,6 +100,19 @@ class SamplingJob:
     metavar="N",
     help="Class of the samples, for a model trained with --conditional: 7 or cat, or 0-9 or "
     "1,4,7 or cat,dog to take turns.",
+)
+@click.option(
+    "--text",
+    "texts",
+    multiple=True,
+    metavar="TEXT",
+    help="What the samples are to show, for a model trained on texts; several take turns.",
+)
+@click.option(
+    "--negative",
+    default=None,
+    metavar="TEXT",
+    help="With --text and --guidance: what they are to be guided away from, in place of all data.",
 )
 @click.option(
     "--guidance",
@@ -114,6 +138,8 @@ def command(
     number: int,
     batch_size: int,
     classes: str | None,
+    texts: tuple[str, ...],
+    negative: str | None,
     guidance: float | None,
     keep_finite: bool,
     seed: int,
@@ -143,10 +169,10 @@ def command(
         made = menu.solver(solver, tolerance)
         model = menu.model(model_name, where)
         times = last(menu.times(grid, model.sde, made, steps, model.t_min))
-        labels = _labels(model_name, model, classes, guidance, number)
-        job = SamplingJob(
-            model, made, times, number, batch_size, seed, labels, guidance, keep_finite
-        )
+        _check_texts(model, texts, negative, guidance)
+        labels = _labels(model_name, model, classes, guidance, number, told=bool(texts))
+        first = (model, made, times, number, batch_size, seed)
+        job = SamplingJob(*first, labels, guidance, texts, negative, keep_finite)
         job.given(0, number)  # refuses a weight that is no number
         return job
 
@@ -165,6 +191,8 @@ def command(
         "grid": grid,
         "denoise": denoise,
         "class": classes,
+        "text": list(texts),
+        "negative": negative,
         "guidance": guidance,
         "number": len(draws.x),
         "failures": {str(i): why for i, why in draws.failures.items()},
@@ -177,6 +205,7 @@ def command(
         "no_picture": failure,
     }
     what = model_name if classes is None else f"{model_name}, class {classes}"
+    what += f", {', '.join(texts)}" if texts else ""
     rows = ""
     if guidance is not None:
         what = f"{what} with guidance {guidance:g}"
@@ -284,6 +313,8 @@ def _labels(
     classes: str | None,
     guidance: float | None,
     number: int,
+    *,
+    told: bool,
 ) -> Tensor | None:
     """Return the class of every sample, None for samples of no class.
 
@@ -293,7 +324,9 @@ def _labels(
     import torch
 
     if classes is None:
-        if guidance is not None:
+        if told and guidance is not None:
+            _check_dropout(name, guidance)
+        elif guidance is not None:
             raise wrong_value(
                 "--guidance",
                 "guidance",
@@ -311,7 +344,15 @@ def _labels(
             classes,
             "train one with sde-diffusion train --conditional",
         )
-    if guidance is not None and _dropout(name) == 0:
+    if guidance is not None:
+        _check_dropout(name, guidance)
+    turns = torch.tensor(_numbers(classes, known, _names(name)))
+    return turns[torch.arange(number) % len(turns)]
+
+
+def _check_dropout(name: str, guidance: float) -> None:
+    """Refuse to guide a model that has learned nothing of samples without conditions."""
+    if _dropout(name) == 0:
         raise wrong_value(
             "--guidance",
             "guidance",
@@ -319,8 +360,34 @@ def _labels(
             guidance,
             "train with --label-dropout .1",
         )
-    turns = torch.tensor(_numbers(classes, known, _names(name)))
-    return turns[torch.arange(number) % len(turns)]
+
+
+def _check_texts(
+    model: Any,  # noqa: ANN401  (a score model)
+    texts: tuple[str, ...],
+    negative: str | None,
+    guidance: float | None,
+) -> None:
+    """Refuse texts for a model without, and a negative one without a guidance."""
+    from sde_diffusion.models.score import LearnedScore
+
+    known = model.conditions if isinstance(model, LearnedScore) else {}
+    if texts and "text" not in known:
+        raise wrong_value(
+            "--text",
+            "text",
+            "be left out for a model without texts",
+            texts[0],
+            "train one with sde-diffusion train --conditional, on data with a text for each",
+        )
+    if negative is not None and (not texts or guidance is None):
+        raise wrong_value(
+            "--negative",
+            "negative",
+            "go with a text and a weight of guidance",
+            negative,
+            "add for example --text seven --guidance 1",
+        )
 
 
 def _numbers(classes: str, known: int, names: Sequence[str]) -> list[int]:
@@ -392,6 +459,9 @@ def _write(folder: Path, job: SamplingJob, draws: Draws) -> tuple[list[Path], st
         arrays["levels"] = spec.decode(x).numpy().astype(np.uint8 if spec.levels <= 256 else int)
     if job.labels is not None:
         arrays["labels"] = job.labels[draws.number].numpy()
+    if job.texts:
+        texts = job.texts
+        arrays["text"] = np.array([texts[i % len(texts)] for i in draws.number.tolist()])
     if job.guidance is not None:
         arrays["guidance"] = job.guidance
     if draws.failures:

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Generator
 from contextlib import closing
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -150,15 +150,7 @@ def _data(options: dict[str, Any], config: TrainingConfig) -> tuple[Dataset, Dat
                 number,
                 f"pass --held-out {max(2, len(dataset) // 10)}",
             )
-        parts = (slice(-number), slice(-number, None))
-        kept, held_out = (
-            replace(
-                dataset,
-                values=dataset.values[part],
-                labels=None if dataset.labels is None else dataset.labels[part],
-            )
-            for part in parts
-        )
+        kept, held_out = dataset.part(slice(-number)), dataset.part(slice(-number, None))
         return kept, held_out if config.evaluate_every else None
     if not config.evaluate_every:
         return dataset, None
@@ -249,7 +241,7 @@ def _model(options: dict[str, Any], dataset: Dataset) -> ScoreModel:
     variance = options["variance"] or ("learned" if options["objective"] == "hybrid" else "fixed")
     settings = {
         "dropout": options["dropout"],
-        "classes": _classes(options, dataset),
+        **_conditions(options, dataset),
         "seed": options["seed"],
     }
     if options["width"] is not None:
@@ -286,10 +278,11 @@ def _tell_scale(dataset: Dataset, model: ScoreModel) -> None:
     )
 
 
-def _classes(options: dict[str, Any], dataset: Dataset) -> int | None:
+def _conditions(options: dict[str, Any], dataset: Dataset) -> dict[str, int | None]:
+    """Return the arguments of a network that takes what is known of the samples."""
     if not options["conditional"]:
-        return None
-    if dataset.labels is None:
+        return {"classes": None}
+    if not dataset.given:
         raise wrong_value(
             "--conditional",
             "data",
@@ -297,16 +290,25 @@ def _classes(options: dict[str, Any], dataset: Dataset) -> int | None:
             f"none in {dataset.spec.name}",
             "leave out --conditional",
         )
-    return len(dataset.classes) if dataset.classes else int(dataset.labels.max()) + 1
+    classes = None
+    if dataset.labels is not None:
+        classes = len(dataset.classes) if dataset.classes else int(dataset.labels.max()) + 1
+    # Vectors (N, size), images (N, channels, …), texts (N, bytes), tokens (N, L, size).
+    axes = {"vector": 1, "image": 1, "text": 1, "context": 2}
+    held = dataset.conditions
+    return {"classes": classes} | {n: held[n].shape[axes[n]] for n in axes if n in held}
 
 
 def _unused(dataset: Dataset, model: ScoreModel) -> list[str]:
-    """Return a line that says so where the folders of classes are not learned."""
-    if model.classes or dataset.classes is None:
-        return []
+    """Return a line that says so where classes or conditions are not learned."""
     name = dataset.spec.name
-    count = len(dataset.classes)
-    return [f"{name}: its {count} classes are not learned; --conditional learns them"]
+    plural = {"text": "texts", "vector": "vectors", "image": "images", "context": "tokens"}
+    unused = [plural[key] for key in dataset.conditions if key not in model.conditions]
+    if not model.classes and dataset.classes is not None:
+        unused = [f"{len(dataset.classes)} classes", *unused]
+    if not unused:
+        return []
+    return [f"{name}: its {' and '.join(unused)} are not learned; --conditional learns them"]
 
 
 def _follow(

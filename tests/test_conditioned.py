@@ -163,8 +163,8 @@ def test_another_number_of_samples_is_refused_by_name() -> None:
         of(PLAIN, 3)
     with pytest.raises(ValueError, match=r"be of the 3 samples .*got sample 7"):
         of(ScoreModel(nn.Identity(), VPSDE()).given(LABELS), 7)
-    with pytest.raises(ValueError, match=r"tensors must be one or more.* got rows \[1, 2\]"):
-        Conditioned(nn.Identity(), {"y": torch.zeros(1, 2), "z": torch.zeros(2)})
+    with pytest.raises(ValueError, match=r"tensors must be one or more.* got rows \[2, 3\]"):
+        Conditioned(nn.Identity(), {"y": torch.zeros(3, 2), "z": torch.zeros(2)})
     with pytest.raises(TypeError, match="one row for each sample, got a 0-d tensor"):
         Conditioned(nn.Identity(), {"y": torch.tensor(1.0)})
 

@@ -42,6 +42,8 @@ class Moved(MLP):
         return super().forward(x, t) + by
 conditions = Conditioned(Moved(2, width=8), {"by": times.float()[:3, None]})
 conditioned = ScoreModel(conditions, VPSDE(), data=DataSpec(name, shape, levels))
+told = ScoreModel(DiT(1, (1,), width=8, depth=1, text=8), VPSDE(),
+    data=DataSpec(name, (1, 4), levels)).eval()
 wild = FunctionScore(lambda x, t: -(x**3), VPSDE())
 wild.data = DataSpec(name, shape, levels)
 """
@@ -272,6 +274,18 @@ ROWS = [
         f"{TINY} --conditional",
     ),
     (
+        f"{DRAW} --model ring --text a",
+        "train one with sde-diffusion train --conditional, on data with a text for each",
+        f"{DRAW} --model ring --text a",
+        f"{TINY} --data told.npz --conditional",
+    ),
+    (
+        f"{DRAW} --model own_remedies:told --negative one",
+        "add for example --text seven --guidance 1",
+        "--model",
+        "--text seven --guidance 1 --model",
+    ),
+    (
         f"{TINY.replace('new', 'old')} --data points.npy",
         "pass --resume to go on with it, or another --out",
         "--out old",
@@ -292,6 +306,7 @@ def there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     np.save("points.npy", np.random.default_rng(0).normal(size=(40, 2)))
     levels = np.arange(640, dtype=np.uint8).reshape(10, 1, 8, 8) % 17
     np.save("eights.npy", levels)
+    np.savez("told.npz", x=levels, text=np.array(["a one"] * 10))
     np.save("reals.npy", levels / 16)
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "state.pt").touch()

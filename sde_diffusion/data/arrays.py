@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, Final, TypeAlias, TypeVar
 
+import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
@@ -31,8 +32,10 @@ _PARTS: Final[tuple[Mapping[str, Pair], ...]] = (
 )
 _WHOLES: Final = ("images", "x")
 _LABELS: Final = ("labels", "y")
+_CONDITIONS: Final = ("text", "vector", "image", "context")
 _UNNAMED: Final = ("arr_0", "arr_1")  # of numpy.savez(path, samples, labels)
 _HEADERS: Final = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+_NAMES: Final = {"uif": "integers or floats", "f": "conditions of floats"}
 _RULE: Final = "be a whole .npy or .npz file of numbers"
 _REMEDY: Final = "save integers or floats with numpy.save"
 
@@ -43,10 +46,11 @@ def read_npy(path: Path) -> Rows:
 
 
 def read_npz(path: Path, split: str) -> Rows:
-    """Return the samples of a .npz file and their labels; no other array of it is read.
+    """Return the samples of a .npz file, their labels and conditions; no other array is read.
 
-    They are `images`, `x` or the only array beside `labels` or `y`, or `arr_0` and `arr_1`; of a
-    file with parts `x_train` and `y_train`, or `train_images` and `train_labels`, and so on.
+    The conditions are `text`, `vector`, `image` and `context`, of a file without parts. Samples
+    are `images`, `x` or the only array beside these and `labels` or `y`, or `arr_0` and `arr_1`;
+    of a file with parts `x_train` and `y_train`, or `train_images` and `train_labels`, and so on.
     """
 
     def read() -> list[Rows]:
@@ -57,6 +61,7 @@ def read_npz(path: Path, split: str) -> Rows:
                 Rows(
                     _member(path, archive, members[samples]),
                     _member(path, archive, members[labels]) if labels in members else None,
+                    conditions=_conditions(path, archive, members),
                 )
                 for samples, labels in _wanted(path, members, split)
             ]
@@ -110,7 +115,7 @@ def _wanted(path: Path, members: Members, split: str) -> list[Pair]:
     labels = next((name for name in _LABELS if name in members), "")
     if set(members) == {*_UNNAMED}:
         return [_UNNAMED]
-    others = [name for name in members if name not in _LABELS]
+    others = [name for name in members if name not in (*_LABELS, *_CONDITIONS)]
     for name in (*_WHOLES, *(others if len(others) == 1 else ())):
         if name in members:
             return [(name, labels)]
@@ -122,22 +127,46 @@ def _wanted(path: Path, members: Members, split: str) -> list[Pair]:
     )
 
 
-def _member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:
+def _conditions(path: Path, archive: zipfile.ZipFile, members: Members) -> dict[str, NDArray[Any]]:
+    """Return the conditions of the samples of a file without parts."""
+    found = {}
+    for name in _CONDITIONS if not _parts(members) else ():
+        if name in members:
+            held = _member(path, archive, members[name], "U" if name == "text" else "f")
+            found[name] = _encoded(held) if name == "text" else held.astype(np.float32)
+    return found
+
+
+def _encoded(texts: NDArray[Any]) -> NDArray[Any]:
+    """Return a row of texts in UTF-8, −1 behind the end; (N, bytes of the longest)."""
+    coded = [str(text).encode() for text in texts.ravel()]
+    found = np.full((len(coded), max(map(len, coded), default=0)), -1, np.int64)
+    for row, code in zip(found, coded, strict=True):
+        row[: len(code)] = [*code]
+    return found
+
+
+def _member(
+    path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo, kinds: str = "uif"
+) -> NDArray[Any]:
     check_expansion(path, member.file_size, member.compress_size)
-    return _array(path, lambda: archive.open(member), member.file_size)
+    return _array(path, lambda: archive.open(member), member.file_size, kinds)
 
 
-def _array(path: Path, opened: Callable[[], IO[bytes]], size: int) -> NDArray[Any]:
+def _array(
+    path: Path, opened: Callable[[], IO[bytes]], size: int, kinds: str = "uif"
+) -> NDArray[Any]:
     """Return the array of a stream of ``size`` bytes, once its header says the same."""
     with opened() as stream:
         shape, _, dtype = _HEADERS[npy.read_magic(stream)](stream)
         whole = stream.tell() + math.prod(shape) * dtype.itemsize
-    if dtype.kind not in "uif":
+    if dtype.kind not in kinds:
+        texts = kinds == "U"
         raise refusal(
             path,
-            "hold integers or floats",
+            "hold texts as text" if texts else f"hold {_NAMES[kinds]}",
             f"dtype {dtype}",
-            "save the array as uint8 or float32",
+            "save numpy.array(texts)" if texts else "save the array as uint8 or float32",
         )
     if whole != size or min(shape, default=1) < 0:
         raise refusal(path, _RULE, f"{size} bytes, {whole} by its header", _REMEDY)

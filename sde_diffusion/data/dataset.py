@@ -8,9 +8,10 @@ data stay as they are, unless another `Scaling` is asked for.
 from __future__ import annotations
 
 import importlib.resources
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, final
+from typing import Any, Final, Self, final
 
 import numpy as np
 import torch
@@ -44,6 +45,9 @@ class Dataset:
         labels: (N,), integers from 0; None where there are none.
         classes: the names of the classes, by number; None where they have none.
         notes: a line for everything that was converted in reading.
+        conditions: what else is known of each sample, by the name by which a network takes it:
+            ``text``, bytes and −1 behind the end, or ``vector``, ``image`` and ``context`` of
+            floats, NaN for what is not known; (N, …) each.
 
     Errors: ValueError where shape, dtype or values do not fit the specification.
 
@@ -57,6 +61,7 @@ class Dataset:
     labels: Tensor | None
     classes: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
+    conditions: Mapping[str, Tensor] = field(default_factory=dict)
 
     __repr__ = shown
 
@@ -109,6 +114,38 @@ class Dataset:
                 int(labels.max()),
                 "name all classes",
             )
+        for key, rows in self.conditions.items():
+            if len(rows) != len(values):
+                rule = f"have {len(values)} rows, one a sample"
+                remedy = "pass one for each, or leave it out"
+                raise wrong_value("Dataset", f"{key} of {name!r}", rule, len(rows), remedy)
+
+    @property
+    def given(self) -> dict[str, Tensor]:
+        """Labels and other conditions, by name, where there are any."""
+        labels = {} if self.labels is None else {"labels": self.labels}
+        return labels | dict(self.conditions)
+
+    def part(self, rows: slice) -> Self:
+        """Return the data set of some rows, with what belongs to them."""
+        return replace(
+            self,
+            values=self.values[rows],
+            labels=None if self.labels is None else self.labels[rows],
+            conditions={name: held[rows] for name, held in self.conditions.items()},
+        )
+
+    def for_network(self, classes: int | None, names: Iterable[str]) -> Self:
+        """Return the data set with what a network takes of its conditions, and nothing else.
+
+        Arguments:
+            classes: of the network, None or 0 for none.
+            names: of the conditions beside labels that it takes.
+        """
+        kept = {name: self.conditions[name] for name in names}
+        if classes:
+            return replace(self, conditions=kept)
+        return replace(self, labels=None, classes=None, conditions=kept)
 
     def __len__(self) -> int:
         return len(self.values)
@@ -187,7 +224,8 @@ def load_data(
     Arrays are (N, D), (N, H, W), (N, C, H, W), (N, H, W, C), series (N, C, L) or volumes
     (N, C, D, H, W). Samples are channels-first; (N, H, W) becomes (N, 1, H, W). Floats stay as
     they are; `train` scales them where it is told to. What was converted stands in the ``notes``
-    of the result.
+    of the result. Of a .npz file the arrays ``text`` (strings), ``vector``, ``image`` and
+    ``context`` are conditions of its samples.
 
     Arguments:
         source: the name or path.
@@ -267,7 +305,9 @@ def _dataset(
     # A copy: the bytes of a file are read-only, and a limit must not keep the other rows alive.
     copy = torch.from_numpy(values.astype(_NUMPY[spec.storage], order="C"))
     labels = None if rows.labels is None else torch.from_numpy(rows.labels.astype("i8"))
-    return Dataset(spec, copy, labels, rows.classes, rows.notes)
+    # Of their own memory too: numpy's arrays of a file may be read-only.
+    given = {name: torch.from_numpy(np.array(held)) for name, held in rows.conditions.items()}
+    return Dataset(spec, copy, labels, rows.classes, rows.notes, given)
 
 
 def _whole(path: Path, values: NDArray[Any], levels: int) -> NDArray[Any]:

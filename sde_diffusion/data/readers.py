@@ -185,7 +185,20 @@ def checked(path: Path, rows: Rows, limit: int | None, layout: str | None) -> Ro
         check_span("load_data", str(path), kept, None)
     first, notes = channels_first(path, kept, rows.layout or layout)
     labels = None if labels is None else labels[:limit]
-    return replace(rows, values=first, labels=labels, notes=(*rows.notes, *notes))
+    given = {
+        name: _of_rows(path, name, held, rows)[:limit] for name, held in rows.conditions.items()
+    }
+    notes = (*rows.notes, *notes)
+    return replace(rows, values=first, labels=labels, notes=notes, conditions=given)
+
+
+def _of_rows(path: Path, name: str, held: NDArray[Any], rows: Rows) -> NDArray[Any]:
+    """Return a condition, refusing another number of rows than of samples."""
+    if held.shape[:1] != rows.values.shape[:1]:
+        rule = f"hold one {name} for each of {len(rows.values)} rows"
+        remedy = f"save as many, or leave out {name}"
+        raise refusal(path, rule, f"shape {held.shape}", remedy)
+    return held
 
 
 def _one_label_a_row(path: Path, rows: Rows) -> NDArray[Any] | None:

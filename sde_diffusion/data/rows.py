@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, final
 
@@ -32,6 +33,7 @@ class Rows:
         levels: the number of grey levels of integers; that of bytes if None.
         rate: samples a second, of sounds.
         notes: a line for everything that was converted.
+        conditions: what else is known of each sample, by name, as `Dataset` has it.
     """
 
     values: NDArray[Any]
@@ -41,6 +43,7 @@ class Rows:
     levels: int | None = None
     rate: int | None = None
     notes: tuple[str, ...] = ()
+    conditions: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
 
 @final

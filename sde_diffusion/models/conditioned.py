@@ -7,11 +7,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, Self, final
 
+import torch
 from torch import Tensor, nn
 
 from sde_diffusion._check import kind_of, wrong_type, wrong_value
 from sde_diffusion._shown import Size, as_call
 from sde_diffusion.models.calls import check_call
+from sde_diffusion.nets.conditions import ConditionalNetwork, nothing
 
 
 class Enclosing(nn.Module, ABC):
@@ -97,12 +99,12 @@ class Conditioned(Enclosing):
     """A network whose other arguments are filled in: network(x, c, name=tensor, …).
 
     Row i of every tensor belongs to sample i. Where a batch is split, by a solver whose finished
-    samples leave it or by an evaluation of a whole data set, the rows go with their samples. What
-    is the same for all samples is expanded: ``text.expand(len(x), -1, -1)``.
+    samples leave it or by an evaluation of a whole data set, the rows go with their samples. One
+    row alone belongs to all samples.
 
     Arguments:
         network: called as network(x, c, …), or with labels as the third.
-        tensors: by the name of the argument; (B, …) each.
+        tensors: by the name of the argument; (B, …) each, or (1, …).
 
     Shapes: x (B, *event), c (B,).
     Errors: TypeError for anything but a network and tensors; ValueError for tensors of different
@@ -147,15 +149,15 @@ class Conditioned(Enclosing):
                 )
             self.register_buffer(f"given_{name}", tensor, persistent=False)
         counts = {len(tensor) for tensor in tensors.values()}
-        if len(counts) != 1:
+        if not counts or len(counts - {1}) > 1:
             raise wrong_value(
                 "Conditioned",
                 "tensors",
-                "be one or more, all with one row for each sample",
+                "be one or more, all with one row for each sample, or for all",
                 f"rows {sorted(counts)}",
-                "expand what all samples share: tensor.expand(len(x), -1)",
+                "pass as many rows of each, or one that all samples share: tensor[:1]",
             )
-        self.count = counts.pop()
+        self.count = max(counts)
         self.train(network.training)  # its mode, which a new module would set
 
     def __repr__(self) -> str:
@@ -168,13 +170,22 @@ class Conditioned(Enclosing):
         return {name: self.get_buffer(f"given_{name}") for name in self.names}
 
     def rows(self, index: Tensor) -> Self:
-        taken = {name: _taken("Conditioned", held, index) for name, held in self.tensors.items()}
-        made = Conditioned(rows_of(self.network, index), taken)
-        return made.train(self.training)
+        inner = rows_of(self.network, index)
+        taken = {
+            name: held if len(held) == 1 else _taken("Conditioned", held, index)
+            for name, held in self.tensors.items()
+        }
+        if self.count == 1 and inner is self.network:
+            return self
+        return Conditioned(inner, taken).train(self.training)
+
+    def whole(self, count: int) -> dict[str, Tensor]:
+        """Return what is filled in, by name, with ``count`` rows of each."""
+        return {name: held.expand(count, *held.shape[1:]) for name, held in self.tensors.items()}
 
     def forward(self, x: Tensor, c: Tensor, *args: Tensor, **kwargs: Tensor) -> object:
         """Return network(x, c, …) with the tensors, and with labels if they are given."""
-        if len(x) != self.count:
+        if self.count not in (1, len(x)):
             raise wrong_value(
                 "Conditioned",
                 "x",
@@ -183,10 +194,77 @@ class Conditioned(Enclosing):
                 "pass as many, or model.rows(index) of the samples that they are",
             )
         try:
-            return self.network(x, c, *args, **self.tensors, **kwargs)
+            return self.network(x, c, *args, **self.whole(len(x)), **kwargs)
         except TypeError as error:
             given = ("labels",) * len(args)
             words = ("x", "t", *given, *(f"{name}=" for name in (*self.names, *kwargs)))
             remedy = "name the arguments of its forward in the dictionary, and all of them"
             check_call("Conditioned", self.network, words, remedy, error)
             raise
+
+
+def bare(network: nn.Module) -> nn.Module:
+    """Return the network whose labels and other conditions are filled in."""
+    while isinstance(network, (Labelled, Conditioned)):
+        network = network.network
+    return network
+
+
+def filled(network: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """Return the network with these conditions beside, or in place of, those that it has."""
+    if isinstance(network, Labelled):
+        return Labelled(filled(network.network, tensors), network.labels)
+    if isinstance(network, Conditioned) and isinstance(network.network, ConditionalNetwork):
+        return Conditioned(network.network, network.tensors | dict(tensors))
+    return Conditioned(network, tensors)
+
+
+def paired(one: nn.Module, two: nn.Module, count: int) -> nn.Module | None:
+    """Return the network of a batch with the conditions of ``one`` and then those of ``two``.
+
+    None where they are not one network with conditions of one kind. What a `ConditionalNetwork`
+    has on one side alone is nothing on the other.
+
+    Arguments:
+        one: the network of the first ``count`` samples.
+        two: that of the others, as many.
+        count: of samples.
+    """
+    if one is two:
+        return rows_of(one, torch.arange(count).repeat(2))
+    if isinstance(one, Labelled) and isinstance(two, Labelled):
+        inner = paired(one.network, two.network, count)
+        if inner is None:
+            return None
+        return Labelled(inner, torch.cat([_labels_of(net, count) for net in (one, two)]))
+    if isinstance(one, Labelled) or isinstance(two, Labelled):
+        return None
+    inner, other = (net.network if isinstance(net, Conditioned) else net for net in (one, two))
+    sides = [net.whole(count) if isinstance(net, Conditioned) else {} for net in (one, two)]
+    if isinstance(inner, ConditionalNetwork):
+        sides = [_with_nothing(side, sides[0] | sides[1]) for side in sides]
+    first, second = ({name: held.shape for name, held in side.items()} for side in sides)
+    if inner is not other or first != second:
+        return None
+    both = {name: torch.cat([side[name] for side in sides]) for name in first}
+    return Conditioned(rows_of(inner, torch.arange(count).repeat(2)), both)
+
+
+def _with_nothing(side: dict[str, Tensor], whole: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the conditions of a side, with rows of nothing for those that it has not."""
+    return {
+        name: side.get(name, torch.full_like(held, nothing(held))) for name, held in whole.items()
+    }
+
+
+def _labels_of(network: Labelled, count: int) -> Tensor:
+    labels = network.labels
+    if labels.ndim and len(labels) != count:
+        raise wrong_value(
+            "Guided",
+            "labels",
+            f"be one, or {count} for this batch",
+            f"{len(labels)} labels",
+            "pass as many as samples",
+        )
+    return labels.expand(count)

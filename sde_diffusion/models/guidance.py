@@ -22,7 +22,7 @@ from sde_diffusion._check import an_object, real_number, wrong_type, wrong_value
 from sde_diffusion._tensors import expand
 from sde_diffusion.coefficients import Level, Levels
 from sde_diffusion.forms import converted
-from sde_diffusion.models.conditioned import Labelled, rows_of
+from sde_diffusion.models.conditioned import paired
 from sde_diffusion.models.score import ScoreModel
 from sde_diffusion.models.wrapped import NULL
 from sde_diffusion.scores import ScoreLike
@@ -223,31 +223,29 @@ class Guided(ScoreLike):
         c, u = self._models
         if not (isinstance(c, ScoreModel) and isinstance(u, ScoreModel)):
             return None
-        one = c.network
-        two = u.network
-        if not (isinstance(one, Labelled) and isinstance(two, Labelled)):
+        if c.network is u.network or c.prediction != u.prediction:
             return None
-        if one.network is not two.network or c.prediction != u.prediction:
-            return None
-        for labels in (one.labels, two.labels):
-            if labels.ndim and len(labels) != n:
-                raise wrong_value(
-                    "Guided",
-                    "labels",
-                    f"be one, or {n} for this batch",
-                    f"{len(labels)} labels",
-                    "pass as many as samples",
-                )
-        labels = torch.cat([one.labels.expand(n), two.labels.expand(n)])
-        # What else the network holds for each sample stands twice in the batch as well.
-        return c._around(Labelled(rows_of(one.network, torch.arange(n).repeat(2)), labels))
+        both = paired(c.network, u.network, n)
+        return None if both is None else c._around(both)
 
 
-def guided(model: ScoreModel, labels: Tensor | int, weight: Weight = 1.0) -> Guided:
-    """Return a class-conditional model, guided: one network call an evaluation, on 2B rows.
+def guided(
+    model: ScoreModel,
+    labels: Tensor | int | None = None,
+    weight: Weight = 1.0,
+    **conditions: object,
+) -> Guided:
+    """Return a conditional model, guided: one network call an evaluation, on 2B rows.
 
-    The unconditional score is that of the label −1, "no class", which the model knows where it
-    was trained with label dropout.
+    The unconditional score is that of the label −1, "no class", and of no other condition, which
+    the model knows where it was trained with label dropout. A negative prompt takes its place in
+    ``Guided(model.given(text="a seven"), model.given(text="a one"), weight)``.
+
+    Arguments:
+        model: of a network with classes or other conditions.
+        labels: of the samples; None for none.
+        weight: w, or a function of t.
+        conditions: what `LearnedScore.given` takes by name, such as text="a seven".
 
     Shapes: labels () or (B,), integers.
     Errors: TypeError for anything but a ScoreModel; ValueError for a network without classes, or
@@ -268,7 +266,7 @@ def guided(model: ScoreModel, labels: Tensor | int, weight: Weight = 1.0) -> Gui
             "use Guided(conditional, unconditional, weight)",
         )
     config = model.network_config
-    if config is not None and not config.get("classes"):
+    if labels is not None and config is not None and not config.get("classes"):
         raise wrong_value(
             "guided",
             "model",
@@ -276,7 +274,10 @@ def guided(model: ScoreModel, labels: Tensor | int, weight: Weight = 1.0) -> Gui
             "a network without",
             "train one with labels, or use Guided of two models",
         )
-    if not model.knows_none:
+    if labels is None and not conditions:
+        remedy = "pass a label, or for example text='a seven'"
+        raise wrong_value("guided", "labels", "be there, or another condition", None, remedy)
+    if labels is not None and not model.knows_none:
         raise wrong_value(
             "guided",
             "model",
@@ -284,7 +285,8 @@ def guided(model: ScoreModel, labels: Tensor | int, weight: Weight = 1.0) -> Gui
             "a network without a null class",
             f"{NULL}, or use Guided of two models",
         )
-    return Guided(model.given(labels), model.given(-1), weight)
+    none = model if labels is None else model.given(-1)
+    return Guided(model.given(labels, **conditions), none, weight)
 
 
 @final

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, Self, final
 
 import torch
@@ -29,8 +29,9 @@ from sde_diffusion.data.spec import DataSpec
 from sde_diffusion.forms import FORMS, check_told, converted, edm_form, joined
 from sde_diffusion.matrix_sde import MatrixLinearSDE
 from sde_diffusion.models.calls import check_failed
-from sde_diffusion.models.conditioned import Enclosing, Labelled, rows_of
+from sde_diffusion.models.conditioned import Enclosing, Labelled, bare, filled, rows_of
 from sde_diffusion.models.wrapped import NULL, AtNoise, AtTime, AtTimesteps, ClassLabels, Wrapped
+from sde_diffusion.nets.conditions import Condition, ConditionalNetwork
 from sde_diffusion.schedules import DiscreteBeta
 from sde_diffusion.scores import ScoreLike, check_floating, check_result, tensor_in
 from sde_diffusion.sde import EDMSDE, SDE, VPSDE, LinearSDE, RectifiedFlow
@@ -97,7 +98,7 @@ class LearnedScore(nn.Module, ScoreLike, ABC):
     def network_config(self) -> dict[str, Any] | None:
         """The network's ``config``, None where it tells none."""
         # Any module may be the network, and one that is not ours need not have any.
-        config = getattr(self.network, "config", None)
+        config = getattr(bare(self.network), "config", None)
         return config if isinstance(config, dict) else None
 
     @property
@@ -116,11 +117,55 @@ class LearnedScore(nn.Module, ScoreLike, ABC):
     def in_double(self) -> Self:
         return copy.deepcopy(self).double()
 
-    def given(self, labels: Tensor | int) -> Self:
-        """Return the model conditioned on class labels, sharing this one's network.
+    def given(self, labels: Tensor | int | None = None, **conditions: object) -> Self:
+        """Return the model conditioned on labels and more, sharing this one's network.
 
-        Shapes: labels () or (B,), integers.
+        Each other condition is one for all samples, or has a row for each; None stands for
+        nothing, and those that are not named stay as they are.
+
+        Arguments:
+            labels: classes of the samples, −1 for none; integers, () or (B,).
+            conditions: by the names that the network takes: ``text``, one or a list; ``vector``
+                (B, size) and ``image`` (B, channels, *axes), NaN for what is not known;
+                ``context``, tokens of another encoder (B, L, size), masked ones NaN.
+
+        Errors: TypeError or ValueError, by name, for what the network does not take.
         """
+        network = self.network
+        if conditions:
+            network = filled(network, self._encoded(conditions))
+        if labels is not None:
+            there = self._labels(labels)
+            network = Labelled(
+                network.network if isinstance(network, Labelled) else network, there
+            )
+        return self if network is self.network else self._around(network)
+
+    @property
+    def conditions(self) -> Mapping[str, Condition]:
+        """The conditions beside labels that the network takes, by name."""
+        network = bare(self.network)
+        return network.conditions if isinstance(network, ConditionalNetwork) else {}
+
+    def _encoded(self, values: Mapping[str, object]) -> dict[str, Tensor]:
+        """Return conditions as the network takes them, where it computes."""
+        known = self.conditions
+        like = next(self.parameters())
+        found = {}
+        for name, value in values.items():
+            if name not in known:
+                rule = f"be one of {', '.join(('labels', *known))}, which the network takes"
+                remedy = (
+                    f"build the network with {name}=8, or fill in arguments of a network of "
+                    "your own with Conditioned(network, tensors)"
+                )
+                raise wrong_value(type(self).__name__, "conditions", rule, name, remedy)
+            rows = known[name].rows(value).to(like.device)
+            found[name] = rows.to(like.dtype) if rows.is_floating_point() else rows
+        return found
+
+    def _labels(self, labels: Tensor | int) -> Tensor:
+        """Return labels as the network takes them, where it computes."""
         try:
             given = torch.as_tensor(labels)
         except (TypeError, ValueError, RuntimeError) as error:
@@ -140,8 +185,7 @@ class LearnedScore(nn.Module, ScoreLike, ABC):
         # Of labels on a GPU the range is left to the network: to look at them waits for it.
         if given.numel() and given.device.type == "cpu":
             self._check_classes(given)
-        there = given.to(self.device)  # once, rather than at every step
-        return self._around(Labelled(self._inner, there.long()))
+        return given.to(self.device).long()  # once, rather than at every step
 
     def _check_classes(self, labels: Tensor) -> None:
         """Refuse labels of no class, and -1 where the network knows no label for none."""

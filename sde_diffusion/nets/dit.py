@@ -23,7 +23,9 @@ from sde_diffusion.nets._layers import (
     linear,
 )
 from sde_diffusion.nets.attention import attended
+from sde_diffusion.nets.conditions import ConditionalNetwork
 from sde_diffusion.nets.embedding import Conditioning, resolve
+from sde_diffusion.nets.given import CrossAttention, Tokens, VectorEmbedding, asked, beside
 from sde_diffusion.nets.patches import grid_of, inside, samples_of, tokens_of
 from sde_diffusion.nets.positions import angles, coordinates, rotated, sinusoids
 
@@ -112,8 +114,8 @@ class Block(nn.Module):
 
 
 @final
-class DiT(nn.Module):
-    """A diffusion transformer, conditioned on the noise level and on class labels.
+class DiT(ConditionalNetwork):
+    """A diffusion transformer, conditioned on the noise level and more.
 
     It takes series (C, L), images (C, H, W) or volumes and clips (C, D, H, W), by the number of
     sides of a ``patch``. Patches are its tokens; positions are functions of their coordinates, so
@@ -121,8 +123,10 @@ class DiT(nn.Module):
     mixed sizes is filled up at the ends, and ``sizes`` says how large each is: what lies outside
     is seen by none, and the output is 0 there. The output is 0 at first.
 
-    The label −1 and labels=None stand for no class. ``config`` holds all arguments:
-    ``DiT(**net.config)`` is the same network, weights drawn from ``seed`` included.
+    The label −1 and labels=None stand for no class, None and the value of `nothing` for no other
+    condition: vectors are added to the embedding, images stand beside the channels of x, and every
+    block is followed by attention to the tokens of a text, 0 at first. ``config`` holds all
+    arguments: ``DiT(**net.config)`` is the same network, weights drawn from ``seed`` included.
 
     Arguments:
         channels: of a sample.
@@ -138,9 +142,15 @@ class DiT(nn.Module):
         dropout: probability in [0, 1).
         seed: of the weights.
         outputs: channels of the result; None for ``channels``.
+        vector: the size of a vector that each sample is given; None for none.
+        image: the channels of an image that each sample is given, beside its own; None for none.
+        text: the most bytes of a text that each sample is given; None for none.
+        context: the size of tokens of another encoder that each sample is given; None for none.
 
-    Shapes: x (B, channels, *axes); c (B,); labels (B,) int64; sizes (B, axes), integers; result
-    (B, outputs, *axes), by default like x.
+    Shapes: x (B, channels, *axes); c (B,); labels (B,) int64; sizes (B, axes), integers;
+    vector (B, size) and image
+    (B, channels, *axes), NaN for what is not known; text (B, bytes) int64, −1 behind the end;
+    context (B, L, size), NaN for masked tokens; result (B, outputs, *axes), by default like x.
     Units: c is the time t in [0, 1], or ¼ ln sigma.
     Errors: ValueError and TypeError for arguments, shapes, dtypes and labels that do not fit.
     Source: Peebles & Xie 2023.
@@ -165,6 +175,10 @@ class DiT(nn.Module):
         dropout: float = 0.0,
         seed: int = 0,
         outputs: int | None = None,
+        vector: int | None = None,
+        image: int | None = None,
+        text: int | None = None,
+        context: int | None = None,
     ) -> None:
         super().__init__()
         keep_freed_memory()
@@ -193,36 +207,70 @@ class DiT(nn.Module):
             "dropout": dropout,
             "seed": seed,
             "outputs": outputs,
-        }
-        generator = torch.Generator().manual_seed(seed)
+        } | asked("DiT", {"vector": vector, "image": image, "text": text, "context": context})
         with home():
-            self.condition = Conditioning(width, width, embedding, scale, classes, generator)
-            self.stem = linear(channels * prod(patch), width, generator)
-            blocks = (Block(width, heads, qk_norm, dropout, generator) for _ in range(depth))
-            self.blocks = nn.ModuleList(blocks)
-            self.modulation = linear(width, 2 * width, None)
-            self.head = linear(width, outputs * prod(patch), None)
+            self._build(torch.Generator().manual_seed(seed))
+
+    def _build(self, generator: torch.Generator) -> None:
+        """Create the layers, from the input to the output."""
+        config = self.config
+        width = config["width"]
+        place = prod(config["patch"])
+        settings = (config["embedding"], config["time_scale"], config["classes"])
+        self.condition = Conditioning(width, width, *settings, generator)
+        channels = config["channels"] + 2 * config.get("image", 0)
+        self.stem = linear(channels * place, width, generator)
+        kind = (width, config["heads"], config["qk_norm"], config["dropout"], generator)
+        self.blocks = nn.ModuleList(Block(*kind) for _ in range(config["depth"]))
+        self.modulation = linear(width, 2 * width, None)
+        self.head = linear(width, config["outputs"] * place, None)
+        # Drawn last, so that the other weights are the same without them.
+        if "vector" in config:
+            self.vector = VectorEmbedding(config["vector"], width, generator)
+        if "text" in config or "context" in config:
+            self.tokens = Tokens(config.get("text"), config.get("context"), width, generator)
+            cross = (width, config["heads"], width, generator)
+            self.crosses = nn.ModuleList(CrossAttention(*cross) for _ in range(config["depth"]))
+
+    @property
+    def _crossed(self) -> bool:
+        """Whether blocks are followed by attention to tokens."""
+        return bool(self.config.keys() & {"text", "context"})
 
     def __repr__(self) -> str:
         return as_call(type(self).__name__, self.config)
 
     def forward(
-        self, x: Tensor, c: Tensor, labels: Tensor | None = None, *, sizes: Tensor | None = None
+        self,
+        x: Tensor,
+        c: Tensor,
+        labels: Tensor | None = None,
+        *,
+        sizes: Tensor | None = None,
+        vector: Tensor | None = None,
+        image: Tensor | None = None,
+        text: Tensor | None = None,
+        context: Tensor | None = None,
     ) -> Tensor:
         """Return the network's output for the states x at the noise levels c."""
         patch = self.config["patch"]
         check_input("DiT", x, (self.config["channels"], *AXES[len(patch)]), self.stem.weight)
         check_condition("DiT", x, c, labels, self.config["classes"])
+        self.check_given(x, vector=vector, image=image, text=text, context=context)
         axes = x.shape[2:]
+        if "image" in self.config:
+            x = beside(x, image, self.config["image"])
         there = hidden = None
         if sizes is not None:
             there = inside(x, sizes)
             x = x.where(there, 0)
             hidden = ~tokens_of(there, patch).any(dim=2)
         h, turn = self._placed(self.stem(tokens_of(x, patch)), grid_of(axes, patch))
-        e = self.condition(c, labels)
-        for block in self.blocks:
+        e = self.condition(c, labels, self.vector(vector) if "vector" in self.config else None)
+        seen = self.tokens(len(x), text, context) if self._crossed else None
+        for i, block in enumerate(self.blocks):
             h = block(h, e, turn, hidden)
+            h = h if seen is None else self.crosses[i](h, *seen)
         shift, scale = self.modulation(e)[:, None].chunk(2, dim=2)
         out = samples_of(self.head(modulated(h, shift, scale)), patch, axes)
         return out if there is None else out.where(there, 0)

@@ -86,7 +86,8 @@ class Conditioning(nn.Module):
         classes: how many; None for no class table.
         generator: of the weights and of Fourier frequencies.
 
-    Shapes: c (B,); labels (B,) or None; result (B, width), after a SiLU.
+    Shapes: c (B,); labels (B,) or None; added (B, width), (width,) or None, what else is added;
+    result (B, width), after a SiLU.
     """
 
     def __init__(
@@ -109,7 +110,7 @@ class Conditioning(nn.Module):
         self.outer = linear(width, width, generator)
         self.classes = None if classes is None else vectors(classes + 1, width, generator)
 
-    def forward(self, c: Tensor, labels: Tensor | None) -> Tensor:
+    def forward(self, c: Tensor, labels: Tensor | None, added: Tensor | None = None) -> Tensor:
         """Return the conditioning vector of every sample."""
         # Phases in at least float32: a bfloat16 phase of 1000 is off by whole periods.
         waves = self.waves(c.to(torch.promote_types(c.dtype, torch.float32)))
@@ -117,7 +118,7 @@ class Conditioning(nn.Module):
         if self.classes is not None:
             rows = torch.zeros_like(c, dtype=torch.int64) if labels is None else labels + 1
             h = h + self.classes(rows)
-        return F.silu(h)
+        return F.silu(h if added is None else h + added)
 
 
 def resolve(what: str, embedding: str, time_scale: float | None, classes: int | None) -> float:

@@ -18,7 +18,9 @@ from sde_diffusion.nets._layers import (
     home,
     linear,
 )
+from sde_diffusion.nets.conditions import ConditionalNetwork
 from sde_diffusion.nets.embedding import Conditioning, resolve
+from sde_diffusion.nets.given import VectorEmbedding, asked
 
 _DEEPEST: Final = 1000  # layers; minutes would pass before memory ran out on far more
 
@@ -45,7 +47,7 @@ class Layer(nn.Module):
 
 
 @final
-class MLP(nn.Module):
+class MLP(ConditionalNetwork):
     """A residual MLP for points in ``dimension`` dimensions, called like the U-Net.
 
     Every layer is conditioned on the noise level and on class labels. The output is 0 at first.
@@ -61,8 +63,10 @@ class MLP(nn.Module):
         dropout: probability in [0, 1).
         seed: of the weights.
         outputs: the number of dimensions of the result; None for ``dimension``.
+        vector: the size of a vector that each sample is given; None for none.
 
-    Shapes: x (B, dimension); c (B,); labels (B,) int64; result (B, outputs), by default like x.
+    Shapes: x (B, dimension); c (B,); labels (B,) int64; vector (B, size), NaN for what is not
+    known; result (B, outputs), by default like x.
     Units: c is the time t in [0, 1], or ¼ ln sigma.
     Errors: ValueError and TypeError for arguments, shapes, dtypes and labels that do not fit.
 
@@ -82,6 +86,7 @@ class MLP(nn.Module):
         dropout: float = 0.0,
         seed: int = 0,
         outputs: int | None = None,
+        vector: int | None = None,
     ) -> None:
         super().__init__()
         positive_integer("MLP", "dimension", dimension)
@@ -102,7 +107,7 @@ class MLP(nn.Module):
             "dropout": dropout,
             "seed": seed,
             "outputs": outputs,
-        }
+        } | asked("MLP", {"vector": vector})
         generator = torch.Generator().manual_seed(seed)
         with home():
             self.condition = Conditioning(width, width, embedding, scale, classes, generator)
@@ -110,15 +115,21 @@ class MLP(nn.Module):
             layers = (Layer(width, dropout, generator) for _ in range(depth))
             self.layers = nn.ModuleList(layers)
             self.head = linear(width, outputs, None)
+            if vector is not None:
+                self.vector = VectorEmbedding(vector, width, generator)
 
     def __repr__(self) -> str:
         return as_call(type(self).__name__, self.config)
 
-    def forward(self, x: Tensor, c: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, c: Tensor, labels: Tensor | None = None, *, vector: Tensor | None = None
+    ) -> Tensor:
         """Return the network's output for the points x at the noise levels c."""
         check_input("MLP", x, (self.config["dimension"],), self.stem.weight)
         check_condition("MLP", x, c, labels, self.config["classes"])
-        e = self.condition(c, labels)
+        self.check_given(x, vector=vector)
+        added = self.vector(vector) if "vector" in self.config else None
+        e = self.condition(c, labels, added)
         h = self.stem(x)
         for layer in self.layers:
             h = layer(h, e)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, Final, cast, final
 
@@ -25,7 +25,9 @@ from sde_diffusion.nets._layers import (
 )
 from sde_diffusion.nets._norm import channels_last, memory_bound
 from sde_diffusion.nets.blocks import Attention, ResidualBlock
+from sde_diffusion.nets.conditions import ConditionalNetwork
 from sde_diffusion.nets.embedding import Conditioning, resolve
+from sde_diffusion.nets.given import CrossAttention, Tokens, VectorEmbedding, asked, beside
 from sde_diffusion.nets.resampling import doubled, halved
 
 RESAMPLINGS: Final = ("strided", "fir")
@@ -72,8 +74,8 @@ class Stage(nn.Module):
 
 
 @final
-class UNet(nn.Module):
-    """A U-Net of wide residual blocks, conditioned on the noise level and on class labels.
+class UNet(ConditionalNetwork):
+    """A U-Net of wide residual blocks, conditioned on the noise level and more.
 
     It takes series (C, L), images (C, H, W) or volumes and clips (C, D, H, W), as ``dims`` says.
 
@@ -84,8 +86,10 @@ class UNet(nn.Module):
     restores it exactly, so any length, height and width will do, odd ones too. With ``strides`` of
     (1, 2, 2) a clip is halved in space and never in time. The output is 0 at first.
 
-    The label −1 and labels=None stand for no class. ``config`` holds all arguments:
-    ``UNet(**net.config)`` is the same network, weights drawn from ``seed`` included.
+    The label −1 and labels=None stand for no class, None and the value of `nothing` for no other
+    condition: vectors are added to the embedding, images stand beside the channels of x, and every
+    self-attention is followed by one to the tokens of a text, 0 at first. ``config`` holds all
+    arguments: ``UNet(**net.config)`` is the same network, weights drawn from ``seed`` included.
 
     Arguments:
         channels: of a sample.
@@ -105,9 +109,14 @@ class UNet(nn.Module):
         rescaling: "half-power" divides every sum of two branches by √2; "none" does not.
         dims: axes of a sample beside its channels: 1, 2 or 3.
         strides: by which each axis shrinks between levels, 1 or 2; None for 2 along all.
+        vector: the size of a vector that each sample is given; None for none.
+        image: the channels of an image that each sample is given, beside its own; None for none.
+        text: the most bytes of a text that each sample is given; None for none.
+        context: the size of tokens of another encoder that each sample is given; None for none.
 
-    Shapes: x (B, channels, *axes); c (B,); labels (B,) int64; result (B, outputs, *axes), by
-    default like x.
+    Shapes: x (B, channels, *axes); c (B,); labels (B,) int64; vector (B, size) and image
+    (B, channels, *axes), NaN for what is not known; text (B, bytes) int64, −1 behind the end;
+    context (B, L, size), NaN for masked tokens; result (B, outputs, *axes), by default like x.
     Units: c is the time t in [0, 1], or ¼ ln sigma.
     Errors: ValueError and TypeError for arguments, shapes, dtypes and labels that do not fit.
     Source: Ho et al. 2020; Song et al. 2021 (DDPM++); Karras et al. 2022.
@@ -141,6 +150,10 @@ class UNet(nn.Module):
         rescaling: str = "half-power",
         dims: int = 2,
         strides: Sequence[int] | None = None,
+        vector: int | None = None,
+        image: int | None = None,
+        text: int | None = None,
+        context: int | None = None,
     ) -> None:
         super().__init__()
         keep_freed_memory()
@@ -176,6 +189,12 @@ class UNet(nn.Module):
         # Left out where they are those of version 0.1, whose models keep their fingerprints.
         if dims != 2 or strides != [2, 2]:
             self.config |= {"dims": dims, "strides": strides}
+        sizes = {"vector": vector, "image": image, "text": text, "context": context}
+        self.config |= asked("UNet", sizes)
+        if not attention and (text is not None or context is not None):
+            rule = "list a level, after whose self-attention the tokens are attended to"
+            remedy = f"pass attention=({len(multipliers) - 1},)"
+            raise wrong_value("UNet", "attention", rule, attention, remedy)
         self.factor = FACTORS[rescaling]
         generator = torch.Generator().manual_seed(seed)
         with home():
@@ -205,7 +224,8 @@ class UNet(nn.Module):
         levels = range(len(widths))
         blocks = config["blocks"]
         pairs = list(pairwise(widths))
-        self.stem = conv(config["channels"], widths[0], generator, strides=ones)
+        channels = config["channels"] + 2 * config.get("image", 0)
+        self.stem = conv(channels, widths[0], generator, strides=ones)
         self.down = nn.ModuleList(stages(i, widths[i], blocks) for i in levels)
         strides = self.strides if config["resampling"] == "strided" else ones
         self.shrink = nn.ModuleList(conv(a, b, generator, strides=strides) for a, b in pairs)
@@ -219,6 +239,15 @@ class UNet(nn.Module):
         self.pyramid = nn.ModuleList(
             conv(a, b, generator, strides=strides) for a, b in pairwise(images)
         )
+        if "vector" in config:
+            self.vector = VectorEmbedding(config["vector"], condition, generator)
+        if "text" in config or "context" in config:
+            width = widths[-1]
+            self.tokens = Tokens(config.get("text"), config.get("context"), width, generator)
+            order = (*levels, levels[-1], *reversed(levels))  # of the stages: down, middle, up
+            sizes = [widths[i] for i in order if i in config["attention"]]
+            kind = (config["heads"], width, generator)
+            self.crosses = nn.ModuleList(CrossAttention(size, *kind) for size in sizes)
 
     @property
     def strides(self) -> tuple[int, ...]:
@@ -228,35 +257,64 @@ class UNet(nn.Module):
     def __repr__(self) -> str:
         return as_call(type(self).__name__, self.config)
 
-    def forward(self, x: Tensor, c: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        c: Tensor,
+        labels: Tensor | None = None,
+        *,
+        vector: Tensor | None = None,
+        image: Tensor | None = None,
+        text: Tensor | None = None,
+        context: Tensor | None = None,
+    ) -> Tensor:
         """Return the network's output for the states x at the noise levels c."""
         event = (self.config["channels"], *AXES[len(self.strides)])
         check_input("UNet", x, event, self.stem.weight)
         check_condition("UNet", x, c, labels, self.config["classes"])
-        e = self.condition(c, labels)
-        h: Tensor = self.stem(x)
+        self.check_given(x, vector=vector, image=image, text=text, context=context)
+        e = self.condition(c, labels, self.vector(vector) if "vector" in self.config else None)
+        crossed = self._crossing(len(x), text, context)
+        known = self.config.get("image")
+        h: Tensor = self.stem(x if known is None else beside(x, image, known))
         if memory_bound(h):  # convolutions run a tenth to a third faster with the channels last
             h = channels_last(h)
-        image = x
+        small = x
         skips: list[Tensor] = []
         for level in range(len(self.down)):
             if level:
                 h = self._shrunk(self.shrink[level - 1], h)
             if level and len(self.pyramid):
-                image = self._shrunk(self.pyramid[level - 1], image)
-                h = image = (h + image) * self.factor
+                small = self._shrunk(self.pyramid[level - 1], small)
+                h = small = (h + small) * self.factor
             for stage in _parts(self.down[level]):
-                h = stage(h, e)
+                h = crossed(stage, stage(h, e))
                 skips.append(h)
         for stage in self.middle:
-            h = stage(h, e)
+            h = crossed(stage, stage(h, e))
         for level in reversed(range(len(self.up))):
             for stage in _parts(self.up[level]):
-                h = stage(h, e, skips.pop())
+                h = crossed(stage, stage(h, e, skips.pop()))
             if level:
                 h = self._grown(self.grow[level - 1], h, skips[-1])
         out: Tensor = self.head(F.silu(self.norm(h)))
         return out.contiguous()
+
+    def _crossing(
+        self, batch: int, text: Tensor | None, context: Tensor | None
+    ) -> Callable[[nn.Module, Tensor], Tensor]:
+        """Return (stage, h) ↦ h after the cross-attention that follows its self-attention."""
+        if not self.conditions.keys() & {"text", "context"}:
+            return lambda _, h: h
+        seen = self.tokens(batch, text, context)
+        crosses = iter(cast("nn.ModuleList", self.crosses))
+
+        def crossed(stage: nn.Module, h: Tensor) -> Tensor:
+            if cast("Stage", stage).attention is None:
+                return h
+            return cast("CrossAttention", next(crosses)).of_image(h, *seen)
+
+        return crossed
 
     def _shrunk(self, layer: nn.Module, h: Tensor) -> Tensor:
         """Return h at half the size."""

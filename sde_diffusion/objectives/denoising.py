@@ -161,7 +161,7 @@ class Denoising(Objective):
         self.uncertainty = uncertainty
 
     def check(self, model: ScoreModel) -> None:
-        if self.coupling.name != "independent" and model.classes:
+        if self.coupling.name != "independent" and (model.classes or model.conditions):
             # Within a class the coupled noise would not be standard normal, as sampling has it.
             raise wrong_value(
                 "train",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sde_diffusion._seeds import Purpose, mix
 from sde_diffusion.data.dataset import Dataset
 from sde_diffusion.models.score import LearnedScore
+from sde_diffusion.nets.conditions import nothing
 from sde_diffusion.noise import Noise, PerSampleNoise
 from sde_diffusion.objectives.base import Batch, Drawn, Objective
 
@@ -28,19 +29,19 @@ class Part:
 
     Arguments:
         batch: its data, times and noise.
-        labels: the class labels, −1 where dropped; (n,), None without classes.
+        given: labels and other conditions by name, nothing where dropped; (n, …) each.
         weight: the weights of the losses; (n,), float64.
         seed: of its dropout masks.
     """
 
     batch: Batch
-    labels: Tensor | None
+    given: Mapping[str, Tensor]
     weight: Tensor
     seed: int
 
-    def given_labels(self, model: LearnedScore) -> LearnedScore:
-        """Return the model conditioned on the labels, where there are any."""
-        return model if self.labels is None else model.given(self.labels)
+    def conditioned(self, model: LearnedScore) -> LearnedScore:
+        """Return the model given the labels and other conditions, where there are any."""
+        return model.given(**self.given) if self.given else model
 
     @contextmanager
     def dropout(self) -> Iterator[None]:
@@ -62,7 +63,7 @@ class GlobalBatch:
         drawn: the times and their weights; (B,).
         x0: the data, scaled; (B, *event).
         eps: standard normal noise; (B, *event).
-        labels: the class labels, −1 where dropped; (B,), None without classes.
+        given: labels and other conditions by name, nothing where dropped; (B, …) each.
         seed: the seed of the run.
         step: the number of the step, from 1.
     """
@@ -70,7 +71,7 @@ class GlobalBatch:
     drawn: Drawn
     x0: Tensor
     eps: Tensor
-    labels: Tensor | None
+    given: Mapping[str, Tensor]
     seed: int
     step: int
 
@@ -89,7 +90,7 @@ class GlobalBatch:
         Arguments:
             objective: draws the times, and pairs noise with data.
             model: gives the SDE and the dtype of its weights.
-            dataset: the data, and the labels where it has any.
+            dataset: the data, with the labels and conditions that the model is to learn.
             rows: the rows of the data set; (B,).
             config: the settings of the run, of which ``seed`` and ``label_dropout`` count.
             step: the number of the step, from 1.
@@ -102,12 +103,11 @@ class GlobalBatch:
         # Drawn in float32 as all noise, so that weights of another dtype see the same batch.
         eps = torch.randn(x0.shape, generator=generator, dtype=torch.float32)
         eps = objective.pair(x0, eps.to(x0.device, dtype))
-        labels = None
-        if dataset.labels is not None:
+        given = dict[str, Tensor]()
+        if dataset.given:
             kept = torch.rand(len(rows), generator=generator) >= config.label_dropout
-            there = dataset.labels[rows]
-            labels = torch.where(kept.to(there.device), there.long(), -1)
-        return cls(drawn, x0, eps, labels, config.seed, step)
+            given = {name: _kept(held[rows], kept) for name, held in dataset.given.items()}
+        return cls(drawn, x0, eps, given, config.seed, step)
 
     def part(self, index: int, count: int, device: torch.device) -> Part:
         """Return one of ``count`` equal parts, on a device."""
@@ -118,10 +118,17 @@ class GlobalBatch:
         eps = self.eps[rows].to(device)
         return Part(
             Batch(x0, self.drawn.t[rows], eps, noise),
-            None if self.labels is None else self.labels[rows],
+            {name: held[rows] for name, held in self.given.items()},
             self.drawn.weight[rows],
             mix(self.seed, Purpose.DROPOUT, self.step, index),
         )
+
+
+def _kept(rows: Tensor, kept: Tensor) -> Tensor:
+    """Return the rows that are kept, and nothing in place of the others."""
+    rows = rows if rows.is_floating_point() else rows.long()
+    there = kept.to(rows.device).reshape(-1, *[1] * (rows.ndim - 1))
+    return rows.where(there, nothing(rows))
 
 
 @final

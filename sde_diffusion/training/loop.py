@@ -314,3 +314,9 @@ def _check(
             "none",
             "pass labels or a network with classes=None",
         )
+    for name in model.conditions:
+        if name not in dataset.conditions:
+            rule = f"have a {name} for each sample, which the network takes"
+            remedy = f"pass Dataset(…, conditions={{'{name}': …}}) or a network without"
+            got = sorted(dataset.conditions)
+            raise wrong_value("train", "dataset", rule, got, remedy)

@@ -11,7 +11,7 @@ import time
 import zlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, final
 
@@ -102,8 +102,7 @@ class Trainer:
     ) -> None:
         self.model = model
         self.config = config
-        unlabelled = replace(dataset, labels=None, classes=None)
-        self.dataset = dataset if model.classes else unlabelled
+        self.dataset = dataset.for_network(model.classes, model.conditions)
         self.processes = Processes(".") if processes is None else processes
         self._check_processes()
         self.objective = objective_of(config) if objective is None else objective
@@ -235,7 +234,7 @@ class Trainer:
             with self._alone(index):
                 # Loss: of every sample of this part at its own time.
                 with part.dropout(), autocast(self.config.precision, self.model.device):
-                    losses = self._losses(part.given_labels(self.model), part.batch)
+                    losses = self._losses(part.conditioned(self.model), part.batch)
                 losses = losses.to(torch.promote_types(losses.dtype, torch.float32))
                 # Gradient: of the weighted mean, added to that of the parts before.
                 loss = torch.mean(part.weight.to(losses) * losses) / self.config.accumulate
@@ -427,6 +426,9 @@ def _fingerprint(dataset: Dataset) -> dict[str, Any]:
     }
     if dataset.labels is not None:
         found["labels_crc32"] = _crc32(dataset.labels.long())
+    if dataset.conditions:
+        crcs = {name: _crc32(held) for name, held in sorted(dataset.conditions.items())}
+        found["conditions_crc32"] = crcs
     if dataset.classes is not None:
         found["classes"] = list(dataset.classes)
     return found
