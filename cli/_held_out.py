@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sde_diffusion._check import wrong_value
@@ -24,11 +25,12 @@ def read_for(name: str, model: Any, reading: Mapping[str, Any]) -> Dataset:  # n
     Errors: ValueError for data of another shape, whose likelihood would mean nothing.
     """
     from sde_diffusion.data.dataset import held_out_split, load_data
+    from sde_diffusion.data.readers import kind_of
     from sde_diffusion.parallel.ranks import place
 
     event = menu.event_shape(model)
     how = {**reading, "split": reading["split"] or held_out_split(name)}
-    if how.get("length") is None and len(event) == 2:
+    if how.get("length") is None and len(event) == 2 and kind_of(Path(name)) == "sounds":
         how["length"] = event[1]
     dataset = load_data(name, mode=_common.mode_of(event), **how)
     if place()[0] == 0:

@@ -478,7 +478,7 @@ def _write(folder: Path, job: SamplingJob, draws: Draws) -> tuple[list[Path], st
     failure = _common.no_picture(lambda path: sample_picture(x, path, spec), png)
     moving = [gif] if failure is None and x.ndim == 5 and x.shape[1] in (1, 3) else []
     for path in moving:
-        clip_animation(x, path)
+        clip_animation(x, path, spec)
     return [*([png] if failure is None else []), npz, *played, *moving], failure
 
 

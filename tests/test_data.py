@@ -500,8 +500,8 @@ NUMBERS: dict[str, tuple[bytes, str]] = {
         "PATH must start each CIFAR-10 record with a label from 0 to 9, got 10;",
     ),
     "empty.bin": (b"", "PATH must hold at least one sample"),
-    "cut.wav": (b"RIFF", "PATH must be a whole WAV file of 16-bit PCM, got"),
-    "empty.wav": (b"", "PATH must be a whole WAV file of 16-bit PCM, got"),
+    "cut.wav": (b"RIFF", "PATH must be a whole WAV file of 16-bit PCM or floats, got"),
+    "empty.wav": (b"", "PATH must be a whole WAV file of 16-bit PCM or floats, got"),
     "empty.npy": (b"", "PATH must be a whole .npy or .npz file of numbers"),
     "text.npy": (b"1 2 3 4 5 6 7 8", "PATH must be a whole .npy or .npz file of numbers"),
     # Damage in the header is read as Python source by numpy, which raises whatever that gives.

@@ -83,6 +83,7 @@ ROWS = [
         "embedding=no",
         "embedding=sinusoidal",
     ),
+    (f"{TINY} --length 3", "drop it (--length)", "--length 3", ""),
     (f"{TINY} --width 9", "pass for example --width 32", "--width 9", "--width 32"),
     (f"{TINY} --dropout 2", "pass --dropout 0.1", "--dropout 2", "--dropout 0.1"),
     (

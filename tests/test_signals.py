@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import struct
 import wave
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,11 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from sde_diffusion import VPSDE, DataSpec, describe, load_data
+from sde_diffusion import VPSDE, Affine, DataSpec, describe, load_data
 from sde_diffusion.cli._network import network_for
 from sde_diffusion.cli.main import main
+from sde_diffusion.data import write_sounds
 from sde_diffusion.data.checks import check_fits
-from sde_diffusion.data.sounds import write_sounds
 from sde_diffusion.nets import UNet
 from sde_diffusion.nets.choices import unet_for
 from sde_diffusion.pictures.clips import clip_animation
@@ -164,8 +165,11 @@ def test_the_rate_is_part_of_what_the_data_are() -> None:
         ),
         ({"pcm": pcm(9, 2)}, "have the 1 channels of a.wav, got 2; convert it .* -ac 1"),
         ({"pcm": pcm(7, 1)}, "be 9 samples long like a.wav, got 7; pass --length 7"),
-        ({"width": 1}, "be a whole WAV file of 16-bit PCM, got 8 bits a sample; convert it"),
-        ({"content": b"RIFF"}, "be a whole WAV file of 16-bit PCM, got .*; convert it"),
+        (
+            {"width": 1},
+            "be a whole WAV file of .* floats, got 8 bits a sample, of format 1; convert",
+        ),
+        ({"content": b"RIFF"}, "be a whole WAV file of 16-bit PCM or floats, got .*; convert it"),
         ({"cut": 5}, "be a whole WAV file .*, got .* bytes of sound, 18 by its header"),
     ],
 )
@@ -183,9 +187,73 @@ def test_sounds_that_do_not_fit_are_refused_by_name(
         load_data(tmp_path, "all")
 
 
+def chunk(name: bytes, content: bytes) -> bytes:
+    return name + struct.pack("<I", len(content)) + content + b"\0" * (len(content) % 2)
+
+
+@pytest.mark.parametrize("extensible", [False, True])
+@pytest.mark.parametrize(("code", "kind"), [(1, "<i2"), (3, "<f4"), (3, "<f8")])
+def test_sounds_of_every_header_are_read(
+    tmp_path: Path, code: int, kind: str, extensible: bool
+) -> None:
+    # As multimedia libraries write them: KSDATAFORMAT_SUBTYPE is the code and a fixed tail.
+    sound = pcm(6, 2).astype(kind) / (1 if code == 1 else 2**15)
+    size = np.dtype(kind).itemsize
+    first = 0xFFFE if extensible else code
+    form = struct.pack("<HHIIHH", first, 2, 8000, 16000 * size, 2 * size, 8 * size)
+    if extensible:
+        guid = struct.pack("<HH", code, 0) + bytes.fromhex("000010008000 00aa00389b71")
+        form += struct.pack("<HHI", 22, 8 * size, 3) + guid
+    content = (
+        b"WAVE"
+        + chunk(b"fmt ", form)
+        + chunk(b"LIST", b"odd")
+        + chunk(b"data", sound.astype(kind).tobytes())
+    )
+    (tmp_path / "a.wav").write_bytes(b"RIFF" + struct.pack("<I", len(content)) + content)
+    data = load_data(tmp_path / "a.wav", "all", length=3)
+    assert data.spec.rate == 8000
+    assert data.spec.levels == (2**16 if code == 1 else None)
+    expected = sound.reshape(2, 3, 2).swapaxes(1, 2) + (2**15 if code == 1 else 0)
+    assert np.array_equal(data.values.numpy(), expected.astype(np.float32))
+
+
+def test_sounds_of_floats_beside_pcm_are_refused(tmp_path: Path) -> None:
+    written(tmp_path / "a.wav", pcm(4, 1))
+    form = struct.pack("<HHIIHH", 3, 1, 8000, 32000, 4, 32)
+    content = b"WAVE" + chunk(b"fmt ", form) + chunk(b"data", np.zeros(4, "<f4").tobytes())
+    (tmp_path / "b.wav").write_bytes(b"RIFF" + struct.pack("<I", len(content)) + content)
+    with pytest.raises(ValueError, match=r"b\.wav must hold 16-bit PCM like a\.wav, got"):
+        load_data(tmp_path, "all")
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"length": 2}, "length must be left out for .*, which holds no sounds, got 2; drop it"),
+        ({"size": 4}, "size must be left out for .*, which holds no pictures, got 4; drop it"),
+        ({"frames": "clip"}, "frames must be left out for .*, which holds no pictures, got clip"),
+    ],
+)
+def test_what_is_asked_of_other_kinds_of_data_is_refused(
+    tmp_path: Path, asked: Any, message: str
+) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((2, 3), np.float32))
+    for source in (tmp_path / "a.npy", "digits"):
+        with pytest.raises(ValueError, match=message):
+            load_data(source, **asked)
+    (tmp_path / "other").mkdir()
+    if "length" in asked:
+        Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "other" / "a.png")
+    else:
+        written(tmp_path / "other" / "a.wav", pcm(4, 1))
+    with pytest.raises(ValueError, match=message):
+        load_data(tmp_path / "other", "all", **asked)
+
+
 def test_a_sound_shorter_than_the_clips_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path / "a.wav", pcm(9, 1))
-    with pytest.raises(ValueError, match="be at least 10 samples long, got 9 samples; pass --len"):
+    with pytest.raises(ValueError, match=r"be at least 10 samples long, got 9 .*; leave it"):
         load_data(path, "all", length=10)
 
 
@@ -232,6 +300,19 @@ def test_clips_are_animated_tile_by_tile(tmp_path: Path) -> None:
             animation.seek(i)
             shown = torch.from_numpy(np.array(animation.convert("L"))) / 255
             assert torch.allclose(shown, tiles(x[:, :, i]), rtol=0, atol=0.01)
+
+
+def test_clips_of_scaled_real_data_are_animated_between_their_extremes(tmp_path: Path) -> None:
+    draws = torch.Generator().manual_seed(0)
+    x = 1e-3 * torch.rand(2, 1, 3, 4, 6, generator=draws) - 5
+    spec = DataSpec("real", (1, 3, 4, 6), None, scaling=Affine(7.0, 9.0))
+    clip_animation(x, tmp_path / "a.gif", spec)
+    grey = 2 * (x - x.min()) / (x.max() - x.min()) - 1
+    with Image.open(tmp_path / "a.gif") as animation:
+        for i in range(3):
+            animation.seek(i)
+            shown = torch.from_numpy(np.array(animation.convert("L"))) / 255
+            assert torch.allclose(shown, tiles(grey[:, :, i]), rtol=0, atol=0.01)
 
 
 def test_sounds_and_pictures_in_one_folder_are_refused_and_hidden_files_are_none(

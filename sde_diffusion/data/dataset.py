@@ -20,7 +20,14 @@ from torch import Tensor
 
 from sde_diffusion._check import positive_integer, wrong_type, wrong_value
 from sde_diffusion._shown import shown
-from sde_diffusion.data.readers import checked, part_held_out, read_file, read_folder
+from sde_diffusion.data.readers import (
+    check_reading,
+    checked,
+    kind_of,
+    part_held_out,
+    read_file,
+    read_folder,
+)
 from sde_diffusion.data.rows import SPLITS, ReadingOptions, Rows, refusal
 from sde_diffusion.data.spec import DataSpec, check_span, is_integer
 
@@ -216,10 +223,10 @@ def load_data(
     """Return the data set of a name or path.
 
     The source is "digits" (1797 images of 8×8, 17 levels) or the path of an IDX image file (.gz
-    or not), a .npy or .npz file, a CIFAR-10 .bin file, a .wav file of 16-bit PCM, or a folder of
-    MNIST files, of CIFAR-10 batches, of .wav files, of pictures or of a folder of pictures for
-    each class. A .npz file without x_test, any other file, a folder of sounds, or one of pictures
-    without the subfolders train and test, has no test part.
+    or not), a .npy or .npz file, a CIFAR-10 .bin file, a .wav file of 16-bit PCM or floats, or a
+    folder of MNIST files, of CIFAR-10 batches, of .wav files, of pictures or of a folder of
+    pictures for each class. A .npz file without x_test, any other file, a folder of sounds, or one
+    of pictures without the subfolders train and test, has no test part.
 
     Arrays are (N, D), (N, H, W), (N, C, H, W), (N, H, W, C), series (N, C, L) or volumes
     (N, C, D, H, W). Samples are channels-first; (N, H, W) becomes (N, 1, H, W). Floats stay as
@@ -255,8 +262,11 @@ def load_data(
         positive_integer("load_data", "limit", limit)
     reading = ReadingOptions(mode, size, frames, layout, length)
     if source == "digits":
+        check_reading("digits", "numbers", reading)
         return _dataset(Path(source), _digits(split), limit, levels, layout)
     path = Path(source)
+    if path.exists():
+        check_reading(str(source), kind_of(path), reading)
     if path.is_dir():
         return _dataset(path, read_folder(path, split, limit, reading), limit, levels, layout)
     error = wrong_value("load_data", "source", _ACCEPTED, repr(str(source)), "check the spelling")

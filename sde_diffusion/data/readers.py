@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from numpy.typing import NDArray
 
+from sde_diffusion._check import wrong_value
 from sde_diffusion.data.arrays import has_test_arrays, read_npy, read_npz
 from sde_diffusion.data.binaries import read_cifar, read_idx
 from sde_diffusion.data.layout import channels_first
@@ -101,6 +102,35 @@ def read_folder(path: Path, split: str, limit: int | None, reading: ReadingOptio
         check_undivided(path, split)
         return read_sounds(path, sounds, reading.length)
     return read_pictures(path, find_pictures(path, split), limit, reading)
+
+
+def kind_of(path: Path) -> str:
+    """Return whether a source holds "sounds", "pictures" or "numbers", by its names alone."""
+    if not path.is_dir():
+        return "sounds" if path.suffix.lower() == SUFFIX else "numbers"
+    if any(_matching(path, pattern) for _, parts in _FOLDERS for pattern in parts.values()):
+        return "numbers"
+    names = [file for file in path.iterdir() if not file.name.startswith(".")]
+    return "sounds" if any(file.suffix.lower() == SUFFIX for file in names) else "pictures"
+
+
+def check_reading(source: str, kind: str, reading: Reading) -> None:
+    """Refuse what is asked of pictures or sounds, for a source that holds none.
+
+    Arguments:
+        source: its name or path, for the error.
+        kind: what it holds, as `kind_of` tells.
+        reading: how it is to be read.
+    """
+    asked = (
+        ("size", reading.size, None, "pictures"),
+        ("frames", reading.frames, "first", "pictures"),
+        ("length", reading.length, None, "sounds"),
+    )
+    for name, value, usual, of in asked:
+        if value != usual and kind != of:
+            rule = f"be left out for {source}, which holds no {of}"
+            raise wrong_value("load_data", name, rule, value, f"drop it (--{name})")
 
 
 def _check_sounds_alone(path: Path, files: list[Path]) -> None:

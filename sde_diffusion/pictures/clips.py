@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import torch
 from torch import Tensor
 
 from sde_diffusion._check import wrong_value
 from sde_diffusion._files import write_atomically
-from sde_diffusion.pictures.samples import tiles
+from sde_diffusion.pictures.samples import as_grey, tiles
+
+if TYPE_CHECKING:
+    from sde_diffusion.data.spec import DataSpec
 
 _LASTS: Final = 120  # milliseconds of a frame
 
 
-def clip_animation(x: Tensor, path: str | Path) -> None:
+def clip_animation(x: Tensor, path: str | Path, data: DataSpec | None = None) -> None:
     """Write clips as one GIF, tiled, that repeats for ever.
 
+    They have values in [−1, 1], but real data with a scaling are stretched between their extremes.
+
     Arguments:
-        x: clips with values in [−1, 1], grey, RGB or RGBA; (B, 1, 3 or 4, D, H, W).
+        x: clips as the model gives them, grey, RGB or RGBA; (B, 1, 3 or 4, D, H, W).
         path: the file to write.
+        data: what they are, where that is known.
 
     Errors: ValueError for another shape.
 
@@ -39,7 +45,7 @@ pass x.flatten(0, 1)[:, None], a grey clip for each channel
             tuple(x.shape),
             "pass x.flatten(0, 1)[:, None], a grey clip for each channel",
         )
-    values = x.detach().cpu().float()
+    values = as_grey(x.detach().cpu().float(), data)
     frames = [(255 * tiles(frame)).round().to(torch.uint8) for frame in values.unbind(2)]
     first, *rest = (Image.fromarray(frame.numpy()).convert("RGB") for frame in frames)
 

@@ -50,8 +50,7 @@ def sample_picture(
     real = data is not None and data.levels is None
     if values.ndim >= 4:
         figure = new_figure(5.0, 5.0)
-        if data is not None and real and not data.is_natural:
-            values = _stretched(values)
+        values = as_grey(values, data)
         axes = figure.subplots()
         _draw_images(axes, values, rgba=not real)
         axes.axis("off")
@@ -138,8 +137,15 @@ def _check(values: Tensor) -> None:
         )
 
 
-def _stretched(values: Tensor) -> Tensor:
-    """Return the values with their extremes at −1 and 1."""
+def as_grey(values: Tensor, data: DataSpec | None) -> Tensor:
+    """Return samples as pictures show them, −1 to 1: real data with a scaling by their extremes.
+
+    Arguments:
+        values: as the model gives them.
+        data: what they are, where that is known.
+    """
+    if data is None or data.levels is not None or data.is_natural:
+        return values
     low, high = values.aminmax()
     return 2 * (values - low) / (high - low) - 1 if high > low else torch.zeros_like(values)
 
