@@ -59,6 +59,11 @@ SMALLER: Mapping[str, Mapping[str, str]] = {
         "-n 16": "-n 2 --steps 3",
         "--limit 4 --tolerance 1e-2": "--limit 1 --tolerance 1",
     },
+    "docs/text.md": {
+        "kind=dit --steps 4000": "kind=dit --network depth=1 --width 16 --steps 2 --batch-size 4",
+        "-n 16 --out told": "-n 2 --steps 2 --out told",
+        "-n 16 --out away": "-n 2 --steps 2 --out away",
+    },
     "docs/training.md": {
         "--evaluate-every 1000 --patience 5 --steps 50000": "--evaluate-every 1 --patience 5 "
         "--steps 1 --batch-size 8 --width 8 --warmup 1",

@@ -65,7 +65,8 @@ class _Attention(Function):
         q, k, v, bias = ctx.saved_tensors
         weights = _weights(q, k, bias)
         slope = (dq @ k.mT + q @ dk.mT) * q.shape[-1] ** -0.5
-        return _turned(weights, slope) @ v + weights @ dv
+        along: Tensor = _turned(weights, slope) @ v + weights @ dv
+        return along
 
     @staticmethod
     def vmap(_: Any, axes: tuple[int | None, ...], *given: Tensor | None) -> tuple[Tensor, int]:  # noqa: ANN401
@@ -76,7 +77,7 @@ class _Attention(Function):
         whole = [_in_front(x, axis, count) for x, axis in zip(given, axes, strict=True)]
         flat = [None if x is None else x.flatten(0, 1) for x in whole]
         out: Tensor = _Attention.apply(*flat)  # type: ignore[no-untyped-call]
-        return out.unflatten(0, (count, -1)), 0
+        return out.reshape(count, -1, *out.shape[1:]), 0
 
 
 def _in_front(x: Tensor | None, axis: int | None, count: int) -> Tensor | None:
@@ -86,8 +87,8 @@ def _in_front(x: Tensor | None, axis: int | None, count: int) -> Tensor | None:
 
 
 def _weights(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
-    scores = q * q.shape[-1] ** -0.5 @ k.mT
-    return (scores if bias is None else scores + bias).softmax(dim=-1)
+    scores: Tensor = q * q.shape[-1] ** -0.5 @ k.mT
+    return torch.softmax(scores if bias is None else scores + bias, dim=-1)
 
 
 def _turned(weights: Tensor, slope: Tensor) -> Tensor:

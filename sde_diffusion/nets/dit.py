@@ -110,7 +110,8 @@ class Block(nn.Module):
         x = x + gate * self.attention(modulated(x, shift, scale), turn, hidden)
         h = F.gelu(self.inner(modulated(x, shift_inner, scale_inner)), approximate="tanh")
         h = F.dropout(h, self.dropout, self.training)
-        return x + gate_inner * self.outer(h)
+        out: Tensor = x + gate_inner * self.outer(h)
+        return out
 
 
 @final

@@ -307,7 +307,7 @@ class UNet(ConditionalNetwork):
         if not self.conditions.keys() & {"text", "context"}:
             return lambda _, h: h
         seen = self.tokens(batch, text, context)
-        crosses = iter(cast("nn.ModuleList", self.crosses))
+        crosses = iter(self.crosses)
 
         def crossed(stage: nn.Module, h: Tensor) -> Tensor:
             if cast("Stage", stage).attention is None:
