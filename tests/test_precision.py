@@ -148,7 +148,7 @@ def test_weights_of_another_dtype_are_trained_on_the_same_batch() -> None:
     )
     assert double.eps.dtype == torch.float64
     assert torch.equal(double.eps.float(), single.eps)
-    assert torch.equal(double.labels, single.labels)
+    assert torch.equal(double.given["labels"], single.given["labels"])
 
 
 # --- half precision ---
@@ -167,7 +167,7 @@ def by_hand(model: ScoreModel, config: TrainingConfig, half: torch.dtype | None)
         drawn = GlobalBatch.draw(objective, model, data, rows, config, step)
         x_t = model.sde.perturb(drawn.x0, drawn.drawn.t, drawn.eps)
         with torch.autocast("cpu", half, enabled=half is not None):
-            eps = model.network(x_t, drawn.drawn.t.float(), drawn.labels)
+            eps = model.network(x_t, drawn.drawn.t.float(), drawn.given.get("labels"))
         loss = (drawn.eps - eps.float()).square().mean()
         optimizer.zero_grad()
         loss.backward()
