@@ -114,7 +114,7 @@ def kind_of(path: Path) -> str:
     return "sounds" if any(file.suffix.lower() == SUFFIX for file in names) else "pictures"
 
 
-def check_reading(source: str, kind: str, reading: Reading) -> None:
+def check_reading(source: str, kind: str, reading: ReadingOptions) -> None:
     """Refuse what is asked of pictures or sounds, for a source that holds none.
 
     Arguments:
