@@ -65,7 +65,7 @@ def _check_arguments(
 ) -> None:
     """Refuse, by name, what is no argument of the network, or is set by another option."""
     first, *known = (name for name in inspect.signature(kind).parameters)
-    of_data = {*settings, "width", "outputs", "dims", first}
+    of_data = {*settings, "width", "outputs", "dims", "times", first}
     free = [name for name in known if name not in of_data]
     for name in others:
         if name not in free:

@@ -116,6 +116,7 @@ from sde_diffusion.models.exact import (
     GaussianMixture as GaussianMixture,
     fit_gaussian as fit_gaussian,
 )
+from sde_diffusion.models.few_steps import FewStepModel as FewStepModel
 from sde_diffusion.models.guidance import (
     GuidanceInterval as GuidanceInterval,
     Guided as Guided,
@@ -168,6 +169,11 @@ from sde_diffusion.sampling.encoding import (
     encode as encode,
     interpolate as interpolate,
     reconstruct as reconstruct,
+)
+from sde_diffusion.sampling.few_steps import (
+    FewSteps as FewSteps,
+    Renoised as Renoised,
+    equal_angles as equal_angles,
 )
 from sde_diffusion.sampling.finite import (
     FiniteSamples as FiniteSamples,

@@ -197,6 +197,14 @@ class CountedScore(ScoreLike):
         own.tracked = _differentiable(found)
         return found, fraction
 
+    def jump(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """Return the state at s by one step of the score or the student, counted as one."""
+        own = self.counter.own
+        own.calls += 1
+        found = check_result(type(self.function).__name__, self.function.jump(x, t, s), x)
+        own.tracked = _differentiable(found)
+        return found
+
     def _meet_times(self, x: Tensor, t: Tensor) -> None:
         """Look, once, at what the score does with (B,) times where a mistake would not show."""
         if self.counter.looked or self.function.row_by_row:

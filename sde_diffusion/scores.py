@@ -18,7 +18,7 @@ from sde_diffusion._check import a_function, number, wrong_type, wrong_value
 from sde_diffusion._shown import shown
 from sde_diffusion._tensors import check_device, check_state, check_times, expand
 from sde_diffusion.coefficients import Level, Levels
-from sde_diffusion.forms import converted
+from sde_diffusion.forms import converted, turned
 from sde_diffusion.sde import SDE, LinearSDE
 
 if TYPE_CHECKING:
@@ -151,6 +151,21 @@ class ScoreLike(ABC):
     def denoise(self, x: Tensor, t: Tensor) -> Tensor:
         """Return E[x0 | x_t]."""
         return self.predict("x0", x, t, self._levels(x, t))
+
+    def jump(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """Return the state at s of the one at t by one step: alpha_s x0 + sigma_s eps (DDIM).
+
+        A score holds x0 and eps as they are at t; a `FewStepModel` has learned those with which
+        the step is exact. At s = t the result is x, bit for bit.
+
+        Arguments:
+            x: the states; (B, *event).
+            t: their times; () or (B,).
+            s: the times to go to; () or (B,).
+        """
+        sde = self.linear_sde()
+        at = self._levels(x, t)
+        return turned(x, self.predict("v", x, t, at), at, sde.alpha(s), sde.sigma(s))
 
     def velocity(self, x: Tensor, t: Tensor) -> Tensor:
         """Return the velocity of the probability flow, rate x − ½ g² s."""

@@ -360,6 +360,13 @@ ENTRIES: Final[dict[str, Row]] = {
         {"network": Half(), "sde": VP},
         {"network": "network", "sde": "sde", "data": "data"},
     ),
+    "FewStepModel": (
+        sde_diffusion.FewStepModel,
+        {"network": Half(), "sde": VP},
+        {"network": "network", "sde": "sde", "prediction": "word", "data": "data"}
+        | {"sigma_data": "number"},
+    ),
+    "equal_angles": (sde_diffusion.equal_angles, {"sde": VP, "steps": 3}, STEPS),
     "MatrixScoreModel": (
         sde_diffusion.MatrixScoreModel,
         {"network": Half(), "sde": CLD},

@@ -3,8 +3,8 @@
 The configuration, under the metadata key ``sde_diffusion``, is
 ``{format, class, network: {class, config}, sde: {class, …}, prediction, sigma_data, variance,
 coupling, data, versions}`` and whatever the writer adds. The first class is "ScoreModel",
-"DirectScore" or "MatrixScoreModel", of which the last two have none of sigma_data, variance and
-coupling; nor have files of format 1.
+"DirectScore", "MatrixScoreModel" or "FewStepModel"; the second and third have none of sigma_data,
+variance and coupling, the last has sigma_data alone; nor have files of format 1.
 Only the classes in the tables below are ever built from a file, and nothing is unpickled: no file
 can run code.
 """
@@ -37,6 +37,7 @@ from sde_diffusion.checkpoints.reading import FORMAT, content, fill, read
 from sde_diffusion.data.spec import DataSpec
 from sde_diffusion.foreign.diffusers_folder import PREFIX, load_diffusers
 from sde_diffusion.models.conventions import check_convention
+from sde_diffusion.models.few_steps import FewStepModel
 from sde_diffusion.models.matrix import MatrixScoreModel
 from sde_diffusion.models.score import DirectScore, LearnedScore, ScoreModel
 from sde_diffusion.sde import SDE, LinearSDE
@@ -245,10 +246,21 @@ def _matrix_score_model(
     return MatrixScoreModel(network, sde, data=data)
 
 
+def _few_step_model(
+    network: nn.Module,
+    sde: Any,  # noqa: ANN401  (the model refuses what is not linear)
+    data: DataSpec | None,
+    found: dict[str, Any],
+) -> FewStepModel:
+    sigma_data = found["sigma_data"]
+    return FewStepModel(network, sde, found["prediction"], sigma_data=sigma_data, data=data)
+
+
 _BUILDERS: Final[Mapping[str, Build]] = {
     ScoreModel.__name__: _score_model,
     DirectScore.__name__: _direct_score,
     MatrixScoreModel.__name__: _matrix_score_model,
+    FewStepModel.__name__: _few_step_model,
 }
 
 
@@ -283,6 +295,8 @@ def configuration_of(model: LearnedScore) -> dict[str, Any]:
             "variance": model.variance,
             "coupling": model.coupling,
         }
+    elif isinstance(model, FewStepModel):
+        own = {"sigma_data": model.sigma_data}
     return {
         "format": FORMAT,
         "class": type(model).__name__,

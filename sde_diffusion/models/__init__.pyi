@@ -9,6 +9,7 @@ from sde_diffusion.models.exact import (
     GaussianMixture as GaussianMixture,
     fit_gaussian as fit_gaussian,
 )
+from sde_diffusion.models.few_steps import FewStepModel as FewStepModel
 from sde_diffusion.models.guidance import (
     GuidanceInterval as GuidanceInterval,
     Guided as Guided,

@@ -77,7 +77,7 @@ class Labelled(Enclosing):
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         """Return network(x, c, labels)."""
         labels = self.labels.to(x.device)
-        if labels.ndim and labels.shape != c.shape:
+        if labels.ndim and len(labels) != len(c):
             raise wrong_value(
                 "ScoreModel",
                 "labels",

@@ -41,6 +41,19 @@ VARIANCES: Final = ("fixed", "learned")
 COUPLINGS: Final = ("independent", "optimal-transport")
 
 
+def config_of(network: nn.Module) -> dict[str, Any] | None:
+    """Return a network's ``config``, None where it tells none."""
+    # Any module may be the network, and one that is not ours need not have any.
+    config = getattr(network, "config", None)
+    return config if isinstance(config, dict) else None
+
+
+def noise_number(model: LearnedScore, t: Tensor) -> Tensor:
+    """Return what a network is told of a time: t, or ¼ ln(sigma/alpha) for "edm"; in t's shape."""
+    sde = model.linear_sde()
+    return 0.25 * (sde.sigma(t) / sde.alpha(t)).log() if model.prediction == "edm" else t
+
+
 _SPELLINGS: Final = {  # of other programs, for what is called here by the first name
     "eps": ("epsilon", "noise", "pred_noise"),
     "x0": ("sample", "x_0", "x_start", "xstart", "start_x", "pred_x0", "pred_x_start"),
@@ -97,9 +110,7 @@ class LearnedScore(nn.Module, ScoreLike, ABC):
     @property
     def network_config(self) -> dict[str, Any] | None:
         """The network's ``config``, None where it tells none."""
-        # Any module may be the network, and one that is not ours need not have any.
-        config = getattr(bare(self.network), "config", None)
-        return config if isinstance(config, dict) else None
+        return config_of(bare(self.network))
 
     @property
     def classes(self) -> int | None:
@@ -485,8 +496,7 @@ class ScoreModel(LearnedScore):
         alpha = self.sde.alpha(t)
         s = self.sde.sigma(t) / self.sde.alpha(t)
         c_in = (s**2 + self.sigma_data**2).rsqrt()
-        c_noise = 0.25 * s.log()
-        return expand(c_in / alpha, x) * x, per_sample(c_noise, x)
+        return expand(c_in / alpha, x) * x, per_sample(noise_number(self, t), x)
 
     def _checked(self, output: object, x: Tensor) -> Tensor:
         """Return the network's prediction, and behind it the variance's if that is learned."""

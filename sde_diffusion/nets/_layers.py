@@ -208,26 +208,35 @@ def check_input(what: str, x: Tensor, event: tuple[int | str, ...], weight: Tens
 
 
 def check_condition(
-    what: str, x: Tensor, c: Tensor, labels: Tensor | None, classes: int | None
+    what: str,
+    x: Tensor,
+    c: Tensor,
+    labels: Tensor | None,
+    classes: int | None,
+    times: int = 1,
 ) -> None:
     """Refuse a conditioning that is not one number, and at most one known class, per sample.
 
     Arguments:
         what: the network, for the error.
         x: the state, for its batch size; (B, *event).
-        c: the noise level; (B,).
+        c: the noise level; (B,), or (B, 2) for a network of two times.
         labels: classes of the samples, int64, −1 for no class; (B,), or None for no classes.
         classes: how many the network knows; None for a network without.
+        times: how many numbers the network takes for each sample, 1 or 2.
     """
     batch = (x.shape[0],)
+    shape = batch if times == 1 else (*batch, times)
     if not isinstance(c, Tensor) or not c.is_floating_point():
         got = str(c.dtype) if isinstance(c, Tensor) else type(c).__name__
         raise wrong_type(
             what, "c", "be a floating-point tensor", got, "pass one number per sample"
         )
-    if c.shape != batch:
+    if c.shape != shape:
         remedy = "pass one number per sample, for example c.expand(len(x))"
-        raise wrong_value(what, "c", f"have shape {batch} for this x", tuple(c.shape), remedy)
+        if times == 2:
+            remedy = "pass the two times of a step, or build the network with times=1"
+        raise wrong_value(what, "c", f"have shape {shape} for this x", tuple(c.shape), remedy)
     if labels is not None:
         _check_labels(what, labels, batch, classes)
 

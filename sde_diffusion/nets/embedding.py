@@ -85,9 +85,10 @@ class Conditioning(nn.Module):
         time_scale: ``scale`` of the embedding, in its units.
         classes: how many; None for no class table.
         generator: of the weights and of Fourier frequencies.
+        times: how many c has, 1 or 2; the second's weights are 0 at first.
 
-    Shapes: c (B,); labels (B,) or None; added (B, width), (width,) or None, what else is added;
-    result (B, width), after a SiLU.
+    Shapes: c (B,), or (B, 2) of two times; labels (B,) or None; added (B, width), (width,) or
+    None, what else is added; result (B, width), after a SiLU.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class Conditioning(nn.Module):
         time_scale: float,
         classes: int | None,
         generator: torch.Generator,
+        times: int = 1,
     ) -> None:
         super().__init__()
         pairs = (features + 1) // 2
@@ -109,16 +111,24 @@ class Conditioning(nn.Module):
         self.inner = linear(2 * pairs, width, generator)
         self.outer = linear(width, width, generator)
         self.classes = None if classes is None else vectors(classes + 1, width, generator)
+        if times == 2:
+            self.until = linear(2 * pairs, width, None)
 
     def forward(self, c: Tensor, labels: Tensor | None, added: Tensor | None = None) -> Tensor:
         """Return the conditioning vector of every sample."""
-        # Phases in at least float32: a bfloat16 phase of 1000 is off by whole periods.
-        waves = self.waves(c.to(torch.promote_types(c.dtype, torch.float32)))
-        h: Tensor = self.outer(F.silu(self.inner(waves.to(self.inner.weight.dtype))))
+        first = c if c.ndim == 1 else c[:, 0]
+        h: Tensor = self.outer(F.silu(self.inner(self._embedded(first))))
+        if c.ndim == 2:
+            h = h + self.until(self._embedded(c[:, 1]))
         if self.classes is not None:
-            rows = torch.zeros_like(c, dtype=torch.int64) if labels is None else labels + 1
+            rows = torch.zeros_like(first, dtype=torch.int64) if labels is None else labels + 1
             h = h + self.classes(rows)
         return F.silu(h if added is None else h + added)
+
+    def _embedded(self, c: Tensor) -> Tensor:
+        # Phases in at least float32: a bfloat16 phase of 1000 is off by whole periods.
+        waves: Tensor = self.waves(c.to(torch.promote_types(c.dtype, torch.float32)))
+        return waves.to(self.inner.weight.dtype)
 
 
 def resolve(what: str, embedding: str, time_scale: float | None, classes: int | None) -> float:

@@ -64,9 +64,10 @@ class MLP(ConditionalNetwork):
         seed: of the weights.
         outputs: the number of dimensions of the result; None for ``dimension``.
         vector: the size of a vector that each sample is given; None for none.
+        times: how many times c holds: 1, or 2 for that of the state and that of a step's end.
 
-    Shapes: x (B, dimension); c (B,); labels (B,) int64; vector (B, size), NaN for what is not
-    known; result (B, outputs), by default like x.
+    Shapes: x (B, dimension); c (B,), or (B, 2) for two times; labels (B,) int64;
+    vector (B, size), NaN for what is not known; result (B, outputs), by default like x.
     Units: c is the time t in [0, 1], or ¼ ln sigma.
     Errors: ValueError and TypeError for arguments, shapes, dtypes and labels that do not fit.
 
@@ -87,6 +88,7 @@ class MLP(ConditionalNetwork):
         seed: int = 0,
         outputs: int | None = None,
         vector: int | None = None,
+        times: int = 1,
     ) -> None:
         super().__init__()
         positive_integer("MLP", "dimension", dimension)
@@ -96,6 +98,7 @@ class MLP(ConditionalNetwork):
         positive_integer("MLP", "outputs", outputs)
         check_dropout("MLP", dropout)
         check_seed("MLP", seed)
+        positive_integer("MLP", "times", times, most=2)
         scale = resolve("MLP", embedding, time_scale, classes)
         self.config: dict[str, Any] = {
             "dimension": dimension,
@@ -108,9 +111,13 @@ class MLP(ConditionalNetwork):
             "seed": seed,
             "outputs": outputs,
         } | asked("MLP", {"vector": vector})
+        if times == 2:  # left out of those of one time, which keep their fingerprints
+            self.config["times"] = times
         generator = torch.Generator().manual_seed(seed)
         with home():
-            self.condition = Conditioning(width, width, embedding, scale, classes, generator)
+            self.condition = Conditioning(
+                width, width, embedding, scale, classes, generator, times
+            )
             self.stem = linear(dimension, width, generator)
             layers = (Layer(width, dropout, generator) for _ in range(depth))
             self.layers = nn.ModuleList(layers)
@@ -126,7 +133,8 @@ class MLP(ConditionalNetwork):
     ) -> Tensor:
         """Return the network's output for the points x at the noise levels c."""
         check_input("MLP", x, (self.config["dimension"],), self.stem.weight)
-        check_condition("MLP", x, c, labels, self.config["classes"])
+        times = self.config.get("times", 1)
+        check_condition("MLP", x, c, labels, self.config["classes"], times)
         self.check_given(x, vector=vector)
         added = self.vector(vector) if "vector" in self.config else None
         e = self.condition(c, labels, added)

@@ -113,10 +113,12 @@ class UNet(ConditionalNetwork):
         image: the channels of an image that each sample is given, beside its own; None for none.
         text: the most bytes of a text that each sample is given; None for none.
         context: the size of tokens of another encoder that each sample is given; None for none.
+        times: how many times c holds: 1, or 2 for that of the state and that of a step's end.
 
-    Shapes: x (B, channels, *axes); c (B,); labels (B,) int64; vector (B, size) and image
-    (B, channels, *axes), NaN for what is not known; text (B, bytes) int64, −1 behind the end;
-    context (B, L, size), NaN for masked tokens; result (B, outputs, *axes), by default like x.
+    Shapes: x (B, channels, *axes); c (B,), or (B, 2) for two times; labels (B,) int64;
+    vector (B, size) and image (B, channels, *axes), NaN for what is not known; text (B, bytes)
+    int64, −1 behind the end; context (B, L, size), NaN for masked tokens; result
+    (B, outputs, *axes), by default like x.
     Units: c is the time t in [0, 1], or ¼ ln sigma.
     Errors: ValueError and TypeError for arguments, shapes, dtypes and labels that do not fit.
     Source: Ho et al. 2020; Song et al. 2021 (DDPM++); Karras et al. 2022.
@@ -154,6 +156,7 @@ class UNet(ConditionalNetwork):
         image: int | None = None,
         text: int | None = None,
         context: int | None = None,
+        times: int = 1,
     ) -> None:
         super().__init__()
         keep_freed_memory()
@@ -168,6 +171,7 @@ class UNet(ConditionalNetwork):
         one_of("UNet", "progressive", progressive, PROGRESSIVES)
         one_of("UNet", "rescaling", rescaling, FACTORS)
         strides = _check_axes(dims, strides)
+        positive_integer("UNet", "times", times, most=2)
         scale = resolve("UNet", embedding, time_scale, classes)
         self.config: dict[str, Any] = {
             "channels": channels,
@@ -195,6 +199,8 @@ class UNet(ConditionalNetwork):
             rule = "list a level, after whose self-attention the tokens are attended to"
             remedy = f"pass attention=({len(multipliers) - 1},)"
             raise wrong_value("UNet", "attention", rule, attention, remedy)
+        if times != 1:
+            self.config |= {"times": times}
         self.factor = FACTORS[rescaling]
         generator = torch.Generator().manual_seed(seed)
         with home():
@@ -213,6 +219,7 @@ class UNet(ConditionalNetwork):
             config["time_scale"],
             config["classes"],
             generator,
+            self.times,
         )
 
         def stages(level: int, inputs: int, number: int) -> nn.ModuleList:
@@ -250,6 +257,11 @@ class UNet(ConditionalNetwork):
             self.crosses = nn.ModuleList(CrossAttention(size, *kind) for size in sizes)
 
     @property
+    def times(self) -> int:
+        """How many times c holds."""
+        return int(self.config.get("times", 1))
+
+    @property
     def strides(self) -> tuple[int, ...]:
         """By which each axis shrinks between levels."""
         return tuple(self.config.get("strides", (2, 2)))
@@ -271,7 +283,7 @@ class UNet(ConditionalNetwork):
         """Return the network's output for the states x at the noise levels c."""
         event = (self.config["channels"], *AXES[len(self.strides)])
         check_input("UNet", x, event, self.stem.weight)
-        check_condition("UNet", x, c, labels, self.config["classes"])
+        check_condition("UNet", x, c, labels, self.config["classes"], self.times)
         self.check_given(x, vector=vector, image=image, text=text, context=context)
         e = self.condition(c, labels, self.vector(vector) if "vector" in self.config else None)
         crossed = self._crossing(len(x), text, context)

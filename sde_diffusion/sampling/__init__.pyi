@@ -5,6 +5,11 @@ from sde_diffusion.sampling.encoding import (
     interpolate as interpolate,
     reconstruct as reconstruct,
 )
+from sde_diffusion.sampling.few_steps import (
+    FewSteps as FewSteps,
+    Renoised as Renoised,
+    equal_angles as equal_angles,
+)
 from sde_diffusion.sampling.finite import (
     FiniteSamples as FiniteSamples,
     sample_finite as sample_finite,
