@@ -122,11 +122,16 @@ def turned(x: Tensor, v: Tensor, at: Level | Levels, alpha: Number, sigma: Numbe
         alpha: the factor of x0 in the result; a number, or of shape () or (B,).
         sigma: the factor of eps in the result, in alpha's shape.
     """
+    return joined(turning(at, alpha, sigma), v, x)
+
+
+def turning(at: Level | Levels, alpha: Number, sigma: Number) -> tuple[Number, Number]:
+    """Return (p, q) of `turned`, p x_t + q v: 1 and 0, bit for bit, where nothing turns."""
     # x0 = (alpha_t x_t − sigma_t v)/(alpha_t² + sigma_t²), eps = (sigma_t x_t + alpha_t v)/(…).
     total = at.alpha * at.alpha + at.sigma * at.sigma
     p = (alpha * at.alpha + sigma * at.sigma) / total
     q = (sigma * at.alpha - alpha * at.sigma) / total
-    return joined((p, q), v, x)
+    return p, q
 
 
 def joined(weights: tuple[Number, Number], out: Tensor, x: Tensor) -> Tensor:

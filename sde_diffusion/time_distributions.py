@@ -54,6 +54,37 @@ class UniformTimes(TimeDistribution):
 
 @final
 @dataclass(frozen=True)
+class AngleTimes(TimeDistribution):
+    """Times at which the angle φ = atan(sigma/alpha) is uniform.
+
+    dφ/dt = −λ' sin φ cos φ = g²/(2 sigma²) · alpha sigma/(alpha² + sigma²).
+
+    >>> from sde_diffusion import RectifiedFlow
+    >>> AngleTimes().time(RectifiedFlow(), torch.tensor([0.5]).double(), 0.001).round(decimals=9)
+    tensor([0.5000], dtype=torch.float64)
+    """
+
+    def time(self, sde: LinearSDE, u: Tensor, t_min: float) -> Tensor:
+        first, last = _angles(sde, t_min)
+        phi = torch.lerp(first, last, u)
+        inside = sde.time(-phi.tan().log())
+        return inside.clamp(t_min, sde.horizon)
+
+    def density(self, sde: LinearSDE, t: Tensor, t_min: float) -> Tensor:
+        first, last = _angles(sde, t_min)
+        alpha, sigma = sde.alpha(t), sde.sigma(t)
+        slope = 0.5 * (sde.g(t) / sigma) ** 2 * alpha * sigma / (alpha**2 + sigma**2)
+        return slope / (last - first)
+
+
+def _angles(sde: LinearSDE, t_min: float) -> Tensor:
+    """Return φ at the least time and at the horizon."""
+    ends = torch.tensor([t_min, sde.horizon], dtype=torch.float64)
+    return torch.atan(torch.exp(-sde.lambda_(ends)))
+
+
+@final
+@dataclass(frozen=True)
 class LikelihoodTimes(TimeDistribution):
     """Times with density r(t) = g²/(sigma² Z) on [t_min, horizon].
 

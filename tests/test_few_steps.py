@@ -72,7 +72,10 @@ class FlowOfGaussian(nn.Module):
         total = a_t**2 + s_t**2
         p = (a_s * a_t + s_s * s_t) / total
         q = (s_s * a_t - a_s * s_t) / total
-        return ((r_s / r_t - p) / q + self.error)[:, None] * x
+        still = q.abs() < 1e-9  # v = alpha eps − sigma x0 of the time itself
+        local = a_t * s_t * (1 - self.std**2) / r_t**2
+        v = torch.where(still, local, (r_s / r_t - p) / torch.where(still, 1.0, q))
+        return (v + self.error)[:, None] * x
 
     def levels(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)

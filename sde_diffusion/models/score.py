@@ -118,6 +118,11 @@ class LearnedScore(nn.Module, ScoreLike, ABC):
         return (self.network_config or {}).get("classes")
 
     @property
+    def labels(self) -> Tensor | None:
+        """The class labels that are filled in, None where there are none."""
+        return self.network.labels if isinstance(self.network, Labelled) else None
+
+    @property
     def t_min(self) -> float | None:
         """The first time that the network was made for, where it is one of another program."""
         return self.network.t_min if isinstance(self.network, Enclosing) else None

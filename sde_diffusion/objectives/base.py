@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sde_diffusion._check import wrong_type, wrong_value
 from sde_diffusion._shown import shown
+from sde_diffusion.models.few_steps import FewStepModel
 from sde_diffusion.models.matrix import MatrixScoreModel
 from sde_diffusion.models.score import DirectScore, ScoreModel
 from sde_diffusion.noise import Noise
@@ -118,6 +119,19 @@ class Objective(nn.Module, ABC):
             "be HybridScoreMatching for a MatrixScoreModel",
             type(self).__name__,
             "pass objective=HybridScoreMatching()",
+        )
+
+    def check_few_steps(self, model: FewStepModel) -> None:  # noqa: ARG002  (whatever it is)
+        """Refuse a student that this objective cannot train.
+
+        Errors: TypeError or ValueError that names what does not fit.
+        """
+        raise wrong_type(
+            "train",
+            "objective",
+            "be one of students for a FewStepModel",
+            type(self).__name__,
+            "pass for example objective=MeanFlow(DataTrajectory(), model.sde)",
         )
 
     def adopt(self, model: ScoreModel) -> None:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, Final, final
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from sde_diffusion._check import diverged, wrong_type, wrong_value
+from sde_diffusion._forward_mode import dual, dual_level, parts
 from sde_diffusion.dynamics import ProbabilityFlow, check_flow
 from sde_diffusion.grids import Denoised, Grid, check_grid, times_of
 from sde_diffusion.integration import check_falling, integrate
@@ -103,7 +102,7 @@ class SamplerMap:
         """
 
         def show(k: int, t: Tensor, x: Tensor) -> None:  # noqa: ARG001  (a Callback)
-            tangent = _parts(x)[1]
+            tangent = parts(x)[1]
             if not bool(torch.isfinite(tangent).all()):
                 raise diverged(
                     self.what,
@@ -115,15 +114,15 @@ class SamplerMap:
             if seen is not None:
                 seen(k, tangent)
 
-        with torch.inference_mode(mode=False), torch.no_grad(), forward_ad.dual_level():
-            dual = _dual(z, u)
+        with torch.inference_mode(mode=False), torch.no_grad(), dual_level():
+            moving = dual(z, u)
             try:
-                end = integrate(self.flow, self.solver, dual, self.grid, callback=show).x
+                end = integrate(self.flow, self.solver, moving, self.grid, callback=show).x
             except NotImplementedError as error:
                 raise self._opaque(str(error).splitlines()[0]) from error
             if not self.flow.score.tracked:  # its part of J would be missing
                 raise self._opaque(got="a detached tensor")
-            return _parts(end)
+            return parts(end)
 
     def jacobian(self, z: Tensor, seen: Seen | None = None) -> tuple[Tensor, Tensor]:
         """Return F(z) and J; ``seen`` is shown every J_k.
@@ -158,16 +157,3 @@ class SamplerMap:
             got,
             "remove detach or NumPy; attention needs SDPBackend.MATH",
         )
-
-
-def _dual(value: Tensor, tangent: Tensor) -> Tensor:
-    with warnings.catch_warnings():
-        # Its first use loads a module of torch's that warns of another one.
-        warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", DeprecationWarning)
-        dual: Tensor = forward_ad.make_dual(value.clone(), tangent.clone())  # type: ignore[no-untyped-call]
-    return dual
-
-
-def _parts(dual: Tensor) -> tuple[Tensor, Tensor]:
-    value, tangent = forward_ad.unpack_dual(dual)  # type: ignore[no-untyped-call]
-    return value, torch.zeros_like(value) if tangent is None else tangent

@@ -25,6 +25,7 @@ from sde_diffusion.checkpoints.fingerprint import description, network_settings,
 from sde_diffusion.data.dataset import Dataset
 from sde_diffusion.data.shuffling import batch_rows
 from sde_diffusion.data.spec import DataSpec
+from sde_diffusion.models.few_steps import FewStepModel
 from sde_diffusion.models.matrix import MatrixScoreModel
 from sde_diffusion.models.score import DirectScore, LearnedScore, ScoreModel
 from sde_diffusion.objectives.base import Objective
@@ -170,6 +171,8 @@ class Trainer:
             self.objective.check_direct(self.model)
         elif isinstance(self.model, MatrixScoreModel):
             self.objective.check_matrix(self.model)
+        elif isinstance(self.model, FewStepModel):
+            self.objective.check_few_steps(self.model)
 
     def _check_processes(self) -> None:
         world = self.processes.world
