@@ -17,7 +17,7 @@ FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 PREDICTIONS: Final = ("eps", "x0", "v", "score", "flow", "edm")
 
 # The help is in this order, under these headings.
-_SETTINGS: Final[Mapping[str, Mapping[str, str]]] = {
+SETTINGS: Final[Mapping[str, Mapping[str, str]]] = {
     "Data": {
         "scale": "Scale of real data: by their mean and standard deviation, with [A, B] as "
         "[−1, 1], or as they are; auto standardizes what the SDE's prior does not cover.",
@@ -144,7 +144,7 @@ class TrainCommand(click.Command):
         left = {str(p.name): p.get_help_record(ctx) for p in self.get_params(ctx)}
         sections = {"Basic options": [left.pop(name) for name in _BASIC]}
         for heading in _HEADINGS:
-            names = (*_OTHERS.get(heading, ()), *_SETTINGS.get(heading, ()))
+            names = (*_OTHERS.get(heading, ()), *SETTINGS.get(heading, ()))
             kept = [left.pop(name) for name in names if name in left]
             sections[f"Advanced: {heading.lower()}"] = kept
         sections["Basic options"] += left.values()  # --help
@@ -155,11 +155,11 @@ class TrainCommand(click.Command):
 
 def train_options(function: FunctionT) -> FunctionT:
     """Add all options of the command."""
-    settings = {name: text for group in _SETTINGS.values() for name, text in group.items()}
+    settings = {name: text for group in SETTINGS.values() for name, text in group.items()}
     made: Any = function
     known = {field.name: field for field in fields(TrainingConfig)}
     for name, text in reversed(settings.items()):
-        made = _option(known[name], text)(made)
+        made = setting_option(known[name], text)(made)
     for option in reversed(_other_options()):
         made = option(made)
     wrapped: FunctionT = _common.data_options(made)
@@ -177,7 +177,7 @@ def measured(ctx: click.Context, param: click.Parameter, value: Any) -> float | 
         raise click.BadParameter(message, ctx=ctx, param=param) from error
 
 
-def _option(field: Field[Any], text: str) -> Callable[[Any], Any]:
+def setting_option(field: Field[Any], text: str) -> Callable[[Any], Any]:
     """Return the option of a setting: its type and default are the field's."""
     name = f"--{field.name.replace('_', '-')}"
     default = _DEFAULTS.get(field.name, field.default)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from sde_diffusion.cli._comparison_log import ComparisonLog
     from sde_diffusion.data.spec import DataSpec
-    from sde_diffusion.diagnostics.comparison import Comparison, Problem
+    from sde_diffusion.diagnostics.comparison import Comparison, Problem, Student
     from sde_diffusion.diagnostics.convergence import Convergence, Kind
 
 EXAMPLES: Final = """\b
@@ -34,10 +34,13 @@ Examples:
   sde-diffusion compare --model mnist --data path/to/mnist --samples 128 --reference-steps 32
   sde-diffusion compare --model runs/mine --data images/ --replicates 10 --grid log-snr
   sde-diffusion compare --model runs/a --model runs/b --data images/ --solver angular-adams
+  sde-diffusion compare --model ring --student runs/ring-1 --student runs/consistent:renoised
   sde-diffusion compare --peer diffusers:DPMSolverMultistepScheduler --peer azula:HeunSampler
 """
 _MODELS: Final = ("digits", "ring")
 _BUDGETS: Final = (5, 10, 20, 50)
+_STUDENT_STEPS: Final = (1, 2, 4)
+_RENOISED: Final = ":renoised"  # after the name of a student
 _REPLICATES: Final = 4
 _CLOSED_FORM_SAMPLES = 512
 _NETWORK_SAMPLES = 32
@@ -98,6 +101,21 @@ class _Task:
     "repeatable. Its order is measured.",
 )
 @click.option(
+    "--student",
+    "students",
+    multiple=True,
+    help="A student of --model, by `sde-diffusion distil`, in the same table from the same noise: "
+    "a checkpoint or run folder, with :renoised for the steps of consistency models; repeatable.",
+)
+@click.option(
+    "--student-steps",
+    multiple=True,
+    type=click.IntRange(min=1),
+    default=_STUDENT_STEPS,
+    show_default=True,
+    help="Steps of each --student; repeatable.",
+)
+@click.option(
     "--nfe",
     "budgets",
     multiple=True,
@@ -152,6 +170,8 @@ def command(
     length: int | None,
     solvers: tuple[str, ...],
     peers: tuple[str, ...],
+    students: tuple[str, ...],
+    student_steps: tuple[int, ...],
     budgets: tuple[int, ...],
     samples: int | None,
     replicates: int,
@@ -175,7 +195,12 @@ def command(
     """
     from sde_diffusion.diagnostics.model_comparison import differences
 
-    for option, names in (("--model", models), ("--solver", solvers), ("--peer", peers)):
+    for option, names in (
+        ("--model", models),
+        ("--solver", solvers),
+        ("--peer", peers),
+        ("--student", students),
+    ):
         if len(set(names)) < len(names):
             got = ", ".join(names)
             raise wrong_value(option, "name", "be given once", got, "drop the repeats")
@@ -184,6 +209,7 @@ def command(
     where = _common.resolve_device(device)
     reading = {"split": split, "size": size, "frames": frames, "layout": layout}
     reading["length"] = length
+    pupils = {name: _student(name, student_steps, where) for name in students}
     tasks = [
         _task(name, data, reading, samples, grid, denoise, reference_steps, seed, where)
         for name in models
@@ -192,7 +218,7 @@ def command(
         tasks = _in_units_of_first(tasks)
     folder = _common.output_folder(out)
     with _kept_in(folder) as log:
-        found = [_compare(task, made, budgets, replicates, seed, log) for task in tasks]
+        found = [_compare(task, made, budgets, replicates, seed, log, pupils) for task in tasks]
     orders = [_orders(task, others) for task in tasks]
     together = data is not None and len(found) > 1
     apart = differences(found) if together else []
@@ -265,6 +291,16 @@ def _rescaled(own: DataSpec, to: DataSpec, x: Tensor) -> Tensor:
     from_levels = 1 if own.levels is None else own.levels
     to_levels = 1 if to.levels is None else to.levels
     return to.scaling.forward(own.scaling.inverse(x, from_levels), to_levels)
+
+
+def _student(name: str, steps: Sequence[int], device: torch.device) -> Student:
+    """Return a student of that name, with ``:renoised`` for the steps of consistency models."""
+    from sde_diffusion.diagnostics.comparison import Student
+
+    path = name.removesuffix(_RENOISED)
+    solver = menu.solver("few-steps" if path == name else "renoised")
+    model = menu.model(path, device)
+    return Student(model, solver, sorted(set(steps)))
 
 
 def _solver(name: str, tolerance: float) -> Any:  # noqa: ANN401
@@ -365,6 +401,7 @@ def _compare(
     replicates: int,
     seed: int,
     log: ComparisonLog,
+    students: Mapping[str, Student],
 ) -> Comparison:
     from sde_diffusion.checkpoints.fingerprint import fingerprint
     from sde_diffusion.diagnostics.comparison import THE_FLOW, compare, flow_samples
@@ -395,7 +432,8 @@ def _compare(
             replicates=replicates,
             seed=seed,
             progress=progress,
-            kept=log.of(fingerprint((problem, settings, made))),
+            kept=log.of(fingerprint((problem, settings, made, *students.values()))),
+            students=students,
         )
 
 

@@ -15,6 +15,10 @@ from sde_diffusion.cli._common import errors_as_lines
 # name -> (module, what it does); the help of the group must not import the modules.
 _COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "train": ("sde_diffusion.cli.train", "Train a score model on a data set."),
+    "distil": (
+        "sde_diffusion.cli.distil",
+        "Train a student of a model, which samples in one to four evaluations.",
+    ),
     "sample": ("sde_diffusion.cli.sample", "Draw samples of a model with any solver."),
     "likelihood": ("sde_diffusion.cli.likelihood", "Evaluate bits per dimension of a data set."),
     "compare": (

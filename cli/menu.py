@@ -61,6 +61,8 @@ def _shipped() -> list[str]:
 
 
 SOLVER_NAMES: Final = tuple(exported())
+# The steps of students, which are no solvers of equations.
+_OF_STUDENTS: Final = {"few-steps": "FewSteps", "renoised": "Renoised"}
 ODE_SOLVER_NAMES: Final = tuple(sorted(of_any_ode().intersection(SOLVER_NAMES)))
 # What `compare` compares if none is named.
 COMPARED: Final = (
@@ -101,7 +103,9 @@ def solver(name: str, tolerance: float | None = None) -> Any:  # noqa: ANN401  (
     TypeError for an object of your own that is no solver, or other arguments than the solver's.
     """
     kind, colon, arguments = name.partition(":")
-    if kind not in SOLVER_NAMES:
+    if name in _OF_STUDENTS:
+        made = getattr(importlib.import_module("sde_diffusion.sampling"), _OF_STUDENTS[name])()
+    elif kind not in SOLVER_NAMES:
         made = own("--solver", name, SOLVER_NAMES, _is_solver, "a solver")
     else:
         made = solver_with(kind, arguments) if colon else solver_class(kind)()

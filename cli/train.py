@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Generator
-from contextlib import closing
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -13,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import click
 
 from sde_diffusion._check import wrong_value
-from sde_diffusion._files import write_atomically, writing
-from sde_diffusion.cli import _common, _train_file, menu
+from sde_diffusion.cli import _common, menu
+from sde_diffusion.cli._runs import ended, follow, settings_of, write_settings
 from sde_diffusion.cli._train_options import MODEL_OPTIONS, TrainCommand, train_options
 
 if TYPE_CHECKING:
@@ -35,7 +32,6 @@ Examples:
   sde-diffusion train --steps 20000 --evaluate-every 1000 --patience 5 --out runs/long
   torchrun --nproc-per-node 2 -m sde_diffusion.cli train --out runs/digits
 """
-_DRAWING: Final = 60.0  # seconds between two pictures of the curves, at least
 _HELD_OUT: Final = 1000
 
 
@@ -52,7 +48,9 @@ def command(ctx: click.Context, /, **_options: Any) -> None:  # noqa: ANN401
     """
     from sde_diffusion.parallel.processes import Processes
 
-    options, given, folder = _settings(ctx)
+    options, given, folder = settings_of(
+        ctx, lambda found: _default_folder(found["data"], found["sde"])
+    )
     with Processes(folder) as processes:
         result = _run(options, given, folder, processes)
     if not processes.leads:  # the first process has it all
@@ -60,28 +58,7 @@ def command(ctx: click.Context, /, **_options: Any) -> None:  # noqa: ANN401
     if processes.interrupted and result["step"] < result["steps"]:
         message = f"Interrupted after step {result['step']}, which is saved; go on with --resume."
         raise KeyboardInterrupt(message)
-    _common.show(result, _lines(result), as_json=options["as_json"])
-
-
-def _settings(ctx: click.Context) -> tuple[dict[str, Any], set[str], Path]:
-    """Return all options, the names of those given, and the run's folder."""
-    config = ctx.params["config"]
-    file = {} if config is None else _train_file.read(config, ctx.command)
-    first, _ = _train_file.merged(ctx, file, {})
-    folder = _default_folder(first["data"], first["sde"]) if first["out"] is None else first["out"]
-    _check_folder(folder, resume=first["resume"])
-    own = _own(folder, ctx.command) if first["resume"] else {}
-    options, given = _train_file.merged(ctx, file, own)
-    return options, given, folder
-
-
-def _own(folder: Path, command: click.Command) -> dict[str, Any]:
-    """Return the settings with which a run was started."""
-    from sde_diffusion import describe
-
-    kept = {k: v for k, v in describe(folder).get("training", {}).items() if v is not None}
-    path = folder / _train_file.FILE
-    return kept | (_train_file.read(path, command) if path.exists() else {})
+    _common.show(result, ended(result), as_json=options["as_json"])
 
 
 def _run(
@@ -113,8 +90,8 @@ def _run(
         processes=processes,
     )
     if processes.leads:
-        _write_settings(folder, options)
-    found = _follow(cast("Generator[Progress]", run), config, folder, processes)
+        write_settings(folder, options, command)
+    found = follow(cast("Generator[Progress]", run), config, folder, processes)
     return found | {
         "checkpoint": str(folder / "model.safetensors"),
         "steps": config.steps,
@@ -122,13 +99,6 @@ def _run(
         "parameters": sum(p.numel() for p in model.parameters()),
         "device": str(where),
     }
-
-
-def _write_settings(folder: Path, options: dict[str, Any]) -> None:
-    text = _train_file.text(options, command)
-    then = "pass --resume" if options["resume"] else "start again"
-    with writing("train", folder, "no step was taken", then):
-        write_atomically(folder / _train_file.FILE, lambda f: f.write_text(text, encoding="utf-8"))
 
 
 def _data(options: dict[str, Any], config: TrainingConfig) -> tuple[Dataset, Dataset | None]:
@@ -196,36 +166,6 @@ def _monitors(held_out: Dataset, config: TrainingConfig) -> list[Monitor]:
 
 def _default_folder(data: str, sde: str) -> Path:
     return Path("runs") / f"{Path(data).stem}-{sde.replace(':', '-')}"
-
-
-def _check_folder(folder: Path, *, resume: bool) -> None:
-    """Refuse, in the words of the command line, a folder that does not go with --resume.
-
-    Errors: FileExistsError for a folder in which another run is, or an earlier one without
-    --resume; FileNotFoundError for --resume in one without.
-    """
-    from sde_diffusion.parallel.lock import RunLock
-
-    RunLock("train", folder).check()
-    exists = (folder / "state.pt").exists()
-    if resume and not exists:
-        error = wrong_value(
-            "--resume",
-            "out",
-            "be the folder of a run",
-            str(folder),
-            "leave out --resume to start one",
-        )
-        raise FileNotFoundError(str(error))
-    if exists and not resume:
-        error = wrong_value(
-            "--out",
-            "out",
-            "be a folder without a run",
-            str(folder),
-            "pass --resume to go on with it, or another --out",
-        )
-        raise FileExistsError(str(error))
 
 
 def _model(options: dict[str, Any], dataset: Dataset) -> ScoreModel:
@@ -309,80 +249,3 @@ def _unused(dataset: Dataset, model: ScoreModel) -> list[str]:
     if not unused:
         return []
     return [f"{name}: its {' and '.join(unused)} are not learned; --conditional learns them"]
-
-
-def _follow(
-    run: Generator[Progress], config: TrainingConfig, folder: Path, processes: Processes
-) -> dict[str, Any]:
-    """Take every step of the run and return where it ended, with a running mean of the loss.
-
-    Ctrl-C ends it too, once the step is done and saved.
-    """
-    from sde_diffusion import describe
-
-    step = 0
-    mean = math.nan
-    seconds = 0.0
-    drawn = time.monotonic()
-    shown = _common.progress(config.steps, "step", leads=processes.leads)
-    with shown as bar, closing(run):
-        for item in run:
-            step = item.step
-            seconds = item.seconds
-            mean = item.loss if math.isnan(mean) else 0.98 * mean + 0.02 * item.loss
-            bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
-            bar.update(step - bar.n)
-            if processes.interrupted:
-                break
-            due = step % config.checkpoint_every == 0 and time.monotonic() - drawn > _DRAWING
-            if due and processes.leads:
-                _draw_curves(folder)
-                drawn = time.monotonic()
-    lines = _draw_curves(folder) if processes.leads else []
-    best = [line["best"] for line in lines if "best" in line][-1:]
-    return {
-        "step": step or describe(folder)["step"],
-        "loss": mean,
-        "seconds": seconds,
-        "best": best[0] if best else None,
-    }
-
-
-def _draw_curves(folder: Path) -> list[dict[str, Any]]:
-    """Draw the metrics of the run, and return them."""
-    from sde_diffusion.pictures.runs import curves_picture
-    from sde_diffusion.training.folder import read_metrics
-
-    lines = read_metrics(folder / "metrics.jsonl")
-    if lines:
-        with writing("train", folder, "the last checkpoint is whole", "pass --resume"):
-            curves_picture(lines, folder / "curves.png")
-    return lines
-
-
-def _lines(result: dict[str, Any]) -> list[str]:
-    best = result["best"]
-    folder = Path(result["checkpoint"]).parent
-    stopped = result["step"] < result["steps"]
-    if math.isnan(result["loss"]):
-        more = "--patience" if stopped else "--steps"
-        return [
-            f"{result['checkpoint']} is complete at step {result['step']}; "
-            f"pass a larger {more} to go on"
-        ]
-    lines = [
-        f"step {result['step']}: loss {result['loss']:.4f}, {result['parameters']:,} parameters, "
-        f"{result['seconds']:.1f} s"
-    ]
-    if best is not None:
-        lines.append(
-            f"best bound {best['bits_per_dim']:.4f} bits/dim at step {best['step']}, "
-            f"kept as {folder / 'best.safetensors'}"
-        )
-    if stopped:
-        lines.append(f"stopped early: {best['since']} evaluations without a better one")
-    return [
-        *lines,
-        f"wrote {result['checkpoint']}",
-        f"next: sde-diffusion sample --model {folder}",
-    ]

@@ -11,6 +11,7 @@ import pytest
 
 SCRIPTS = (
     "dit",
+    "few_steps",
     "grids",
     "kernels",
     "likelihood",

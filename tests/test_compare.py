@@ -15,16 +15,21 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from test_few_steps import FlowOfGaussian
 from torch import Tensor
 
 from sde_diffusion import (
+    MLP,
     VESDE,
     VPSDE,
     DataSpec,
+    FewStepModel,
+    FewSteps,
     Gaussian,
     GaussianMixture,
     LinearSDE,
     Noise,
+    Renoised,
     ReverseSDE,
     load_data,
     quadratic,
@@ -39,6 +44,7 @@ from sde_diffusion.diagnostics.comparison import (
     THE_FLOW,
     Comparison,
     Problem,
+    Student,
     compare,
     flow_samples,
 )
@@ -237,6 +243,44 @@ def test_the_exact_sampler_reaches_the_noise_floor_and_a_wrong_one_does_not() ->
     assert spread.mmd.mean > spread.mmd.half_width
     assert abs(found.floor_mmd.mean) < 0.2 * spread.mmd.mean
     assert abs(exact.mmd.mean) < 0.2 * spread.mmd.mean
+
+
+def test_students_start_from_the_same_draws_and_an_exact_one_has_no_error() -> None:
+    sde = VPSDE()
+    oracle = Gaussian(torch.zeros(2), 0.25 * torch.eye(2))
+    data = oracle.sample(100, torch.Generator().manual_seed(0))
+    problem = Problem("gaussian", oracle.diffused(sde), data, None, torch.float64)
+    exact, wrong = (
+        FewStepModel(FlowOfGaussian(sde, 0.5, error), sde).eval() for error in (0.0, 0.1)
+    )
+    students = {
+        "exact": Student(exact, FewSteps()),
+        "wrong": Student(wrong, FewSteps(), (1,)),
+        "fresh noise": Student(exact, Renoised(), (1, 2)),
+    }
+    settings: dict[str, Any] = {"reference": RungeKutta4(), "reference_steps": 100}
+    settings["students"] = students
+    found = compare(problem, {"ddim": DDIM()}, [4], **settings, samples=40, replicates=2)
+    rows = {(row.solver, row.steps): row for row in found.rows}
+    for steps in (1, 2, 4):
+        row = rows["exact", steps]
+        assert row.nfe == steps
+        assert row.error is not None
+        assert row.error.mean < 2e-6
+    one = rows["wrong", 1].error
+    assert one is not None
+    assert one.mean == pytest.approx(0.1, rel=0.2)  # q v is off by .1 x, x of unit variance
+    assert rows["fresh noise", 2].error is None
+    first = rows["fresh noise", 1].error
+    assert first is not None
+    assert first.mean < 2e-6
+    for name, student, words in (
+        ("ddim", exact, "students must have names of their own, got ddim"),
+        ("other", FewStepModel(MLP(2), VESDE()).eval(), "student other must be of the SDE VPSDE"),
+    ):
+        settings["students"] = {name: Student(student, FewSteps())}
+        with pytest.raises(ValueError, match=words):
+            compare(problem, {"ddim": DDIM()}, [4], **settings, samples=40)
 
 
 def test_without_data_the_flow_itself_is_the_reference_from_noise_of_its_own() -> None:

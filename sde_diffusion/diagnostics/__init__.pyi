@@ -6,6 +6,7 @@ from sde_diffusion.diagnostics.comparison import (
     Kept as Kept,
     OnSolve as OnSolve,
     Problem as Problem,
+    Student as Student,
     compare as compare,
     flow_samples as flow_samples,
 )

@@ -77,6 +77,22 @@ class Problem:
 
 
 @final
+@dataclass(frozen=True, eq=False)
+class Student:
+    """A model that takes its own steps, compared with the solvers of the problem's model.
+
+    Arguments:
+        model: the student, of the SDE and the units of the problem's model.
+        solver: its steps, `FewSteps` or `Renoised`.
+        steps: how many of them, a row each.
+    """
+
+    model: ScoreLike
+    solver: Solver[Any]
+    steps: Sequence[int] = (1, 2, 4)
+
+
+@final
 @dataclass(frozen=True)
 class ComparisonRow:
     """One solver with one number of steps; every interval is over the replicates.
@@ -210,6 +226,7 @@ def compare(
     seed: int = 0,
     progress: OnSolve | None = None,
     kept: Kept | None = None,
+    students: Mapping[str, Student] | None = None,
 ) -> Comparison:
     """Return errors, distances to data, counted evaluations and times of ``solvers``.
 
@@ -233,6 +250,7 @@ def compare(
         seed: of the prior draws, the solvers' noise and the splits of the data.
         progress: called after every solve.
         kept: rows of a comparison that was stopped, which are not computed again; None for none.
+        students: by names of their own, with rows for their own numbers of steps; None for none.
 
     Errors: ValueError for budgets below one step, fewer than 2 replicates or too little data; a
     solver that diverges gets a row that says so.
@@ -240,11 +258,14 @@ def compare(
     _check(problem, solvers, budgets, samples, replicates)
     positive_integer("compare", "reference_steps", reference_steps, least=2)
     sde = problem.model.linear_sde()
-    plans = [
-        (name, steps)
+    plans: list[tuple[str, Solver[Any], int | None]] = [
+        (name, solver, steps)
         for name, solver in solvers.items()
         for steps in plan(name, solver, sde, problem.rule(solver), budgets)
     ]
+    pupils = {} if students is None else dict(students)
+    _check_students(problem, solvers, pupils)
+    plans += [(name, one.solver, steps) for name, one in pupils.items() for steps in one.steps]
     report = _silent if progress is None else progress
     shape = (samples * replicates, *problem.data.shape[1:])
     flow, half = (
@@ -259,15 +280,15 @@ def compare(
         for i, x in enumerate(torch.split(flow.x, samples))
     ]
     rows = list[ComparisonRow]()
-    for name, steps in plans:
+    for name, solver, steps in plans:
         row = None if kept is None else kept.find(name, steps)
         if row is None:
-            row = _row(problem, name, solvers[name], steps, parts, seed)
+            row = _row(problem, name, solver, steps, parts, seed, pupils.get(name))
             if kept is not None:
                 kept.keep(row)
         rows.append(row)
         report(1 + len(rows), 1 + len(plans))
-    order = list(solvers)
+    order = [*solvers, *pupils]
     rows.sort(key=lambda row: (row.nfe, order.index(row.solver)))
     return Comparison(
         problem.name,
@@ -305,6 +326,19 @@ def _check(
     if len(problem.data) < 2 * samples:
         rule = f"hold at least {2 * samples} rows, twice the samples"
         raise wrong_value("compare", "data", rule, len(problem.data), "ask for fewer samples")
+
+
+def _check_students(
+    problem: Problem, solvers: Mapping[str, Solver[Any]], students: Mapping[str, Student]
+) -> None:
+    for name, student in students.items():
+        if name in solvers:
+            remedy = "name the student otherwise"
+            raise wrong_value("compare", "students", "have names of their own", name, remedy)
+        if student.model.sde != problem.model.sde:
+            rule = f"be of the SDE {problem.model.sde}"
+            remedy = "compare it with the model that taught it"
+            raise wrong_value("compare", f"student {name}", rule, student.model.sde, remedy)
 
 
 def flow_samples(
@@ -375,13 +409,19 @@ def _row(
     steps: int | None,
     parts: Sequence[_Replicate],
     seed: int,
+    student: Student | None = None,
 ) -> ComparisonRow:
     grid = problem.rule(solver)(1 if steps is None else steps)
+    model = problem.model
+    if student is not None:
+        double = problem.dtype == torch.float64
+        model = student.model.in_double() if double else student.model
+        grid = times_of(grid)  # its last step is its own
     starts = parts[0].flow
     shape = (len(starts) * len(parts), *starts.shape[1:])
     paid = cost(solver, problem.model.linear_sde(), grid)
     try:
-        solution = _solve(problem.model, solver, grid, shape, seed, problem.dtype)
+        solution = _solve(model, solver, grid, shape, seed, problem.dtype)
     except FloatingPointError as error:
         return ComparisonRow(name, steps, paid.nfe, None, failure=str(error))
     pairs = list(zip(torch.split(solution.x, len(starts)), parts, strict=True))

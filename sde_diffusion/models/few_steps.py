@@ -106,7 +106,8 @@ class FewStepModel(LearnedScore):
             "solver",
             "take its steps, since it is no score",
             "one that asks for the score",
-            "sample it with FewSteps(), or Renoised() for a consistency model",
+            "sample it with FewSteps(), --solver few-steps, or of a consistency model with "
+            "Renoised(), --solver renoised",
         )
 
     def _around(self, network: nn.Module) -> FewStepModel:
