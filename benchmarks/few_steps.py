@@ -207,7 +207,8 @@ def compared(name: str, only: tuple[str, ...], steps: int, number: int) -> list[
             rows.append({"method": method, "steps": count, "seconds": seconds, **found})
             line.append(cells(found))
         shown.append((method, *line, f"{seconds:.0f}"))
-        print(f"{name}: {method}, {seconds:.0f} s", file=sys.stderr, flush=True)
+        said = "; ".join(line)
+        print(f"{name}: {method}, {seconds:.0f} s: {said}", file=sys.stderr, flush=True)
     header = ["RMS (median)  KL", *(f"steps: {n}" for n in STEPS), "CPU s"]
     table(f"{name}, {shop.dimension} dimensions, {steps} steps of {BATCH}", header, shown)
     return rows

@@ -22,8 +22,10 @@ from sde_diffusion import (
     Renoised,
     UNet,
     equal_angles,
+    first_fold,
     load,
     sample,
+    sampler_log_prob,
     save_model,
 )
 from sde_diffusion.sde import LinearSDE
@@ -208,3 +210,26 @@ def test_grids_of_half_the_steps_are_within() -> None:
         assert torch.allclose(fine[::2], coarse, rtol=1e-9, atol=0)
         angle = torch.atan(sde.sigma(fine) / sde.alpha(fine))
         assert torch.allclose(angle.diff(), (angle[-1] - angle[0]) / 4, rtol=1e-6, atol=0)
+
+
+def test_the_density_of_an_exact_student_is_the_gaussians_and_a_fold_is_refused() -> None:
+    sde = VPSDE()
+    model = FewStepModel(FlowOfGaussian(sde, 0.5), sde).eval()
+    z = states(16).double()
+    first, last = (
+        (sde.alpha(t) ** 2 / 4 + sde.sigma(t) ** 2).sqrt()
+        for t in (scalar(sde.horizon), scalar(sde.cutoff))
+    )
+    for steps in (1, 2):
+        grid = equal_angles(sde, steps)
+        found = sampler_log_prob(z, ProbabilityFlow(sde, model), FewSteps(), grid)
+        volume = -2 * torch.log(last / first)
+        assert torch.allclose(found.terms["volume"], volume.expand(16), rtol=0, atol=1e-9)
+        assert torch.allclose(found.x, last / first * z, rtol=0, atol=1e-9)
+        assert found.nfe == steps
+    # v of the wrong size turns x over in one dimension: det < 0 for an odd number of them.
+    wrong = FewStepModel(FlowOfGaussian(sde, 0.5, error=2.0), sde).eval()
+    flow, grid = ProbabilityFlow(sde, wrong), equal_angles(sde, 1)
+    assert bool((first_fold(z[:, :1], flow, FewSteps(), grid) == 1).all())
+    with pytest.raises(ValueError, match="got 16 of 16 samples where it folds"):
+        sampler_log_prob(z[:, :1], flow, FewSteps(), grid)

@@ -22,6 +22,7 @@ from click.testing import CliRunner
 from sde_diffusion.cli.main import main
 
 TINY = "train --steps 1 --batch-size 4 --width 8 --device cpu --out new"
+PUPIL = "distil --steps 1 --batch-size 4 --method progressive --device cpu --out new --teacher"
 DRAW = "sample -n 2 --steps 2 --device cpu"
 EVALUATE = "likelihood --limit 2 --bound elbo --times 4 --device cpu"
 RESTORE = "restore --limit 1 --draws 1 --steps 1 --device cpu"
@@ -140,6 +141,13 @@ ROWS = [
     (f"{TINY} --sde no", "pass for example --sde vp", "--sde no", "--sde vp"),
     (f"{TINY} --resume", "leave out --resume to start one", "--resume", ""),
     (f"{TINY} --device tpu", "pass --device auto", "--device tpu", "--device auto"),
+    ("distil --out new", "pass for example --teacher digits", "distil", f"{PUPIL} digits"),
+    (
+        f"{PUPIL} own_remedies:telling",
+        "pass --data with its training data",
+        "own_remedies:telling",
+        "own_remedies:telling --data points.npy",
+    ),
     (f"{DRAW} --guidance 1", "add for example --class 7", "--guidance", "--class 7 --guidance"),
     (f"{DRAW} --class 77", "pass for example --class 9", "--class 77", "--class 9"),
     (

@@ -133,7 +133,10 @@ class FlowMapRegression(StudentObjective):
     def check_few_steps(self, model: FewStepModel) -> None:
         if model.classes:
             rule = "have no classes for pairs without labels"
-            remedy = "train it by ProgressiveDistillation(teacher, steps), or build classes=None"
+            remedy = (
+                "train it by ProgressiveDistillation(teacher, steps), --method progressive, or "
+                "build classes=None"
+            )
             raise wrong_value("train", "model", rule, f"{model.classes} classes", remedy)
 
     def draw(self, sde: LinearSDE, n: int, generator: torch.Generator) -> Drawn:  # noqa: ARG002
