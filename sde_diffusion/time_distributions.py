@@ -67,8 +67,8 @@ class AngleTimes(TimeDistribution):
     def time(self, sde: LinearSDE, u: Tensor, t_min: float) -> Tensor:
         first, last = _angles(sde, t_min)
         phi = torch.lerp(first, last, u)
-        inside = sde.time(-phi.tan().log())
-        return inside.clamp(t_min, sde.horizon)
+        inside: Tensor = sde.time(-phi.tan().log()).clamp(t_min, sde.horizon)
+        return inside
 
     def density(self, sde: LinearSDE, t: Tensor, t_min: float) -> Tensor:
         first, last = _angles(sde, t_min)

@@ -18,6 +18,10 @@ from sde_diffusion.diagnostics.convergence import (
     OrderMeasurement as OrderMeasurement,
     declared as declared,
 )
+from sde_diffusion.diagnostics.coverage import (
+    Coverage as Coverage,
+    precision_recall as precision_recall,
+)
 from sde_diffusion.diagnostics.doubling import Rule as Rule
 from sde_diffusion.diagnostics.metrics import (
     Interval as Interval,

@@ -151,8 +151,7 @@ class FlowMapRegression(StudentObjective):
         path, step = batch.t.unbind(1)
         ends = torch.tensor(self.steps)[step]
         x, target = (self.paths.x[path, places] for places in ends.unbind(1))
-        like_data = {"device": batch.x0.device, "dtype": batch.x0.dtype}
-        return step_loss(model, x.to(**like_data), self.paths.t[ends], target.to(**like_data))
+        return step_loss(model, x.to(batch.x0), self.paths.t[ends], target.to(batch.x0))
 
 
 @final
