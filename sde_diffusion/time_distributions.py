@@ -74,7 +74,8 @@ class AngleTimes(TimeDistribution):
         first, last = _angles(sde, t_min)
         alpha, sigma = sde.alpha(t), sde.sigma(t)
         slope = 0.5 * (sde.g(t) / sigma) ** 2 * alpha * sigma / (alpha**2 + sigma**2)
-        return slope / (last - first)
+        found: Tensor = slope / (last - first)
+        return found
 
 
 def _angles(sde: LinearSDE, t_min: float) -> Tensor:
