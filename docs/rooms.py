@@ -37,6 +37,7 @@ ROOMS: Final = (
     {"integration": "the loop that runs a solver along a grid"},
     {"checkpoints": "saving and loading, without executing anything"},
     {"foreign": "models of other programs: their weights and conventions"},
+    {"latents": "autoencoders, and models of their latents"},
     {"models": "what answers at (x, t): learned, exact, guided, thresholded"},
     {"nouns": "SDEs, scores, dynamics, solvers, noise, grids"},
     {

@@ -51,6 +51,15 @@ from sde_diffusion.grids import (
     uniform as uniform,
 )
 from sde_diffusion.integration import Solution as Solution, integrate as integrate
+from sde_diffusion.latents.convolutional import (
+    ConvolutionalAutoencoder as ConvolutionalAutoencoder,
+)
+from sde_diffusion.latents.encoder_decoder import (
+    EncoderDecoder as EncoderDecoder,
+    GaussianAutoencoder as GaussianAutoencoder,
+)
+from sde_diffusion.latents.latent_model import LatentModel as LatentModel
+from sde_diffusion.latents.linear import LinearAutoencoder as LinearAutoencoder
 from sde_diffusion.lattices import (
     lattice as lattice,
     leading as leading,
@@ -85,6 +94,10 @@ from sde_diffusion.likelihood.flow_variables import Angle as Angle, LogSNR as Lo
 from sde_diffusion.likelihood.hidden_parts import (
     HiddenPartsBound as HiddenPartsBound,
     hidden_parts_bound as hidden_parts_bound,
+)
+from sde_diffusion.likelihood.latent_bound import (
+    LatentLogLikelihood as LatentLogLikelihood,
+    latent_log_prob as latent_log_prob,
 )
 from sde_diffusion.likelihood.learned_dequantization import (
     Variational as Variational,

@@ -35,6 +35,7 @@ class Purpose(IntEnum):
     RESAMPLING = 0x5A3B1E
     POSTERIOR_RESAMPLING = 40
     MEASUREMENT = 41  # the noise of a measurement
+    LATENTS = 60  # draws of z given x
 
 
 @unique

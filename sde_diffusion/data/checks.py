@@ -66,6 +66,17 @@ def check_dequantized(what: str, x: Tensor, spec: DataSpec) -> None:
             )
 
 
+def check_levels(what: str, model_spec: DataSpec | None, levels: int | None) -> None:
+    """Refuse grey levels for a model whose states are real numbers, such as latents.
+
+    Errors: ValueError.
+    """
+    if levels is not None and model_spec is not None and model_spec.levels is None:
+        rule = f"be left out for {model_spec.name}, which are real numbers"
+        remedy = "drop it; of a LatentModel call latent_log_prob(x, model, log_p, levels=256)"
+        raise wrong_value(what, "levels", rule, levels, remedy)
+
+
 def check_fits(model_spec: DataSpec | None, spec: DataSpec) -> None:
     """Refuse data of another shape, levels, scaling or rate than the model was trained on.
 

@@ -17,6 +17,7 @@ from sde_diffusion._shown import shown
 from sde_diffusion._tensors import flat_sum
 from sde_diffusion.coefficients import Levels
 from sde_diffusion.counting import CountedScore
+from sde_diffusion.data.checks import check_levels
 from sde_diffusion.ddpm.chain import Chain
 from sde_diffusion.ddpm.variances import (
     ForwardVariance,
@@ -198,6 +199,7 @@ def vlb(
     check_seed("vlb", seed)
     if variance is not None:
         an_object("vlb", "variance", variance, Variance, "pass for example PosteriorVariance()")
+    check_levels("vlb", model.data, levels)
     decoder = check_decoder("vlb", x, decoder, levels)
     sde = model.linear_sde()
     chain = Chain(sde, grid)

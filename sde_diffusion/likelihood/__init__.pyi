@@ -33,6 +33,10 @@ from sde_diffusion.likelihood.hidden_parts import (
     HiddenPartsBound as HiddenPartsBound,
     hidden_parts_bound as hidden_parts_bound,
 )
+from sde_diffusion.likelihood.latent_bound import (
+    LatentLogLikelihood as LatentLogLikelihood,
+    latent_log_prob as latent_log_prob,
+)
 from sde_diffusion.likelihood.learned_dequantization import (
     Variational as Variational,
     fit_dequantizer as fit_dequantizer,

@@ -26,6 +26,7 @@ from sde_diffusion._shown import shown
 from sde_diffusion._tensors import check_state, flat_sum
 from sde_diffusion.coefficients import Coefficients, Level
 from sde_diffusion.counting import Counter
+from sde_diffusion.data.checks import check_levels
 from sde_diffusion.likelihood.decoders import Decoder
 from sde_diffusion.likelihood.estimates import (
     Control,
@@ -127,6 +128,7 @@ def elbo(
     True
     """
     check_model("elbo", x, model)
+    check_levels("elbo", model.data, levels)
     decoder = check_decoder("elbo", x, decoder, levels)
     check_draws("elbo", draws)
     check_seed("elbo", seed)

@@ -21,7 +21,7 @@ from sde_diffusion._check import a_function, an_object, positive_integer, wrong_
 from sde_diffusion._progress import way
 from sde_diffusion._shown import shown
 from sde_diffusion._tensors import check_state
-from sde_diffusion.data.checks import check_dequantized
+from sde_diffusion.data.checks import check_dequantized, check_levels
 from sde_diffusion.data.spec import DataSpec
 from sde_diffusion.dynamics import ODE, ProbabilityFlow, check_flow
 from sde_diffusion.grids import check_grid, check_rising
@@ -195,6 +195,7 @@ def log_prob(
     _check_parts(flow, solver)
     if levels is not None:
         positive_integer("log_prob", "levels", levels, least=2)
+        check_levels("log_prob", flow.score.data, levels)
         check_dequantized("log_prob", x, DataSpec("x", tuple(x.shape[1:]), levels))
     grid = whole_way("log_prob", flow, solver) if grid is None else grid
     check_grid(grid, flow.horizon)
