@@ -4,7 +4,9 @@ from sde_diffusion.brownian import BrownianPath as BrownianPath
 from sde_diffusion.checkpoints.checkpoint import (
     describe as describe,
     load as load,
+    load_autoencoder as load_autoencoder,
     load_direct as load_direct,
+    load_latent as load_latent,
     save_model as save_model,
 )
 from sde_diffusion.data.dataset import Dataset as Dataset, load_data as load_data

@@ -25,10 +25,15 @@ from sde_diffusion import (
     LogLikelihood,
     ProbabilityFlow,
     ScoreModel,
+    UNet,
     elbo,
     latent_log_prob,
+    load,
+    load_autoencoder,
+    load_latent,
     log_prob,
     sample,
+    save_model,
 )
 from sde_diffusion.likelihood import Exact
 from sde_diffusion.noise import PerSampleNoise
@@ -288,3 +293,81 @@ def test_what_does_not_fit_is_refused_by_name():
     free = LatentModel(GaussianAutoencoder(network), FunctionScore(lambda x, _: -x, VPSDE()))
     with pytest.raises(ValueError, match="evaluation mode"):
         latent_log_prob(torch.zeros(1, 1, 8, 8), free, by_flow(free))
+
+
+# --- files ---
+
+
+def small_latent_model() -> LatentModel:
+    network = ConvolutionalAutoencoder((1, 8, 8), latent=2, width=8, multipliers=(1, 1), seed=3)
+    network.shift.fill_(0.5)
+    autoencoder = GaussianAutoencoder(network, DataSpec("digits", (1, 8, 8), 17))
+    shape = DataSpec("digits", (2, 4, 4), None)
+    score = ScoreModel(UNet(2, 8, (1,), 1, (), seed=1), VPSDE(), "v", data=shape)
+    torch.nn.init.normal_(score.network.head.weight, generator=generator())
+    return LatentModel(autoencoder, score).eval()
+
+
+def test_a_latent_model_is_one_file_with_both_parts(tmp_path):
+    model = small_latent_model()
+    save_model(tmp_path / "m.safetensors", model)
+    z = torch.randn(2, 2, 4, 4, generator=generator())
+    t = torch.tensor(0.5, dtype=torch.float64)
+    for loaded in (load(tmp_path / "m.safetensors"), load_latent(tmp_path / "m.safetensors")):
+        assert isinstance(loaded, LatentModel)
+        assert torch.equal(loaded(z, t), model(z, t))
+        assert torch.equal(loaded.decode(z), model.decode(z))
+        assert (loaded.data, loaded.observed) == (model.data, model.observed)
+        assert not loaded.in_training()
+    autoencoder = load_autoencoder(tmp_path / "m.safetensors")
+    assert torch.equal(autoencoder.decode(z), model.decode(z))
+
+
+def test_autoencoders_are_files_alone(tmp_path):
+    model = small_latent_model()
+    save_model(tmp_path / "a.safetensors", model.autoencoder)
+    z = torch.randn(2, 2, 4, 4, generator=generator())
+    assert torch.equal(load_autoencoder(tmp_path / "a.safetensors").decode(z), model.decode(z))
+    matrix = normals(4, 4) + 3 * torch.eye(4, dtype=torch.float64)
+    linear = LinearAutoencoder(matrix, normals(4), event=(1, 2, 2), latent=(4,))
+    save_model(tmp_path / "l.safetensors", linear)
+    x = normals(3, 1, 2, 2)
+    loaded = load_autoencoder(tmp_path / "l.safetensors")
+    assert torch.equal(loaded.encode(x), linear.encode(x))
+    assert torch.equal(loaded.decode(linear.encode(x)), linear.decode(linear.encode(x)))
+
+
+def test_files_of_another_kind_say_what_to_call(tmp_path):
+    model = small_latent_model()
+    save_model(tmp_path / "a.safetensors", model.autoencoder)
+    save_model(tmp_path / "s.safetensors", model.model)
+    with pytest.raises(ValueError, match=r"call load_autoencoder\(path\)"):
+        load(tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match=r"must hold a LatentModel, got a ScoreModel"):
+        load_latent(tmp_path / "s.safetensors")
+    with pytest.raises(ValueError, match="must hold an autoencoder, got a ScoreModel"):
+        load_autoencoder(tmp_path / "s.safetensors")
+    save_model(tmp_path / "own.safetensors", GaussianAutoencoder(Linear(2, 1.0, 0.5, 1.0, 0.5)))
+    with pytest.raises(ValueError, match=r"call load_autoencoder\(path, autoencoder=...\)"):
+        load_autoencoder(tmp_path / "own.safetensors")
+    own = Linear(2, 1.0, 0.5, 1.0, 0.5)
+    loaded = load_autoencoder(tmp_path / "own.safetensors", autoencoder=own)
+    assert torch.equal(loaded.encode(torch.ones(1, 2)), torch.ones(1, 2))
+    exact = Gaussian(torch.zeros(4), torch.eye(4)).diffused(VPSDE())
+    with pytest.raises(TypeError, match="save_model: model must be a ScoreModel"):
+        save_model(tmp_path / "o.safetensors", LatentModel(LinearAutoencoder(torch.eye(4)), exact))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"autoencoder": None}, "autoencoder must be an object"),
+        ({"autoencoder": {"class": "Pickle"}}, "autoencoder.class must be one of"),
+        ({"score": "Pickle"}, "score must be one of"),
+    ],
+)
+def test_a_configuration_that_builds_nothing_is_refused(tmp_path, change, message):
+    path = tmp_path / "m.safetensors"
+    save_model(path, small_latent_model(), change)
+    with pytest.raises(ValueError, match=message):
+        load(path)

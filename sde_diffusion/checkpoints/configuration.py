@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sde_diffusion._check import one_of, shown, wrong_type, wrong_value
 from sde_diffusion.checkpoints.fingerprint import description
@@ -25,7 +25,7 @@ from sde_diffusion.nets._layers import shapes_alone
 from sde_diffusion.schedules import CosineBeta, DiscreteBeta, LinearBeta
 from sde_diffusion.sde import EDMSDE, VESDE, VPSDE, RectifiedFlow, SubVPSDE
 
-NETWORKS: Final = {c.__name__: c for c in (MLP, UNet, DiT)}
+NETWORKS: Final[Mapping[str, Any]] = {c.__name__: c for c in (MLP, UNet, DiT)}
 _SDES: Final[Mapping[str, type]] = {
     c.__name__: c
     for c in (VPSDE, SubVPSDE, VESDE, EDMSDE, RectifiedFlow, CriticallyDampedLangevin)
@@ -83,13 +83,16 @@ def sde_of(description: Any) -> Any:  # noqa: ANN401  (JSON in, a class of the t
     return _SETTINGS[name](**arguments)
 
 
-def network_of(description: Mapping[str, Any]) -> nn.Module:
-    """Return the network of a description that `check` has seen, on the meta device."""
+def network_of(description: Mapping[str, Any], known: Mapping[str, Any] = NETWORKS) -> Any:  # noqa: ANN401
+    """Return the network of a description that `check` has seen, on the meta device.
+
+    ``known`` are the classes that are built, by name.
+    """
     name = description["class"]
-    if name not in NETWORKS:
+    if name not in known:
         raise OwnClassError("network", name)
     with shapes_alone():
-        return NETWORKS[name](**description["config"])
+        return known[name](**description["config"])
 
 
 def check(found: Mapping[str, Any], shapes: Shapes) -> None:
@@ -104,9 +107,7 @@ def check(found: Mapping[str, Any], shapes: Shapes) -> None:
     for name in ("network", "sde", "prediction", "data"):
         if name not in found:
             raise wrong_value(_WHAT, name, "be there", "nothing", _REMEDY)
-    _check_class("network", found["network"])
-    if found["network"]["class"] in NETWORKS:
-        _check_network(found["network"], shapes)
+    check_network(found["network"], shapes)
     _check_settings("sde", found["sde"])
     one_of(_WHAT, "prediction", found["prediction"], PREDICTIONS)
     one_of(_WHAT, "variance", found.get("variance", "fixed"), VARIANCES)
@@ -159,12 +160,27 @@ def check_integer(name: str, value: object, most: int) -> None:
         raise wrong_value(_WHAT, name, f"lie in 0 … {most}", value, _REMEDY)
 
 
-def _check_network(description: Mapping[str, Any], shapes: Shapes) -> None:
-    """Refuse arguments of other types, and sizes for which the file has too few weights."""
+def check_network(
+    description: Any,  # noqa: ANN401  (JSON)
+    shapes: Shapes,
+    classes: Mapping[str, Any] = NETWORKS,
+) -> None:
+    """Refuse arguments of other types, and sizes for which the file has too few weights.
+
+    Those of a class of one's own are not looked at: it is not built from the file.
+
+    Arguments:
+        description: of the network.
+        shapes: those of its tensors in the file, by name.
+        classes: that are built from a file, by name.
+    """
+    _check_class("network", description)
+    if description["class"] not in classes:
+        return
     config = description.get("config")
     if not isinstance(config, dict):
         raise wrong_type(_WHAT, "network.config", "be an object", config, _REMEDY)
-    known = inspect.signature(NETWORKS[description["class"]]).parameters
+    known = inspect.signature(classes[description["class"]]).parameters
     most = sum(map(math.prod, shapes.values()))
     for key, value in config.items():
         one_of(_WHAT, "an argument of network.config", key, known)

@@ -122,19 +122,26 @@ def _check_sum(part: str, path: Path, saved: str | None, found: str) -> None:
         raise wrong_value("load", f"{part} of {path}", rule, found, _COPY)
 
 
-def fill(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+def parts_of(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with the prefix, by the rest of their names."""
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def fill(network: nn.Module, tensors: Mapping[str, Tensor], path: Path, prefix: str = "") -> None:
     """Read the weights of a file into the network, in the precision in which they were saved.
 
     Arguments:
         network: on a device, or on "meta", from where it comes to the CPU.
         tensors: what `read` returned.
         path: the file.
+        prefix: of the names of the network's weights there, where others stand beside them.
 
     Errors: ValueError for weights of other names, shapes or kinds of numbers, or that are damaged;
     the network then stays as it is.
     """
+    tensors = parts_of(tensors, prefix)
     check_weights(network, tensors, path)
-    found = values(path)
+    found = parts_of(values(path), prefix)
     if any(tensor.is_meta for tensor in network.state_dict().values()):
         network.to_empty(device="cpu")
     for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
