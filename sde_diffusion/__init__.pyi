@@ -157,6 +157,10 @@ from sde_diffusion.noise import (
     PerSampleNoise as PerSampleNoise,
     WhiteNoise as WhiteNoise,
 )
+from sde_diffusion.objectives.autoencoding import (
+    AutoencoderBound as AutoencoderBound,
+    autoencoder_loss as autoencoder_loss,
+)
 from sde_diffusion.objectives.base import Objective as Objective
 from sde_diffusion.objectives.denoising import (
     Denoising as Denoising,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Final, NamedTuple
 
 import torch
@@ -69,7 +70,7 @@ class Autoencoder(nn.Module, ABC):
     @property
     def device(self) -> torch.device:
         """Where it computes."""
-        found = next((*self.parameters(), *self.buffers()), None)
+        found = next(iter((*self.parameters(), *self.buffers())), None)
         return torch.device("cpu") if found is None else found.device
 
     def latents(self, dataset: Dataset) -> Dataset:
@@ -88,7 +89,7 @@ class Autoencoder(nn.Module, ABC):
                 for part in torch.split(x, _AT_ONCE)
             ]
         spec = DataSpec(dataset.spec.name, self.latent, None)
-        return Dataset(spec, torch.cat(parts), dataset.labels, dataset.classes)
+        return replace(dataset, spec=spec, values=torch.cat(parts), notes=())
 
     def check_data(self, x: Tensor) -> None:
         """Refuse what is no batch of samples of the shape that it encodes."""

@@ -1,3 +1,7 @@
+from sde_diffusion.objectives.autoencoding import (
+    AutoencoderBound as AutoencoderBound,
+    autoencoder_loss as autoencoder_loss,
+)
 from sde_diffusion.objectives.base import Batch as Batch, Drawn as Drawn, Objective as Objective
 from sde_diffusion.objectives.consistency import (
     Consistency as Consistency,

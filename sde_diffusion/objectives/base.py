@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from sde_diffusion._check import wrong_type, wrong_value
 from sde_diffusion._shown import shown
+from sde_diffusion.latents.encoder_decoder import GaussianAutoencoder
 from sde_diffusion.models.few_steps import FewStepModel
 from sde_diffusion.models.matrix import MatrixScoreModel
-from sde_diffusion.models.score import DirectScore, ScoreModel
+from sde_diffusion.models.score import DirectScore, LearnedScore, ScoreModel
 from sde_diffusion.noise import Noise
 from sde_diffusion.objectives.coupling import Coupling, IndependentCoupling
 from sde_diffusion.objectives.spacings import Spacing
 from sde_diffusion.sde import LinearSDE
 from sde_diffusion.time_distributions import TimeDistribution
+
+Trained: TypeAlias = LearnedScore | GaussianAutoencoder  # what a run trains
 
 
 class Drawn(NamedTuple):
@@ -132,6 +135,19 @@ class Objective(nn.Module, ABC):
             "be one of students for a FewStepModel",
             type(self).__name__,
             "pass for example objective=MeanFlow(DataTrajectory(), model.sde)",
+        )
+
+    def check_autoencoder(self, model: GaussianAutoencoder) -> None:  # noqa: ARG002
+        """Refuse an autoencoder, which has no times.
+
+        Errors: TypeError.
+        """
+        raise wrong_type(
+            "train",
+            "objective",
+            "be AutoencoderBound for a GaussianAutoencoder",
+            type(self).__name__,
+            "pass objective=AutoencoderBound()",
         )
 
     def adopt(self, model: ScoreModel) -> None:

@@ -13,8 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from sde_diffusion._check import positive_number, wrong_value
-from sde_diffusion.checkpoints.checkpoint import save_model
+from sde_diffusion.checkpoints.checkpoint import Saveable, save_model
+from sde_diffusion.latents.autoencoder import Autoencoder
+from sde_diffusion.latents.latent_model import LatentModel
 from sde_diffusion.models.score import LearnedScore
+from sde_diffusion.objectives.base import Trained
 from sde_diffusion.training.config import WIDEST
 
 if TYPE_CHECKING:
@@ -77,15 +80,23 @@ class Averages:
 
     ``half_lives`` are the exponential averages by their half-life in steps; ``powers`` those in
     which step i has a weight proportional to i^γ, by their relative width σ_rel (EDM2).
+
+    Arguments:
+        model: what is trained.
+        config: the settings.
+        around: the autoencoder of whose latents it is the score, saved with it; None for none.
     """
 
-    def __init__(self, model: LearnedScore, config: TrainingConfig) -> None:
+    def __init__(
+        self, model: Trained, config: TrainingConfig, around: Autoencoder | None = None
+    ) -> None:
         self.config = config
+        self.around = around
         self.main = _averaged(model)
         self.half_lives = {half_life: _averaged(model) for half_life in config.ema_half_lives}
         self.powers = {width: _averaged(model) for width in config.ema_widths}
 
-    def update(self, model: LearnedScore, step: int) -> None:
+    def update(self, model: Trained, step: int) -> None:
         """Update the averages by the weights after ``step``."""
         update_average(self.main, model, ema_decay(self.config.ema_decay, step))
         for half_life, average in self.half_lives.items():
@@ -93,16 +104,22 @@ class Averages:
         for width, average in self.powers.items():
             update_average(average, model, (1 - 1 / step) ** (gamma_of(width) + 1))
 
-    def models(self) -> list[LearnedScore]:
+    def models(self) -> list[Trained]:
         """Return all of them, as models."""
         return [average for _, average in self._named()]
+
+    def whole(self, average: Trained) -> Saveable:
+        """Return one of them as it is saved and evaluated."""
+        if self.around is None or not isinstance(average, LearnedScore):
+            return average
+        return LatentModel(self.around, average)
 
     def write(self, folder: Path, extra: dict[str, Any]) -> None:
         """Write each average of a half-life as ``ema-HALFLIFE.safetensors``."""
         for half_life, average in self.half_lives.items():
             save_model(
                 folder / f"ema-{half_life:.15g}.safetensors",
-                average,
+                self.whole(average),
                 extra | {"half_life": half_life},
             )
 
@@ -112,7 +129,7 @@ class Averages:
             (folder / SNAPSHOTS).mkdir(exist_ok=True)
             save_model(
                 folder / SNAPSHOTS / f"{step:08}-{width:.15g}.safetensors",
-                average,
+                self.whole(average),
                 extra | {"width": width},
             )
 
@@ -125,13 +142,13 @@ class Averages:
         for name, average in self._named():
             average.network.load_state_dict(state[name])
 
-    def _named(self) -> Iterator[tuple[str, LearnedScore]]:
+    def _named(self) -> Iterator[tuple[str, Trained]]:
         yield "main", self.main
         yield from ((f"half-life {number!r}", a) for number, a in self.half_lives.items())
         yield from ((f"width {number!r}", a) for number, a in self.powers.items())
 
 
-def _averaged(model: LearnedScore) -> LearnedScore:
+def _averaged(model: Trained) -> Trained:
     """Return a copy of the model to hold the average, in float32 at least.
 
     In bfloat16 an update of the average, (1 − decay) of a difference, would round to 0.

@@ -16,7 +16,7 @@ from sde_diffusion.data.dataset import Dataset
 from sde_diffusion.models.score import LearnedScore
 from sde_diffusion.nets.conditions import nothing
 from sde_diffusion.noise import Noise, PerSampleNoise
-from sde_diffusion.objectives.base import Batch, Drawn, Objective
+from sde_diffusion.objectives.base import Batch, Drawn, Objective, Trained
 
 if TYPE_CHECKING:
     from sde_diffusion.training.config import TrainingConfig
@@ -39,9 +39,11 @@ class Part:
     weight: Tensor
     seed: int
 
-    def conditioned(self, model: LearnedScore) -> LearnedScore:
+    def conditioned(self, model: Trained) -> Trained:
         """Return the model given the labels and other conditions, where there are any."""
-        return model.given(**self.given) if self.given else model
+        if not self.given or not isinstance(model, LearnedScore):
+            return model
+        return model.given(**self.given)
 
     @contextmanager
     def dropout(self) -> Iterator[None]:
@@ -79,7 +81,7 @@ class GlobalBatch:
     def draw(
         cls,
         objective: Objective,
-        model: LearnedScore,
+        model: Trained,
         dataset: Dataset,
         rows: Tensor,
         config: TrainingConfig,
@@ -98,7 +100,8 @@ class GlobalBatch:
         generator = torch.Generator().manual_seed(mix(config.seed, Purpose.BATCH, step))
         dtype = next(model.parameters()).dtype
         x0 = dataset.batch(rows, generator).to(dtype=dtype)
-        sde: Any = model.sde  # of the kind that the distribution of times takes, as was checked
+        # Of the kind that the distribution of times takes, as was checked.
+        sde: Any = model.sde if isinstance(model, LearnedScore) else None
         drawn = objective.draw(sde, len(rows), generator)
         # Drawn in float32 as all noise, so that weights of another dtype see the same batch.
         eps = torch.randn(x0.shape, generator=generator, dtype=torch.float32)
@@ -152,12 +155,12 @@ class _OnDemand(Noise):
 class Together(nn.Module):
     """A model and its objective as one module: what DistributedDataParallel takes."""
 
-    def __init__(self, model: LearnedScore, objective: Objective) -> None:
+    def __init__(self, model: Trained, objective: Objective) -> None:
         super().__init__()
         self.model = model
         self.objective = objective
 
-    def forward(self, model: LearnedScore, batch: Batch) -> Tensor:
+    def forward(self, model: Trained, batch: Batch) -> Tensor:
         """Return the losses of the model, which may be conditioned on labels; (B,)."""
         losses: Tensor = self.objective(model, batch)
         return losses

@@ -15,9 +15,8 @@ import torch
 
 from sde_diffusion._check import Reason, positive_integer, shown, wrong_type, wrong_value
 from sde_diffusion._files import json_object, write_atomically, writing
-from sde_diffusion.checkpoints.checkpoint import save_model
+from sde_diffusion.checkpoints.checkpoint import Saveable, save_model
 from sde_diffusion.checkpoints.fingerprint import IN_USE, fingerprint
-from sde_diffusion.models.score import LearnedScore
 from sde_diffusion.parallel.lock import RunLock
 from sde_diffusion.training.averages import SNAPSHOTS
 from sde_diffusion.training.config import OF_OBJECTIVE, TrainingConfig
@@ -134,7 +133,7 @@ class RunFolder:
         """Leave the folder to other runs."""
         self.lock.close()
 
-    def save(self, state: dict[str, Any], model: LearnedScore, extra: dict[str, Any]) -> None:
+    def save(self, state: dict[str, Any], model: Saveable, extra: dict[str, Any]) -> None:
         """Write the averaged model, then the state, each atomically."""
         with self.writing():
             save_model(self.model, model, extra)

@@ -13,10 +13,14 @@ from typing import Any, final
 
 from sde_diffusion._check import an_object, wrong_type, wrong_value
 from sde_diffusion._progress import bar
-from sde_diffusion.checkpoints.checkpoint import save_model
+from sde_diffusion.checkpoints.checkpoint import Saveable, save_model, score_in
+from sde_diffusion.data.checks import scaled_for
 from sde_diffusion.data.dataset import Dataset
+from sde_diffusion.latents.encoder_decoder import GaussianAutoencoder
+from sde_diffusion.latents.latent_model import LatentModel
 from sde_diffusion.models.score import LearnedScore
-from sde_diffusion.objectives.base import Objective
+from sde_diffusion.objectives.autoencoding import AutoencoderBound
+from sde_diffusion.objectives.base import Objective, Trained
 from sde_diffusion.parallel.processes import Processes
 from sde_diffusion.training.config import TrainingConfig
 from sde_diffusion.training.folder import RunFolder
@@ -35,7 +39,7 @@ from sde_diffusion.training.trainer import Progress, Trainer
 
 
 def train(
-    model: LearnedScore,
+    model: Trained | LatentModel,
     dataset: Dataset,
     config: TrainingConfig,
     *,
@@ -63,15 +67,16 @@ def train(
     and writes.
 
     Arguments:
-        model: what is trained, in place; a `ScoreModel`, a `DirectScore` or a
-            `MatrixScoreModel`.
+        model: what is trained, in place; a `ScoreModel`, a `DirectScore`, a
+            `MatrixScoreModel`, a `GaussianAutoencoder`, or a `LatentModel`, of which the score is
+            trained on the latents of the data and the autoencoder stays as it is.
         dataset: the data, with labels for a network with classes.
         config: the settings.
         out: the folder of the run; without one nothing is written.
         resume: go on with the run in ``out``, rather than start one there.
         objective: what is minimised; the one that the settings name if None. A `DirectScore` takes
             one such as ``Sliced(Paths(…), Stratified(), 0.0)``, a `MatrixScoreModel`
-            ``HybridScoreMatching()``.
+            ``HybridScoreMatching()``; that of an autoencoder is ``AutoencoderBound()`` if None.
         monitors: called with the averaged model every ``evaluate_every`` steps and at the end.
         loggers: told what stands in metrics.jsonl, with a folder or without one.
         processes: the processes of torchrun; this one alone if None.
@@ -88,6 +93,14 @@ def train(
     >>> [progress.step for progress in train(model, data, TrainingConfig(steps=3))]
     [1, 2, 3]
     """
+    _check_kinds(model, dataset, config)
+    around, source = None, dataset
+    if isinstance(model, LatentModel):
+        around = model.autoencoder
+        dataset = model.latents(scaled_for(around.data, dataset))
+        model = score_in(model)
+    if isinstance(model, GaussianAutoencoder) and objective is None:
+        objective = AutoencoderBound()
     _check(model, dataset, config, objective)
     check_monitors(monitors, model)
     check_loggers(loggers)
@@ -106,7 +119,15 @@ def train(
     if resume and out is None:
         raise wrong_value("train", "out", "be given to resume", out, "pass out=the run's folder")
     dataset = data_for(model, dataset, config.scale)
-    run = Trainer(model, dataset, config, objective, processes)
+    run = Trainer(
+        model,
+        dataset,
+        config,
+        objective,
+        processes,
+        around,
+        None if around is None else source,
+    )
     folder = None
     if out is not None and run.leads:
         folder = RunFolder(out, resume=resume, lock=run.processes.lock(Path(out)))
@@ -237,6 +258,9 @@ class _Loop:
     def _record(self) -> dict[str, object]:
         return self.run.configuration | {"step": self.run.step}
 
+    def _whole(self) -> Saveable:
+        return self.run.averages.whole(self.run.averages.main)
+
     def _evaluate(self) -> bool:
         """Return whether the run is to stop; the first process evaluates for all."""
         run = self.run
@@ -246,7 +270,7 @@ class _Loop:
             return False
         path = None if folder is None else folder.path
         with nullcontext() if folder is None else folder.writing():
-            found = observe(self.monitors, run.averages.main, run.step, path, config.seed)
+            found = observe(self.monitors, self._whole(), run.step, path, config.seed)
         if config.patience and BOUND not in found:
             raise wrong_value(
                 "train",
@@ -260,7 +284,7 @@ class _Loop:
         self._tell({"step": run.step, "evaluation": found} | best)
         if folder is not None and better:
             with folder.writing():
-                save_model(folder.best, run.averages.main, self._record())
+                save_model(folder.best, self._whole(), self._record())
         return out_of_patience(run.notes, config.patience)
 
     def save(self) -> None:
@@ -273,10 +297,8 @@ class _Loop:
             self.saved = self.run.step
 
 
-def _check(
-    model: LearnedScore, dataset: Dataset, config: TrainingConfig, objective: Objective | None
-) -> None:
-    if not isinstance(model, LearnedScore):
+def _check_kinds(model: object, dataset: object, config: object) -> None:
+    if not isinstance(model, (LearnedScore, GaussianAutoencoder, LatentModel)):
         raise wrong_type(
             "train",
             "model",
@@ -293,6 +315,11 @@ def _check(
                 type(value).__name__,
                 f"pass {name}={kind.__name__}(...)",
             )
+
+
+def _check(
+    model: Trained, dataset: Dataset, config: TrainingConfig, objective: Objective | None
+) -> None:
     if objective is not None:
         remedy = "pass TrainingConfig(objective='vlb') for one by its name"
         an_object("train", "objective", objective, Objective, remedy)
@@ -303,7 +330,7 @@ def _check(
     if len(dataset) == 0:
         raise wrong_value("train", "dataset", "have rows", 0, "check the source of the data")
     t_min = config.t_min if objective is None else objective.t_min
-    if t_min >= model.sde.horizon:
+    if isinstance(model, LearnedScore) and t_min >= model.sde.horizon:
         rule = f"be below the SDE's horizon {model.sde.horizon}"
         raise wrong_value("train", "t_min", rule, t_min, "pass t_min=1e-5")
     if model.classes and dataset.labels is None:

@@ -20,10 +20,11 @@ from sde_diffusion._shown import shown
 from sde_diffusion._tensors import flat_sum
 from sde_diffusion.data.checks import scaled_for
 from sde_diffusion.data.dataset import Dataset
+from sde_diffusion.data.spec import DataSpec
 from sde_diffusion.likelihood.continuous_bound import elbo
 from sde_diffusion.likelihood.decoders import Decoder, GaussianDecoder, LevelDecoder
 from sde_diffusion.likelihood.estimates import check_draws
-from sde_diffusion.models.score import LearnedScore, ScoreModel
+from sde_diffusion.models.score import ScoreModel
 from sde_diffusion.noise import PerSampleNoise
 from sde_diffusion.pictures.samples import sample_picture
 from sde_diffusion.training.folder import SAMPLES
@@ -192,7 +193,8 @@ class SamplePicture:
     """A picture of samples as ``samples/STEP.png`` in the run's folder.
 
     ``draw`` returns samples of a model, from a seed of its own: for example
-    ``lambda model: sample(model, AngularAdams(), (64, 1, 8, 8), steps=10, seed=0).x``.
+    ``lambda model: sample(model, AngularAdams(), (64, 1, 8, 8), steps=10, seed=0).x``. It is
+    drawn as the model's data, or as ``data``: those that samples of latents are decoded to.
 
     >>> SamplePicture(lambda model: model.sde)(model=None, step=10, folder=None)  # nowhere to draw
     {}
@@ -200,20 +202,21 @@ class SamplePicture:
 
     __repr__ = shown
 
-    def __init__(self, draw: Callable[[Any], Tensor]) -> None:
+    def __init__(self, draw: Callable[[Any], Tensor], data: DataSpec | None = None) -> None:
         self.draw = draw
+        self.data = data
 
-    def __call__(self, model: LearnedScore, step: int, folder: Path | None) -> Mapping[str, Any]:
+    def __call__(self, model: Any, step: int, folder: Path | None) -> Mapping[str, Any]:  # noqa: ANN401
         """Return the picture's name below the folder; without a folder nothing is drawn."""
         if folder is None:
             return {}
         path = folder / SAMPLES / f"{step:08}.png"
         path.parent.mkdir(exist_ok=True)
-        sample_picture(self.draw(model), path, model.data)
+        sample_picture(self.draw(model), path, model.data if self.data is None else self.data)
         return {"picture": f"{path.parent.name}/{path.name}"}
 
 
-def check_monitors(monitors: Sequence[Monitor], model: LearnedScore) -> None:
+def check_monitors(monitors: Sequence[Monitor], model: object) -> None:
     """Refuse monitors of eps for a model that has none."""
     for monitor in monitors:
         of_eps = isinstance(monitor, LossByLevel | HeldOutBound)
@@ -228,7 +231,7 @@ def check_monitors(monitors: Sequence[Monitor], model: LearnedScore) -> None:
 
 
 def observe(
-    monitors: Sequence[Monitor], model: LearnedScore, step: int, folder: Path | None, seed: int
+    monitors: Sequence[Monitor], model: object, step: int, folder: Path | None, seed: int
 ) -> dict[str, Any]:
     """Return the values of all monitors; where two have the same name, the later one's.
 

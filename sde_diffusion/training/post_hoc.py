@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from sde_diffusion._check import positive_integer, positive_number, wrong_value
-from sde_diffusion.checkpoints.checkpoint import describe, load
-from sde_diffusion.checkpoints.reading import check_weights, read, values
+from sde_diffusion.checkpoints.autoencoders import SCORE
+from sde_diffusion.checkpoints.checkpoint import describe, load, score_in
+from sde_diffusion.checkpoints.reading import check_weights, parts_of, read, values
+from sde_diffusion.latents.latent_model import LatentModel
 from sde_diffusion.models.score import ScoreModel
 from sde_diffusion.sde import LinearSDE
 from sde_diffusion.training.averages import SNAPSHOTS, gamma_of
@@ -116,19 +118,23 @@ def reconstruct_average(
             f"{width}, made to {found.error:.0%}",
             "choose one nearer to these",
         )
-    model = load(paths[-1], network=network, sde=sde)
+    found_model: Any = load(paths[-1], network=network, sde=sde)
+    latent = isinstance(found_model, LatentModel)
+    model = score_in(found_model) if latent else found_model
+    prefix = SCORE if latent else ""
     total = {
         name: torch.zeros_like(value, dtype=torch.float64)
         for name, value in model.network.named_parameters()
     }
     for path, c in zip(paths, found.coefficients, strict=True):
-        check_weights(model.network, read(path)[1], path)
-        weights = values(path)
+        check_weights(model.network, parts_of(read(path)[1], prefix), path)
+        weights = parts_of(values(path), prefix)
         for name, value in total.items():
             value.add_(weights[name].double(), alpha=float(c))
     for name, parameter in model.network.named_parameters():
         parameter.copy_(total[name])
-    return model
+    made: ScoreModel = found_model
+    return made
 
 
 def _profile(path: Path) -> Profile:

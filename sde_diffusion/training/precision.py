@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sde_diffusion._check import Reason, wrong_value
-from sde_diffusion.models.score import LearnedScore
+from sde_diffusion.objectives.base import Trained
 
 if TYPE_CHECKING:
     from sde_diffusion.training.config import TrainingConfig
@@ -50,7 +50,7 @@ def adamw(parameters: Iterable[Tensor], config: TrainingConfig) -> torch.optim.A
     )
 
 
-def prepare(model: LearnedScore, config: TrainingConfig) -> None:
+def prepare(model: Trained, config: TrainingConfig) -> None:
     """Lay out and compile the model's network as the settings say, in place.
 
     Errors: ValueError for half precision of weights that are not float32, or where nothing can be

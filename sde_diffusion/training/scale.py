@@ -12,8 +12,9 @@ from sde_diffusion.data.dataset import Dataset
 from sde_diffusion.data.scaling import Affine
 from sde_diffusion.data.spec import DataSpec
 from sde_diffusion.models.score import LearnedScore
+from sde_diffusion.objectives.base import Trained
 from sde_diffusion.priors import check_prior, meets_prior
-from sde_diffusion.sde import SDE
+from sde_diffusion.sde import SDE, VPSDE
 from sde_diffusion.training.config import range_of
 
 _UNCHANGED: Final = ("auto", "none")
@@ -52,21 +53,23 @@ def scaled(dataset: Dataset, scale: str, sde: SDE) -> Dataset:
     return found
 
 
-def data_for(model: LearnedScore, dataset: Dataset, scale: str) -> Dataset:
+def data_for(model: Trained, dataset: Dataset, scale: str) -> Dataset:
     """Return the data as the model is to see them: in its own scaling, where it has one.
 
     Errors: those of `scaled`; ValueError for data of another shape, levels or scaling than the
     model's.
     """
+    # Data that the prior of VP covers have the scale that an autoencoder takes too.
+    sde = model.sde if isinstance(model, LearnedScore) else VPSDE()
     if model.data is None:
-        return scaled(dataset, scale, model.sde)
+        return scaled(dataset, scale, sde)
     found = scaled_for(model.data, dataset)
-    if scale not in _UNCHANGED and not _alike(scaled(dataset, scale, model.sde).spec, found.spec):
+    if scale not in _UNCHANGED and not _alike(scaled(dataset, scale, sde).spec, found.spec):
         rule = f"give the model's scaling {model.data.scaling}"
         remedy = "leave it out, to take the model's"
         raise wrong_value("train", "scale", rule, repr(scale), remedy)
     remedy = "train a new model, with scale='standardize', --scale standardize"
-    check_prior("train", "dataset", model.sde, found, remedy)
+    check_prior("train", "dataset", sde, found, remedy)
     return found
 
 

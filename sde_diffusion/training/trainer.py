@@ -20,15 +20,24 @@ from torch import Tensor, distributed as dist, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sde_diffusion._check import Reason, diverged, wrong_value
+from sde_diffusion.checkpoints.autoencoders import tensors_of
 from sde_diffusion.checkpoints.checkpoint import configuration_of
-from sde_diffusion.checkpoints.fingerprint import description, network_settings, steady
+from sde_diffusion.checkpoints.fingerprint import (
+    description,
+    fingerprint,
+    network_settings,
+    steady,
+)
 from sde_diffusion.data.dataset import Dataset
 from sde_diffusion.data.shuffling import batch_rows
 from sde_diffusion.data.spec import DataSpec
+from sde_diffusion.latents.autoencoder import Autoencoder
+from sde_diffusion.latents.encoder_decoder import GaussianAutoencoder
+from sde_diffusion.latents.latent_model import LatentModel
 from sde_diffusion.models.few_steps import FewStepModel
 from sde_diffusion.models.matrix import MatrixScoreModel
 from sde_diffusion.models.score import DirectScore, LearnedScore, ScoreModel
-from sde_diffusion.objectives.base import Objective
+from sde_diffusion.objectives.base import Objective, Trained
 from sde_diffusion.parallel.processes import Processes
 from sde_diffusion.training.averages import Averages
 from sde_diffusion.training.batch import GlobalBatch, Together
@@ -88,6 +97,8 @@ class Trainer:
         config: the settings.
         objective: what is minimised; the one that the settings name if None.
         processes: the processes that share the run; this one alone if None.
+        around: the autoencoder of whose latents the model is the score; None for none.
+        source: the data whose latents ``dataset`` are; None for the data themselves.
 
     Errors: ValueError where the batch cannot be divided, the objective or the precision does not
     fit the model, or torchrun's processes have not met.
@@ -95,15 +106,18 @@ class Trainer:
 
     def __init__(
         self,
-        model: LearnedScore,
+        model: Trained,
         dataset: Dataset,
         config: TrainingConfig,
         objective: Objective | None = None,
         processes: Processes | None = None,
+        around: Autoencoder | None = None,
+        source: Dataset | None = None,
     ) -> None:
         self.model = model
         self.config = config
-        self.dataset = dataset.for_network(model.classes, model.conditions)
+        self.dataset = _learned(dataset, model)
+        self.told = _learned(dataset if source is None else source, model)
         self.processes = Processes(".") if processes is None else processes
         self._check_processes()
         self.objective = objective_of(config) if objective is None else objective
@@ -115,7 +129,7 @@ class Trainer:
         self._trained = [p for p in both.parameters() if p.requires_grad]
         # All get the first one's weights here, and its buffers before every part.
         self._losses = self.objective if self.processes.world == 1 else _distributed(both)
-        self.averages = Averages(model, config)
+        self.averages = Averages(model, config, around)
         self.optimizer = adamw(self._trained, config)
         self.scaler = scaler_of(config.precision, model.device)
         self.step = 0
@@ -129,8 +143,10 @@ class Trainer:
 
         The model is described as its first step makes it.
         """
-        described = configuration_of(self.model)
-        described |= {"data": self._data().to_json()}
+        whole = self.averages.whole(self.model)
+        described = configuration_of(whole) | {"data": self._data().to_json()}
+        if isinstance(whole, LatentModel):
+            described["autoencoder"]["content"] = fingerprint(tensors_of(whole.autoencoder))
         if isinstance(self.model, ScoreModel):
             described |= {"coupling": self.objective.coupling.name}
         training = dataclasses.asdict(self.config)
@@ -141,7 +157,7 @@ class Trainer:
         described |= {
             "objective": own,
             "training": training,
-            "dataset": _fingerprint(self.dataset),
+            "dataset": _fingerprint(self.told),
         }
         found: dict[str, Any] = json.loads(json.dumps(described))
         return found
@@ -173,6 +189,8 @@ class Trainer:
             self.objective.check_matrix(self.model)
         elif isinstance(self.model, FewStepModel):
             self.objective.check_few_steps(self.model)
+        elif isinstance(self.model, GaussianAutoencoder):
+            self.objective.check_autoencoder(self.model)
 
     def _check_processes(self) -> None:
         world = self.processes.world
@@ -327,6 +345,7 @@ class Trainer:
 
     def save(self, folder: RunFolder) -> None:
         """Write a checkpoint of this step."""
+        self._measure()
         self._drop_what_runs()
         state = {
             "step": self.step,
@@ -340,7 +359,11 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
         }
-        folder.save(state, self.averages.main, self.configuration | {"step": self.step})
+        folder.save(
+            state,
+            self.averages.whole(self.averages.main),
+            self.configuration | {"step": self.step},
+        )
         self.processes.note(self.step)
 
     def _drop_what_runs(self) -> None:
@@ -399,8 +422,15 @@ class Trainer:
                 raise LookupError(number)
         self.optimizer.load_state_dict({"state": moments, "param_groups": own})
 
+    def _measure(self) -> None:
+        """Measure the scale of the latents of an autoencoder, as its average makes them."""
+        main = self.averages.main
+        if isinstance(main, GaussianAutoencoder):
+            main.measure(self.dataset)
+
     def finish(self) -> None:
         """Give the averaged weights to the caller's model."""
+        self._measure()
         self.model.network.load_state_dict(self.averages.main.network.state_dict())
         self.model.eval()
         release(self.model.network)
@@ -418,6 +448,12 @@ def _distributed(both: Together) -> DistributedDataParallel:
 
 def _restrided(stride: Sequence[int], gradient: Tensor) -> Tensor:
     return gradient.contiguous().as_strided(gradient.shape, stride)
+
+
+def _learned(dataset: Dataset, model: Trained) -> Dataset:
+    """Return the data set with what the model takes of its conditions, and nothing else."""
+    names = model.conditions if isinstance(model, LearnedScore) else ()
+    return dataset.for_network(model.classes, names)
 
 
 def _fingerprint(dataset: Dataset) -> dict[str, Any]:
