@@ -34,12 +34,12 @@ def network_for(
         rule = f"be {' or '.join(known)} for samples of shape {shape}"
         raise wrong_value("--network", "kind", rule, kind, f"pass --network kind={known[0]}")
     if kind == "mlp":
-        _check_arguments(MLP, settings, others)
+        check_arguments(MLP, settings, others)
         return MLP(shape[0], **settings | others)
     if kind == "dit":
-        _check_arguments(DiT, settings, others)
+        check_arguments(DiT, settings, others)
         return DiT(**dit_for(shape) | settings | others)
-    _check_arguments(UNet, settings, others)
+    check_arguments(UNet, settings, others)
     names = ("multipliers", "strides")
     asked = {name: others[name] for name in names if _numbers(others, name)}
     config = unet_for(shape, **asked) | settings | others
@@ -60,7 +60,7 @@ def _numbers(others: dict[str, Any], name: str) -> bool:
     return isinstance(found, (list, tuple)) and all(type(n) is int for n in found)
 
 
-def _check_arguments(
+def check_arguments(
     kind: type[nn.Module], settings: dict[str, Any], others: dict[str, Any]
 ) -> None:
     """Refuse, by name, what is no argument of the network, or is set by another option."""

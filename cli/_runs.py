@@ -136,7 +136,7 @@ def _draw_curves(folder: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def ended(result: dict[str, Any]) -> list[str]:
+def ended(result: dict[str, Any], following: str) -> list[str]:
     """Return what a run says at its end."""
     best = result["best"]
     folder = Path(result["checkpoint"]).parent
@@ -161,5 +161,5 @@ def ended(result: dict[str, Any]) -> list[str]:
     return [
         *lines,
         f"wrote {result['checkpoint']}",
-        f"next: sde-diffusion sample --model {folder}",
+        f"next: sde-diffusion {following}",
     ]

@@ -75,8 +75,11 @@ MODEL_OPTIONS: Final = (
     "dropout",
     "network",
     "conditional",
+    "autoencoder",
+    "latents",
 )
 _OTHERS: Final[Mapping[str, Sequence[str]]] = {
+    "Objective": ("kl_weight",),
     "Data": ("data", "levels", "limit", "mode", "size", "frames", "layout", "length"),
     "Model": MODEL_OPTIONS,
     "Evaluation": ("held_out",),
@@ -256,12 +259,31 @@ def _other_options() -> list[Callable[[Any], Any]]:
             callback=assignments,
             metavar="NAME=VALUE",
             help="kind=dit for a transformer in place of the U-Net, and any other argument of the "
-            "network, as in blocks=3; repeatable.",
+            "network, or of ConvolutionalAutoencoder, as in blocks=3; repeatable.",
         ),
         click.option(
             "--conditional/--unconditional",
             default=False,
             help="Learn the classes, texts and other conditions of the data too.",
+        ),
+        click.option(
+            "--autoencoder/--no-autoencoder",
+            default=False,
+            help="Train an autoencoder, in whose latents --latents then trains a score.",
+        ),
+        click.option(
+            "--kl-weight",
+            type=float,
+            default=None,
+            metavar="X",
+            help="With --autoencoder: weight of the divergence of latents from N(0, 1); 1, of the "
+            "bound on the likelihood, if not given.",
+        ),
+        click.option(
+            "--latents",
+            default=None,
+            metavar="PATH",
+            help="Train the score of the latents of an autoencoder: its run folder or file.",
         ),
         _common.count_option(
             "--held-out",

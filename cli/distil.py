@@ -137,10 +137,9 @@ def command(ctx: click.Context, /, **_options: Any) -> None:  # noqa: ANN401
         message = f"Interrupted after step {result['step']}, which is saved; go on with --resume."
         raise KeyboardInterrupt(message)
     solver = "renoised" if options["method"] in ("consistency", "continuous") else "few-steps"
-    *lines, _ = ended(result)
     steps = options["student_steps"]
-    lines.append(f"next: sde-diffusion sample --model {folder} --solver {solver} --steps {steps}")
-    _common.show(result, lines, as_json=options["as_json"])
+    following = f"sample --model {folder} --solver {solver} --steps {steps}"
+    _common.show(result, ended(result, following), as_json=options["as_json"])
 
 
 def _default_folder(options: dict[str, Any]) -> Path:

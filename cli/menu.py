@@ -51,6 +51,7 @@ _GRIDS: Final[Mapping[str, Callable[[Any, LinearSDE, int, float, float], Tensor]
 }
 _AUTO: Final = "auto"  # the solver's own
 _RING: Final = "ring"  # ring or ring:SDE, eight Gaussians whose score is known in closed form
+_DECODED: Final = 64  # samples that are decoded together
 _DIFFUSERS: Final = "diffusers"  # diffusers:FOLDER, saved by one of its pipelines
 
 
@@ -320,8 +321,38 @@ def model(name: str | Path, device: torch.device | str = "cpu") -> Any:  # noqa:
     return made.to(device) if isinstance(made, ExactScore) else made
 
 
+def observed(score_model: Any) -> Any:  # noqa: ANN401  (a DataSpec, or None)
+    """Return what the samples of a model are, those that latents are decoded to."""
+    from sde_diffusion.latents.latent_model import LatentModel
+
+    return score_model.observed if isinstance(score_model, LatentModel) else score_model.data
+
+
+def decoded(score_model: Any, x: Tensor) -> Tensor:  # noqa: ANN401
+    """Return the samples of a model from its states: themselves, or what latents stand for."""
+    import torch
+
+    from sde_diffusion.latents.latent_model import LatentModel
+
+    if not isinstance(score_model, LatentModel):
+        return x
+    like = next(score_model.parameters(), x)
+    with torch.no_grad():
+        parts = [
+            score_model.decode(part.to(like.device)).to(x.device)
+            for part in torch.split(x, _DECODED)
+        ]
+    return torch.cat(parts) if parts else x.new_empty(0, *score_model.observed.shape)
+
+
+def sample_shape(score_model: Any) -> tuple[int, ...]:  # noqa: ANN401
+    """Return the shape of a sample of the model, decoded where its states are latents."""
+    spec = observed(score_model)
+    return event_shape(score_model) if spec is None else tuple(spec.shape)
+
+
 def event_shape(score_model: Any) -> tuple[int, ...]:  # noqa: ANN401
-    """Return the shape of one sample of the model.
+    """Return the shape of one state of the model: a sample, or the latents of one.
 
     Errors: ValueError for a model that does not tell.
     """

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import click
 
 from sde_diffusion._check import wrong_value
-from sde_diffusion.cli import _common, menu
+from sde_diffusion.cli import _common, _train_latents, menu
 from sde_diffusion.cli._runs import ended, follow, settings_of, write_settings
 from sde_diffusion.cli._train_options import MODEL_OPTIONS, TrainCommand, train_options
 
@@ -30,6 +30,8 @@ Examples:
   sde-diffusion train --out runs/digits --steps 4000 --resume
   sde-diffusion train --config runs/digits/config.toml --seed 1 --out runs/other
   sde-diffusion train --steps 20000 --evaluate-every 1000 --patience 5 --out runs/long
+  sde-diffusion train --autoencoder --kl-weight 1e-3 --out runs/autoencoder
+  sde-diffusion train --latents runs/autoencoder --out runs/latent
   torchrun --nproc-per-node 2 -m sde_diffusion.cli train --out runs/digits
 """
 _HELD_OUT: Final = 1000
@@ -58,33 +60,36 @@ def command(ctx: click.Context, /, **_options: Any) -> None:  # noqa: ANN401
     if processes.interrupted and result["step"] < result["steps"]:
         message = f"Interrupted after step {result['step']}, which is saved; go on with --resume."
         raise KeyboardInterrupt(message)
-    _common.show(result, ended(result), as_json=options["as_json"])
+    verb = "train --latents" if options["autoencoder"] else "sample --model"
+    _common.show(result, ended(result, f"{verb} {folder}"), as_json=options["as_json"])
 
 
 def _run(
     options: dict[str, Any], given: set[str], folder: Path, processes: Processes
 ) -> dict[str, Any]:
-    from sde_diffusion import TensorBoard, TrainingConfig, load, train
+    from sde_diffusion import TensorBoard, TrainingConfig, train
 
     where = _common.resolve_device(options["device"])
+    _train_latents.check_latent_options(options)
     loggers = [] if options["log"] is None else [TensorBoard(folder / options["log"])]
     config = TrainingConfig(**{f.name: options[f.name] for f in fields(TrainingConfig)})
     dataset, held_out = _data(options, config)
     if options["resume"] and not set(MODEL_OPTIONS) & given:
-        model = load(folder)
+        model = _train_latents.load_run(folder, options)
     else:
         model = _model(options, dataset)
         if processes.leads:
             _tell_scale(dataset, model)
     if processes.leads:
         _common.tell([*dataset.notes, *_unused(dataset, model)])
-    monitors = [] if held_out is None else _monitors(held_out, config)
+    monitors = [] if held_out is None else _monitors(model, held_out, config)
     run = train(
         model.to(where),
         dataset,
         config,
         out=folder,
         resume=options["resume"],
+        objective=_train_latents.objective_for(options),
         monitors=monitors,
         loggers=loggers,
         processes=processes,
@@ -136,11 +141,20 @@ def _data(options: dict[str, Any], config: TrainingConfig) -> tuple[Dataset, Dat
     return dataset, load_data(data, "test", _HELD_OUT, **how)
 
 
-def _monitors(held_out: Dataset, config: TrainingConfig) -> list[Monitor]:
-    """Return the loss by level, the bound, and a picture of samples."""
+def _monitors(model: Any, held_out: Dataset, config: TrainingConfig) -> list[Monitor]:  # noqa: ANN401
+    """Return the loss by level, the bound, and a picture of samples.
+
+    Of an autoencoder it is a picture alone, of samples each beside its reconstruction.
+    """
+    from sde_diffusion.latents.encoder_decoder import GaussianAutoencoder
+    from sde_diffusion.latents.latent_model import LatentModel
     from sde_diffusion.training.monitors import HeldOutBound, LossByLevel, SamplePicture
 
+    if isinstance(model, GaussianAutoencoder):
+        return [SamplePicture(_train_latents.reconstructed(held_out))]
+    held_out = _train_latents.in_latents(model, held_out)
     shape = tuple(held_out.spec.shape)
+    observed = model.observed if isinstance(model, LatentModel) else None
     t_min = config.t_min
     monitors: list[Monitor] = []
     if config.coupling == "independent":  # else eps is no score
@@ -154,13 +168,17 @@ def _monitors(held_out: Dataset, config: TrainingConfig) -> list[Monitor]:
             "drop --patience",
         )
 
-    def draw(trained: ScoreModel) -> Tensor:
+    def draw(trained: ScoreModel | LatentModel) -> Tensor:
+        import torch
+
         from sde_diffusion import sample
         from sde_diffusion.solvers import AngularAdams
 
-        return sample(trained, AngularAdams(), (64, *shape), steps=12, seed=0).x
+        x = sample(trained, AngularAdams(), (64, *shape), steps=12, seed=0).x
+        with torch.no_grad():
+            return trained.decode(x) if isinstance(trained, LatentModel) else x
 
-    monitors.append(SamplePicture(draw))
+    monitors.append(SamplePicture(draw, observed))
     return monitors
 
 
@@ -168,8 +186,21 @@ def _default_folder(data: str, sde: str) -> Path:
     return Path("runs") / f"{Path(data).stem}-{sde.replace(':', '-')}"
 
 
-def _model(options: dict[str, Any], dataset: Dataset) -> ScoreModel:
-    """Return a fresh model for the data."""
+def _model(options: dict[str, Any], dataset: Dataset) -> Any:  # noqa: ANN401
+    """Return a fresh model for the data, an autoencoder of them, or a model of their latents."""
+    if options["autoencoder"]:
+        return _train_latents.autoencoder_for(options, dataset)
+    given = _conditions(options, dataset)
+    if options["latents"] is None:
+        return _score(options, dataset, given)
+    known = {"classes": given["classes"]}  # of what is known of samples, latents have labels
+    return _train_latents.latent_model_for(
+        options, dataset, lambda latents: _score(options, latents, known)
+    )
+
+
+def _score(options: dict[str, Any], dataset: Dataset, given: dict[str, int | None]) -> ScoreModel:
+    """Return a fresh score of the data, whose network takes what is given of each sample."""
     from sde_diffusion import ScoreModel
     from sde_diffusion.cli._network import network_for
     from sde_diffusion.training.scale import scaled, spread
@@ -181,7 +212,7 @@ def _model(options: dict[str, Any], dataset: Dataset) -> ScoreModel:
     variance = options["variance"] or ("learned" if options["objective"] == "hybrid" else "fixed")
     settings = {
         "dropout": options["dropout"],
-        **_conditions(options, dataset),
+        **given,
         "seed": options["seed"],
     }
     if options["width"] is not None:
@@ -203,9 +234,9 @@ def _model(options: dict[str, Any], dataset: Dataset) -> ScoreModel:
     )
 
 
-def _tell_scale(dataset: Dataset, model: ScoreModel) -> None:
+def _tell_scale(dataset: Dataset, model: Any) -> None:  # noqa: ANN401
     """Say on standard error, in one line, where the data are scaled."""
-    seen = model.data
+    seen = menu.observed(model)
     if seen is None or seen.scaling == dataset.spec.scaling:
         return
     low, high = seen.scaling.forward(dataset.values[:0].new_tensor([0.0, 1.0])).tolist()
@@ -239,11 +270,14 @@ def _conditions(options: dict[str, Any], dataset: Dataset) -> dict[str, int | No
     return {"classes": classes} | {n: held[n].shape[axes[n]] for n in axes if n in held}
 
 
-def _unused(dataset: Dataset, model: ScoreModel) -> list[str]:
+def _unused(dataset: Dataset, model: Any) -> list[str]:  # noqa: ANN401
     """Return a line that says so where classes or conditions are not learned."""
+    from sde_diffusion.models.score import LearnedScore
+
     name = dataset.spec.name
     plural = {"text": "texts", "vector": "vectors", "image": "images", "context": "tokens"}
-    unused = [plural[key] for key in dataset.conditions if key not in model.conditions]
+    known = model.conditions if isinstance(model, LearnedScore) else ()
+    unused = [plural[key] for key in dataset.conditions if key not in known]
     if not model.classes and dataset.classes is not None:
         unused = [f"{len(dataset.classes)} classes", *unused]
     if not unused:
