@@ -28,7 +28,7 @@ def read_for(name: str, model: Any, reading: Mapping[str, Any]) -> Dataset:  # n
     from sde_diffusion.data.readers import kind_of
     from sde_diffusion.parallel.ranks import place
 
-    event = menu.event_shape(model)
+    event = menu.sample_shape(model)
     how = {**reading, "split": reading["split"] or held_out_split(name)}
     if how.get("length") is None and len(event) == 2 and kind_of(Path(name)) == "sounds":
         how["length"] = event[1]
@@ -52,10 +52,12 @@ def scaled_like(model: Any, dataset: Dataset) -> Dataset:  # noqa: ANN401
     Errors: ValueError for data of other levels, or on another scale than the prior covers.
     """
     from sde_diffusion.data.checks import scaled_for
+    from sde_diffusion.latents.latent_model import LatentModel
     from sde_diffusion.priors import check_units
 
-    found = scaled_for(model.data, dataset)
-    check_units("--data", "data", model.sde, found)
+    found = scaled_for(menu.observed(model), dataset)
+    if not isinstance(model, LatentModel):  # whose prior is to cover the latents
+        check_units("--data", "data", model.sde, found)
     return found
 
 
@@ -68,7 +70,7 @@ def data_of_model(name: str, model: Any, reading: Mapping[str, Any]) -> Dataset:
         reading: how files are read, as `read_for` takes it.
     """
     dataset = read_for(name, model, reading)
-    known = model.data
+    known = menu.observed(model)
     # The levels that a file was read with are a guess.
     if known is not None and known.levels and dataset.spec.levels and name != "digits":
         dataset = replace(dataset, spec=replace(dataset.spec, levels=known.levels))

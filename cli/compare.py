@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -275,19 +275,20 @@ def _in_units_of_first(tasks: Sequence[_Task]) -> list[_Task]:
     Errors: ValueError for models of data of other shapes.
     """
     first = tasks[0].problem
-    data = first.model.data
+    data = menu.observed(first.model)
     found = [tasks[0]]
     for task in tasks[1:]:
-        own = task.problem.model.data
+        own = menu.observed(task.problem.model)
         problem = replace(task.problem, data=first.data)
         if data is not None and own is not None and own.scaling != data.scaling:
-            problem = replace(problem, units=partial(_rescaled, own, data))
+            problem = replace(problem, units=partial(_rescaled, own, data, problem.in_units))
         found.append(replace(task, problem=problem))
     return found
 
 
-def _rescaled(own: DataSpec, to: DataSpec, x: Tensor) -> Tensor:
-    """Return values in one scaling in another."""
+def _rescaled(own: DataSpec, to: DataSpec, made: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Return what is made of x, in one scaling, in another."""
+    x = made(x)
     from_levels = 1 if own.levels is None else own.levels
     to_levels = 1 if to.levels is None else to.levels
     return to.scaling.forward(own.scaling.inverse(x, from_levels), to_levels)
@@ -341,6 +342,7 @@ def _task(
 
     from sde_diffusion.diagnostics.comparison import Problem
     from sde_diffusion.grids import Denoised
+    from sde_diffusion.latents.latent_model import LatentModel
     from sde_diffusion.models.exact import ExactScore
     from sde_diffusion.solvers import AdamsBashforth, RungeKutta4
 
@@ -368,6 +370,8 @@ def _task(
         rule,
         torch.float64 if oracle else torch.float32,
         Denoised if denoise else None,
+        units=partial(menu.decoded, model) if isinstance(model, LatentModel) else None,
+        event=event,
     )
     reference = RungeKutta4() if oracle else AdamsBashforth(order=4)
     return _Task(problem, count, reference, reference_steps or steps)
@@ -387,10 +391,11 @@ def _held_out(
 
     from sde_diffusion.cli._held_out import data_of_model
 
-    own = None if model.data is None else model.data.name
+    known = menu.observed(model)
+    own = None if known is None else known.name
     name = own if data is None else data
     if name is None or (data is None and name != "digits" and not Path(name).exists()):
-        return torch.empty(0, *menu.event_shape(model))
+        return torch.empty(0, *menu.sample_shape(model))
     return data_of_model(name, model, reading).dequantized(generator)
 
 
@@ -417,8 +422,9 @@ def _compare(
 
         if not len(problem.data):
             times = problem.rule(task.reference)(steps)
-            shape = (_HELD_OUT * task.samples, *problem.data.shape[1:])
-            data = flow_samples(problem.model, task.reference, times, shape, seed)
+            shape = (_HELD_OUT * task.samples, *problem.state)
+            found = flow_samples(problem.model, task.reference, times, shape, seed)
+            data = problem.in_units(found)
             problem = replace(problem, data=data, against=THE_FLOW)
         settings = (task.samples, replicates, seed, steps, repr(task.reference))
         made = {name: repr(solver) for name, solver in solvers.items()}

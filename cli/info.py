@@ -114,8 +114,13 @@ def _built(name: str, described: Mapping[str, Any]) -> tuple[Any, Any]:
 
     A network of a class of the user's own cannot, and need not be; nor can a model of such an SDE.
     """
+    from sde_diffusion.checkpoints.autoencoders import NAMES
+    from sde_diffusion.checkpoints.checkpoint import load_autoencoder
     from sde_diffusion.checkpoints.configuration import network_of
 
+    if described.get("class") in NAMES:
+        made = load_autoencoder(name)
+        return made, None
     if "." in described["network"]["class"]:
         return None, None
     if "." in described["sde"]["class"]:
@@ -147,6 +152,8 @@ def _lines(name: str, configuration: dict[str, Any]) -> list[str]:
     """Return one line for every part of the configuration, largest first."""
     lines = [name]
     count = configuration.get("parameters")
+    if "sde" not in configuration:
+        return [*lines, *_autoencoder_lines(configuration)]
     network = configuration["network"]
     size = "of your own class" if count is None else f"{count:,} parameters"
     lines.append(f"  network     {network['class']}, {size}")
@@ -158,9 +165,30 @@ def _lines(name: str, configuration: dict[str, Any]) -> list[str]:
     if configuration.get("variance") == "learned":
         lines.append("  variance    learned: the solver ddpm and the bound vlb take it")
     lines.append(f"  data        {_settings(configuration.get('data'))}")
+    if configuration.get("autoencoder") is not None:
+        lines.append("  the data are latents of the autoencoder:")
+        lines += _autoencoder_lines(configuration["autoencoder"])
     for key in ("objective", "training", "dataset", "step", "versions"):
         if configuration.get(key) is not None:
             lines.append(f"  {key:<11} {_settings(configuration[key])}")
+    return [printable(line).rstrip() for line in lines]
+
+
+def _autoencoder_lines(found: Mapping[str, Any]) -> list[str]:
+    """Return the lines of an autoencoder, alone or with a score of its latents."""
+    count = found.get("parameters")
+    size = "" if count is None else f", {count:,} parameters"
+    network = found.get("network", {"class": found["class"]})
+    lines = [
+        f"  autoencoder {network['class']}{size}",
+        f"  settings    {_settings(network.get('config'))}",
+        f"  data        {_settings(found.get('data'))}",
+    ]
+    lines += [
+        f"  {key:<11} {_settings(found[key])}"
+        for key in ("objective", "training", "dataset", "step", "versions")
+        if found.get(key) is not None
+    ]
     return [printable(line).rstrip() for line in lines]
 
 

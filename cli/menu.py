@@ -323,9 +323,9 @@ def model(name: str | Path, device: torch.device | str = "cpu") -> Any:  # noqa:
 
 def observed(score_model: Any) -> Any:  # noqa: ANN401  (a DataSpec, or None)
     """Return what the samples of a model are, those that latents are decoded to."""
-    from sde_diffusion.latents.latent_model import LatentModel
+    from sde_diffusion.latents import latent_model
 
-    return score_model.observed if isinstance(score_model, LatentModel) else score_model.data
+    return latent_model.observed(score_model)
 
 
 def decoded(score_model: Any, x: Tensor) -> Tensor:  # noqa: ANN401

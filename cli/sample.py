@@ -78,12 +78,14 @@ class SamplingJob:
         given = {"text": texts} if texts else {}
         if self.guidance is None:
             return model.given(labels, **given)
+        from sde_diffusion.latents.latent_model import LatentModel
         from sde_diffusion.models.guidance import Guided, guided
 
+        score = model.model if isinstance(model, LatentModel) else model
         if self.negative is None:
-            return guided(model, labels, self.guidance, **given)
-        away = model.given(labels, text=self.negative)
-        return Guided(model.given(labels, **given), away, self.guidance)
+            return guided(score, labels, self.guidance, **given)
+        away = score.given(labels, text=self.negative)
+        return Guided(score.given(labels, **given), away, self.guidance)
 
 
 @click.command(epilog=EXAMPLES)
@@ -155,7 +157,7 @@ def command(
     `number` of each is there too. Real data are in their own
     units. Sample i depends on --seed and i
     alone, not on --batch-size nor on the number of processes; torchrun shares the batches among
-    several.
+    several. Samples of a model of latents are decoded, and their `latents` are written too.
     """
     from sde_diffusion.cli._together import alone_in, device_of
     from sde_diffusion.grids import Denoised, times_of
@@ -450,9 +452,11 @@ def _write(folder: Path, job: SamplingJob, draws: Draws) -> tuple[list[Path], st
     from sde_diffusion.pictures.clips import clip_animation
     from sde_diffusion.pictures.samples import sample_picture
 
-    spec = job.model.data
-    x = draws.x
+    spec = menu.observed(job.model)
+    x = menu.decoded(job.model, draws.x)
     arrays: dict[str, Any] = {"x": x.numpy()}
+    if x is not draws.x:
+        arrays["latents"] = draws.x.numpy()
     if spec is not None and spec.levels is None:
         arrays["x"] = spec.decode(x).numpy()
     elif spec is not None and spec.levels is not None:

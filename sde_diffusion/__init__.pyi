@@ -32,6 +32,9 @@ from sde_diffusion.evaluation.results import Evaluation as Evaluation
 from sde_diffusion.evaluation.run import evaluate as evaluate
 from sde_diffusion.evaluation.settings import EvaluationSettings as EvaluationSettings
 from sde_diffusion.evaluation.tuning import audited as audited, tuned as tuned
+from sde_diffusion.foreign.diffusers_autoencoder import (
+    autoencoder_from_diffusers as autoencoder_from_diffusers,
+)
 from sde_diffusion.foreign.diffusers_folder import from_diffusers as from_diffusers
 from sde_diffusion.foreign.foreign_weights import ForeignWeights as ForeignWeights
 from sde_diffusion.foreign.score_sde import from_score_sde as from_score_sde

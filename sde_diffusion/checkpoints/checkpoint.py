@@ -55,6 +55,7 @@ from sde_diffusion.checkpoints.configuration import (
 from sde_diffusion.checkpoints.fingerprint import network_settings
 from sde_diffusion.checkpoints.reading import FORMAT, content, fill, read
 from sde_diffusion.data.spec import DataSpec
+from sde_diffusion.foreign.diffusers_autoencoder import load_diffusers_autoencoder
 from sde_diffusion.foreign.diffusers_folder import PREFIX, load_diffusers
 from sde_diffusion.latents.autoencoder import Autoencoder
 from sde_diffusion.latents.encoder_decoder import EncoderDecoder
@@ -278,13 +279,16 @@ def load_autoencoder(
     """Return the autoencoder of a checkpoint, in evaluation mode, that of a latent model too.
 
     Arguments:
-        name_or_path: a file, or a run folder of `train`.
+        name_or_path: a file, a run folder of `train`, or "diffusers:FOLDER" for the AutoencoderKL
+            that was saved there, alone or in a pipeline.
         autoencoder: its network, where that is of a class of your own.
         device: where it is to compute.
 
     Errors: those of `load`; ValueError for the file of a score without an autoencoder.
     """
     there = check_device("load_autoencoder", device)
+    if isinstance(name_or_path, str) and name_or_path.startswith(PREFIX):
+        return load_diffusers_autoencoder(name_or_path.removeprefix(PREFIX)).to(there)
     path = _locate(name_or_path)
     configuration, tensors = _described(path)
     found = configuration.get("autoencoder", configuration)

@@ -50,8 +50,9 @@ class Problem:
         dtype: of the states.
         denoise: `Denoised` for a Tweedie step at the end of every solve; None for none.
         against: what the data are, `HELD_OUT` or, for those of `flow_samples`, `THE_FLOW`.
-        units: what makes of the model's samples values in the units of ``data``; None where they
-            are in them.
+        units: what makes of the model's samples values in the units of ``data``, such as what
+            decodes latents; None where they are in them.
+        event: the shape of the model's states; None for that of the data.
     """
 
     name: str
@@ -62,6 +63,12 @@ class Problem:
     denoise: type[Denoised] | None = None
     against: str = HELD_OUT
     units: Callable[[Tensor], Tensor] | None = None
+    event: tuple[int, ...] | None = None
+
+    @property
+    def state(self) -> tuple[int, ...]:
+        """The shape of the model's states."""
+        return tuple(self.data.shape[1:]) if self.event is None else self.event
 
     def in_units(self, x: Tensor) -> Tensor:
         """Return the model's samples in the units of the data."""
@@ -267,7 +274,7 @@ def compare(
     _check_students(problem, solvers, pupils)
     plans += [(name, one.solver, steps) for name, one in pupils.items() for steps in one.steps]
     report = _silent if progress is None else progress
-    shape = (samples * replicates, *problem.data.shape[1:])
+    shape = (samples * replicates, *problem.state)
     flow, half = (
         _solve(
             problem.model, reference, problem.rule(reference)(steps), shape, seed, problem.dtype

@@ -6,24 +6,30 @@ numbers, and in which units, is for `Evaluator` to say.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, final
+from typing import Any, Final, final
 
+import torch
 from torch import Tensor
 
 from sde_diffusion.ddpm.discrete_bound import vlb
 from sde_diffusion.dynamics import ProbabilityFlow
 from sde_diffusion.evaluation.chains import variance_of
 from sde_diffusion.evaluation.settings import EvaluationSettings
+from sde_diffusion.latents.latent_model import LatentModel
 from sde_diffusion.likelihood.continuous_bound import elbo
-from sde_diffusion.likelihood.decoders import BinDecoder, Decoder, LevelDecoder
+from sde_diffusion.likelihood.decoders import BinDecoder, Decoder, GaussianDecoder, LevelDecoder
 from sde_diffusion.likelihood.divergence import Divergence
-from sde_diffusion.likelihood.flow import log_prob
+from sde_diffusion.likelihood.flow import LogLikelihood, log_prob
 from sde_diffusion.likelihood.flow_variables import FlowVariable
+from sde_diffusion.likelihood.latent_bound import latent_log_prob
 from sde_diffusion.scores import ScoreLike
 from sde_diffusion.solver import Solver
+
+_DRAWS: Final = 2  # of the latents of each sample
 
 
 @final
@@ -154,3 +160,35 @@ class DiscreteEvaluation(BoundEvaluation):
 
     def level_decoder(self, centres: Tensor) -> Decoder:
         return BinDecoder(centres) if self.settings.decoder == "bins" else LevelDecoder(centres)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class LatentEvaluation(BoundEvaluation):
+    """The bound of a model of latents, `latent_log_prob`, by another bound of the latents.
+
+    Each sample has two draws of its latents, whose difference is the error, or none where the
+    autoencoder is exact.
+
+    Arguments:
+        model: the model of latents with its autoencoder.
+        inner: the bound of log p(z).
+        seed: of the draws of z.
+    """
+
+    model: LatentModel
+    inner: BoundEvaluation
+    seed: int
+
+    def of(self, x: Tensor, first: int, decoder: Decoder) -> BatchBound:  # noqa: ARG002
+        found = latent_log_prob(
+            x, self.model, self._log_p, draws=_DRAWS, seed=self.seed, first=first
+        )
+        terms = dict(found.terms) | {"tolerance_error": found.tolerance_error}
+        return BatchBound(found.nats, found.standard_error, terms, found.nfe)
+
+    def _log_p(self, z: Tensor, first: int) -> LogLikelihood:
+        found = self.inner.of(z, first, GaussianDecoder())
+        nats, error = found.nats, found.error
+        lost = found.terms.get("tolerance_error", torch.full_like(nats, math.nan))
+        return LogLikelihood(nats, nats, error, lost, found.terms, found.nfe, z)

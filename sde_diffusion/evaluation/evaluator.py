@@ -16,6 +16,7 @@ from sde_diffusion._check import an_object, kind_of, wrong_type, wrong_value
 from sde_diffusion._shown import shown
 from sde_diffusion.data.checks import scaled_for
 from sde_diffusion.data.dataset import Dataset
+from sde_diffusion.data.spec import DataSpec
 from sde_diffusion.dynamics import ProbabilityFlow
 from sde_diffusion.evaluation.bounds import (
     BatchBound,
@@ -23,12 +24,14 @@ from sde_diffusion.evaluation.bounds import (
     ContinuousEvaluation,
     DiscreteEvaluation,
     FlowEvaluation,
+    LatentEvaluation,
 )
 from sde_diffusion.evaluation.chains import chain_times, decided_chain
 from sde_diffusion.evaluation.failures import separated
 from sde_diffusion.evaluation.sample_log import EvaluatedBatch
 from sde_diffusion.evaluation.settings import EvaluationSettings
 from sde_diffusion.grids import check_grid
+from sde_diffusion.latents.latent_model import LatentModel, observed
 from sde_diffusion.likelihood.decoders import GaussianDecoder
 from sde_diffusion.likelihood.dequantization import (
     Dequantizer,
@@ -96,11 +99,12 @@ class Evaluator:
             solver = _with_tolerance(solver, settings.tolerance)
         check_noise("evaluate", model.sde)
         self.model = model
-        self.dataset = scaled_for(model.data, dataset)
+        _check_decoder(model, settings)
+        self.dataset = scaled_for(observed(model), dataset)
         self.solver = solver
         self.t_min = first_time(model, settings.t_min)
         settings = replace(settings, t_min=self.t_min)
-        self.settings = decided_chain(settings, model, dataset.spec)
+        self.settings = decided_chain(settings, model, self._states)
         self.dimension = math.prod(dataset.spec.shape)
         ends = torch.tensor([self.t_min, model.sde.horizon], dtype=torch.float64)
         self.grid = ends if grid is None and solver.adaptive else grid
@@ -176,9 +180,20 @@ class Evaluator:
         spec = self.dataset.spec
         rows = self.dataset.values[indices.start : indices.stop]
         if spec.levels is None or self.settings.dequantization == "none":
-            return self.to_model(spec.encode(rows, 0.5))
+            return self._encoded(spec.encode(rows, 0.5))
         u, _ = next(self.dequantizer().draws(rows, 1, indices.start))
-        return self.to_model(spec.encode(rows, u))
+        return self._encoded(spec.encode(rows, u))
+
+    @property
+    def _states(self) -> DataSpec:
+        """What the score's states are: the data, or real latents of them."""
+        return self.model.data if isinstance(self.model, LatentModel) else self.dataset.spec
+
+    @torch.no_grad()
+    def _encoded(self, x: Tensor) -> Tensor:
+        """Return the score's states of scaled data."""
+        x = self.to_model(x)
+        return self.model.encode(x) if isinstance(self.model, LatentModel) else x
 
     def model_of(self, indices: range) -> ScoreLike:
         """Return the model of these samples, with their conditions where it has some for each."""
@@ -186,10 +201,16 @@ class Evaluator:
 
     def chain(self) -> Tensor:
         """Return the times of the vlb, see `chain_times`."""
-        return chain_times(self.settings, self.model, self.dataset.spec)
+        return chain_times(self.settings, self.model, self._states)
 
     def _evaluation(self, bound: str, model: ScoreLike) -> BoundEvaluation:
         """Return the evaluation of "flow", "elbo" or "vlb" under the model of a batch."""
+        found = self._of_states(bound, model)
+        if not isinstance(model, LatentModel):
+            return found
+        return LatentEvaluation(model, found, self.settings.seed)
+
+    def _of_states(self, bound: str, model: ScoreLike) -> BoundEvaluation:
         if bound == "flow":
             variable = VARIABLES[self.settings.variable]
             return FlowEvaluation(model, self.solver, self.grid, variable, self.divergence)
@@ -274,6 +295,14 @@ def _check(model: object, dataset: object, solver: object, settings: object) -> 
     check_solver("evaluate", solver)
     remedy = "pass for example EvaluationSettings(probes=4)"
     an_object("evaluate", "settings", settings, EvaluationSettings, remedy)
+
+
+def _check_decoder(model: ScoreLike, settings: EvaluationSettings) -> None:
+    """Refuse the levels themselves for latents, whose decoder is a density."""
+    if isinstance(model, LatentModel) and settings.dequantization == "none":
+        rule = "be uniform or truncated-normal for a model of latents, whose decoder is a density"
+        remedy = "pass dequantization='uniform'"
+        raise wrong_value("evaluate", "dequantization", rule, "'none'", remedy)
 
 
 def _with_tolerance(solver: Any, tolerance: float) -> Any:  # noqa: ANN401  (a solver)

@@ -15,6 +15,7 @@ from sde_diffusion.dynamics import ProbabilityFlow
 from sde_diffusion.evaluation.auditing import audit
 from sde_diffusion.evaluation.evaluator import VARIABLES, Evaluator
 from sde_diffusion.evaluation.ledger import Ledger, Line
+from sde_diffusion.latents.latent_model import LatentModel
 from sde_diffusion.likelihood.dequantization import DiscreteLogLikelihood, discrete_log_prob
 from sde_diffusion.likelihood.flow import log_prob
 from sde_diffusion.models.exact import fit_gaussian
@@ -38,6 +39,12 @@ def audited(evaluator: Evaluator, rows: int = 4) -> Ledger:
     Errors: those of `audit`; ValueError for settings without the flow.
     """
     positive_integer("audited", "rows", rows)
+    if isinstance(evaluator.model, LatentModel):
+        rule = "be a score of the data, for which the ledger has a line for every error"
+        remedy = (
+            "audit that of its latents: Evaluator(model.model, model.latents(dataset), solver)"
+        )
+        raise wrong_value("audited", "model", rule, "a LatentModel", remedy)
     if "flow" not in evaluator.settings.bounds:
         bounds = ", ".join(evaluator.settings.bounds)
         raise wrong_value(

@@ -142,3 +142,8 @@ class LatentModel(nn.Module, AroundScore):
             remedy = "pass model.encode(x), or for its likelihood latent_log_prob(x, model, log_p)"
         rule = f"be latents of shape {latent}"
         raise wrong_value("LatentModel", "x", rule, tuple(x.shape[1:]), remedy)
+
+
+def observed(score: ScoreLike) -> DataSpec | None:
+    """Return what the samples of a score are, those that latents are decoded to."""
+    return score.observed if isinstance(score, LatentModel) else score.data
