@@ -11,7 +11,7 @@ from sde_diffusion.cli import menu
 from sde_diffusion.cli._solvers import exported
 
 _REMEDY: Final = re.compile(r"; (pass(?: for example)?) (\w+)=(\([^)]*\)|'[^']*'|\S+)$")
-_NETWORKS: Final = ("UNet", "DiT", "MLP")
+_NETWORKS: Final = ("UNet", "DiT", "MLP", "ConvolutionalAutoencoder")
 
 
 def as_typed(message: str, command: click.Command | None) -> str:

@@ -14,6 +14,7 @@ SCRIPTS = (
     "few_steps",
     "grids",
     "kernels",
+    "latents",
     "likelihood",
     "noise",
     "objectives",

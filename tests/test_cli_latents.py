@@ -110,7 +110,7 @@ def test_likelihoods_are_those_of_the_data(runs: Path, tmp_path: Path):
             parts = [found[f"{bound}_{term}"] for term in ("latent", "decoder", "encoder")]
             volume = found[f"{bound}_volume"]
             assert np.allclose(found[f"{bound}_nats"], sum(parts) + volume), bound
-            assert (found[f"{bound}_standard_error"] > 0).all()
+            assert (found[f"{bound}_nats_error"] > 0).all()
 
 
 def test_the_evaluator_of_a_linear_autoencoder_is_that_of_the_gaussian_it_makes():

@@ -64,6 +64,14 @@ SMALLER: Mapping[str, Mapping[str, str]] = {
         "-n 16 --out told": "-n 2 --steps 2 --out told",
         "-n 16 --out away": "-n 2 --steps 2 --out away",
     },
+    "docs/latents.md": {
+        "--steps 800 --batch-size 64": "--steps 4 --batch-size 16",
+        "--width 32 --steps 1200 --batch-size 64": "--width 8 --steps 2 --batch-size 8",
+        "-n 40": "-n 10 --steps 3",
+        "--solver angular-adams --nfe 20": "--solver angular-adams --nfe 5 --samples 4 "
+        "--reference-steps 4 --replicates 2",
+        "--limit 100 --tolerance 1e-3": "--limit 1 --tolerance 1",
+    },
     "docs/training.md": {
         "--evaluate-every 1000 --patience 5 --steps 50000": "--evaluate-every 1 --patience 5 "
         "--steps 1 --batch-size 8 --width 8 --warmup 1",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import final
 
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from sde_diffusion.data.dataset import Dataset
 from sde_diffusion.data.spec import DataSpec
 from sde_diffusion.latents.autoencoder import Autoencoder
 from sde_diffusion.models.score import LearnedScore
+from sde_diffusion.nets.conditions import Condition
 from sde_diffusion.scores import AroundScore, ScoreLike
 
 
@@ -99,13 +101,18 @@ class LatentModel(nn.Module, AroundScore):
         score = self.model.rows(index)
         return self if score is self.model else LatentModel(self.autoencoder, score)
 
-    def given(self, labels: Tensor | int) -> LatentModel:
-        """Return the model conditioned on class labels, as `ScoreModel.given` does."""
+    @property
+    def conditions(self) -> Mapping[str, Condition]:
+        """The conditions beside labels that the network of the score takes, by name."""
+        return self.model.conditions if isinstance(self.model, LearnedScore) else {}
+
+    def given(self, labels: Tensor | int | None = None, **conditions: object) -> LatentModel:
+        """Return the model conditioned on labels and more, as `ScoreModel.given` does."""
         if not isinstance(self.model, LearnedScore):
             got = type(self.model).__name__
             rule = "be of a network, to be given labels"
             raise wrong_type("LatentModel", "score", rule, got, "pass a ScoreModel")
-        return LatentModel(self.autoencoder, self.model.given(labels))
+        return LatentModel(self.autoencoder, self.model.given(labels, **conditions))
 
     def encode(self, x: Tensor) -> Tensor:
         """Return the latents of samples: the means of q(z|x)."""
