@@ -51,6 +51,7 @@ wild.data = DataSpec(name, shape, levels)
 
 # wrong command, its last words; what it replaces; what is typed
 ROWS = [
+    (f"{TINY} --kl-weight 1", "add --autoencoder", "--kl-weight 1", "--kl-weight 1 --autoencoder"),
     (
         "info own_remedies:conditioned --data points.npy",
         "give one condition for each sample of the data, or pass --limit 3, to sample -n 3",

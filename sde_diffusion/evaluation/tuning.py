@@ -41,9 +41,7 @@ def audited(evaluator: Evaluator, rows: int = 4) -> Ledger:
     positive_integer("audited", "rows", rows)
     if isinstance(evaluator.model, LatentModel):
         rule = "be a score of the data, for which the ledger has a line for every error"
-        remedy = (
-            "audit that of its latents: Evaluator(model.model, model.latents(dataset), solver)"
-        )
+        remedy = "audit its score on the latents of the data"
         raise wrong_value("audited", "model", rule, "a LatentModel", remedy)
     if "flow" not in evaluator.settings.bounds:
         bounds = ", ".join(evaluator.settings.bounds)

@@ -88,14 +88,14 @@ def autoencoder_from_diffusers(
     kind = program("diffusers", "diffusers").AutoencoderKL
     if not isinstance(network, kind):
         rule = f"be an {_NAME} of diffusers"
-        remedy = "make an EncoderDecoder of it: GaussianAutoencoder(network)"
+        remedy = "make it of an EncoderDecoder: GaussianAutoencoder(network)"
         raise wrong_type(_WHAT, "network", rule, kind_of(network), remedy)
     positive_number(_WHAT, "spread", spread)
     config: Any = network.config
     for name in ("latents_mean", "latents_std"):
         if config.get(name) is not None:
             rule = "be None, as scaling_factor is the scale"
-            remedy = "make an EncoderDecoder of it: GaussianAutoencoder(network)"
+            remedy = "make it of an EncoderDecoder: GaussianAutoencoder(network)"
             raise wrong_value(_WHAT, name, rule, config[name], remedy)
     if event is None:
         size = config["sample_size"]

@@ -85,7 +85,7 @@ class AutoencoderBound(Objective):
 
     def _refuse(self, model: object) -> None:
         rule = "be a GaussianAutoencoder for AutoencoderBound"
-        remedy = "leave out objective="
+        remedy = "leave it out"
         raise wrong_type("train", "model", rule, type(model).__name__, remedy)
 
     def draw(self, sde: Any, n: int, generator: torch.Generator) -> Drawn:  # noqa: ANN401, ARG002
