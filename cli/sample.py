@@ -81,7 +81,7 @@ class SamplingJob:
         from sde_diffusion.latents.latent_model import LatentModel
         from sde_diffusion.models.guidance import Guided, guided
 
-        score = model.model if isinstance(model, LatentModel) else model
+        score: Any = model.model if isinstance(model, LatentModel) else model
         if self.negative is None:
             return guided(score, labels, self.guidance, **given)
         away = score.given(labels, text=self.negative)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from torch import Tensor
 
@@ -39,7 +39,6 @@ _NETWORKS: Final = {ConvolutionalAutoencoder.__name__: ConvolutionalAutoencoder}
 _WHAT: Final = "configuration"
 _REMEDY: Final = "save the model again with save_model"
 _MOST_ELEMENTS: Final = 2**24
-_TENSORS: Final = ("matrix", "offset")  # of a linear one
 
 
 def encode_autoencoder(autoencoder: Autoencoder) -> dict[str, Any]:
@@ -125,11 +124,16 @@ def autoencoder_of(
     spec = None if found["data"] is None else DataSpec.from_json(found["data"])
     if found["class"] == NAMES[1]:
         parts = parts_of(values(path), prefix)
-        sizes = {"event": tuple(found["event"]), "latent": tuple(found["latent"])}
-        return LinearAutoencoder(*(parts[name] for name in _TENSORS), **sizes, data=spec).eval()
+        return LinearAutoencoder(
+            parts["matrix"],
+            parts["offset"],
+            event=tuple(found["event"]),
+            latent=tuple(found["latent"]),
+            data=spec,
+        ).eval()
     if network is None:
         try:
-            network = network_of(found["network"], _NETWORKS)
+            network = cast("EncoderDecoder", network_of(found["network"], _NETWORKS))
         except OwnClassError as error:
             raise OwnClassError("autoencoder", error.args[1]) from None
     fill(network, tensors, path, prefix)

@@ -191,10 +191,10 @@ model (digits, mnist), got 'no-such-model'; check the spelling
             raise wrong_value("load", "embeddings, null", rule, "one of them", "drop it")
         known = (*_BUILDERS, LatentModel.__name__)
         model = _loaded("load", known, name_or_path, network, sde)
-    model = model.to(there)
+    moved: LearnedScore = model.to(there)
     if data is not None:
-        _check_meaning(model, data)
-    return model
+        _check_meaning(moved, data)
+    return moved
 
 
 def _check_meaning(model: object, data: Tensor) -> None:

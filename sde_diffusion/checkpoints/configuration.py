@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sde_diffusion._check import one_of, shown, wrong_type, wrong_value
 from sde_diffusion.checkpoints.fingerprint import description
@@ -83,7 +83,7 @@ def sde_of(description: Any) -> Any:  # noqa: ANN401  (JSON in, a class of the t
     return _SETTINGS[name](**arguments)
 
 
-def network_of(description: Mapping[str, Any], known: Mapping[str, Any] = NETWORKS) -> Any:  # noqa: ANN401
+def network_of(description: Mapping[str, Any], known: Mapping[str, Any] = NETWORKS) -> nn.Module:
     """Return the network of a description that `check` has seen, on the meta device.
 
     ``known`` are the classes that are built, by name.
@@ -92,7 +92,8 @@ def network_of(description: Mapping[str, Any], known: Mapping[str, Any] = NETWOR
     if name not in known:
         raise OwnClassError("network", name)
     with shapes_alone():
-        return known[name](**description["config"])
+        made: nn.Module = known[name](**description["config"])
+    return made
 
 
 def check(found: Mapping[str, Any], shapes: Shapes) -> None:

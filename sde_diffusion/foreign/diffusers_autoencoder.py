@@ -131,8 +131,8 @@ def load_diffusers_autoencoder(folder: str | Path) -> GaussianAutoencoder:
         rule = "hold a JSON object"
         raise wrong_value("load_autoencoder", str(path), rule, got, _REMEDY) from error
     if config.get("_class_name") != _NAME:
-        got = str(config.get("_class_name"))
-        raise wrong_value("load_autoencoder", str(path), f"be of an {_NAME}", got, _REMEDY)
+        other = str(config.get("_class_name"))
+        raise wrong_value("load_autoencoder", str(path), f"be of an {_NAME}", other, _REMEDY)
     return autoencoder_from_diffusers(_network(part, config))
 
 
@@ -159,7 +159,7 @@ def _network(part: Path, config: dict[str, Any]) -> nn.Module:
     wrong = [name for names in found.values() for name in names]
     if wrong:
         rule = "hold the weights of its network, and no others"
-        got = ", ".join(map(str, wrong))
-        raise wrong_value("load_autoencoder", str(part), rule, got, _REMEDY)
+        names = ", ".join(map(str, wrong))
+        raise wrong_value("load_autoencoder", str(part), rule, names, _REMEDY)
     made: nn.Module = network
     return made

@@ -113,7 +113,7 @@ class LinearAutoencoder(Autoencoder):
     def decode(self, z: Tensor) -> Tensor:
         self.check_latents(z)
         # x = W⁻¹ z + b
-        solved = torch.linalg.solve(self.matrix.double(), z.flatten(1).double().T).T
+        solved: Tensor = torch.linalg.solve(self.matrix.double(), z.flatten(1).double().T).T
         x = solved + self.offset.double()
         return x.reshape(len(z), *self._event).to(z.dtype)
 

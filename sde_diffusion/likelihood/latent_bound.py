@@ -163,4 +163,5 @@ def _check(model: object, log_p: object, draws: int) -> None:
     a_function(_WHAT, "log_p", log_p, form, remedy)
     positive_integer(_WHAT, "draws", draws)
     if isinstance(model, LatentModel) and model.in_training():
-        raise wrong_value(_WHAT, "model", "be in evaluation mode", "training", "call model.eval() first")
+        remedy = "call model.eval() first"
+        raise wrong_value(_WHAT, "model", "be in evaluation mode", "training", remedy)

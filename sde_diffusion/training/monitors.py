@@ -18,6 +18,7 @@ from sde_diffusion._check import positive_integer, wrong_type, wrong_value
 from sde_diffusion._seeds import Purpose, mix
 from sde_diffusion._shown import shown
 from sde_diffusion._tensors import flat_sum
+from sde_diffusion.checkpoints.checkpoint import Saveable
 from sde_diffusion.data.checks import scaled_for
 from sde_diffusion.data.dataset import Dataset
 from sde_diffusion.data.spec import DataSpec
@@ -231,7 +232,7 @@ def check_monitors(monitors: Sequence[Monitor], model: object) -> None:
 
 
 def observe(
-    monitors: Sequence[Monitor], model: object, step: int, folder: Path | None, seed: int
+    monitors: Sequence[Monitor], model: Saveable, step: int, folder: Path | None, seed: int
 ) -> dict[str, Any]:
     """Return the values of all monitors; where two have the same name, the later one's.
 
