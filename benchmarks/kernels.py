@@ -15,7 +15,16 @@ import torch
 from _common import options, parsed, table, write
 from torch import Tensor, nn
 
-from sde_diffusion import VPSDE, Noise, PerSampleNoise, ScoreModel, WhiteNoise, integrate, uniform
+from sde_diffusion import (
+    VPSDE,
+    CounterNoise,
+    Noise,
+    PerSampleNoise,
+    ScoreModel,
+    WhiteNoise,
+    integrate,
+    uniform,
+)
 from sde_diffusion.integration import dynamics_for
 from sde_diffusion.solver import Solver
 from sde_diffusion.solvers import TorchDiffEq, TorchDiffEqAdjoint, catalogue
@@ -69,7 +78,12 @@ def main() -> None:
             continue  # another program's steps
         if chosen.quick and name not in _QUICK:
             continue
-        noises = {"white": WhiteNoise(0), "own": PerSampleNoise(range(_SHAPE[0]))}
+        noises = {
+            "white": WhiteNoise(0),
+            "own": PerSampleNoise(range(_SHAPE[0])),
+            "counters": CounterNoise(0, range(_SHAPE[0])),
+            "counters, 8 ahead": CounterNoise(0, range(_SHAPE[0]), ahead=8),
+        }
         for kind, noise in noises.items():
             row = by_step(solver, noise, steps)
             if kind == "white" or row != rows[f"{name} white"]:

@@ -18,7 +18,7 @@ import torch
 from _common import Spread, interleaved, options, parsed, peer, ratio, table, write
 from torch import Tensor
 
-from sde_diffusion import BrownianPath, Noise, PerSampleNoise, WhiteNoise, uniform
+from sde_diffusion import BrownianPath, CounterNoise, Noise, PerSampleNoise, WhiteNoise, uniform
 
 ACCEPTED: Final = 2.0  # × the independent noise of the same promise
 OFF_GRID: Final = "BrownianPath, no grid"
@@ -80,6 +80,7 @@ def measure(x: Tensor, steps: int, repeats: int) -> dict[str, tuple[str, list[fl
         ),
         OFF_GRID: (white, unit(lambda: BrownianPath(0), x, grid)),
         rows: (rows, unit(lambda: PerSampleNoise.numbered(0, 0, batch), x, grid)),
+        "CounterNoise": (rows, unit(lambda: CounterNoise(0, range(batch)), x, grid)),
         "BrownianPath.numbered": (
             rows,
             unit(lambda: BrownianPath.numbered(0, 0, batch, grid=grid), x, grid),

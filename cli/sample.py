@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from sde_diffusion.data.spec import DataSpec
     from sde_diffusion.grids import Grid
+    from sde_diffusion.noise import NoiseOfRun
     from sde_diffusion.parallel.ranks import Ranks
     from sde_diffusion.sampling.shared import Draws
 
@@ -32,6 +33,7 @@ Examples:
   torchrun --nproc-per-node 2 -m sde_diffusion.cli sample -n 1000
 """
 _SHOWN: Final = 10  # numbers of samples that diverged
+_NOISES: Final = ("per-sample", "counters")
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class SamplingJob:
         number: how many samples.
         batch_size: samples computed at once.
         seed: of the prior and of the solver's noise.
+        noise: what draws them.
         labels: the class of each sample, int64; (number,), or None for no classes.
         guidance: weight of classifier-free guidance; None for none.
         texts: of the samples, in turns; none for no text.
@@ -58,6 +61,7 @@ class SamplingJob:
     number: int
     batch_size: int
     seed: int
+    noise: NoiseOfRun
     labels: Tensor | None
     guidance: float | None
     texts: tuple[str, ...]
@@ -125,6 +129,14 @@ class SamplingJob:
     "network evaluates two rows for each sample.",
 )
 @click.option(
+    "--noise",
+    type=click.Choice(_NOISES),
+    default="per-sample",
+    show_default=True,
+    help="How normals are drawn, each sample's alone. A generator for each sample, or counters: "
+    "the same bits on every device, few kernels on a GPU, slower on a CPU.",
+)
+@click.option(
     "--keep-finite",
     is_flag=True,
     help="Leave out samples that diverge, and say which and why, rather than end with them.",
@@ -143,6 +155,7 @@ def command(
     texts: tuple[str, ...],
     negative: str | None,
     guidance: float | None,
+    noise: str,
     keep_finite: bool,
     seed: int,
     device: str,
@@ -160,7 +173,9 @@ def command(
     several. Samples of a model of latents are decoded, and their `latents` are written too.
     """
     from sde_diffusion.cli._together import alone_in, device_of
+    from sde_diffusion.counter_noise import CounterNoise
     from sde_diffusion.grids import Denoised, times_of
+    from sde_diffusion.noise import PerSampleNoise
     from sde_diffusion.parallel.ranks import Ranks, place
 
     rank, world = place()
@@ -173,8 +188,20 @@ def command(
         times = last(menu.times(grid, model.sde, made, steps, model.t_min))
         _check_texts(model, texts, negative, guidance)
         labels = _labels(model_name, model, classes, guidance, number, told=bool(texts))
-        first = (model, made, times, number, batch_size, seed)
-        job = SamplingJob(*first, labels, guidance, texts, negative, keep_finite)
+        job = SamplingJob(
+            model,
+            made,
+            times,
+            number,
+            batch_size,
+            seed,
+            CounterNoise if noise == "counters" else PerSampleNoise.of_run,
+            labels,
+            guidance,
+            texts,
+            negative,
+            keep_finite,
+        )
         job.given(0, number)  # refuses a weight that is no number
         return job
 
@@ -196,6 +223,7 @@ def command(
         "text": list(texts),
         "negative": negative,
         "guidance": guidance,
+        "noise": noise,
         "number": len(draws.x),
         "failures": {str(i): why for i, why in draws.failures.items()},
         "seed": seed,
@@ -297,6 +325,7 @@ def _shared(job: SamplingJob, ranks: Ranks) -> Draws | None:
                 event=menu.event_shape(job.model),
                 grid=job.grid,
                 seed=job.seed,
+                noise=job.noise,
                 keep_finite=job.keep_finite,
                 progress=lambda done: shown.update(done - shown.n),
             )

@@ -9,6 +9,7 @@ from sde_diffusion.checkpoints.checkpoint import (
     load_latent as load_latent,
     save_model as save_model,
 )
+from sde_diffusion.counter_noise import CounterNoise as CounterNoise
 from sde_diffusion.data.dataset import Dataset as Dataset, load_data as load_data
 from sde_diffusion.data.scaling import Affine as Affine, Logit as Logit
 from sde_diffusion.data.spec import DataSpec as DataSpec

@@ -11,13 +11,13 @@ in every dtype. A generator's float64 draws are other numbers than its float32 o
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from typing import Final, final
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final, TypeAlias, final
 
 import torch
 from torch import Tensor
 
-from sde_diffusion._check import an_object, positive_integer, wrong_type, wrong_value
+from sde_diffusion._check import a_function, an_object, positive_integer, wrong_type, wrong_value
 from sde_diffusion._seeds import check_seed, mix
 from sde_diffusion._shown import shown
 from sde_diffusion._tensors import expand
@@ -145,10 +145,17 @@ class PerSampleNoise(Noise):
             count: the number of samples, B.
             draw_dtype: in which the normals are drawn, float32 or float64.
         """
-        check_seed("PerSampleNoise", seed)
         positive_integer("PerSampleNoise", "first", first, least=0)
+        return cls.of_run(seed, range(first, first + count), draw_dtype=draw_dtype)
+
+    @classmethod
+    def of_run(
+        cls, seed: int, samples: Iterable[int], *, draw_dtype: torch.dtype = torch.float32
+    ) -> PerSampleNoise:
+        """Return the noise of the samples of these numbers of the run ``seed``, as `numbered`."""
+        check_seed("PerSampleNoise", seed)
         base = mix(seed)
-        seeds = ((base + 2654435761 * i) & 0xFFFFFFFF for i in range(first, first + count))
+        seeds = ((base + 2654435761 * i) & 0xFFFFFFFF for i in samples)
         return cls(seeds, draw_dtype=draw_dtype)
 
     def normal(self, x: Tensor) -> Tensor:
@@ -188,3 +195,24 @@ def given_noise(what: str, noise: Noise | None) -> Noise:
         return NoNoise()
     an_object(what, "noise", noise, Noise, "pass for example PerSampleNoise(range(len(x)))")
     return noise
+
+
+# What makes the noise of samples of a run: (seed, numbers of the samples) → noise.
+NoiseOfRun: TypeAlias = Callable[[int, Sequence[int]], Noise]
+
+
+def noise_of_run(what: str, make: NoiseOfRun, seed: int, samples: Sequence[int]) -> Noise:
+    """Return the noise that ``make`` makes of a run, refusing what makes none.
+
+    Arguments:
+        what: the function that draws, for the error.
+        make: what makes it.
+        seed: of the run.
+        samples: the numbers of its samples.
+    """
+    remedy = "pass noise=CounterNoise"
+    a_function(what, "noise", make, "noise(seed, samples)", remedy)
+    positive_integer(what, "first", samples[0], least=0)
+    made = make(seed, samples)
+    an_object(what, "noise(seed, samples)", made, Noise, remedy)
+    return made

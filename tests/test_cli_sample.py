@@ -19,13 +19,16 @@ from click.testing import CliRunner
 
 from sde_diffusion.checkpoints.checkpoint import load, save_model
 from sde_diffusion.cli.main import main
+from sde_diffusion.counter_noise import CounterNoise
 from sde_diffusion.data.spec import DataSpec
+from sde_diffusion.models.exact import GaussianMixture
 from sde_diffusion.models.guidance import guided
 from sde_diffusion.models.score import ScoreModel
 from sde_diffusion.nets import MLP
+from sde_diffusion.noise import PerSampleNoise
 from sde_diffusion.sampling.generate import sample
 from sde_diffusion.sde import VPSDE
-from sde_diffusion.solvers import AngularAdams, Heun
+from sde_diffusion.solvers import AngularAdams, EulerMaruyama, Heun
 
 
 def run(*arguments: object) -> dict[str, Any]:
@@ -71,6 +74,20 @@ def test_samples_take_turns_in_classes_and_are_the_librarys(tmp_path: Path) -> N
     assert saved["guidance"] == 0.5
     assert found["nfe"] == expected.nfe == 6
     assert (found["class"], found["guidance"], found["processes"]) == ("3,7-9", 0.5, 1)
+
+
+def test_noise_is_chosen_by_name_and_does_not_depend_on_the_batch(tmp_path: Path) -> None:
+    options = ["--model", "ring", "--solver", "euler-maruyama", "--steps", 3, "-n", 5]
+    found = run(*options, "--noise", "counters", "--batch-size", 2, "--out", tmp_path / "counters")
+    again = [*options, "--noise", "counters", "--keep-finite", "--out", tmp_path / "finite"]
+    assert (found["noise"], run(*again)["noise"]) == ("counters", "counters")
+    run(*options, "--out", tmp_path / "plain")
+    model = GaussianMixture.ring(8).diffused(VPSDE())
+    for name, noise in {"counters": CounterNoise, "plain": PerSampleNoise.of_run}.items():
+        expected = sample(model, EulerMaruyama(), (5, 2), steps=3, noise=noise).x
+        assert np.allclose(arrays(tmp_path / name)["x"], expected.numpy(), atol=1e-5)
+    counters, finite = (arrays(tmp_path / name)["x"] for name in ("counters", "finite"))
+    assert np.array_equal(counters, finite)
 
 
 def test_the_class_and_guidance_belong_to_the_number_of_a_sample(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from torch import Tensor
 from sde_diffusion import (
     VPSDE,
     BrownianPath,
+    CounterNoise,
     GaussianMixture,
     Noise,
     OneStep,
@@ -99,10 +100,18 @@ def model(kind: str, device: str) -> ScoreLike:
 SHAPES = {"oracle": (3, 2), "unet": (4, 1, 4, 4)}
 
 
+def counters(x: Tensor, grid: Tensor) -> Noise:  # noqa: ARG001
+    """Return noise whose numbers of samples are on the device, as after the draw of a prior."""
+    noise = CounterNoise(0, range(len(x)))
+    noise.normal(x)
+    return noise
+
+
 Make = Callable[[Tensor, Tensor], Noise]
 NOISES: dict[str, Make] = {
     "white": lambda _, grid: WhiteNoise(0),  # noqa: ARG005
     "own": lambda x, _: PerSampleNoise(range(len(x))),
+    "counters": counters,
     "path": lambda _, grid: BrownianPath(0, grid=grid),
     "own path": lambda x, grid: BrownianPath.numbered(0, 0, len(x), grid=grid),
 }

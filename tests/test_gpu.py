@@ -8,6 +8,7 @@ import torch
 from sde_diffusion import (
     VPSDE,
     BrownianPath,
+    CounterNoise,
     PerSampleNoise,
     ProbabilityFlow,
     ScoreModel,
@@ -121,3 +122,12 @@ def test_no_step_waits_for_the_gpu(solver, noise) -> None:
             list(solver.steps(dynamics, x, uniform(5), noise))
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+
+def test_counters_draw_the_bits_of_the_cpu() -> None:
+    for ahead in (1, 3):
+        there = CounterNoise(2**40 + 3, range(5, 69), ahead=ahead)
+        here = CounterNoise(2**40 + 3, range(5, 69))
+        for _ in range(4):
+            z = there.normal(torch.zeros(64, 3, 32, 32, device="cuda"))
+            assert torch.equal(z.cpu(), here.normal(torch.zeros(64, 3, 32, 32)))

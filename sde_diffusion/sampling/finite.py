@@ -15,7 +15,7 @@ from sde_diffusion._tensors import check_dtype
 from sde_diffusion._watch import DivergedError
 from sde_diffusion.grids import Grid
 from sde_diffusion.integration import Solution, integrate
-from sde_diffusion.noise import PerSampleNoise
+from sde_diffusion.noise import NoiseOfRun, PerSampleNoise, noise_of_run
 from sde_diffusion.sampling.generate import begun, checked_grid
 from sde_diffusion.scores import ScoreLike
 from sde_diffusion.solver import Solver
@@ -56,6 +56,7 @@ def sample_finite(
     grid: Grid | None = None,
     seed: int = 0,
     first: int = 0,
+    noise: NoiseOfRun = PerSampleNoise.of_run,
     dtype: torch.dtype = torch.float32,
     progress: bool = False,
 ) -> FiniteSamples:
@@ -72,6 +73,7 @@ def sample_finite(
         grid: the times instead, falling from noise to data; (steps + 1,).
         seed: of the prior and of the solver's noise.
         first: the number of the first sample.
+        noise: what draws, as in `sample`.
         dtype: of the states.
         progress: show a bar of the samples that are solved or have diverged.
 
@@ -86,7 +88,7 @@ def sample_finite(
     times = checked_grid("sample_finite", model, solver, shape, steps, grid)
     check_dtype("sample_finite", dtype)
     count, *event = shape
-    seeds = PerSampleNoise.numbered(seed, first, count).seeds
+    noise_of_run("sample_finite", noise, seed, range(first, first + count))
     batches = [torch.arange(count)]
     rows: list[Tensor] = []
     solved: list[Solution] = []
@@ -94,12 +96,12 @@ def sample_finite(
     with bar(count, "sample", shown=progress) as done:
         while batches:
             index = batches.pop()
-            noise = PerSampleNoise([seeds[i] for i in index])
+            drawn = noise(seed, [first + i for i in index.tolist()])
             size = (len(index), *event)
             try:
                 with torch.no_grad():
-                    x, dynamics = begun(model.rows(index), solver, noise, size, times, dtype)
-                    solution = integrate(dynamics, solver, x, times, noise=noise)
+                    x, dynamics = begun(model.rows(index), solver, drawn, size, times, dtype)
+                    solution = integrate(dynamics, solver, x, times, noise=drawn)
             except FloatingPointError as error:
                 ill, why = _blamed(error, len(index))
                 failures |= {first + int(i): why for i in index[ill]}

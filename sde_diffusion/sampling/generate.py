@@ -23,7 +23,7 @@ from sde_diffusion.integration import (
     integrate,
 )
 from sde_diffusion.matrix_sde import MatrixLinearSDE, PartsNormal
-from sde_diffusion.noise import Noise, PerSampleNoise
+from sde_diffusion.noise import Noise, NoiseOfRun, PerSampleNoise, noise_of_run
 from sde_diffusion.scores import ScoreLike
 from sde_diffusion.sde import IsotropicNormal, LinearSDE
 from sde_diffusion.solver import Solver, check_solver
@@ -40,6 +40,7 @@ def sample(
     grid: Grid | None = None,
     seed: int = 0,
     first: int = 0,
+    noise: NoiseOfRun = PerSampleNoise.of_run,
     callback: Callback | None = None,
     dtype: torch.dtype = torch.float32,
     progress: bool = False,
@@ -58,6 +59,8 @@ def sample(
         grid: the times instead, falling from noise to data; (steps + 1,).
         seed: of the prior and of the solver's noise.
         first: the number of the first sample, so that batches of one run differ.
+        noise: what draws; ``CounterNoise`` draws the same bits on every machine, in a number of
+            kernels that does not grow with the batch.
         callback: called after each step with its number from 1, its time and the state.
         dtype: of the states.
         progress: show a bar of the steps that are done.
@@ -68,7 +71,7 @@ def sample(
     """
     grid = checked_grid("sample", model, solver, shape, steps, grid)
     check_dtype("sample", dtype)
-    noise = PerSampleNoise.numbered(seed, first, shape[0])
+    drawn = noise_of_run("sample", noise, seed, range(first, first + shape[0]))
     steps_in_all = len(times_of(grid)) - 1 + isinstance(grid, Denoised)
     with torch.no_grad(), bar(steps_in_all, "step", shown=progress) as done:
 
@@ -78,8 +81,8 @@ def sample(
                 callback(step, t, x)
 
         told = after if progress else callback
-        x, dynamics = begun(model, solver, noise, shape, grid, dtype)
-        return integrate(dynamics, solver, x, grid, noise=noise, callback=told)
+        x, dynamics = begun(model, solver, drawn, shape, grid, dtype)
+        return integrate(dynamics, solver, x, grid, noise=drawn, callback=told)
 
 
 def checked_grid(

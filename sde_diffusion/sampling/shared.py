@@ -16,6 +16,7 @@ from sde_diffusion._check import positive_integer
 from sde_diffusion._files import write_arrays, writing
 from sde_diffusion._shown import shown
 from sde_diffusion.grids import Grid
+from sde_diffusion.noise import NoiseOfRun, PerSampleNoise
 from sde_diffusion.parallel.ranks import Ranks, share_of
 from sde_diffusion.sampling.finite import sample_finite
 from sde_diffusion.sampling.generate import sample
@@ -55,6 +56,7 @@ def draw(
     event: Sequence[int],
     grid: Grid,
     seed: int = 0,
+    noise: NoiseOfRun = PerSampleNoise.of_run,
     keep_finite: bool = False,
     progress: Callable[[int], object] | None = None,
 ) -> Draws | None:
@@ -75,6 +77,7 @@ def draw(
         event: the shape of one sample.
         grid: the times of every solve, falling.
         seed: of the prior and of the solver's noise.
+        noise: what draws, as in `sample`.
         keep_finite: whether samples that diverge are left out, as by `sample_finite`.
         progress: called after each batch with the samples that all processes have done.
 
@@ -105,7 +108,8 @@ def draw(
     for first in sorted(share_of(range(0, number, batch_size), ranks.rank, ranks.world)):
         count = min(batch_size, number - first)
         drawer = _finite if keep_finite else _every
-        parts.append(drawer(given(first, count), solver, (count, *event), grid, seed, first))
+        chosen = {"grid": grid, "seed": seed, "first": first, "noise": noise}
+        parts.append(drawer(given(first, count), solver, (count, *event), chosen))
         tick(count)
     seconds = sum(part.seconds for part in parts)
     own = replace(_joined(parts), seconds=seconds)
@@ -122,17 +126,17 @@ def _nothing(event: Sequence[int]) -> Draws:
 
 
 def _every(
-    model: ScoreLike, solver: Solver[Any], shape: Sequence[int], grid: Grid, seed: int, first: int
+    model: ScoreLike, solver: Solver[Any], shape: Sequence[int], chosen: Mapping[str, Any]
 ) -> Draws:
-    found = sample(model, solver, shape, grid=grid, seed=seed, first=first)
-    number = torch.arange(first, first + shape[0])
+    found = sample(model, solver, shape, **chosen)
+    number = chosen["first"] + torch.arange(shape[0])
     return Draws(found.x.float().cpu(), number, {}, found.nfe, found.seconds)
 
 
 def _finite(
-    model: ScoreLike, solver: Solver[Any], shape: Sequence[int], grid: Grid, seed: int, first: int
+    model: ScoreLike, solver: Solver[Any], shape: Sequence[int], chosen: Mapping[str, Any]
 ) -> Draws:
-    found = sample_finite(model, solver, shape, grid=grid, seed=seed, first=first)
+    found = sample_finite(model, solver, shape, **chosen)
     x = found.x.float().cpu()
     return Draws(x, found.number, found.failures, found.nfe, found.seconds)
 
