@@ -14,7 +14,7 @@ from sde_diffusion.dynamics import ODE
 from sde_diffusion.noise import Noise
 from sde_diffusion.solver import OneStep, Solver
 from sde_diffusion.solvers._shared.checks import at_least_zero
-from sde_diffusion.solvers._shared.picard import check_solver, radius, sweep
+from sde_diffusion.solvers._shared.picard import beside, check_solver, radius, sweep
 from sde_diffusion.solvers.ddim import DDIM
 from sde_diffusion.solvers.heun import Heun
 
@@ -73,7 +73,7 @@ class Picard(Solver[ODE]):
         """Yield the states of all steps along the grid, as soon as all samples have them."""
         n = len(grid) - 1
         scale = radius(dynamics, grid)
-        batch = torch.arange(len(x))
+        batch = torch.arange(len(x), device=x.device)
         window = min(self.window, n)
         places = torch.arange(window + 1)[:, None]
         z = (x / scale[0]).expand(window + 1, *x.shape)
@@ -89,7 +89,8 @@ class Picard(Solver[ODE]):
                 for m in range(int(start.min()) + 1, int((start + stride).max()) + 1):
                     who = ((start < m) & (m <= start + stride)).nonzero()[:, 0]
                     state = found.setdefault(m, torch.empty_like(x))
-                    state[who] = z_s[m - start[who], who] * scale[m]
-                z = z_s[(places + stride).clamp(max=window), batch]
+                    ready = beside(x, who)
+                    state[ready] = z_s[beside(x, m - start[who]), ready] * scale[m]
+                z = z_s[beside(x, (places + stride).clamp(max=window)), batch]
                 start = start + stride
             yield found.pop(done + 1)

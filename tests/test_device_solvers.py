@@ -208,6 +208,17 @@ def test_a_try_of_a_choosing_solver_waits_once(name: str, kind: str) -> None:
         assert waits <= found.nfe / evaluations + 3, places
 
 
+@pytest.mark.parametrize("kind", SHAPES)
+def test_a_sweep_of_picard_waits_once(kind: str) -> None:
+    """For which states have settled. A sweep evaluates once by a step of one evaluation."""
+    with cuda_device() as log:
+        found = solved(kind, Picard(), "cuda", log)
+    if log is not None:
+        places = sum(found.places, Counter())
+        assert sum(step["sync"] for step in found.steps) <= found.nfe, places
+        assert sum(step["d2h"] for step in found.steps) <= found.nfe, places
+
+
 def step_of(x: Tensor, dynamics: ProbabilityFlow, t: Tensor, s: Tensor) -> Tensor:
     return x + (s - t) * dynamics.velocity(x, t)
 

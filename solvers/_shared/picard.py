@@ -24,6 +24,11 @@ def radius(dynamics: ODE, grid: Tensor) -> Tensor:
     return torch.hypot(known.sde.alpha(grid), known.sde.sigma(grid))
 
 
+def beside(x: Tensor, index: Tensor) -> Tensor:
+    """Return an index on the device of ``x``, which one of the CPU would have to wait for."""
+    return index.to(x.device, non_blocking=True)
+
+
 def sweep(
     solver: OneStep[Any],
     dynamics: ODE,
@@ -52,11 +57,12 @@ def sweep(
 
     Shapes: result (window + 1, B, *event) and (window, B).
     """
-    old = z[row, b]
+    places = (beside(z, row), beside(z, b))
+    old = z[places]
     x = old * expand(scale[k], old)
     x_s = solver.step(dynamics.rows(b), x, grid[k], grid[k + 1], noise)
     step = torch.zeros_like(z[1:])
-    step[row, b] = x_s / expand(scale[k + 1], old) - old
+    step[places] = x_s / expand(scale[k + 1], old) - old
     z_s = torch.cat([z[:1], z[0] + step.cumsum(0)])
     change = (z_s[1:] - z[1:]).detach().flatten(2)
     return z_s, torch.linalg.vector_norm(change, dim=2) / math.sqrt(change.shape[2])
