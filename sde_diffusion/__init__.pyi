@@ -249,6 +249,7 @@ from sde_diffusion.training.monitors import (
 )
 from sde_diffusion.training.objective_by_name import objective_of as objective_of
 from sde_diffusion.training.post_hoc import reconstruct_average as reconstruct_average
+from sde_diffusion.training.precision import compiled as compiled
 
 __version__: str
 from sde_diffusion.models.reflected import ReflectedPoints as ReflectedPoints

@@ -19,18 +19,24 @@ from sde_diffusion import (
     VPSDE,
     Dataset,
     DataSpec,
+    Gaussian,
     ScoreModel,
     TrainingConfig,
+    compiled,
     denoising_loss,
     load,
+    sample,
     train,
 )
+from sde_diffusion.checkpoints.fingerprint import fingerprint
 from sde_diffusion.data.shuffling import batch_rows
 from sde_diffusion.objectives.base import Batch, Objective
 from sde_diffusion.objectives.spacings import SPACINGS
+from sde_diffusion.solvers import EulerMaruyama, Heun
 from sde_diffusion.time_distributions import UniformTimes
 from sde_diffusion.training.batch import GlobalBatch
 from sde_diffusion.training.objective_by_name import objective_of
+from sde_diffusion.training.precision import release
 from sde_diffusion.training.trainer import Trainer, learning_rate
 
 CONFIG = TrainingConfig(steps=6, batch_size=24, warmup=2, learning_rate=0.01, clip=0.5, seed=3)
@@ -344,6 +350,30 @@ def test_a_compiled_network_trains_alike_and_keeps_its_names(tmp_path: Path) -> 
     steps = train(fresh(), points(), replace(config, steps=2), out=tmp_path)
     assert [p.step for p in steps] == [1, 2]
     assert list(load(tmp_path).network.state_dict()) == names
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of PyTorch's own, when it compiles
+def test_a_compiled_model_has_the_scores_names_and_weights_of_the_model() -> None:
+    model = fresh().eval()
+    found = compiled(model)
+    assert fingerprint(found) == fingerprint(model)
+    assert list(found.state_dict()) == list(model.state_dict())
+    for solver in (Heun(), EulerMaruyama()):
+        expected = sample(model, solver, (4, 2), steps=5)
+        again = sample(found, solver, (4, 2), steps=5)
+        assert torch.allclose(again.x, expected.x, rtol=1e-5, atol=1e-5)
+        assert again.nfe == expected.nfe
+    assert found.network._compiled_call_impl is not None
+    release(found.network)
+    assert fingerprint(found) == fingerprint(model)
+    assert model.network._compiled_call_impl is None
+    assert all(a is b for a, b in zip(found.parameters(), model.parameters(), strict=True))
+
+
+def test_what_has_no_network_is_not_compiled() -> None:
+    with pytest.raises(TypeError, match=r"compiled: model must be a LearnedScore object"):
+        compiled(Gaussian(torch.zeros(2), torch.eye(2)).diffused(VPSDE()))
 
 
 @pytest.mark.slow

@@ -185,6 +185,7 @@ def _items(value: object) -> Iterator[tuple[str, object]]:
         kept = dict(_attributes(value) or {})
         if isinstance(value, nn.Module):  # of torch's own, what the computation depends on
             usual = nn.Module().__dict__.keys() - {"_parameters", "_buffers", "_modules"}
+            usual = usual | {"_compiled_call_impl"}  # how it is computed, not what
             kept = {name: part for name, part in kept.items() if name not in usual}
         yield from sorted(kept.items())
 

@@ -6,17 +6,21 @@ matrix products and convolutions alone, chosen operation by operation by `torch.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from sde_diffusion._check import Reason, wrong_value
+from sde_diffusion._check import Reason, an_object, wrong_value
+from sde_diffusion.models.score import LearnedScore
 from sde_diffusion.objectives.base import Trained
 
 if TYPE_CHECKING:
     from sde_diffusion.training.config import TrainingConfig
+
+ScoreT = TypeVar("ScoreT", bound=LearnedScore)
 
 _HALF: Final = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 _FUSED: Final = ("cpu", "cuda")  # where AdamW can update all weights in one pass
@@ -69,10 +73,36 @@ def prepare(model: Trained, config: TrainingConfig) -> None:
         for weight in (p for p in model.parameters() if p.ndim == 4):
             weight.data = weight.data.to(memory_format=torch.channels_last)
     if config.compile:
-        _check_compiler(model.device)
+        if (lack := _lack(model.device)) is not None:
+            needed, reason = lack
+            got = Reason(f"True ({reason})")
+            rule = f"be False without {needed}"
+            remedy = f"install {needed}, or pass compile=False"
+            raise wrong_value("train", "compile", rule, got, remedy)
         # In place: the weights keep their names, and whatever holds the network calls it compiled.
         # The shapes of training do not change; compiled for any shape it would be slower.
         model.network.compile(dynamic=False)
+
+
+def compiled(model: ScoreT) -> ScoreT:
+    """Return a model whose network is compiled by torch.compile, at its first call of each shape.
+
+    It shares the weights and modules of ``model``, whose own calls are not compiled; their names,
+    and so checkpoints and fingerprints, do not change. Scores are those of ``model`` up to the
+    rounding of float32. A GPU's are not tested: none has run it.
+
+    Errors: ValueError where nothing can be compiled; TypeError for what is no learned score.
+    """
+    an_object("compiled", "model", model, LearnedScore, "pass one that is learned")
+    if (lack := _lack(model.device)) is not None:
+        needed, reason = lack
+        rule = f"stay as it is without {needed}"
+        raise wrong_value("compiled", "model", rule, Reason(reason), f"install {needed}")
+    made = copy.copy(model)
+    made._modules = dict(model._modules)
+    made.network = copy.copy(model.network)
+    made.network.compile(dynamic=False)
+    return made
 
 
 def release(network: nn.Module) -> None:
@@ -80,20 +110,17 @@ def release(network: nn.Module) -> None:
     network._compiled_call_impl = None
 
 
-def _check_compiler(device: torch.device) -> None:
-    """Compile a line, for PyTorch says what it lacks in many ways and at the first step only."""
+def _lack(device: torch.device) -> tuple[str, str] | None:
+    """Return what a compilation needs and lacks, and what PyTorch says of it; None for nothing.
+
+    A line is compiled, for PyTorch says what it lacks in many ways and at the first step only.
+    """
     try:
         torch.compile(_line)(torch.zeros(2, device=device))
     except RuntimeError as error:
         needed = "a C++ compiler such as g++" if device.type == "cpu" else "Triton"
-        reason = str(error).partition("\n")[0]
-        raise wrong_value(
-            "train",
-            "compile",
-            f"be False without {needed}",
-            Reason(f"True ({reason})"),
-            f"install {needed}, or pass compile=False",
-        ) from error
+        return needed, str(error).partition("\n")[0]
+    return None
 
 
 def _line(x: Tensor) -> Tensor:
