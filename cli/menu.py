@@ -63,7 +63,7 @@ def _shipped() -> list[str]:
 
 SOLVER_NAMES: Final = tuple(exported())
 # The steps of students, which are no solvers of equations.
-_OF_STUDENTS: Final = {"few-steps": "FewSteps", "renoised": "Renoised"}
+_OF_STUDENTS: Final = ("few-steps", "renoised")
 ODE_SOLVER_NAMES: Final = tuple(sorted(of_any_ode().intersection(SOLVER_NAMES)))
 # What `compare` compares if none is named.
 COMPARED: Final = (
@@ -105,7 +105,8 @@ def solver(name: str, tolerance: float | None = None) -> Any:  # noqa: ANN401  (
     """
     kind, colon, arguments = name.partition(":")
     if name in _OF_STUDENTS:
-        made = getattr(importlib.import_module("sde_diffusion.sampling"), _OF_STUDENTS[name])()
+        sampling = importlib.import_module("sde_diffusion.sampling")
+        made = sampling.FewSteps() if name == "few-steps" else sampling.Renoised()
     elif kind not in SOLVER_NAMES:
         made = own("--solver", name, SOLVER_NAMES, _is_solver, "a solver")
     else:

@@ -43,9 +43,9 @@ _HELD_OUT: Final = 1000
 def command(ctx: click.Context, /, **_options: Any) -> None:  # noqa: ANN401
     """Train a score model on a data set.
 
-    Series, images, volumes and clips get a U-Net, or a transformer with --network kind=dit, and
-    rows of numbers an MLP. The run folder holds model.safetensors, which the other commands take,
-    state.pt to resume from, config.toml to repeat it with --config, metrics.jsonl and its picture
+    Series, images, volumes and clips get a U-Net, or a transformer of kind=dit, and rows of
+    numbers an MLP. The run folder holds model.safetensors, which the other commands take, state.pt
+    to resume from, config.toml, a --config to repeat it with, metrics.jsonl and its picture
     curves.png, and manifest.json. Ctrl-C saves before it stops.
     """
     from sde_diffusion.parallel.processes import Processes
@@ -272,12 +272,9 @@ def _conditions(options: dict[str, Any], dataset: Dataset) -> dict[str, int | No
 
 def _unused(dataset: Dataset, model: Any) -> list[str]:  # noqa: ANN401
     """Return a line that says so where classes or conditions are not learned."""
-    from sde_diffusion.models.score import LearnedScore
-
     name = dataset.spec.name
     plural = {"text": "texts", "vector": "vectors", "image": "images", "context": "tokens"}
-    known = model.conditions if isinstance(model, LearnedScore) else ()
-    unused = [plural[key] for key in dataset.conditions if key not in known]
+    unused = [plural[key] for key in dataset.conditions if key not in model.conditions]
     if not model.classes and dataset.classes is not None:
         unused = [f"{len(dataset.classes)} classes", *unused]
     if not unused:

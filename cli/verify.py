@@ -195,10 +195,14 @@ def command(
                 bar.update()
         if model is not None:
             solved_by = {row.name: row.solver for row in rows}
-            rule = partial(menu.grid, grid, model.sde)
+            rule = partial(menu.grid, grid, model.linear_sde())
             on_flow = _model_orders.on_the_flow(solved_by, model, rule, bar)
     lines = [markdown(rows), *(_notes(rows) if names else [*_unmeasured(), *_notes(rows)])]
-    result = {"grid": grid, "sdes": list(chosen), "solvers": [to_json(row) for row in rows]}
+    result: dict[str, Any] = {
+        "grid": grid,
+        "sdes": list(chosen),
+        "solvers": [to_json(row) for row in rows],
+    }
     if model is not None:
         lines += _model_orders.lines(on_flow, str(model_name))
         result |= {"on the flow": _model_orders.to_json(on_flow)}

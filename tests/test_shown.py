@@ -17,6 +17,7 @@ from sde_diffusion import (
     SDE,
     VPSDE,
     Chain,
+    ConvolutionalAutoencoder,
     CriticallyDampedLangevin,
     Dataset,
     DataSpec,
@@ -25,16 +26,21 @@ from sde_diffusion import (
     DiscreteBeta,
     DivergedError,
     Evaluator,
+    GaussianAutoencoder,
     GaussianMixture,
     GuidanceInterval,
     Guided,
+    LatentModel,
     LevelDecoder,
+    LinearAutoencoder,
     LogSNR,
     MatrixScoreModel,
     Noise,
     OneStep,
     Paths,
     ProbabilityFlow,
+    ReflectedDiffusion,
+    ReflectedPoints,
     ReverseSDE,
     ScoreModel,
     Solution,
@@ -59,6 +65,7 @@ RING = GaussianMixture.ring(8).diffused(SDE_OF)
 FLOW = ProbabilityFlow(SDE_OF, RING)
 MANY = torch.linspace(0, 1, 900, dtype=torch.float64)
 SPEC = DataSpec("points", (2,), 17)
+ENCODER = ConvolutionalAutoencoder((1, 8, 8), width=8)
 DATA = Dataset(SPEC, torch.zeros(300, 2, dtype=torch.uint8), torch.arange(300) % 10)
 
 
@@ -140,6 +147,12 @@ SPECIAL: dict[str, Any] = {
         grid=uniform(3, 1e-3, 1.0),
     ),
     "Paths": Paths(EulerMaruyama(), uniform(1000, 0.0, 1.0)),
+    "ConvolutionalAutoencoder": ENCODER,
+    "GaussianAutoencoder": GaussianAutoencoder(ENCODER),
+    "LatentModel": LatentModel(
+        LinearAutoencoder(torch.eye(2)), GaussianMixture.ring(8).diffused(SDE_OF)
+    ),
+    "ReflectedPoints": ReflectedPoints(torch.full((300, 2), 0.5), ReflectedDiffusion()),
     "Denoised": Denoised(uniform(1000)),
     "Chain": Chain(SDE_OF, lattice(1000)),
     "MatrixScoreModel": MatrixScoreModel(_Own(), CriticallyDampedLangevin()),

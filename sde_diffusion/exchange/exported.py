@@ -190,4 +190,5 @@ def _built(configuration: Mapping[str, Any]) -> ScoreModel:
 def _network(description: Mapping[str, Any]) -> nn.Module:
     if description["class"] not in NETWORKS:
         raise OwnClassError("network", description["class"])
-    return NETWORKS[description["class"]](**description["config"])
+    network: nn.Module = NETWORKS[description["class"]](**description["config"])
+    return network

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import final
 
 import torch
@@ -22,6 +24,7 @@ from sde_diffusion._tensors import flat_sum
 from sde_diffusion.data.dataset import Dataset
 from sde_diffusion.data.spec import DataSpec
 from sde_diffusion.latents.autoencoder import Autoencoder, Encoded
+from sde_diffusion.nets.conditions import Condition
 from sde_diffusion.noise import Noise
 
 _MEASURED = 4096  # samples on which the scale of latents is measured, at most
@@ -75,6 +78,7 @@ class GaussianAutoencoder(Autoencoder):
     """
 
     classes = None  # it is trained without labels
+    conditions: Mapping[str, Condition] = MappingProxyType({})  # nor anything else that is known
 
     def __init__(self, network: EncoderDecoder, data: DataSpec | None = None) -> None:
         super().__init__()

@@ -237,6 +237,10 @@ class ConditionalNetwork(nn.Module, ABC):
 
     config: dict[str, Any]
 
+    @abstractmethod
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:  # noqa: ANN401  (each its own)
+        """Return the output for states x, noise levels c, labels and conditions by name."""
+
     @property
     def conditions(self) -> dict[str, Condition]:
         """The conditions that the network takes, by name, as its ``config`` sizes them."""

@@ -65,7 +65,7 @@ def beside(x: Tensor, image: Tensor | None, channels: int) -> Tensor:
 
 
 @final
-class Layer(nn.Module):
+class TextLayer(nn.Module):
     """x + attention(norm(x)), then x + W gelu(V norm(x)): the layer of an encoder.
 
     Shapes: x (B, N, width); hidden (B, N) bool, the tokens that none sees; result like x.
@@ -114,7 +114,7 @@ class Tokens(nn.Module):
         self.first = vectors(1, width, generator)
         self.bytes = None if text is None else vectors(BYTES, width, generator)
         layers = () if text is None else range(_TEXT_DEPTH)
-        self.layers = nn.ModuleList(Layer(width, generator) for _ in layers)
+        self.layers = nn.ModuleList(TextLayer(width, generator) for _ in layers)
         self.map = None if context is None else linear(context, width, generator)
 
     def forward(

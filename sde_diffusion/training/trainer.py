@@ -36,7 +36,7 @@ from sde_diffusion.latents.encoder_decoder import GaussianAutoencoder
 from sde_diffusion.latents.latent_model import LatentModel
 from sde_diffusion.models.few_steps import FewStepModel
 from sde_diffusion.models.matrix import MatrixScoreModel
-from sde_diffusion.models.score import DirectScore, LearnedScore, ScoreModel
+from sde_diffusion.models.score import DirectScore, ScoreModel
 from sde_diffusion.objectives.base import Objective, Trained
 from sde_diffusion.parallel.processes import Processes
 from sde_diffusion.training.averages import Averages
@@ -452,8 +452,7 @@ def _restrided(stride: Sequence[int], gradient: Tensor) -> Tensor:
 
 def _learned(dataset: Dataset, model: Trained) -> Dataset:
     """Return the data set with what the model takes of its conditions, and nothing else."""
-    names = model.conditions if isinstance(model, LearnedScore) else ()
-    return dataset.for_network(model.classes, names)
+    return dataset.for_network(model.classes, model.conditions)
 
 
 def _fingerprint(dataset: Dataset) -> dict[str, Any]:
