@@ -118,6 +118,7 @@ PARTS: dict[str, Any] = {
     "weighting": min_snr,
     "seed": 0,
     "seeds": range(1000),
+    "samples": range(1000),
     "folder": Path("runs") / ("deep/" * 50),
     "channels": 3,
     "weight": 2.0,
