@@ -165,7 +165,7 @@ def test_a_method_has_its_own_settings() -> None:
         Distillation("progressive", steps=0)
 
 
-# Mean flow along a teacher's trajectory needs more steps to leave its start than a test has.
+# Mean flow along a teacher's trajectory came back to its start in every run: docs/few_steps.md.
 WAYS = [(method, "teacher") for method in METHODS if method != "mean-flow"]
 WAYS += [("consistency", "data"), ("continuous", "data"), ("mean-flow", "data")]
 
