@@ -64,8 +64,10 @@ def check_arguments(
     kind: type[nn.Module], settings: dict[str, Any], others: dict[str, Any]
 ) -> None:
     """Refuse, by name, what is no argument of the network, or is set by another option."""
+    from sde_diffusion.nets.conditions import KINDS
+
     first, *known = (name for name in inspect.signature(kind).parameters)
-    of_data = {*settings, "width", "outputs", "dims", "times", first}
+    of_data = {*settings, *KINDS, "width", "outputs", "dims", "times", first}
     free = [name for name in known if name not in of_data]
     for name in others:
         if name not in free:

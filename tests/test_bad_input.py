@@ -236,7 +236,7 @@ MISTAKES = [
         "one of perceptual, likeli",
     ),
     Mistake("unknown command", "smaple", ("No such command 'smaple'; did you mean sample?",)),
-    Mistake("a command like no other", "draw", ("choose train, sample, likelihood",)),
+    Mistake("a command like no other", "draw", ("choose train, distil, sample, likelihood",)),
     Mistake("unknown option", SAMPLE + "--step 3", ("No such option", "--steps")),
     Mistake(
         "points for pictures",

@@ -189,7 +189,7 @@ def rewritten(path: Path, change: dict[str, object] | None) -> Path:
         ({"sde": {"class": "VPSDE", "gamma": 1}}, "hold a configuration that builds a model"),
         ({"sde": {"class": "VESDE", "sigma_min": -1}}, "hold a configuration that builds a model"),
         ({"variance": "large"}, "hold a configuration that builds a model, got ValueError"),
-        ({"class": "Oracle"}, "or a MatrixScoreModel or a FewStepModel, got a Oracle"),
+        ({"class": "Oracle"}, "or a FewStepModel or a LatentModel, got a Oracle"),
         ({"prediction": "noise"}, "hold a configuration that builds a model, got ValueError"),
         ({"network": 7}, "hold a configuration that builds a model, got TypeError"),
         (
