@@ -139,7 +139,6 @@ def test_help_is_answered_without_torch(arguments: list[str]) -> None:
     code = f"""
 import sys
 from sde_diffusion.cli.main import main
-from sde_diffusion.nets.cost import flops
 main({arguments}, standalone_mode=False)
 print(sorted({{"torch", "numpy", "scipy", "matplotlib"}} & sys.modules.keys()))
 """
@@ -150,7 +149,6 @@ def test_the_help_of_the_group_imports_no_command() -> None:
     code = """
 import sys
 from sde_diffusion.cli.main import main
-from sde_diffusion.nets.cost import flops
 main(["--help"], standalone_mode=False)
 print([name for name in sys.modules if name.startswith("sde_diffusion.cli.")])
 """
