@@ -212,9 +212,10 @@ def _data(options: dict[str, Any], teacher: Any) -> Dataset:  # noqa: ANN401
         rows = oracle.sample(_ORACLE_ROWS, torch.Generator().manual_seed(options["seed"]))
         return Dataset(DataSpec(options["teacher"], oracle.event, None), rows.float(), None)
     if name is None and teacher.data is not None:
-        name = teacher.data.name
+        told = teacher.data.name
+        name = told if told == "digits" or Path(told).exists() else None
     if name is None:
-        rule = "be given for a teacher that tells none"
+        rule = "be given for a teacher whose own are not at hand"
         raise wrong_value("--data", "data", rule, "none", "pass --data with its training data")
     reading = {key: options[key] for key in ("size", "frames", "layout", "length")}
     return data_of_model(name, teacher, reading | {"split": "train"})

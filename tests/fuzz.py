@@ -383,6 +383,9 @@ def evaluations(folder: Path) -> Format:
 # --- data ---
 
 
+_PICTURES = (".png", ".jpg", ".gif", ".tif", ".bmp", ".webp")
+
+
 def _of_data(good: Callable[[], dict[str, bytes]], damaged: Mutator) -> Callable[[Path], Format]:
     """Return the format of files of data, pictures in a folder of their own."""
 
@@ -390,11 +393,13 @@ def _of_data(good: Callable[[], dict[str, bytes]], damaged: Mutator) -> Callable
         def read(name: str, content: bytes) -> None:
             path = folder / name
             path.write_bytes(content)
-            frames = "all" if content[-1] % 2 else "first"
-            size = 5 if content[-1] % 4 > 1 else None
             source = path if path.parent == folder else path.parent
+            asked: dict[str, Any] = {}
+            if path.suffix in _PICTURES:
+                asked["frames"] = "all" if content[-1] % 2 else "first"
+                asked["size"] = 5 if content[-1] % 4 > 1 else None
             try:
-                load_data(source, "all", frames=frames, size=size)
+                load_data(source, "all", **asked)
             finally:
                 path.write_bytes(files[name])
 

@@ -46,6 +46,7 @@ def test_every_public_class_has_an_example(home) -> None:
         "DiscreteLogLikelihood",
         "Evaluation",
         "Inverse",
+        "LatentLogLikelihood",
         "Ledger",
         "Reconstruction",
         "SamplerDensity",

@@ -29,6 +29,7 @@ from sde_diffusion import (
     Chain,
     ClassLabels,
     Conditioned,
+    ConvolutionalAutoencoder,
     Dataset,
     DataSpec,
     Denoising,
@@ -36,23 +37,31 @@ from sde_diffusion import (
     EvaluationSettings,
     Exact,
     Gaussian,
+    GaussianAutoencoder,
     Guided,
+    LatentModel,
     LearnedVariance,
+    LinearAutoencoder,
     LogSNR,
     Paths,
     PerSampleNoise,
     PosteriorVariance,
     ProbabilityFlow,
+    ReflectedDiffusion,
+    ReflectedPoints,
     ReverseSDE,
     ScoreModel,
     Time,
     TrainingConfig,
     Variational,
     WhiteNoise,
+    autoencoder_loss,
     guided,
     integrate,
+    latent_log_prob,
     lattice,
     linear_betas,
+    log_prob,
     sample,
     uniform,
     vlb,
@@ -123,6 +132,7 @@ WRONG: Final[Mapping[str, tuple[object, ...]]] = {
     "data": ((2,), "digits", 3),
     "labels": (10, "y", ClassLabels),
     "class": ("3", None, 3.0, np.array([3.5]), torch.zeros(2, 2, dtype=torch.long), 99, -5),
+    "class!": ("3", 3.0, np.array([3.5]), torch.zeros(2, 2, dtype=torch.long), 99, -5),
     "network": (torch.add, "net", nn.Linear, 3, None),
     "betas": ([0.1, 0.2], np.linspace(0.1, 0.2, 5), 0.02, DiscreteBeta(BETAS), None),
     "beta": ([0.1, 0.2], BETAS, 0.02, None),
@@ -139,6 +149,14 @@ WRONG: Final[Mapping[str, tuple[object, ...]]] = {
     "objective": ("denoising", Denoising),
     "tensors": (3, [torch.zeros(2)], {"a": 3}, {}, torch.zeros(3), {3: torch.zeros(2)}),
 }
+
+ENCODER: Final = ConvolutionalAutoencoder((1, 8, 8), width=8)
+LATENT: Final = LatentModel(LinearAutoencoder(torch.eye(2)), MODEL)
+
+
+def log_p(z: torch.Tensor, first: int) -> Any:  # noqa: ARG001  (of a likelihood without draws)
+    return log_prob(z, ProbabilityFlow(VP, LATENT), Heun(), grid=RISING)
+
 
 Row = tuple[Callable[..., Any], dict[str, Any], dict[str, str]]
 SOLVE: Final = {"flow": "flow", "solver": "solver", "grid": "grid"}
@@ -354,7 +372,42 @@ ENTRIES: Final[dict[str, Row]] = {
         {"network": "network", "sde": "sde", "time": "time", "labels": "labels"}
         | {"data": "data"},
     ),
-    "ScoreModel.given": (LABELLED.given, {"labels": 3}, {"labels": "class"}),
+    "ConvolutionalAutoencoder": (
+        ConvolutionalAutoencoder,
+        {"event": (1, 8, 8)},
+        dict.fromkeys(("latent", "width", "blocks"), "integer") | {"event": "shape"},
+    ),
+    "GaussianAutoencoder": (
+        GaussianAutoencoder,
+        {"network": ENCODER},
+        {"network": "network", "data": "data"},
+    ),
+    "LatentModel": (
+        LatentModel,
+        {"autoencoder": LinearAutoencoder(torch.eye(2)), "score": MODEL},
+        {"autoencoder": "network", "score": "score"},
+    ),
+    "ReflectedPoints": (
+        ReflectedPoints,
+        {"points": torch.full((4, 2), 0.5), "sde": ReflectedDiffusion()},
+        {"points": "x", "sde": "sde"},
+    ),
+    "autoencoder_loss": (
+        autoencoder_loss,
+        {
+            "model": GaussianAutoencoder(ENCODER),
+            "x": torch.zeros(2, 1, 8, 8),
+            "eps": torch.zeros(2, 4, 2, 2),
+        },
+        {"model": "score", "x": "x", "eps": "x", "beta": "number"},
+    ),
+    "latent_log_prob": (
+        latent_log_prob,
+        {"x": X.double(), "model": LATENT, "log_p": log_p},
+        {"x": "x", "model": "score", "log_p": "function"}
+        | {"draws": "integer", "seed": "seed", "first": "integer"},
+    ),
+    "ScoreModel.given": (LABELLED.given, {"labels": 3}, {"labels": "class!"}),
     "DirectScore": (
         sde_diffusion.DirectScore,
         {"network": Half(), "sde": VP},
@@ -530,6 +583,9 @@ ELSEWHERE: Final = {
     "OneStep",
     "Multistep",
     "Solver",  # to be subclassed
+    "autoencoder_from_diffusers",  # tests/test_diffusers_autoencoder.py
+    "compiled",  # tests/test_precision.py
+    "load_latent",  # tests/test_latents.py
     "from_diffusers",  # tests/test_diffusers_models.py
     "from_score_sde",  # tests/test_score_sde.py
     "reconstruct_average",  # tests/test_averages.py

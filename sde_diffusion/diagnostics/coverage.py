@@ -34,7 +34,7 @@ def precision_recall(x: Tensor, y: Tensor, neighbours: int = 3) -> Coverage:
 
     >>> y = torch.tensor([[0.0], [1.0], [5.0], [6.0]])
     >>> precision_recall(torch.tensor([[0.5], [0.6], [9.0]]), y, neighbours=1)
-    Coverage(precision=0.6666666666666666, recall=0.5)
+    Coverage(precision=0.6666666666666666, recall=0.75)
     """
     positive_integer("precision_recall", "neighbours", neighbours)
     if x.shape[1:] != y.shape[1:] or x.ndim < 2:

@@ -84,6 +84,8 @@ class GaussianAutoencoder(Autoencoder):
         super().__init__()
         what = "GaussianAutoencoder"
         an_object(what, "network", network, EncoderDecoder, "subclass EncoderDecoder")
+        if data is not None:
+            an_object(what, "data", data, DataSpec, "pass DataSpec(name, shape, levels)")
         if data is not None and data.shape != network.event:
             rule = f"have the shape {network.event} that the network encodes"
             raise wrong_value(what, "data", rule, data.shape, "build the network for these data")

@@ -44,7 +44,12 @@ def autoencoder_loss(
     remedy = "pass GaussianAutoencoder(network)"
     an_object("autoencoder_loss", "model", model, GaussianAutoencoder, remedy)
     check_state("autoencoder_loss", eps, "eps")
+    number("autoencoder_loss", "beta", beta, "pass beta=1.0")
     model.check_data(x)
+    if eps.shape != (len(x), *model.latent):
+        rule = f"have the shape {(len(x), *model.latent)} of the latents"
+        got = tuple(eps.shape)
+        raise wrong_value("autoencoder_loss", "eps", rule, got, "draw it with torch.randn")
     mean, std = model.network.posterior(x)
     around, sigma = model.network.reconstruction(mean + std * eps)
     kl = 0.5 * flat_sum(

@@ -9,6 +9,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from sde_diffusion._check import positive_integer
 from sde_diffusion._progress import bar
 from sde_diffusion._shown import shown
 from sde_diffusion._tensors import check_dtype
@@ -88,6 +89,7 @@ def sample_finite(
     times = checked_grid("sample_finite", model, solver, shape, steps, grid)
     check_dtype("sample_finite", dtype)
     count, *event = shape
+    positive_integer("sample_finite", "first", first, least=0)
     noise_of_run("sample_finite", noise, seed, range(first, first + count))
     batches = [torch.arange(count)]
     rows: list[Tensor] = []

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sde_diffusion._block_matrix import parts_of
-from sde_diffusion._check import check_shape, wrong_type, wrong_value
+from sde_diffusion._check import check_shape, positive_integer, wrong_type, wrong_value
 from sde_diffusion._progress import bar
 from sde_diffusion._tensors import check_dtype
 from sde_diffusion._watch import Callback
@@ -71,6 +71,7 @@ def sample(
     """
     grid = checked_grid("sample", model, solver, shape, steps, grid)
     check_dtype("sample", dtype)
+    positive_integer("sample", "first", first, least=0)
     drawn = noise_of_run("sample", noise, seed, range(first, first + shape[0]))
     steps_in_all = len(times_of(grid)) - 1 + isinstance(grid, Denoised)
     with torch.no_grad(), bar(steps_in_all, "step", shown=progress) as done:
