@@ -382,6 +382,9 @@ def digits_config() -> dict[str, Any]:
     }
 
 
+_EXAMPLES: Final = {"attention": "(1,)", "multipliers": "(1, 2, 2)", "strides": "(1, 2)"}
+
+
 def _integers(argument: str, got: Sequence[int]) -> list[int]:
     """Return the integers as a list, which is what JSON makes of them."""
     whole = isinstance(got, Sequence) and all(type(n) is int for n in got)
@@ -391,7 +394,7 @@ def _integers(argument: str, got: Sequence[int]) -> list[int]:
             argument,
             "be a sequence of integers",
             got,
-            f"pass for example {argument}=(1, 2)",
+            f"pass for example {argument}={_EXAMPLES[argument]}",
         )
     return list(got)
 
