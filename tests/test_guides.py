@@ -79,6 +79,9 @@ SMALLER: Mapping[str, Mapping[str, str]] = {
         "--sigma-data auto": "--sigma-data auto --steps 5",
         "--seed 3": "--seed 3 --steps 2 --batch-size 8 --width 8 --snapshot-every 1 --warmup 1",
     },
+    "docs/your_model.md": {
+        "--model digits --solver heun": "--model small.safetensors --solver heun",
+    },
     "docs/compression.md": {"--limit 360": "--limit 2 --steps 4"},
     "docs/first_hour.md": {"--steps 2000": "--steps 5"},
     "docs/distributed.md": {
