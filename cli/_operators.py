@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sde_diffusion.inverse_problems import (
         LikelihoodScore,
         Measurement,
+        MeasurementNoise,
         Operator,
         PosteriorSamples,
     )
@@ -30,7 +31,18 @@ _HALVES: Final = {
     "bottom": (-2, False),
 }
 OPERATORS: Final = "inpaint:left, right, top, bottom, box or SHARE, downsample:F, blur:STD, grey"
-METHODS: Final = ("mmps", "dense-mmps", "pigdm", "tmpd", "dps", "diffpir", "repaint")
+METHODS: Final = (
+    "mmps",
+    "dense-mmps",
+    "pigdm",
+    "tmpd",
+    "dps",
+    "diffpir",
+    "plug-in",
+    "repaint",
+)
+NOISES: Final = "a standard deviation, laplace:SCALE or poisson:PEAK"
+_ANY_NOISE: Final = "plug-in"
 _KINDS: Final = ("inpaint", "downsample", "blur", "grey")
 _EXAMPLE: Final = "pass for example --operator inpaint:.5"
 
@@ -146,6 +158,31 @@ def _share(share: float, event: tuple[int, ...]) -> Tensor:
     return kept.reshape(pixels).expand(*event).clone()
 
 
+def noise(text: str, method: str) -> MeasurementNoise:
+    """Return the noise of a name such as .05, laplace:.1 or poisson:30.
+
+    Errors: ValueError for another name or setting, or for noise that is not Gaussian with a
+    method by closed forms.
+    """
+    from sde_diffusion import inverse_problems as room
+
+    kinds: Mapping[str, Callable[[float], MeasurementNoise]] = {
+        "gaussian": room.GaussianNoise,
+        "laplace": room.LaplaceNoise,
+        "poisson": room.PoissonNoise,
+    }
+    kind, _, setting = text.partition(":") if ":" in text else ("gaussian", "", text)
+    size = _number(setting)
+    if kind not in kinds or not size:
+        remedy = "pass for example --noise .05"
+        raise wrong_value("--noise", "noise", f"be {NOISES}, above 0", text, remedy)
+    if kind != "gaussian" and method != _ANY_NOISE:
+        rule = f"be Gaussian for --method {method}"
+        remedy = f"pass --method {_ANY_NOISE}, and --weighted for its weights"
+        raise wrong_value("--noise", "noise", rule, text, remedy)
+    return kinds[kind](size)
+
+
 def sampler(text: str, made: Operator, *, weighted: bool) -> Callable[..., PosteriorSamples]:
     """Return what draws by the method of a name such as mmps:3, dps:.5 or repaint:20.
 
@@ -208,6 +245,7 @@ def _likelihood_score(text: str) -> LikelihoodScore:
         "tmpd": room.TMPD,
         "dps": lambda scale="1": room.DPS(float(scale)),
         "diffpir": lambda weight="1": room.DiffPIR(float(weight)),
+        "plug-in": room.PlugIn,
     }
     name, _, setting = text.partition(":")
     if name in made:

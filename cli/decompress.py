@@ -13,13 +13,20 @@ from sde_diffusion.cli.compress import shown_progress
 EXAMPLES: Final = """\b
 Examples:
   sde-diffusion decompress digits.sdz --out digits.npy
-  sde-diffusion decompress mnist.sdz --model mnist --out mnist.npy
+  sde-diffusion decompress mine.sdz --model runs/mine --out mine.npy
 """
 
 
 @click.command(epilog=EXAMPLES)
 @click.argument("source", type=click.Path(dir_okay=False, path_type=Path))
-@_common.model_option
+@click.option(
+    "--model",
+    "model_name",
+    default=None,
+    shell_complete=menu.completing(menu.MODEL_NAMES, files=True),
+    help="The model that compressed them, as `compress` takes it; found among those shipped if "
+    "not given.",
+)
 @_common.count_option("--batch-size", default=64, help="Samples computed at once.")
 @_common.device_option
 @click.option(
@@ -30,7 +37,12 @@ Examples:
 )
 @_common.json_option
 def command(
-    source: Path, model_name: str, batch_size: int, device: str, out: Path | None, as_json: bool
+    source: Path,
+    model_name: str | None,
+    batch_size: int,
+    device: str,
+    out: Path | None,
+    as_json: bool,
 ) -> None:
     """Write the levels that `sde-diffusion compress` was given as .npy.
 
@@ -47,7 +59,8 @@ def command(
     _common.check_output_file(out)
     blob = source.read_bytes()
     head, _ = parsed(blob)
-    model = menu.model(model_name, _common.resolve_device(device))
+    name = _shipped(head.model) if model_name is None else model_name
+    model = menu.model(name, _common.resolve_device(device))
     with shown_progress(head.samples, head.steps) as callback:
         values = decompress(model, blob, batch_size=batch_size, callback=callback).numpy()
 
@@ -56,6 +69,23 @@ def command(
             np.save(stream, values, allow_pickle=False)
 
     write_atomically(out, save)
-    result = {"file": str(out), "samples": len(values), "shape": list(values.shape[1:])}
-    lines = [f"{out}: {len(values)} samples of {values.shape[1:]}, {values.dtype}"]
+    shape = list(values.shape[1:])
+    result = {"file": str(out), "model": name, "samples": len(values), "shape": shape}
+    lines = [
+        f"{out}: {len(values)} samples of {values.shape[1:]}, {values.dtype}, by the model {name}"
+    ]
     _common.show(result, lines, as_json=as_json)
+
+
+def _shipped(model: str) -> str:
+    """Return the name of the shipped model with a fingerprint."""
+    from sde_diffusion._check import wrong_value
+    from sde_diffusion.checkpoints.checkpoint import load, shipped
+    from sde_diffusion.checkpoints.fingerprint import fingerprint
+
+    names = shipped()
+    for name in names:
+        if fingerprint(load(name)) == model:
+            return name
+    rule = f"be given for a file of the model {model}, which is none of {', '.join(names)}"
+    raise wrong_value("decompress", "--model", rule, "none", "pass the one that compressed it")

@@ -46,11 +46,13 @@ _ENOUGH: Final = 16  # draws
 )
 @click.option(
     "--noise",
-    type=click.FloatRange(min=0, min_open=True),
-    default=0.05,
+    "noise_name",
+    default="0.05",
     show_default=True,
-    help="Standard deviation of the noise, in the units of the model, whose pixels go from −1 "
-    "to 1.",
+    metavar="NOISE",
+    help=f"The noise: {_operators.NOISES}, in the units of the model, whose pixels go from −1 to "
+    "1; of PEAK photons a unit of brightness, which is the pixel + 1. All but the first go with "
+    "--method plug-in.",
 )
 @click.option(
     "--method",
@@ -78,7 +80,7 @@ def command(
     length: int | None,
     split: str | None,
     operator: str,
-    noise: float,
+    noise_name: str,
     method: str,
     weighted: bool,
     limit: int,
@@ -110,6 +112,7 @@ def command(
         model = menu.model(model_name, _common.resolve_device(device))
         event = menu.event_shape(model)
         made = _operators.operator(operator, event)
+        noise = _operators.noise(noise_name, method)
         sampler = _operators.sampler(method, made, weighted=weighted)
         reading = {"size": size, "frames": frames, "layout": layout, "split": split}
         reading["length"] = length
@@ -128,7 +131,7 @@ def command(
         result = {
             "model": model_name,
             "operator": operator,
-            "noise": noise,
+            "noise": noise_name,
             "method": method,
             "weighted": weighted,
             "samples": len(truth),
@@ -205,7 +208,8 @@ def _errors(
     away = (found.levels(truth.double()) - 0.5).abs()
     shares = {level: (2 * away <= level).double().flatten(1).mean(1) for level in _LEVELS}
     error = (found.mean - truth).square().flatten(1).mean(1).sqrt()
-    residual = measured.residual(found.mean).flatten(1).square().mean(1).sqrt()
+    of_mean = measured.y - measured.noise.expected(measured.operator(found.mean))
+    residual = of_mean.flatten(1).square().mean(1).sqrt()
     several = len(truth) > 1
     return {
         "nfe": found.nfe,
@@ -243,7 +247,7 @@ def _lines(result: Mapping[str, Any]) -> list[str]:
         )
         for row in result["coverage"]
     ]
-    seen = f"{result['operator']} with noise {result['noise']:g}"
+    seen = f"{result['operator']} with noise {result['noise']}"
     away = f"{result['rms_error_of_mean']:.3f}"
     lines = [
         f"samples of the data: {result['samples']}, through {seen}",

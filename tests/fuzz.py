@@ -31,7 +31,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -70,6 +70,7 @@ from sde_diffusion import (
 from sde_diffusion.cli import _likelihood_job, _train_file, info, menu
 from sde_diffusion.cli.train import command as train_command
 from sde_diffusion.coding import compress, decompress, file_format
+from sde_diffusion.coding.varints import varints
 from sde_diffusion.likelihood.learned_dequantization import Variational
 
 WRONG = "WRONG"
@@ -643,14 +644,16 @@ def _sdz(content: bytes, chance: random.Random) -> bytes:
             for n, code in blocks
         ]
         return file_format.joined(head, blocks)
-    values = json.loads(json.dumps(asdict(head)))
+    numbers = [len(head.shape), *head.shape, head.levels, head.samples, head.steps]
     if chance.randrange(2):
-        values["shape"] = chance.choice([[2**24], [2**12, 2**12], [60_000], [1, 2], [3000]])
-        values["levels"] = chance.choice([8, 2**16])
-    elif chance.randrange(4):
-        values = mutations.exchanged(values, chance)
-    text = json.dumps(values, indent=chance.choice([None, 1])).encode()
-    packed = content[:4] + struct.pack("<II", len(text), zlib.crc32(text)) + text
+        shape = chance.choice([[2**24], [2**12, 2**12], [60_000], [1, 2], [3000]])
+        numbers = [len(shape), *shape, chance.choice([8, 2**16]), head.samples, head.steps]
+    else:
+        place = chance.randrange(len(numbers))
+        numbers[place] = chance.choice([0, 1, numbers[place] + 1, 2**16, 2**40, 2**62])
+    chain = struct.pack("<I", head.chain)
+    packed = content[:12] + varints(*numbers) + chain
+    packed += struct.pack("<I", zlib.crc32(packed))
     return packed + content[len(head.to_bytes()) :]
 
 

@@ -189,7 +189,15 @@ def test_channels_of_a_pixel_are_kept_together() -> None:
             ["--operator", "inpaint:left", "--method", "repaint:0"],
             "method must be one of mmps, dense-mmps",
         ),
-        (["--operator", "blur:1", "--noise", "0"], "Invalid value for '--noise'"),
+        (
+            ["--operator", "blur:1", "--noise", "0"],
+            "noise must be a standard deviation, laplace:SCALE or poisson:PEAK, above 0, got 0;",
+        ),
+        (["--operator", "blur:1", "--noise", "salt:.1"], "above 0, got salt:.1; pass for example"),
+        (
+            ["--operator", "blur:1", "--noise", "poisson:30"],
+            "be Gaussian for --method mmps, got poisson:30; pass --method plug-in, and --weighted",
+        ),
         (["--operator", "blur:1", "--data", "nothing"], "nothing"),
     ],
 )
@@ -198,6 +206,21 @@ def test_wrong_words_end_in_one_line(words: list[str], says: str, here: Path) ->
     assert done.exit_code == 2
     assert says in done.output
     assert not (here / "restored").exists()
+
+
+def test_other_noise_is_drawn_and_weighed(here: Path) -> None:
+    """Photon counts are whole numbers, and the evidence is that of counts."""
+    noise = ["--noise", "poisson:20", "--method", "plug-in", "--weighted"]
+    done = run("restore", "--operator", "inpaint:left", *noise, *SMALL)
+    assert done.exit_code == 0, done.output
+    assert "through inpaint:left with noise poisson:20" in done.output
+    with np.load(here / "restored/restored.npz") as arrays:
+        counts = arrays["y"]
+    assert (counts == counts.round()).all()
+    assert counts.min() >= 0
+    assert counts.max() > 20  # of a white pixel 40 are expected
+    written = json.loads((here / "restored/restored.json").read_text())
+    assert max(written["log_evidence"]) < 0  # a probability, not a density
 
 
 def test_verify_posterior_prints_and_writes_its_table(here: Path) -> None:

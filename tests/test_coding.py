@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import lzma
 import math
-import struct
 import tracemalloc
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,10 +38,12 @@ from sde_diffusion.cli.main import main
 from sde_diffusion.coding import compress, decompress
 from sde_diffusion.coding.block import BlockCoder
 from sde_diffusion.coding.comparison import _histograms, discrete_bound, other_sizes
+from sde_diffusion.coding.counts import Counts
 from sde_diffusion.coding.file_format import Head, joined, parsed
 from sde_diffusion.coding.normals import FINE, PARTS, LevelNormals, Normals, weights
-from sde_diffusion.coding.predictions import GUARD, Exceptions, Predictor, _varint
+from sde_diffusion.coding.predictions import GUARD, Exceptions, Predictor
 from sde_diffusion.coding.stack import Stack, borrowed
+from sde_diffusion.coding.varints import read_varints, varints
 from sde_diffusion.coding.whole_chain import WholeChain
 from sde_diffusion.ddpm.level_times import level_centres, level_times
 from sde_diffusion.likelihood.decoders import LevelDecoder
@@ -129,7 +129,42 @@ def test_what_is_popped_and_pushed_leaves_the_stack_as_it_was() -> None:
     assert stack.holds(lent)
 
 
+def test_counts_take_the_bits_that_they_say_and_are_drawn_back() -> None:
+    values = np.random.default_rng(0).binomial(15, 0.1, (3, 400))
+    stack = Stack(borrowed(8), sealed=True)
+    begun = stack.bits
+    Counts(16).push(stack, values)
+    said = Counts(16).bits(values)
+    assert stack.bits - begun == pytest.approx(said.sum(), abs=33)
+    assert said[0] > said[2] + 20  # it has learnt
+    assert np.array_equal(Counts(16).pop(stack, values.shape), values)
+    assert stack.holds(borrowed(8))
+
+
 # --- lengths ---
+
+
+def test_a_head_and_what_the_first_samples_borrow_are_few_bytes() -> None:
+    """Of one sample its counts and the coder's two words; of ten, less than one's latents."""
+    one, ten = (compress(MODEL, drawn(n), steps=40) for n in (1, 10))
+    head, ((_, code),) = parsed(one)
+    assert len(head.to_bytes()) <= 32
+    counted = float(Counts(16).bits(drawn(1).values.numpy().astype(np.int64))[0])
+    assert 8 * len(code) < counted + 64 + 8 * 9
+    bound = -float(discrete_bound(MODEL, drawn(10), 40).nats.sum()) / math.log(2)
+    chain = Chain(MODEL.sde, level_times(MODEL, SPEC, 40))
+    assert 8 * len(ten) < bound + 0.75 * WholeChain(chain, SPEC).lent(D) + 8 * 60
+
+
+def exceptions_of(code: bytes) -> tuple[Exceptions, memoryview]:
+    """Return the exceptions of a block's code, and its words."""
+    _, rest = read_varints(memoryview(code), 3)
+    return Exceptions.from_bytes(rest[4:])
+
+
+def counted_of(code: bytes) -> int:
+    """Return how many samples of a block go by their counts."""
+    return read_varints(memoryview(code), 3)[0][1]
 
 
 def code_bits(model: ScoreLike, data: Dataset, steps: int) -> float:
@@ -189,7 +224,7 @@ def test_any_levels_come_back_and_what_no_prediction_reaches_is_written_down() -
     blob = compress(narrow, data, steps=16)
     assert torch.equal(decompress(narrow, blob), data.values)
     ((_, code),) = parsed(blob)[1]
-    assert len(Exceptions.from_bytes(memoryview(code)[13:])[0].places)
+    assert len(exceptions_of(code)[0].places)
 
 
 def test_samples_that_leave_no_bits_for_those_after_them_come_back() -> None:
@@ -294,7 +329,8 @@ def test_a_prediction_that_could_be_rounded_otherwise_is_written_down() -> None:
     data = drawn(4)
     blob = compress(Halves(), data, steps=8)
     ((_, code),) = parsed(blob)[1]
-    assert len(Exceptions.from_bytes(memoryview(code)[13:])[0].places) == 4 * D * 8
+    assert len(exceptions_of(code)[0].places) == (4 - counted_of(code)) * D * 8
+    assert counted_of(code) < 4
     for shift in (-GUARD, GUARD):
         PLANT["shift"] = shift
         assert torch.equal(decompress(Halves(), blob), data.values)
@@ -368,7 +404,7 @@ def test_a_code_whose_checksum_was_made_to_fit_is_refused(blob: bytes) -> None:
 
 def test_a_file_with_the_bytes_of_its_words_turned_round_is_refused(blob: bytes) -> None:
     head, ((samples, code),) = parsed(blob)
-    _, words = Exceptions.from_bytes(memoryview(code)[13:])
+    _, words = exceptions_of(code)
     turned = code[: -len(words)] + np.frombuffer(words, "<u4").byteswap().tobytes()
     with pytest.raises(ValueError, match="must predict what it did in compress"):
         decompress(MODEL, joined(head, [(samples, turned)]))
@@ -380,23 +416,29 @@ def test_a_file_with_the_bytes_of_its_words_turned_round_is_refused(blob: bytes)
     "change",
     [
         {"samples": 10**15},
-        {"samples": "6"},
-        {"shape": [10**9, 10**9]},
+        {"samples": 0},
+        {"shape": (10**9, 10**9)},
+        {"shape": (0, 16)},
+        {"shape": 17 * (1,)},
+        {"shape": ()},
         {"steps": 10**12},
         {"steps": 0},
         {"levels": 10**9},
-        {"levels": None},
         {"model": "0" * 16},
-        {"more": 1},
+        {"chain": 1},
     ],
     ids=repr,
 )
 def test_a_hostile_head_is_refused(blob: bytes, change: dict[str, object]) -> None:
-    size, _ = struct.unpack_from("<II", blob, 4)
-    text = json.dumps(json.loads(blob[12 : 12 + size]) | change).encode()
-    hostile = blob[:4] + struct.pack("<II", len(text), zlib.crc32(text)) + text
+    head, blocks = parsed(blob)
+    hostile = joined(Head(**{**vars(head), **change}), blocks)
     with pytest.raises(ValueError, match=r"^[^\n]* must [^\n]*, got [^\n]*; "):
-        decompress(MODEL, hostile + blob[12 + size :])
+        decompress(MODEL, hostile)
+
+
+def test_a_file_of_another_version_says_what_to_install(blob: bytes) -> None:
+    with pytest.raises(ValueError, match="have version 2, got 1; install the sde_diffusion that"):
+        decompress(MODEL, b"SDZ\x01" + blob[4:])
 
 
 def test_a_shape_that_its_blocks_have_no_bytes_for_is_refused_at_once() -> None:
@@ -430,13 +472,6 @@ def test_an_oracle_refuses_a_head_of_another_shape(blob: bytes) -> None:
     head, blocks = parsed(blob)
     forged = joined(Head(**{**vars(head), "shape": (D, 1)}), blocks)
     with pytest.raises(ValueError, match=r"the one that .* got one of shape \(16,\)"):
-        decompress(MODEL, forged)
-
-
-def test_a_fingerprint_that_is_none_is_not_shown_whole(blob: bytes) -> None:
-    head, blocks = parsed(blob)
-    forged = joined(Head(**{**vars(head), "model": 5000 * "y"}), blocks)
-    with pytest.raises(ValueError, match=r"have the fingerprint of a model, got y{39} … y{38};"):
         decompress(MODEL, forged)
 
 
@@ -521,7 +556,9 @@ def test_no_block_stands_for_another() -> None:
     whole = joined(head, blocks)
     assert whole == found
     first = len(joined(head, []))
-    second = first + 12 + len(blocks[0][1])
+    code = blocks[0][1]
+    second = first + len(varints(len(code), 4)) + 4 + len(code)
+    assert joined(head, blocks[:1]) == found[:second]
     turned = found[:first] + found[second:] + found[first:second]
     with pytest.raises(ValueError, match="hold a block of its checksum, got another"):
         decompress(MODEL, turned)
@@ -529,9 +566,8 @@ def test_no_block_stands_for_another() -> None:
 
 @pytest.mark.parametrize("numbers", [(2, 5, 0, 0, 0), (2, 2**61, 0, 2**61, 0)])
 def test_predictions_that_are_told_out_of_order_are_refused(numbers: tuple[int, ...]) -> None:
-    data = b"".join(map(_varint, numbers))
     with pytest.raises(ValueError, match="tell predictions in their order"):
-        Exceptions.from_bytes(memoryview(data))
+        Exceptions.from_bytes(memoryview(varints(*numbers)))
 
 
 def test_without_constriction_one_sentence_says_what_to_install(
@@ -567,7 +603,7 @@ def test_the_commands_write_a_file_and_the_levels_of_it(
     ]
     assert run("decompress", "compressed.sdz") == (
         0,
-        "compressed.npy: 3 samples of (1, 8, 8), uint8\n",
+        "compressed.npy: 3 samples of (1, 8, 8), uint8, by the model digits\n",
     )
     data = load_data("digits", "test", limit=3)
     assert np.array_equal(np.load("compressed.npy"), data.values.numpy())
@@ -579,8 +615,12 @@ def test_nothing_is_written_of_a_damaged_file_or_into_a_folder(
     monkeypatch.chdir(tmp_path)
     Path("cut.sdz").write_bytes(blob[:-1])
     Path("other.sdz").write_bytes(blob)
-    for name, says in (("cut.sdz", "it is cut short"), ("other.sdz", "be the one that")):
-        code, said = run("decompress", name)
+    for words, says in (
+        (("cut.sdz",), "it is cut short"),
+        (("other.sdz", "--model", "digits"), "be the one that"),
+        (("other.sdz",), "--model must be given for a file of the model "),
+    ):
+        code, said = run("decompress", *words)
         assert (code, said.count("\n")) == (2, 1)
         assert says in said
     assert run("decompress", "none.sdz") == (2, "Error: none.sdz: No such file or directory\n")

@@ -100,6 +100,8 @@ def test_draws_have_their_distributions() -> None:
     assert stats.chisquare(seen, wanted * (seen.sum() / wanted.sum())).pvalue > 0.01
     both = (LaplaceNoise(0.4), laplace.y[:, 0]), (PoissonNoise(4.0, dark=0.2), counts)
     for noise, whole in both:
+        standard_error = float(whole.double().std()) / 4000**0.5
+        assert abs(float(whole.mean()) - float(noise.expected(x)[0])) < 4 * standard_error
         part = Measurement.drawn(same, x[7:9], noise, seed=1, first=7)
         assert torch.equal(part.y[:, 0], whole[7:9])
 

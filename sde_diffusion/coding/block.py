@@ -4,8 +4,9 @@ To encode x_0 … x_N, pop x_1 ~ q(x_1|x_0) and push x_0 under p(x_0|x_1), pop x
 push x_1 under p(x_1|x_2), …, and push x_N under the prior: −log2 p + log2 q bits in all, whose
 mean is the discrete bound. The decoder goes back and ends with the stack that it began with.
 
-Samples go in groups that grow with the bits on the stack: the first one, alone, borrows from words
-that everybody knows, each later group what earlier ones have left.
+Samples go in groups that grow with the bits on the stack. The first ones go by `Counts` of their
+levels, so that there are bits to begin with; the first one of the chain, alone, borrows the rest
+from words that everybody knows, and each later group what earlier ones have left.
 
 Source: Townsend et al. 2019 (BB-ANS); Kingma et al. 2019 (Bit-Swap), algorithm 1.
 """
@@ -21,13 +22,16 @@ from typing import Final, final
 import numpy as np
 
 from sde_diffusion._check import Reason, wrong_value
+from sde_diffusion.coding.counts import Counts
 from sde_diffusion.coding.normals import Integers
 from sde_diffusion.coding.predictions import Exceptions, Predictor, Sum
 from sde_diffusion.coding.stack import LostError, Stack, Words, borrowed
+from sde_diffusion.coding.varints import read_varints, varints
 from sde_diffusion.coding.whole_chain import WholeChain
 
 _GROUP: Final = 64  # samples of the largest group
-_HEAD: Final = struct.Struct("<BIII")
+_SUM: Final = struct.Struct("<I")
+_MOST_COUNTED: Final = 2**26  # dimensions times levels, whose probabilities a decoder makes
 _SLOWEST: Final = 254
 _ALONE: Final = 255  # groups of one
 
@@ -46,6 +50,8 @@ class BlockCoder:
         self._whole = whole
         self._predictor = predictor
         self._d = dimension
+        self._levels = len(whole.levels.centres)
+        self._counts = Counts(self._levels)
         self._lent = borrowed(dimension + 64)
 
     def encoded(self, levels: Integers) -> bytes:
@@ -65,16 +71,19 @@ class BlockCoder:
         stack = Stack(self._lent, sealed=True)
         exceptions = Exceptions()
         check = Sum()
+        counted = self._counted(levels)
+        self._counts.push(stack, levels[:counted])
         begun = stack.bits
-        self._push(stack, levels[:1], 0, exceptions, check)
+        for i in _first(counted, len(levels)):
+            self._push(stack, levels[i : i + 1], i, exceptions, check)
         if pace is None:  # so that what a group borrows is there, left by the samples before it
             shares = 1.25 * self._whole.lent(self._d) / max(stack.bits - begun, 1)
             pace = min(max(ceil(shares), 1), _SLOWEST)
-        for group in _groups(len(levels), pace):
+        for group in _groups(counted + 1, len(levels), pace):
             self._push(stack, levels[group], group.start, exceptions, check)
         words = stack.words()
         untouched = _common(words, self._lent)
-        head = _HEAD.pack(pace, untouched, zlib.crc32(_bytes(levels)), check.value)
+        head = varints(pace, counted, untouched) + _SUM.pack(_sum(levels, check))
         return head + exceptions.to_bytes() + words[untouched:].astype("<u4").tobytes()
 
     def decoded(self, code: bytes, count: int) -> Integers | None:
@@ -82,28 +91,45 @@ class BlockCoder:
 
         Errors: ValueError for a code that ends early.
         """
-        if len(code) < _HEAD.size:
+        (pace, counted, untouched), rest = read_varints(memoryview(code), 3)
+        if len(rest) < _SUM.size:
             raise _short(len(code))
-        pace, untouched, levels_sum, predictions_sum = _HEAD.unpack_from(code)
-        exceptions, rest = Exceptions.from_bytes(memoryview(code)[_HEAD.size :])
+        (told,) = _SUM.unpack_from(rest)
+        exceptions, rest = Exceptions.from_bytes(rest[_SUM.size :])
         if len(rest) % 4 or not len(rest) or untouched > len(self._lent) or not pace:
             raise _short(len(code))
         words = np.frombuffer(rest, "<u4").astype(np.uint32)
-        if not words[-1]:  # no code ends so
+        if not words[-1] or counted > self._most_counted(count):  # no code ends or begins so
             raise _short(len(code))
         stack = Stack(np.concatenate([self._lent[:untouched], words]))
         check = Sum()
         parts = list[Integers]()
+        first = [slice(i, i + 1) for i in _first(counted, count)]
         try:
-            for group in reversed([slice(0, 1), *_groups(count, pace)]):
+            for group in reversed([*first, *_groups(counted + 1, count, pace)]):
                 size = group.stop - group.start
                 parts.append(self._pop(stack, size, group.start, exceptions, check))
+            parts.append(self._counts.pop(stack, (counted, self._d)))
         except LostError:
             return None
         levels = np.concatenate(parts[::-1])
-        sums = (zlib.crc32(_bytes(levels)), check.value)
-        right = sums == (levels_sum, predictions_sum)
+        right = _sum(levels, check) == told
         return levels if right and stack.holds(self._lent) else None
+
+    def _counted(self, levels: Integers) -> int:
+        """Return how many samples go by their counts.
+
+        Such a sample takes about twice the bits that the chain would: it is worth that as long as
+        more than half of them would be borrowed otherwise. One that takes less than a bit a
+        dimension leaves too few for the block's shape to be believed.
+        """
+        taken = self._counts.bits(levels[: self._most_counted(len(levels))])
+        left = self._whole.lent(self._d) - np.cumsum(taken) + taken
+        enough = (taken >= 2 * left) | (taken < self._d)
+        return int(np.append(enough, True).argmax())
+
+    def _most_counted(self, count: int) -> int:
+        return min(count, _GROUP, _MOST_COUNTED // (self._d * self._levels))
 
     def _push(
         self, stack: Stack, levels: Integers, first: int, exceptions: Exceptions, check: Sum
@@ -152,9 +178,13 @@ class BlockCoder:
         return (first * self._whole.steps + (k - 1) * size) * self._d
 
 
-def _groups(count: int, pace: int) -> Iterator[slice]:
-    """Yield the groups of ``count`` samples but the first: 1/pace of those before each, or one."""
-    first = 1
+def _first(counted: int, count: int) -> range:
+    """Return the first sample of the chain, if there is one."""
+    return range(counted, min(counted + 1, count))
+
+
+def _groups(first: int, count: int, pace: int) -> Iterator[slice]:
+    """Yield the groups of samples from ``first``: 1/pace of those before each, or one."""
     while first < count:
         size = 1 if pace == _ALONE else min(max(first // pace, 1), _GROUP, count - first)
         yield slice(first, first + size)
@@ -168,8 +198,8 @@ def _common(words: Words, others: Words) -> int:
     return int(different[0]) if len(different) else n
 
 
-def _bytes(levels: Integers) -> bytes:
-    return levels.astype("<i4").tobytes()
+def _sum(levels: Integers, predictions: Sum) -> int:
+    return zlib.crc32(levels.astype("<i4").tobytes(), predictions.value)
 
 
 def _short(size: int) -> ValueError:

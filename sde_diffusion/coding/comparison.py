@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from sde_diffusion.coding.counts import seen_before
 from sde_diffusion.data.dataset import Dataset
 from sde_diffusion.ddpm.discrete_bound import DiscreteBound, vlb
 from sde_diffusion.ddpm.level_times import level_centres, level_times
@@ -76,16 +77,7 @@ def _png(values: NDArray[np.integer]) -> int:
 
 
 def _histograms(values: NDArray[np.integer], levels: int) -> float:
-    """Return the bits of (N, D), sample after sample.
-
-    n_v is the rank of a sample among those of its level, by a stable sort of each pixel: no table
-    of all levels, of which 16 bits have 65536 a pixel.
-    """
+    """Return the bits of (N, D), sample after sample."""
     count, dimension = values.shape
-    order = values.argsort(0, kind="stable")
-    ordered = np.take_along_axis(values, order, 0)
-    rank = np.arange(count)[:, None]
-    begins = np.concatenate([np.ones((1, dimension), bool), ordered[1:] != ordered[:-1]])
-    seen = rank - np.maximum.accumulate(np.where(begins, rank, 0), 0)
     after = dimension * np.log2(np.arange(1, count + 1)).sum()
-    return float(after - np.log2(seen + 1 / levels).sum())
+    return float(after - np.log2(seen_before(values) + 1 / levels).sum())

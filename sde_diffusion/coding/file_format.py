@@ -1,31 +1,30 @@
-r"""The bytes of a compressed file: a head in JSON and blocks, each with its length and checksum.
+r"""The bytes of a compressed file: a head of some 30 bytes and blocks, each with its checksum.
 
-    b"SDZ\x01"  head's length, CRC-32   head   {length, CRC-32, samples   code} …
+    b"SDZ\x02"  model  axes, shape …, levels, samples, steps  chain  CRC-32
+    {length, samples  CRC-32  code} …
 
-All numbers are little-endian of 32 bits. Nothing is unpickled, and no number of a file asks for
-memory: samples are made a group at a time, from the bits that are there, and a head may say no
-more dimensions than its blocks have bits for.
+The model's fingerprint has 8 bytes, checksums have 4, little-endian, and all other numbers are
+varints. Nothing is unpickled, and no number of a file asks for memory: samples are made a group at
+a time, from the bits that are there, and a head may say no more dimensions than its blocks have
+bits for.
 """
 
 from __future__ import annotations
 
-import json
-import re
 import struct
 import zlib
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from math import prod
 from typing import Final, final
 
 from sde_diffusion._check import Reason, wrong_value
-from sde_diffusion._files import json_object
+from sde_diffusion.coding.varints import read_varints, varints
 
-_MAGIC: Final = b"SDZ"
-_VERSION: Final = 1
-_HEAD: Final = struct.Struct("<II")
-_BLOCK: Final = struct.Struct("<III")
-_LONGEST: Final = 2**16  # bytes of a head
+_BEGIN: Final = b"SDZ\x02"
+_MODEL: Final = 8  # bytes of a fingerprint
+_SUM: Final = struct.Struct("<I")
+_MOST_AXES: Final = 16
 # The latents x_1 of a block's first sample, ¾ cell wide at least, take .9 bits a dimension of the
 # borrowed words, which the block then holds changed: .11 bytes. A shape of more than 1/16 byte a
 # dimension is refused, but for so many dimensions, where a path of latents may fall out short.
@@ -33,6 +32,7 @@ _FREE: Final = 2**12
 MOST_SAMPLES: Final = 2**16  # of a block
 MOST_STEPS: Final = 2**14
 MOST_DIMENSIONS: Final = 2**24
+_REMEDY: Final = "pass what compress wrote"
 
 
 @final
@@ -58,8 +58,9 @@ class Head:
 
     def to_bytes(self) -> bytes:
         """Return it as it stands in a file."""
-        text = json.dumps(asdict(self), separators=(",", ":")).encode()
-        return _MAGIC + bytes([_VERSION]) + _HEAD.pack(len(text), zlib.crc32(text)) + text
+        numbers = varints(len(self.shape), *self.shape, self.levels, self.samples, self.steps)
+        head = _BEGIN + bytes.fromhex(self.model) + numbers + _SUM.pack(self.chain)
+        return head + _SUM.pack(zlib.crc32(head))
 
 
 def joined(head: Head, blocks: Iterable[tuple[int, bytes]]) -> bytes:
@@ -67,7 +68,7 @@ def joined(head: Head, blocks: Iterable[tuple[int, bytes]]) -> bytes:
     parts = [head.to_bytes()]
     for i, (samples, code) in enumerate(blocks):
         crc = zlib.crc32(code, _place(i, samples))
-        parts.append(_BLOCK.pack(len(code), crc, samples) + code)
+        parts.append(varints(len(code), samples) + _SUM.pack(crc) + code)
     return b"".join(parts)
 
 
@@ -76,23 +77,20 @@ def parsed(data: bytes) -> tuple[Head, list[tuple[int, bytes]]]:
 
     Errors: ValueError that says what is wrong.
     """
-    if data[:3] != _MAGIC or len(data) < 4:
+    if data[:3] != _BEGIN[:3] or len(data) < 4:
         raise _wrong("file", "begin as compress writes it", data[:4], "pass what compress wrote")
-    if data[3] != _VERSION:
-        raise _wrong("file", f"have version {_VERSION}", data[3], "install a newer sde_diffusion")
-    start = 4 + _HEAD.size
-    size, crc = _HEAD.unpack(_whole(data[4:start], _HEAD.size))
-    text = _whole(data[start : start + min(size, _LONGEST)], size)
-    _check_sum("head", text, crc, 0)
-    head = _head(text)
+    if data[3] != _BEGIN[3]:
+        remedy = "install the sde_diffusion that wrote it"
+        raise _wrong("file", f"have version {_BEGIN[3]}", data[3], remedy)
+    head, rest = _head(memoryview(data))
     blocks = list[tuple[int, bytes]]()
-    at = start + size
-    while at < len(data):
-        size, crc, samples = _BLOCK.unpack(_whole(data[at : at + _BLOCK.size], _BLOCK.size))
-        code = _whole(data[at + _BLOCK.size : at + _BLOCK.size + size], size)
+    while rest:
+        (size, samples), rest = _numbers(rest, 2)
+        crc, rest = _stored_sum(rest)
+        code = bytes(_whole(rest, size))
         _check_sum("block", code, crc, _place(len(blocks), samples))
         blocks.append((samples, code))
-        at += _BLOCK.size + size
+        rest = rest[size:]
     if any(16 * len(code) < prod(head.shape) - _FREE for _, code in blocks):
         rule = "have a shape that its blocks have bytes for"
         raise _wrong("file", rule, head.shape, "pass what compress wrote")
@@ -104,38 +102,46 @@ def parsed(data: bytes) -> tuple[Head, list[tuple[int, bytes]]]:
 
 def _place(i: int, samples: int) -> int:
     """Return what the checksum of block i begins with, so that no block stands for another."""
-    return zlib.crc32(_HEAD.pack(i, samples))
+    return zlib.crc32(varints(i, samples))
 
 
-def _head(text: bytes) -> Head:
+def _head(data: memoryview) -> tuple[Head, memoryview]:
+    """Return the head, and what follows it."""
+    start = len(_BEGIN) + _MODEL
+    model = bytes(_whole(data, start)[len(_BEGIN) :]).hex()
+    (axes,), rest = _numbers(data[start:], 1)
+    if axes > _MOST_AXES:
+        raise _wrong("file", "have a shape of compress", f"{axes} axes", _REMEDY)
+    numbers, rest = _numbers(rest, axes + 3)
+    *shape, levels, samples, steps = numbers
+    chain, rest = _stored_sum(rest)
+    text = bytes(data[: len(data) - len(rest)])
+    crc, rest = _stored_sum(rest)
+    _check_sum("head", text, crc, 0)
+    head = Head(model, tuple(shape), levels, samples, steps, chain)
+    if not 2 <= steps <= MOST_STEPS or not 2 <= levels <= 2**16:
+        raise _wrong("file", "have a head of compress", head, _REMEDY)
+    if not all(shape) or prod(shape) > MOST_DIMENSIONS:
+        raise _wrong("file", "have a shape of compress", head.shape, _REMEDY)
+    return head, rest
+
+
+def _numbers(data: memoryview, count: int) -> tuple[list[int], memoryview]:
     try:
-        values = json_object(text)
+        return read_varints(data, count)
     except ValueError as error:
-        raise _wrong(
-            "file", "have a head of JSON", Reason(error), "pass what compress wrote"
-        ) from error
-    kinds = {"model": str, "shape": list}
-    if set(values) != {field.name for field in fields(Head)} or not all(
-        type(value) is kinds.get(name, int) for name, value in values.items()
-    ):
-        raise _wrong("file", "have a head of compress", values, "pass what compress wrote")
-    head = Head(**values | {"shape": tuple(values["shape"])})
-    if not re.fullmatch("[0-9a-f]{16}", head.model):
-        rule = "have the fingerprint of a model"
-        raise _wrong("file", rule, head.model, "pass what compress wrote")
-    if not 2 <= head.steps <= MOST_STEPS or not 2 <= head.levels <= 2**16:
-        raise _wrong("file", "have a head of compress", values, "pass what compress wrote")
-    if not all(type(n) is int and n > 0 for n in head.shape) or (
-        prod(head.shape) > MOST_DIMENSIONS
-    ):
-        raise _wrong("file", "have a shape of compress", head.shape, "pass what compress wrote")
-    return head
+        raise _cut("file", "numbers without an end") from error
 
 
-def _whole(part: bytes, size: int) -> bytes:
-    if len(part) < size:
-        raise _cut("file", f"{len(part)} of {size} bytes of a part")
-    return part
+def _stored_sum(data: memoryview) -> tuple[int, memoryview]:
+    (crc,) = _SUM.unpack(_whole(data, _SUM.size))
+    return crc, data[_SUM.size :]
+
+
+def _whole(data: memoryview, size: int) -> memoryview:
+    if len(data) < size:
+        raise _cut("file", f"{len(data)} of {size} bytes of a part")
+    return data[:size]
 
 
 def _check_sum(what: str, part: bytes, crc: int, start: int) -> None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from sde_diffusion._check import diverged, wrong_value
 from sde_diffusion.coding.normals import Integers
+from sde_diffusion.coding.varints import read_varint, read_varints, varints
 from sde_diffusion.coding.whole_chain import WholeChain
 from sde_diffusion.scores import ScoreLike
 
@@ -116,7 +117,7 @@ class Exceptions:
         turned = [2 * v if v >= 0 else -2 * v - 1 for v in self.values.tolist()]
         pairs = zip(steps, turned, strict=True)
         numbers = [len(steps), *(number for pair in pairs for number in pair)]
-        return b"".join(map(_varint, numbers))
+        return varints(*numbers)
 
     @classmethod
     def from_bytes(cls, data: memoryview) -> tuple[Exceptions, memoryview]:
@@ -124,11 +125,8 @@ class Exceptions:
 
         Errors: ValueError for bytes that end before.
         """
-        count, data = _number(data)
-        numbers = list[int]()
-        for _ in range(2 * count):  # never more than there are bytes
-            number, data = _number(data)
-            numbers.append(number)
+        count, data = read_varint(data)
+        numbers, data = read_varints(data, 2 * count)
         steps = numbers[::2]
         if not all(steps[1:]) or sum(steps) >= 2**62:
             rule = "tell predictions in their order"
@@ -149,22 +147,3 @@ class Sum:
         """Add an array that belongs to a place."""
         crc = zlib.crc32(values.astype("<i8").tobytes(), place & 0xFFFFFFFF)
         self.value = (self.value + crc) & 0xFFFFFFFF
-
-
-def _varint(number: int) -> bytes:
-    parts = bytearray()
-    while number >= 0x80:
-        parts.append(number & 0x7F | 0x80)
-        number >>= 7
-    return bytes([*parts, number])
-
-
-def _number(data: memoryview) -> tuple[int, memoryview]:
-    number = 0
-    for i, byte in enumerate(data[:9]):  # below 2⁶³
-        number |= (byte & 0x7F) << 7 * i
-        if byte < 0x80:
-            return number, data[i + 1 :]
-    raise wrong_value(
-        "decompress", "block", "hold whole numbers", "one without an end", "get the file again"
-    )

@@ -33,6 +33,10 @@ class MeasurementNoise(ABC):
     def drawn(self, exact: Tensor, noise: Noise) -> Tensor:
         """Return a draw of y for every A(x), made of the normals of ``noise``."""
 
+    def expected(self, exact: Tensor) -> Tensor:
+        """Return E[y | A(x) = exact]: A(x) itself where the noise has mean 0, as here."""
+        return exact
+
 
 @final
 @dataclass(frozen=True, repr=False)
@@ -110,6 +114,9 @@ class PoissonNoise(MeasurementNoise):
 
     def _rate(self, exact: Tensor) -> Tensor:
         return self.peak * (exact.double() + self.shift).clamp(min=0) + self.dark
+
+    def expected(self, exact: Tensor) -> Tensor:
+        return self._rate(exact).to(exact)
 
     def log_prob(self, y: Tensor, exact: Tensor) -> Tensor:
         rate = self._rate(exact)
