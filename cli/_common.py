@@ -262,8 +262,13 @@ def mode_of(shape: Sequence[int]) -> str | None:
 
 def tell(notes: Iterable[str]) -> None:
     """Print what was made of the data, a line each, on standard error."""
-    for note in notes:
-        click.echo(f"note: {note}", err=True)
+    for text in notes:
+        note(text)
+
+
+def note(text: str) -> None:
+    """Print one line of what was done or is waited for, on standard error."""
+    click.echo(f"note: {text}", err=True)
 
 
 def solver_option(

@@ -129,7 +129,7 @@ def command(ctx: click.Context, /, **_options: Any) -> None:  # noqa: ANN401
     if options["teacher"] is None:
         remedy = "pass for example --teacher digits"
         raise wrong_value("--teacher", "teacher", "be given", "none", remedy)
-    with Processes(folder) as processes:
+    with Processes(folder, _common.note) as processes:
         result = _run(options, folder, processes)
     if not processes.leads:
         ctx.exit(130 if processes.interrupted else 0)

@@ -160,7 +160,7 @@ def command(
         for name in options
         if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
     }
-    with alone_in("likelihood", out), Ranks(out / ".ranks", rank, world) as ranks:
+    with alone_in("likelihood", out), Ranks(out / ".ranks", rank, world, _common.note) as ranks:
         job = agreed(ranks, lambda: prepared(asked, given, out, where, resume=resume), where)
         computed(job, log_of(out, rank), ranks)
         if rank:

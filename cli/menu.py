@@ -238,6 +238,9 @@ def grid(
     core = importlib.import_module("sde_diffusion")
     start, end = sde.horizon if start is None else start, sde.cutoff if end is None else end
     made: Tensor
+    if name == _AUTO and isinstance(sde, core.MatrixLinearSDE):
+        made = core.quadratic(steps, start, end)
+        return made
     if name == _AUTO:
         made = core.recommended(sde, steps, start, end, solver=solver)
         return made
@@ -281,7 +284,22 @@ def times(
 
 
 def model(name: str | Path, device: torch.device | str = "cpu") -> Any:  # noqa: ANN401
-    """Return a score model in evaluation mode.
+    """Return a score model of a LinearSDE, in evaluation mode.
+
+    Errors: those of `any_model`; TypeError for a model of a MatrixLinearSDE.
+    """
+    from sde_diffusion.matrix_sde import MatrixLinearSDE
+
+    found = any_model(name, device)
+    if isinstance(found.sde, MatrixLinearSDE):
+        got = f"one of {type(found.sde).__name__}"
+        remedy = "pass it to sde-diffusion sample, and to hidden_parts_bound for likelihoods"
+        raise wrong_type("--model", str(name), "be a model of a LinearSDE here", got, remedy)
+    return found
+
+
+def any_model(name: str | Path, device: torch.device | str = "cpu") -> Any:  # noqa: ANN401
+    """Return a score model of a LinearSDE or a MatrixLinearSDE, in evaluation mode.
 
     It is that of a checkpoint, of a folder of diffusers, the oracle "ring", or your own.
 
@@ -303,10 +321,10 @@ def model(name: str | Path, device: torch.device | str = "cpu") -> Any:  # noqa:
         raise FileNotFoundError(str(error))
     paths = ("the path of a checkpoint or run folder", f"{_DIFFUSERS}:FOLDER")
     names = (*shipped(), _RING, f"{_RING}:SDE", *paths)
-    what = "a ScoreLike, such as a ScoreModel, of a LinearSDE"
+    what = "a ScoreLike, such as a ScoreModel, of a LinearSDE or a MatrixLinearSDE"
     from torch import nn
 
-    from sde_diffusion.models.exact import ExactScore
+    from sde_diffusion.models.exact import ExactScore, MatrixExactScore
 
     made = own("--model", text, names, lambda x: isinstance(x, nn.Module) or _is_model(x), what)
     if not _is_model(made):  # a network alone, which says nothing of its noise and its time
@@ -319,7 +337,7 @@ def model(name: str | Path, device: torch.device | str = "cpu") -> Any:  # noqa:
         )
     if isinstance(made, nn.Module):
         return made.to(device).eval()
-    return made.to(device) if isinstance(made, ExactScore) else made
+    return made.to(device) if isinstance(made, ExactScore | MatrixExactScore) else made
 
 
 def observed(score_model: Any) -> Any:  # noqa: ANN401  (a DataSpec, or None)
@@ -330,11 +348,14 @@ def observed(score_model: Any) -> Any:  # noqa: ANN401  (a DataSpec, or None)
 
 
 def decoded(score_model: Any, x: Tensor) -> Tensor:  # noqa: ANN401
-    """Return the samples of a model from its states: themselves, or what latents stand for."""
+    """Return the samples of a model from its states: themselves, a part, or what latents mean."""
     import torch
 
     from sde_diffusion.latents.latent_model import LatentModel
+    from sde_diffusion.matrix_sde import MatrixLinearSDE
 
+    if isinstance(score_model.sde, MatrixLinearSDE):
+        return score_model.sde.data_part(x)
     if not isinstance(score_model, LatentModel):
         return x
     like = next(score_model.parameters(), x)
@@ -357,11 +378,11 @@ def event_shape(score_model: Any) -> tuple[int, ...]:  # noqa: ANN401
 
     Errors: ValueError for a model that does not tell.
     """
-    from sde_diffusion.models.exact import ExactScore
+    from sde_diffusion.models.exact import ExactScore, MatrixExactScore
 
     if score_model.data is not None:
         return tuple(score_model.data.shape)
-    if isinstance(score_model, ExactScore):
+    if isinstance(score_model, ExactScore | MatrixExactScore):
         return tuple(score_model.oracle.event)
     raise wrong_value(
         "--model",
@@ -372,6 +393,17 @@ def event_shape(score_model: Any) -> tuple[int, ...]:  # noqa: ANN401
     )
 
 
+def state_shape(score_model: Any) -> tuple[int, ...]:  # noqa: ANN401
+    """Return the shape of what a solver carries: a sample, with its velocities if it has them."""
+    from sde_diffusion.matrix_sde import MatrixLinearSDE
+
+    sde = score_model.sde
+    first, *rest = event_shape(score_model)
+    if isinstance(sde, MatrixLinearSDE):
+        first = first * sde.parts // sde.data_parts
+    return first, *rest
+
+
 def _is_solver(made: object) -> bool:
     from sde_diffusion.solver import Solver
 
@@ -379,7 +411,8 @@ def _is_solver(made: object) -> bool:
 
 
 def _is_model(made: object) -> bool:
+    from sde_diffusion.matrix_sde import MatrixLinearSDE
     from sde_diffusion.scores import ScoreLike
     from sde_diffusion.sde import LinearSDE
 
-    return isinstance(made, ScoreLike) and isinstance(made.sde, LinearSDE)
+    return isinstance(made, ScoreLike) and isinstance(made.sde, LinearSDE | MatrixLinearSDE)

@@ -170,7 +170,8 @@ def command(
     `number` of each is there too. Real data are in their own
     units. Sample i depends on --seed and i
     alone, not on --batch-size nor on the number of processes; torchrun shares the batches among
-    several. Samples of a model of latents are decoded, and their `latents` are written too.
+    several. Samples of a model of latents are decoded, and their `latents` are written too; of a
+    model of positions with velocities the positions are `x`, beside the whole `states`.
     """
     from sde_diffusion.cli._together import alone_in, device_of
     from sde_diffusion.counter_noise import CounterNoise
@@ -184,7 +185,7 @@ def command(
 
     def prepared() -> SamplingJob:
         made = menu.solver(solver, tolerance)
-        model = menu.model(model_name, where)
+        model = menu.any_model(model_name, where)
         times = last(menu.times(grid, model.sde, made, steps, model.t_min))
         _check_texts(model, texts, negative, guidance)
         labels = _labels(model_name, model, classes, guidance, number, told=bool(texts))
@@ -205,7 +206,7 @@ def command(
         job.given(0, number)  # refuses a weight that is no number
         return job
 
-    with alone_in("sample", out), Ranks(out / ".ranks", rank, world) as ranks:
+    with alone_in("sample", out), Ranks(out / ".ranks", rank, world, _common.note) as ranks:
         job = _agreed(ranks, prepared, out)
         draws = _shared(job, ranks)
         if rank or draws is None:
@@ -322,7 +323,7 @@ def _shared(job: SamplingJob, ranks: Ranks) -> Draws | None:
                 job.number,
                 job.batch_size,
                 ranks,
-                event=menu.event_shape(job.model),
+                event=menu.state_shape(job.model),
                 grid=job.grid,
                 seed=job.seed,
                 noise=job.noise,
@@ -478,6 +479,7 @@ def _write(folder: Path, job: SamplingJob, draws: Draws) -> tuple[list[Path], st
 
     from sde_diffusion._files import write_arrays
     from sde_diffusion.data.sounds import write_sounds
+    from sde_diffusion.matrix_sde import MatrixLinearSDE
     from sde_diffusion.pictures.clips import clip_animation
     from sde_diffusion.pictures.samples import sample_picture
 
@@ -485,7 +487,8 @@ def _write(folder: Path, job: SamplingJob, draws: Draws) -> tuple[list[Path], st
     x = menu.decoded(job.model, draws.x)
     arrays: dict[str, Any] = {"x": x.numpy()}
     if x is not draws.x:
-        arrays["latents"] = draws.x.numpy()
+        kept = "states" if isinstance(job.model.sde, MatrixLinearSDE) else "latents"
+        arrays[kept] = draws.x.numpy()
     if spec is not None and spec.levels is None:
         arrays["x"] = spec.decode(x).numpy()
     elif spec is not None and spec.levels is not None:

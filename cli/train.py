@@ -53,7 +53,7 @@ def command(ctx: click.Context, /, **_options: Any) -> None:  # noqa: ANN401
     options, given, folder = settings_of(
         ctx, lambda found: _default_folder(found["data"], found["sde"])
     )
-    with Processes(folder) as processes:
+    with Processes(folder, _common.note) as processes:
         result = _run(options, given, folder, processes)
     if not processes.leads:  # the first process has it all
         ctx.exit(130 if processes.interrupted else 0)

@@ -147,6 +147,24 @@ def check_units(what: str, argument: str, sde: SDE, dataset: Dataset) -> None:
         raise wrong_value(what, argument, _rule(sde, most), worst, remedy)
 
 
+def check_moments(what: str, sde: LinearSDE, mean: Tensor, std: Tensor) -> None:
+    """Refuse an exact score of data that are far from the prior, from which samples start.
+
+    Arguments:
+        what: the function that refuses, as errors name it.
+        sde: the model's.
+        mean: of every dimension of the data.
+        std: likewise, the standard deviation.
+
+    Errors: ValueError, as `check_units`.
+    """
+    most = most_nats(sde)
+    worst = _worst_of(sde, mean.flatten().cpu(), std.flatten().cpu(), most)
+    if worst is not None:
+        remedy = "bring its data to the units of the prior"
+        raise wrong_value(what, "model", _rule(sde, most), worst, remedy)
+
+
 def too_large(sde: LinearSDE, x: Tensor) -> str | None:
     """Return the least mismatch and the size of samples that are larger than their prior allows.
 

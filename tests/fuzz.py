@@ -650,7 +650,7 @@ def _sdz(content: bytes, chance: random.Random) -> bytes:
         numbers = [len(shape), *shape, chance.choice([8, 2**16]), head.samples, head.steps]
     else:
         place = chance.randrange(len(numbers))
-        numbers[place] = chance.choice([0, 1, numbers[place] + 1, 2**16, 2**40, 2**62])
+        numbers[place] = chance.choice([0, 1, numbers[place], numbers[place] + 1, 2**16, 2**62])
     chain = struct.pack("<I", head.chain)
     packed = content[:12] + varints(*numbers) + chain
     packed += struct.pack("<I", zlib.crc32(packed))

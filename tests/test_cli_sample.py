@@ -21,7 +21,8 @@ from sde_diffusion.checkpoints.checkpoint import load, save_model
 from sde_diffusion.cli.main import main
 from sde_diffusion.counter_noise import CounterNoise
 from sde_diffusion.data.spec import DataSpec
-from sde_diffusion.models.exact import GaussianMixture
+from sde_diffusion.matrix_sde import CriticallyDampedLangevin
+from sde_diffusion.models.exact import Gaussian, GaussianMixture, MatrixExactScore
 from sde_diffusion.models.guidance import guided
 from sde_diffusion.models.score import ScoreModel
 from sde_diffusion.nets import MLP
@@ -48,6 +49,42 @@ def refused(*arguments: object) -> str:
 def arrays(folder: Path) -> dict[str, Any]:
     with np.load(folder / "samples.npz", allow_pickle=False) as file:
         return dict(file)
+
+
+def langevin() -> MatrixExactScore:
+    """A correlated Gaussian in the plane, with velocities."""
+    covariance = torch.tensor([[0.5, 0.3], [0.3, 0.4]], dtype=torch.float64)
+    return Gaussian(torch.tensor([1.0, -0.5]), covariance).diffused(CriticallyDampedLangevin())
+
+
+def test_positions_of_a_langevin_equation_are_the_samples(tmp_path: Path) -> None:
+    """Of exact scores: their moments are the oracle's, up to the scatter of 400 draws."""
+    name = f"{Path(__file__).stem}:langevin"
+    sys.modules[Path(__file__).stem] = sys.modules[__name__]
+    found = run("--model", name, "--solver", "heun", "--steps", 40, "-n", 400, "--out", tmp_path)
+    saved = arrays(tmp_path)
+    model = langevin()
+    expected = sample(model, Heun(), (400, 4), steps=40)
+    assert np.array_equal(saved["states"], expected.x.numpy())
+    assert np.array_equal(saved["x"], model.sde.data_part(expected.x).numpy())
+    assert found["nfe"] == 80
+    error = np.cov(saved["x"].T) - [[0.5, 0.3], [0.3, 0.4]]
+    assert np.abs(error).max() < 4 * np.sqrt(2 / 400) * 0.5 + 0.01
+    assert np.abs(saved["x"].mean(0) - [1.0, -0.5]).max() < 4 * np.sqrt(0.5 / 400) + 0.01
+
+
+def test_what_needs_alpha_and_sigma_refuses_a_langevin_equation_by_name(tmp_path: Path) -> None:
+    name = f"{Path(__file__).stem}:langevin"
+    sys.modules[Path(__file__).stem] = sys.modules[__name__]
+    points = tmp_path / "points.npy"
+    np.save(points, np.zeros((3, 2), np.float32))
+    said = refused("--model", name, "--solver", "ddim", "--out", tmp_path / "out")
+    assert "CriticallyDampedLangevin" in said
+    words = ["likelihood", "--model", name, "--data", str(points), "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 2
+    assert "be a model of a LinearSDE here, got one of CriticallyDampedLangevin; " in done.output
+    assert "hidden_parts_bound" in done.output
 
 
 def test_samples_take_turns_in_classes_and_are_the_librarys(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ from sde_diffusion.evaluation.settings import EvaluationSettings
 from sde_diffusion.likelihood.continuous_bound import elbo
 from sde_diffusion.likelihood.decoders import BinDecoder, LevelDecoder, bin_centres
 from sde_diffusion.likelihood.dequantization import TruncatedNormal, Uniform, discrete_log_prob
-from sde_diffusion.parallel import ranks as ranks_module
+from sde_diffusion.parallel import ranks as ranks_module, ranks as ranks_module
 from sde_diffusion.parallel.lock import RunLock
 from sde_diffusion.parallel.ranks import Ranks, place, share_of
 from sde_diffusion.solvers import DormandPrince, Heun
@@ -487,6 +487,25 @@ def test_processes_agree_on_what_the_first_one_makes_and_wait_for_each_other(
     thread.join()
     assert order == ["42", "worked", "waited"]
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_waits_says_for_whom_and_ends(
+    rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with RANK and WORLD_SIZE of an earlier program, where the others never come."""
+    monkeypatch.setattr(ranks_module, "_PATIENCE", 0.05)
+    monkeypatch.setattr(ranks_module, "_START", 0.6)
+    told = list[str]()
+    with (
+        pytest.raises(ChildProcessError, match="no sign of life in 1 s"),
+        Ranks(tmp_path / "ranks", rank, 2, told.append) as ranks,
+    ):
+        ranks.agree(dict)
+    assert told == [
+        f"process {rank} of WORLD_SIZE=2 waits for the others; where there are none, unset RANK "
+        "and WORLD_SIZE"
+    ]
 
 
 def test_the_folder_of_a_run_is_made_by_its_first_process(tmp_path: Path) -> None:

@@ -31,7 +31,10 @@ SHAPES: list[tuple[tuple[int, ...], int | None, str]] = [
     ((28, 28), None, ""),
     ((12, 20), None, ""),
     ((3, 28, 28), 0, ""),
-    ((16, 8, 8), 0, ""),  # latents
+    ((16, 8, 8), 0, PICTURES),  # latents, or pictures of 8 channels on their side
+    ((3, 32, 3), 0, PICTURES),
+    ((16, 20, 16, 17), 0, VOLUMES),
+    ((3, 8, 16, 3), 0, VOLUMES),
     ((1, 28, 20), 0, ""),
     ((28, 28, 1), 2, PICTURES),
     ((16, 16, 3), 2, PICTURES),  # not 16 channels of 16×3

@@ -28,6 +28,7 @@ EVALUATE = "likelihood --limit 2 --bound elbo --times 4 --device cpu"
 RESTORE = "restore --limit 1 --draws 1 --steps 1 --device cpu"
 SOLVES = "compare --model ring --samples 2 --replicates 2 --reference-steps 2 --device cpu"
 OWN = """
+import torch
 from sde_diffusion import *
 ring = GaussianMixture.ring(8)
 times = uniform(3)
@@ -45,12 +46,26 @@ conditions = Conditioned(Moved(2, width=8), {"by": times.float()[:3, None]})
 conditioned = ScoreModel(conditions, VPSDE(), data=DataSpec(name, shape, levels))
 told = ScoreModel(DiT(1, (1,), width=8, depth=1, text=8), VPSDE(),
     data=DataSpec(name, (1, 4), levels)).eval()
+langevin = Gaussian([0.0, 0.0], torch.eye(2)).diffused(CriticallyDampedLangevin())
 wild = FunctionScore(lambda x, t: -(x**3), VPSDE())
 wild.data = DataSpec(name, shape, levels)
 """
 
 # wrong command, its last words; what it replaces; what is typed
 ROWS = [
+    (f"{RESTORE} --operator blur:1 --noise 0", "pass for example --noise .05", "0", ".05"),
+    (
+        f"{RESTORE} --operator blur:1 --noise poisson:30",
+        "pass --method plug-in, and --weighted for its weights",
+        "poisson:30",
+        "poisson:30 --method plug-in --weighted",
+    ),
+    (
+        "likelihood --model own_remedies:langevin --data points.npy --device cpu",
+        "pass it to sde-diffusion sample, and to hidden_parts_bound for likelihoods",
+        "likelihood --model own_remedies:langevin --data points.npy",
+        "sample -n 2 --steps 2 --model own_remedies:langevin",
+    ),
     (f"{TINY} --kl-weight 1", "add --autoencoder", "--kl-weight 1", "--kl-weight 1 --autoencoder"),
     (
         "info own_remedies:conditioned --data points.npy",

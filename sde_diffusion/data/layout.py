@@ -42,12 +42,24 @@ def channels_first(
             "leave out --layout",
         )
     found = _recognised(path, values.shape[1:]) if layout is None else layout
-    guessed = layout is None and found in _WORDS
-    notes = (f"{path.name}: {values.shape} is read as {_WORDS[found]}",) if guessed else ()
+    words = _guessed(found, values.shape[1:]) if layout is None else None
+    notes = () if words is None else (f"{path.name}: {values.shape} is read as {words}",)
     if found == "hw":
         return values[:, None], notes
     place = found.index("c") if "c" in found else 0
     return np.moveaxis(values, 1 + place, 1), notes
+
+
+def _guessed(found: str, shape: tuple[int, ...]) -> str | None:
+    """Return what samples are taken for, None where their shape leaves no doubt."""
+    if found in _WORDS:
+        return _WORDS[found]
+    first, *_, last = shape
+    if len(shape) < 3 or first <= _FEW < last:
+        return None
+    kind = "pictures" if found == "chw" else "volumes"
+    other = found[1:] + found[0]
+    return f"{kind} with the channels first, {first} of them: --layout {other} if they are last"
 
 
 def _recognised(path: Path, shape: tuple[int, ...]) -> str:

@@ -265,12 +265,8 @@ class _Bench:
 
 def _mean_error(posterior: GaussianMixture, x: Tensor, weights: Tensor) -> float:
     """Return the RMS error of the weighted mean, in posterior standard deviations."""
-    mean = posterior.weights @ posterior.means
-    assert posterior.bases is not None  # it was made of full covariances
-    within = (posterior.bases.square() @ posterior.variances[:, :, None])[:, :, 0]
-    between = (posterior.means - mean).square()
-    variance = posterior.weights @ (within + between)
-    return float(((weights @ x - mean).square() / variance).mean().sqrt())
+    mean, std = posterior.moments()
+    return float(((weights @ x - mean) / std).square().mean().sqrt())
 
 
 def _mode_distance(posterior: GaussianMixture, x: Tensor, weights: Tensor) -> float:

@@ -112,6 +112,22 @@ class Oracle:
             return MatrixExactScore(self, sde)
         return ExactScore(self, sde)
 
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Return the mean and the standard deviation of every dimension of the data, float64.
+
+        Shapes: both ``event``.
+
+        >>> mean, std = GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], stds=[0.75, 0.75]).moments()
+        >>> mean.item(), std.item()
+        (0.0, 1.25)
+        """
+        mean = self.weights @ self.means
+        within = self.variances
+        if self.bases is not None:  # the diagonal of Q Λ Qᵀ
+            within = (self.bases.square() @ self.variances[:, :, None])[:, :, 0]
+        variance = self.weights @ (within + (self.means - mean).square())
+        return mean.reshape(self.event), variance.sqrt().reshape(self.event)
+
     def log_prob(self, x: Tensor) -> Tensor:
         """Return log p(x) of the data.
 
@@ -369,6 +385,10 @@ class MatrixExactScore(ScoreLike):
         self.oracle = oracle
         self.sde: MatrixLinearSDE = sde
 
+    def to(self, device: torch.device | str) -> MatrixExactScore:
+        """Return the score of the oracle with its arrays on a device."""
+        return MatrixExactScore(self.oracle.to(device), self.sde)
+
     @property
     def device(self) -> torch.device:
         """Where the oracle's arrays are, and samples of it are made."""
@@ -445,8 +465,11 @@ class Gaussian(Oracle):
     -1.8378770664093453
     """
 
-    def __init__(self, mean: Tensor, covariance: Tensor) -> None:
-        mean = mean.double()
+    def __init__(
+        self, mean: Tensor | Sequence[float], covariance: Tensor | Sequence[Sequence[float]]
+    ) -> None:
+        mean = torch.as_tensor(mean, dtype=torch.float64)
+        covariance = torch.as_tensor(covariance, dtype=torch.float64, device=mean.device)
         variances, bases = _eigenbasis("Gaussian", covariance[None], mean.numel())
         one = torch.ones(1, dtype=torch.float64, device=mean.device)
         super().__init__(one, mean[None], variances, bases)
@@ -473,12 +496,12 @@ class GaussianMixture(Oracle):
     def __init__(
         self,
         weights: Tensor | Sequence[float],
-        means: Tensor,
+        means: Tensor | Sequence[Sequence[float]],
         covariances: Tensor | None = None,
         *,
         stds: Tensor | Sequence[float] | None = None,
     ) -> None:
-        means = means.double()
+        means = torch.as_tensor(means, dtype=torch.float64)
         weights = torch.as_tensor(weights, dtype=torch.float64, device=means.device)
         if weights.ndim != 1 or len(weights) != len(means) or not bool((weights > 0).all()):
             raise wrong_value(

@@ -47,6 +47,10 @@ class Processes:
     When one of them ends early the context ends in the others, within a minute: with an error in
     the lowest that is left, silently in the rest.
 
+    Arguments:
+        folder: of the run.
+        told: called with one line where the others are waited for long.
+
     Errors: ChildProcessError that names the process that ended early and the step that is saved.
 
     >>> with Processes("nowhere") as processes:
@@ -56,11 +60,11 @@ class Processes:
 
     __repr__ = shown
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, told: Callable[[str], object] = lambda _: None) -> None:
         self.folder = Path(folder)
         self.rank, self.world = place()
         self._lock = RunLock("train", self.folder)
-        self._ranks = Ranks(self.folder / ".ranks", self.rank, self.world)
+        self._ranks = Ranks(self.folder / ".ranks", self.rank, self.world, told)
         self._saved = 0
         self._asked = False
         self._agreed = False

@@ -14,8 +14,8 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, final
@@ -25,6 +25,7 @@ from sde_diffusion._check import Reason, wrong_value
 _BEAT: Final = 1.0  # seconds between two signs of life
 _SILENCE: Final = 30.0  # seconds without one after which a process counts as gone
 _START: Final = 120.0  # seconds for all processes to appear
+_PATIENCE: Final = 5.0  # seconds of waiting after which it is said what is waited for
 _LOOK: Final = 0.1
 _ENVIRONMENT: Final = {"RANK": "0", "WORLD_SIZE": "1"}
 
@@ -52,15 +53,28 @@ class Ranks:
 
     As a context it shows signs of life; at the end it tells the others how it ended.
 
+    Arguments:
+        folder: where they meet, one that all of them see.
+        rank: the number of this one, from 0.
+        world: how many they are.
+        told: called with one line where the others are waited for longer than five seconds.
+
     >>> with Ranks("nowhere", 0, 1) as ranks:
     ...     ranks.agree(lambda: {"share": 3})
     {'share': 3}
     """
 
-    def __init__(self, folder: str | Path, rank: int, world: int) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        rank: int,
+        world: int,
+        told: Callable[[str], object] = lambda _: None,
+    ) -> None:
         self.folder = Path(folder)
         self.rank = rank
         self.world = world
+        self._told = told
         self._body: dict[str, Any] = {
             "name": uuid.uuid4().hex,
             "host": platform.node(),
@@ -76,7 +90,8 @@ class Ranks:
     def __enter__(self) -> Self:
         if self.world > 1:
             if self.rank:
-                self._wait_for_run()
+                with self._waiting():
+                    self._wait_for_run()
             self.folder.mkdir(parents=True, exist_ok=True)
             if self.rank == 0:  # left by an earlier launch; the living write theirs again
                 for file in self.folder.glob("rank-*.json"):
@@ -112,14 +127,31 @@ class Ranks:
         if self.rank == 0:
             made = make()
             if self.world > 1:
-                names = {str(rank): self._awaited(rank) for rank in self._others()}
+                with self._waiting():
+                    names = {str(rank): self._awaited(rank) for rank in self._others()}
                 self.tell(state="working", agreed={"names": names, "made": made})
             return made
-        while (agreed := self._agreed()) is None:
-            self._fresh(0, self._read(0), _START)
-            time.sleep(_LOOK)
+        with self._waiting():
+            while (agreed := self._agreed()) is None:
+                self._fresh(0, self._read(0), _START)
+                time.sleep(_LOOK)
         self.tell(state="working")
         return agreed
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        """Say what is waited for, once it takes long: the others may never have been started."""
+        line = (
+            f"process {self.rank} of WORLD_SIZE={self.world} waits for the others; where there "
+            "are none, unset RANK and WORLD_SIZE"
+        )
+        timer = threading.Timer(_PATIENCE, self._told, [line])
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     def tell(self, **values: object) -> None:
         """Write something about this process where the others can read it."""

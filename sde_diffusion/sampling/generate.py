@@ -23,7 +23,9 @@ from sde_diffusion.integration import (
     integrate,
 )
 from sde_diffusion.matrix_sde import MatrixLinearSDE, PartsNormal
+from sde_diffusion.models.exact import ExactScore
 from sde_diffusion.noise import Noise, NoiseOfRun, PerSampleNoise, noise_of_run
+from sde_diffusion.priors import check_moments
 from sde_diffusion.scores import ScoreLike
 from sde_diffusion.sde import IsotropicNormal, LinearSDE
 from sde_diffusion.solver import Solver, check_solver
@@ -120,6 +122,8 @@ def checked_grid(
     found = grid_for(what, model, solver, steps, grid)
     check_grid(times_of(found), model.sde.latest)
     check_falling(what, times_of(found))
+    if isinstance(model, ExactScore) and float(times_of(found)[0]) == model.sde.horizon:
+        check_moments(what, model.sde, *model.oracle.moments())
     return found
 
 
