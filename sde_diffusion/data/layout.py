@@ -54,8 +54,8 @@ def _guessed(found: str, shape: tuple[int, ...]) -> str | None:
     """Return what samples are taken for, None where their shape leaves no doubt."""
     if found in _WORDS:
         return _WORDS[found]
-    first, *_, last = shape
-    if len(shape) < 3 or first <= _FEW < last:
+    first = shape[0]
+    if len(shape) < 3 or first <= _FEW < shape[-1]:
         return None
     kind = "pictures" if found == "chw" else "volumes"
     other = found[1:] + found[0]
