@@ -54,7 +54,7 @@ from sde_diffusion.evaluation.settings import EvaluationSettings
 from sde_diffusion.likelihood.continuous_bound import elbo
 from sde_diffusion.likelihood.decoders import BinDecoder, LevelDecoder, bin_centres
 from sde_diffusion.likelihood.dequantization import TruncatedNormal, Uniform, discrete_log_prob
-from sde_diffusion.parallel import ranks as ranks_module, ranks as ranks_module
+from sde_diffusion.parallel import ranks as ranks_module
 from sde_diffusion.parallel.lock import RunLock
 from sde_diffusion.parallel.ranks import Ranks, place, share_of
 from sde_diffusion.solvers import DormandPrince, Heun

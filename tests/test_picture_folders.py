@@ -63,7 +63,15 @@ def png16(pixels: NDArray[np.uint16], filters: list[int], interlaced: int = 0) -
 
 # --- modes ------------------------------------------------------------------------------------
 
-MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK")
+MODES = {
+    "1": "black and white",
+    "L": "grey",
+    "LA": "grey with alpha",
+    "P": "palette",
+    "RGB": "rgb",
+    "RGBA": "rgba",
+    "CMYK": "CMYK",
+}
 
 
 @pytest.mark.parametrize(("mode", "pillows"), [("grey", "L"), ("rgb", "RGB"), ("rgba", "RGBA")])
@@ -76,7 +84,7 @@ def test_a_picture_of_any_mode_in_the_mode_asked(
     data = load_data(tmp_path, mode=mode)
     expected = np.asarray(picture.convert(pillows)).reshape(6, 5, -1)
     assert np.array_equal(data.values[0].numpy(), expected.transpose(2, 0, 1))
-    said = f"{tmp_path.name}: pictures 1 of 1 converted to {mode} (1 {stored})"
+    said = f"{tmp_path.name}: pictures 1 of 1 converted to {mode} (1 {MODES[stored]})"
     assert data.notes == (() if stored == pillows else (said,))
 
 
@@ -89,6 +97,19 @@ def test_a_palette_is_its_colours(tmp_path: Path, suffix: str, stored: str) -> N
     picture.putpalette(colours.tobytes())
     picture.save(tmp_path / f"a.{suffix}")
     assert np.array_equal(load_data(tmp_path).values[0].numpy(), colours[index].transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("suffix", ["gif", "png", "bmp"])
+def test_a_palette_of_greys_is_grey(tmp_path: Path, suffix: str) -> None:
+    greys = np.array([200, 3, 90], np.uint8)
+    index = np.array([[0, 1, 2], [2, 2, 1]], np.uint8)
+    picture = Image.fromarray(index).convert("L").convert("P")
+    picture.putdata(index.flatten().tolist())
+    picture.putpalette(np.repeat(greys, 3).tobytes())
+    picture.save(tmp_path / f"a.{suffix}")
+    data = load_data(tmp_path)
+    assert np.array_equal(data.values[0, 0].numpy(), greys[index])
+    assert data.spec.shape == (1, 2, 3)
 
 
 def test_a_transparent_palette_is_its_colours(tmp_path: Path) -> None:
@@ -106,7 +127,7 @@ def test_mixed_modes_become_that_of_most_pictures_of_all_parts(tmp_path: Path) -
             Image.fromarray(noise(4, 4, 3)).convert(mode).save(tmp_path / part / f"{i}.png")
     data = load_data(tmp_path, "train")
     assert data.spec.shape == (3, 4, 4)  # as in the test part, though most here are grey
-    assert data.notes == (f"{tmp_path.name}: pictures 2 of 3 converted to rgb (2 L)",)
+    assert data.notes == (f"{tmp_path.name}: pictures 2 of 3 converted to rgb (2 grey)",)
     assert load_data(tmp_path, "train", mode="grey").spec.shape == (1, 4, 4)
 
 
@@ -355,7 +376,7 @@ def test_a_flat_folder_is_compared_and_evaluated_as_a_whole(tmp_path: Path) -> N
     fast = ["--tolerance", 0.1, "--probes", 1, "--mode", "reverse"]
     done = run("likelihood", *model, *fast, "--out", tmp_path / "bits", "--json")
     assert json.loads(done.stdout)["samples"] == 6
-    assert "6 of 6 converted to grey (6 RGB)" in done.stderr
+    assert "6 of 6 converted to grey (6 rgb)" in done.stderr
     short = ["--solver", "ddim", "--nfe", 2, "--samples", 2, "--replicates", 2]
     for split in ([], ["--split", "train"]):
         done = run("compare", *model, *short, "--reference-steps", 4, *split, "--out", tmp_path)

@@ -23,6 +23,7 @@ from sde_diffusion.data.rows import (
 
 if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
+    from PIL.ImagePalette import ImagePalette
 
 ReadT = TypeVar("ReadT")
 CHANNELS: Final = {"grey": 1, "rgb": 3, "rgba": 4}
@@ -33,6 +34,20 @@ _KINDS: Final = {
     **dict.fromkeys(("P", "RGB", "RGBX", "CMYK", "YCbCr"), "rgb"),
     "RGBA": "rgba",
     **_DEEP,
+}
+# Pillow's names of modes in words.
+WORDS: Final = {
+    "1": "black and white",
+    "L": "grey",
+    "LA": "grey with alpha",
+    "P": "palette",
+    "RGB": "rgb",
+    "RGBX": "rgb with padding",
+    "RGBA": "rgba",
+    **dict.fromkeys(DEEP_GREY, "16-bit grey"),
+    "LA;16": "16-bit grey with alpha",
+    "RGB;16": "16-bit rgb",
+    "RGBA;16": "16-bit rgba",
 }
 _FORMATS: Final = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "GIF")
 _SEVERAL: Final = ("PNG", "WEBP", "TIFF", "GIF")  # formats whose frames are pictures of equal rank
@@ -110,12 +125,14 @@ def header_of(file: Path, reading: ReadingOptions) -> Header:
         stored = check_frame(file, image)
         cut = stored in _DEEP
         most = 1
+        palette = image.palette  # of the first frame
         if image.format in _SEVERAL and not cut:
             most = most_bytes(file.stat().st_size) // (image.width * image.height) + 1
         frames = _frames(image, min(most, 2) if reading.frames == "first" else most)
         used = 1 if reading.frames == "first" else frames
         deep = cut or stored in DEEP_GREY
-        return Header(file, stored, _KINDS[stored], image.size, frames, used, deep)
+        kind = "grey" if _is_grey(palette) else _KINDS[stored]
+        return Header(file, stored, kind, image.size, frames, used, deep)
 
     return opened(file, read)
 
@@ -173,6 +190,17 @@ def _stored_mode(image: ImageFile) -> str:
     if image.format not in ("PNG", "TIFF") or ";16" not in raw or image.mode in DEEP_GREY:
         return image.mode
     return "LA;16" if "LA;16" in raw else f"{image.mode};16"
+
+
+def _is_grey(palette: ImagePalette | None) -> bool:
+    """Return whether all colours of a palette are greys."""
+    if palette is None:
+        return False
+    layout, colours = palette.getdata()
+    n = len(layout)
+    if layout not in ("RGB", "BGR", "RGBX", "BGRX") or not colours:
+        return False
+    return colours[0::n] == colours[1::n] == colours[2::n]
 
 
 def _frames(image: ImageFile, most: int) -> int:

@@ -14,6 +14,7 @@ from sde_diffusion.data.picture_files import PictureFiles
 from sde_diffusion.data.picture_headers import (
     CHANNELS,
     DEEP_GREY,
+    WORDS,
     Header,
     check_depth,
     check_frame,
@@ -196,7 +197,8 @@ def _notes(
 ) -> tuple[str, ...]:
     """Return one line of all that was made of the pictures, or none."""
     own = {_PILLOWS[mode], f"{_PILLOWS[mode]};16", *(DEEP_GREY if mode == "grey" else ())}
-    converted = Counter(header.stored for header in headers if header.stored not in own)
+    others = [header.stored for header in headers if header.stored not in own]
+    converted = Counter(WORDS.get(stored, stored) for stored in others)
     said = []
     if converted:
         modes = ", ".join(f"{count} {name}" for name, count in converted.most_common())
