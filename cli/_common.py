@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -79,7 +81,7 @@ def _message(error: Exception, typed: Callable[[str], str]) -> str | None:
         return f"{typed(one_line(error))}{at}"
     if _is_out_of_memory(error):
         remedy = "pass a smaller --batch-size, width or number of steps"
-        return f"out of memory; {remedy} ({one_line(error)[:200]}){at}"
+        return f"out of memory{_asked_for(str(error))}; {remedy}{at}"
     return f"{type(error).__name__}: {one_line(error)}{at}" if place else None
 
 
@@ -87,6 +89,15 @@ def _is_out_of_memory(error: Exception) -> bool:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and any(part in str(error) for part in _NO_MEMORY)
+
+
+def _asked_for(text: str) -> str:
+    """Return how much memory an allocator was asked for, where it says so."""
+    exact = re.search(r"([0-9]+) bytes", text)
+    if exact is not None:
+        return f", {int(exact[1]) / 1e9:,.1f} GB were asked for"
+    about = re.search(r"[0-9.]+ [KMGTPE]iB", text)
+    return "" if about is None else f", {about[0]} were asked for"
 
 
 def _own_place(error: Exception | None) -> str:
@@ -267,8 +278,15 @@ def tell(notes: Iterable[str]) -> None:
 
 
 def note(text: str) -> None:
-    """Print one line of what was done or is waited for, on standard error."""
-    click.echo(f"note: {text}", err=True)
+    """Print what was done or is waited for, on standard error, in lines of 100 columns at most."""
+    lines = textwrap.wrap(
+        f"note: {text}",
+        100,
+        subsequent_indent="  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    click.echo("\n".join(lines), err=True)
 
 
 def solver_option(

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 
 def read_for(name: str, model: Any, reading: Mapping[str, Any]) -> Dataset:  # noqa: ANN401
-    """Return data of the shape of the model's samples, and say once what was made of them.
+    """Return data of the shape and levels of the model's samples, and say what was made of them.
+
+    Where no number of levels is told, it is the model's: that of a file is a guess.
 
     Arguments:
         name: digits, or a path.
@@ -29,10 +31,13 @@ def read_for(name: str, model: Any, reading: Mapping[str, Any]) -> Dataset:  # n
     from sde_diffusion.parallel.ranks import place
 
     event = menu.sample_shape(model)
+    known = menu.observed(model)
     how = {**reading, "split": reading["split"] or held_out_split(name)}
     if how.get("length") is None and len(event) == 2 and kind_of(Path(name)) == "sounds":
         how["length"] = event[1]
     dataset = load_data(name, mode=_common.mode_of(event), **how)
+    if how.get("levels") is None and known is not None and known.levels and name != "digits":
+        dataset = _in_levels(dataset, known.levels)
     if place()[0] == 0:
         _common.tell(dataset.notes)
     if dataset.spec.shape != event:
@@ -44,6 +49,19 @@ def read_for(name: str, model: Any, reading: Mapping[str, Any]) -> Dataset:  # n
             "name the data it was trained on, or a model of these",
         )
     return dataset
+
+
+def _in_levels(dataset: Dataset, levels: int) -> Dataset:
+    """Return whole numbers below ``levels`` as such levels, and anything else as it is."""
+    from sde_diffusion.data.spec import DataSpec
+
+    values = dataset.values
+    if dataset.spec.levels is None and bool((values != values.round()).any()):
+        return dataset
+    if bool((values < 0).any()) or int(values.max()) >= levels:
+        return dataset
+    spec = DataSpec(dataset.spec.name, dataset.spec.shape, levels, rate=dataset.spec.rate)
+    return replace(dataset, spec=spec, values=values.to(spec.storage))
 
 
 def scaled_like(model: Any, dataset: Dataset) -> Dataset:  # noqa: ANN401
@@ -62,16 +80,11 @@ def scaled_like(model: Any, dataset: Dataset) -> Dataset:  # noqa: ANN401
 
 
 def data_of_model(name: str, model: Any, reading: Mapping[str, Any]) -> Dataset:  # noqa: ANN401
-    """Return the data with the model's number of levels and its scaling.
+    """Return data as `read_for` does, in the model's scaling.
 
     Arguments:
         name: digits, or a path.
         model: the score model.
-        reading: how files are read, as `read_for` takes it.
+        reading: how files are read.
     """
-    dataset = read_for(name, model, reading)
-    known = menu.observed(model)
-    # The levels that a file was read with are a guess.
-    if known is not None and known.levels and dataset.spec.levels and name != "digits":
-        dataset = replace(dataset, spec=replace(dataset.spec, levels=known.levels))
-    return scaled_like(model, dataset)
+    return scaled_like(model, read_for(name, model, reading))

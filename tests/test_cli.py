@@ -55,7 +55,7 @@ from sde_diffusion import (
     uniform,
 )
 from sde_diffusion.cli import menu
-from sde_diffusion.cli._common import _message
+from sde_diffusion.cli._common import _message, note
 from sde_diffusion.cli.main import main
 from sde_diffusion.cli.report import comparison_text
 from sde_diffusion.likelihood.dequantization import Uniform
@@ -809,6 +809,14 @@ def test_a_bug_of_ones_own_is_a_line_with_its_place_and_shows_its_traceback_when
         assert isinstance(shown.exception, FileNotFoundError)
 
 
+def test_a_long_note_is_folded_between_words(capsys: pytest.CaptureFixture[str]) -> None:
+    text = "a-long-path/" * 12 + " and " + "words " * 20
+    note(text)
+    lines = capsys.readouterr().err.splitlines()
+    assert " ".join(line.strip() for line in lines) == f"note: {text.strip()}"
+    assert max(len(line) for line in lines if "path" not in line) <= 100
+
+
 def test_a_bug_of_ours_keeps_its_traceback() -> None:
     with pytest.raises(AttributeError) as caught:
         comparison_text(None)  # type: ignore[arg-type]
@@ -819,16 +827,22 @@ def test_a_bug_of_ours_keeps_its_traceback() -> None:
 
 
 @pytest.mark.parametrize(
-    "allocate",
-    [lambda: torch.empty(2**55), lambda: torch.empty(2**60, 2**60), lambda: bytearray(2**60)],
-    ids=["bytes", "numbers", "python"],
+    ("allocate", "asked"),
+    [
+        (lambda: torch.empty(2**55), ", 144,115,188.1 GB were asked for"),  # of four bytes each
+        (lambda: torch.empty(2**60, 2**60), ""),
+        (lambda: np.empty(2**57, np.uint8), ", 128. PiB were asked for"),
+        (lambda: bytearray(2**60), ""),
+    ],
+    ids=["bytes", "numbers", "numpy", "python"],
 )
-def test_more_memory_than_there_is_is_one_line(allocate: Callable[[], object]) -> None:
+def test_more_memory_than_there_is_is_one_line(allocate: Callable[[], object], asked: str) -> None:
     with pytest.raises((RuntimeError, MemoryError)) as caught:
         allocate()
     found = _message(caught.value, str)
     assert found is not None
-    assert found.startswith("out of memory; pass a smaller --batch-size, width or number of steps")
+    remedy = "pass a smaller --batch-size, width or number of steps"
+    assert found.startswith(f"out of memory{asked}; {remedy}")
     assert "\n" not in found
 
 

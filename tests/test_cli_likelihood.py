@@ -616,16 +616,20 @@ def test_what_an_error_says_to_do_about_data_works(here: Path) -> None:
     values = np.random.default_rng(0).integers(0, 17, (4, 2))
     np.save("wide.npy", 200 * values.astype(np.uint16))
     np.save("floats.npy", values.astype(np.float32))
+    np.save("reals.npy", values / 16)
     np.save("bytes.npy", values.astype(np.uint8))
     vlb = ["--bound", "vlb", "--times", 4]
     wide = ["--model", "ring", "--data", "wide.npy", "--out", "out", *vlb]
     assert "pass levels=65536, on the command line --levels 65536" in refused(*wide)
     assert run(*wide, "--levels", 65536)["samples"] == 4
     grey = ["--model", "grey.safetensors", "--out", "out", *vlb]
-    message = refused(*grey, "--data", "floats.npy")
-    assert "save integers from 0 to 16, and pass --levels 17" in message
-    assert "pass --levels 17" in refused(*grey, "--data", "bytes.npy")
-    assert run(*grey, "--data", "bytes.npy", "--levels", 17)["samples"] == 4
+    assert "save whole numbers from 0 to 16" in refused(*grey, "--data", "reals.npy")
+    assert "pass --levels 17" in refused(*grey, "--data", "bytes.npy", "--levels", 256)
+    means = [
+        run(*grey, "--data", f"{name}.npy", *more, "--out", f"{name}{len(more)}")["bounds"]
+        for name, more in (("bytes", ["--levels", 17]), ("bytes", []), ("floats", []))
+    ]
+    assert means[0] == means[1] == means[2]  # whole numbers are the model's levels
 
 
 def test_data_of_other_levels_or_shape_than_the_models_are_refused(here: Path) -> None:
@@ -635,7 +639,7 @@ def test_data_of_other_levels_or_shape_than_the_models_are_refused(here: Path) -
     np.save("above.npy", np.full((4, 2), 17, np.uint8))
     np.save("wide.npy", np.zeros((4, 3), np.float32))
     for arguments, says in (
-        (["grey", "levels.npy"], "have the model's 17 grey levels, got 256; pass --levels 17"),
+        (["grey", "above.npy"], "have the model's 17 grey levels, got 256; pass --levels 17"),
         (["grey", "points.npy"], "have the model's 17 grey levels, got real numbers"),
         (["real", "levels.npy"], "have the model's no grey levels"),
         (["real", "wide.npy"], "have samples of the model's shape (2,), got (3,)"),

@@ -281,16 +281,16 @@ ROWS = [
         "--steps 100",
     ),
     (
-        f"{EVALUATE} --data eights.npy",
+        f"{EVALUATE} --data eights.npy --levels 256",
         "pass --levels 17",
-        "eights.npy",
-        "eights.npy --levels 17",
+        "--levels 256",
+        "--levels 17",
     ),
     (
         f"{EVALUATE} --data reals.npy",
-        "save integers from 0 to 16, and pass --levels 17",
+        "save whole numbers from 0 to 16",
         "reals.npy",
-        "eights.npy --levels 17",
+        "eights.npy",
     ),
     (
         f"{DRAW} --model ring --class 3",

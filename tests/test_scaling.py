@@ -190,7 +190,7 @@ TEXTS: list[tuple[Callable[[], object], str]] = [
     ),
     (
         misfit(REAL),
-        "must have the model's 256 grey levels, got real numbers; save integers from 0 to 255, ",
+        "have the model's 256 grey levels, got real numbers; save whole numbers from 0 to 255",
     ),
     (
         misfit(IMAGE, model=REAL),

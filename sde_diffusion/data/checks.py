@@ -95,7 +95,7 @@ def check_fits(model_spec: DataSpec | None, spec: DataSpec) -> None:
         known = model_spec.levels
         remedy = f"pass --levels {known}" if known else "use data of real numbers"
         if spec.levels is None:
-            remedy = f"save integers from 0 to {(known or 1) - 1}, and pass --levels {known}"
+            remedy = f"save whole numbers from 0 to {(known or 1) - 1}"
         raise wrong_value(
             "data",
             "samples",
