@@ -85,7 +85,7 @@ def integrate(
     _check_dynamics(dynamics, solver)
     _check_walls(dynamics, solver)
     check_state("integrate", x)
-    denoise = _denoiser(dynamics, grid)
+    denoise = denoiser(dynamics, grid)
     grid = times_of(grid)
     check_grid(grid, dynamics.latest)
     _check_direction(dynamics, grid)
@@ -98,7 +98,7 @@ def integrate(
     noise = given_noise("integrate", noise)
     state = x
     lost: Tensor | None = None
-    with _graph(x, keep_graph=keep_graph), _tabulated(dynamics, grid):
+    with _graph(x, keep_graph=keep_graph), tabulated(dynamics, grid):
         walk = _reached(solver, dynamics, x, grid, noise)
         for state, lost in walk:  # noqa: B007  (the last is told)
             watch.see(state)
@@ -127,7 +127,7 @@ def _graph(x: Tensor, *, keep_graph: bool) -> Iterator[None]:
         yield
 
 
-def _denoiser(dynamics: object, grid: Grid) -> Callable[[Tensor], Tensor] | None:
+def denoiser(dynamics: object, grid: Grid) -> Callable[[Tensor], Tensor] | None:
     """Return x ↦ E[x0 | x_t] at the last time of a `Denoised` grid, None for another grid."""
     if not isinstance(grid, Denoised):
         return None
@@ -146,7 +146,7 @@ def _denoiser(dynamics: object, grid: Grid) -> Callable[[Tensor], Tensor] | None
 
 
 @contextmanager
-def _tabulated(dynamics: object, grid: Tensor) -> Iterator[None]:
+def tabulated(dynamics: object, grid: Tensor) -> Iterator[None]:
     """Let a linear SDE's coefficients be computed once for the whole grid."""
     known = dynamics.coefficients if isinstance(dynamics, WITH_SCORE) else None
     if known is None:

@@ -58,12 +58,17 @@ class Solver(ABC, Generic[ContraT]):
         @property
         def reflects(self) -> bool:
             """Whether every state is one that `SDE.inside` has returned."""
+
+        @property
+        def waits(self) -> bool:
+            """Whether the host looks at states between steps, so that no graph records them."""
     else:
         order = math.nan  # none is declared
         strong_order = None
         evaluations = math.nan
         adaptive = False
         reflects = False
+        waits = False
 
     def grid(
         self,
@@ -145,6 +150,7 @@ class Adaptive(Solver[DynamicsT], ABC, Generic[DynamicsT]):
     """A solver that chooses its own steps between the times of the grid, by a tolerance."""
 
     adaptive = True
+    waits = True
 
     @abstractmethod
     def reached(

@@ -49,6 +49,7 @@ class Picard(Solver[ODE]):
     solver: OneStep[Any] = field(default_factory=DDIM)
     window: int = 32
     tolerance: float = 1e-5
+    waits: ClassVar[bool] = True
     certified: ClassVar[tuple[Mapping[str, Any], ...]] = (
         {},
         {"solver": Heun(), "tolerance": 1e-10},

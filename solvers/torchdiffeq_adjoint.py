@@ -48,6 +48,7 @@ class TorchDiffEqAdjoint(Solver[ODE]):
     parameters: tuple[nn.Parameter, ...] = ()
     max_steps: int = 1_000
     dynamics = ODE
+    waits: ClassVar[bool] = True
     certified: ClassVar[tuple[Mapping[str, Any], ...]] = ({"method": "rk4"},)
 
     def __post_init__(self) -> None:

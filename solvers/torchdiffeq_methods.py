@@ -52,6 +52,7 @@ class TorchDiffEq(Solver[ODE]):
     options: Mapping[str, Any] = field(default_factory=dict)
     max_steps: int = 1_000
     dynamics = ODE
+    waits: ClassVar[bool] = True
     certified: ClassVar[tuple[Mapping[str, Any], ...]] = tuple(
         {"method": method} for method in ORDERS if method not in (*ADAPTIVE, "scipy_solver")
     )

@@ -1,3 +1,4 @@
+from sde_diffusion.sampling.captured import CapturedSampler as CapturedSampler
 from sde_diffusion.sampling.encoding import (
     Reconstruction as Reconstruction,
     decode as decode,
