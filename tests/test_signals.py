@@ -218,6 +218,17 @@ def test_sounds_of_every_header_are_read(
     assert np.array_equal(data.values.numpy(), expected.astype(np.float32))
 
 
+@pytest.mark.parametrize(("channels", "frame"), [(1, 0), (0, 0), (2, 2)])
+def test_sounds_whose_frames_do_not_hold_their_channels_are_refused(
+    tmp_path: Path, channels: int, frame: int
+) -> None:
+    form = struct.pack("<HHIIHH", 1, channels, 8000, 16000, frame, 16)
+    content = b"WAVE" + chunk(b"fmt ", form) + chunk(b"data", bytes(8))
+    (tmp_path / "a.wav").write_bytes(b"RIFF" + struct.pack("<I", len(content)) + content)
+    with pytest.raises(ValueError, match=r"a\.wav must be a whole WAV file of 16-bit PCM"):
+        load_data(tmp_path / "a.wav", "all")
+
+
 def test_sounds_of_floats_beside_pcm_are_refused(tmp_path: Path) -> None:
     written(tmp_path / "a.wav", pcm(4, 1))
     form = struct.pack("<HHIIHH", 3, 1, 8000, 32000, 4, 32)

@@ -123,12 +123,12 @@ def _read(file: Path) -> tuple[NDArray[Any], int]:
     dtype = _DTYPES.get((code, bits))
     if dtype is None:
         raise refusal(file, _RULE, f"{bits} bits a sample, of format {code}", _REMEDY)
-    if not content or len(content) != told or rate < 1 or not channels or len(content) % frame:
-        got = f"{len(content)} bytes of sound, {told} by its header"
-        raise refusal(file, _RULE, got, "copy or download it again")
     if frame * 8 != channels * bits:
         got = f"{channels} channels of {bits} bits in {frame} bytes"
         raise refusal(file, _RULE, got, _REMEDY)
+    if not content or len(content) != told or rate < 1 or not channels or len(content) % frame:
+        got = f"{len(content)} bytes of sound, {told} by its header"
+        raise refusal(file, _RULE, got, "copy or download it again")
     values = np.frombuffer(content, dtype).reshape(-1, channels).T
     if code == _FLOATS:
         return values.astype(np.float64 if bits == 64 else np.float32), rate
