@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -45,6 +45,8 @@ _REPLICATES: Final = 4
 _CLOSED_FORM_SAMPLES = 512
 _NETWORK_SAMPLES = 32
 _IMAGE_SAMPLES = 16
+_LIKELIHOODS: Final = 16  # held-out samples whose log-likelihood is compared
+_FIXED_STEPS: Final = 25  # of Heun's method, as an adaptive solver follows the rounding
 _IMAGE: Final = 256  # dimensions above which networks are slow
 _HELD_OUT: Final = 4  # draws of a closed form or flow per sample, a quarter for the noise floor
 # The ODE of a network is not smooth enough for more than one evaluation a step to pay.
@@ -158,6 +160,13 @@ class _Task:
     help="Steps of the probability-flow ODE that errors are measured against; "
     f"{_NETWORK_STEPS} if not given, {_CLOSED_FORM_STEPS} for a closed form.",
 )
+@click.option(
+    "--precision",
+    type=click.Choice(["bfloat16", "float16"]),
+    default=None,
+    help="Say also what the network in this precision costs: the distance of samples, and of "
+    "log-likelihoods of 16 held-out data, to those in float32. States are float32.",
+)
 @_common.denoise_option
 @_common.common_options(out="compare-results")
 def command(
@@ -178,6 +187,7 @@ def command(
     grid: str,
     tolerance: float,
     reference_steps: int | None,
+    precision: str | None,
     denoise: bool,
     seed: int,
     device: str,
@@ -216,6 +226,8 @@ def command(
     ]
     if data is not None:
         tasks = _in_units_of_first(tasks)
+    if precision is not None:
+        _check_learned(tasks)
     folder = _common.output_folder(out)
     with _kept_in(folder) as log:
         found = [_compare(task, made, budgets, replicates, seed, log, pupils) for task in tasks]
@@ -225,9 +237,12 @@ def command(
     text = "\n\n".join(map(report.comparison_text, found, orders))
     if together:
         text = report.models_text(found, apart)
+    rounding = [_rounding(task, made, budgets, replicates, seed, precision) for task in tasks]
+    text = "\n\n".join([text, *(report.rounding_text(each) for each in rounding if each)])
     result = {
         "grid": grid,
         "denoise": denoise,
+        "rounding": [each for each in rounding if each],
         "budgets": list(budgets),
         "device": str(where),
         "solvers": {name: repr(solver) for name, solver in made.items()},
@@ -441,6 +456,76 @@ def _compare(
             kept=log.of(fingerprint((problem, settings, made, *students.values()))),
             students=students,
         )
+
+
+def _check_learned(tasks: Sequence[_Task]) -> None:
+    """Refuse a precision for exact scores, which have no network."""
+    from sde_diffusion.models.score import LearnedScore
+
+    for task in tasks:
+        if not isinstance(task.problem.model, LearnedScore):
+            name = task.problem.name
+            rule = "go with models of a network"
+            raise wrong_value("--precision", "model", rule, name, "pass --model digits")
+
+
+def _rounding(
+    task: _Task,
+    solvers: Mapping[str, Any],
+    budgets: Sequence[int],
+    replicates: int,
+    seed: int,
+    precision: str | None,
+) -> dict[str, Any] | None:
+    """Return what a network in half precision costs, for the report and as JSON.
+
+    Arguments:
+        task: the model, and how many samples.
+        solvers: by name.
+        budgets: of evaluations.
+        replicates: sets of samples.
+        seed: of the samples.
+        precision: the name of a dtype; nothing is computed for None.
+    """
+    import torch
+
+    from sde_diffusion import Hutchinson
+    from sde_diffusion.diagnostics.comparison import HELD_OUT
+    from sde_diffusion.evaluation import likelihood_rounding, rounding_errors
+    from sde_diffusion.grids import recommended, times_of
+    from sde_diffusion.solvers import Heun
+
+    if precision is None:
+        return None
+    dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
+    problem = task.problem
+    with _common.progress(1, "comparison in " + precision):
+        rows = rounding_errors(
+            problem,
+            solvers,
+            budgets,
+            dtype,
+            samples=task.samples,
+            replicates=replicates,
+            seed=seed,
+        )
+        found: dict[str, Any] = {
+            "problem": problem.name,
+            "precision": precision,
+            "rows": [asdict(row) for row in rows],
+            "likelihood": None,
+        }
+        x = problem.data[:_LIKELIHOODS]
+        if len(x) > 1 and problem.against == HELD_OUT and problem.units is None:
+            probes = Hutchinson(probes=2, seed=seed)
+            model = problem.model
+            times = recommended(model.linear_sde(), _FIXED_STEPS, end=model.t_min)
+            change = likelihood_rounding(
+                model, dtype, x.float(), Heun(), divergence=probes, grid=times_of(times).flip(0)
+            )
+            nats = dict(zip(("change", "size"), map(asdict, change), strict=True))
+            found["likelihood"] = {"samples": len(x), "dimensions": x[0].numel(), **nats}
+    return found
 
 
 def _write(

@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sde_diffusion.diagnostics.comparison import Comparison, ComparisonRow
@@ -78,6 +78,31 @@ def comparison_text(
     lines += [_order_text(name, *found) for name, found in (orders or {}).items()]
     failures = [f"{row.solver}, NFE {row.nfe}: {row.failure}" for row in c.rows if row.failure]
     return "\n".join(lines + failures)
+
+
+def rounding_text(found: Mapping[str, Any]) -> str:
+    """Return what a network in half precision costs, against float32."""
+    from sde_diffusion.diagnostics.metrics import Interval
+
+    rows = []
+    for row in found["rows"]:
+        half, full = row["nfe"]
+        evaluations = f"{full}" if half == full else f"{half}, {full} in float32"
+        rows.append((row["solver"], evaluations, _interval(Interval(**row["error"]))))
+    lines = [
+        f"{found['problem']} with its network in {found['precision']}, states in float32",
+        table(("solver", "NFE", "distance of samples to float32"), rows),
+        "distance: root mean square, from the same noise",
+    ]
+    likelihood = found["likelihood"]
+    if likelihood is not None:
+        change, size = (Interval(**likelihood[name]) for name in ("change", "size"))
+        lines.append(
+            f"log-likelihood of {likelihood['samples']} held-out samples of "
+            f"{likelihood['dimensions']} dimensions, nats: change {_interval(change)}, its size "
+            f"{_interval(size)}"
+        )
+    return "\n".join(lines)
 
 
 def models_text(comparisons: Sequence[Comparison], apart: Sequence[ModelDifference]) -> str:

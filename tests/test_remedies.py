@@ -53,6 +53,12 @@ wild.data = DataSpec(name, shape, levels)
 
 # wrong command, its last words; what it replaces; what is typed
 ROWS = [
+    (
+        f"{SOLVES} --solver ddim --nfe 2 --precision bfloat16",
+        "pass --model digits",
+        "--model ring",
+        "--model digits",
+    ),
     (f"{RESTORE} --operator blur:1 --noise 0", "pass for example --noise .05", "0", ".05"),
     (
         f"{RESTORE} --operator blur:1 --noise poisson:30",

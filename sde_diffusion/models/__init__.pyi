@@ -16,6 +16,7 @@ from sde_diffusion.models.guidance import (
     guided as guided,
 )
 from sde_diffusion.models.matrix import MatrixScoreModel as MatrixScoreModel
+from sde_diffusion.models.rounded import in_precision as in_precision
 from sde_diffusion.models.score import DirectScore as DirectScore, ScoreModel as ScoreModel
 from sde_diffusion.models.thresholding import (
     DynamicThreshold as DynamicThreshold,
