@@ -518,7 +518,7 @@ def _rounding(
         x = problem.data[:_LIKELIHOODS]
         if len(x) > 1 and problem.against == HELD_OUT and problem.units is None:
             probes = Hutchinson(probes=2, seed=seed)
-            model = problem.model
+            model: Any = problem.model
             times = recommended(model.linear_sde(), _FIXED_STEPS, end=model.t_min)
             change = likelihood_rounding(
                 model, dtype, x.float(), Heun(), divergence=probes, grid=times_of(times).flip(0)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Final, final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sde_diffusion.coding.normals import Floats, Integers
 from sde_diffusion.coding.stack import Stack
@@ -67,7 +68,7 @@ class Counts:
         return lambda _: table
 
 
-def seen_before(values: Integers) -> Integers:
+def seen_before(values: NDArray[np.integer]) -> Integers:
     """Return how often each of (N, D) stands before its place in its column.
 
     It is the rank of a place among those of its level, by a stable sort of each column: no table

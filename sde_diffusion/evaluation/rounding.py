@@ -79,9 +79,11 @@ def rounding_errors(
         for steps in plan(name, solver, sde, rule, budgets):
             grid = rule(1 if steps is None else steps)
             shape = (samples * replicates, *problem.state)
-            settings = {"grid": grid, "seed": seed, "dtype": problem.dtype}
-            half, full = (sample(each, solver, shape, **settings) for each in (rounded, model))
-            pairs = zip(half.x.split(samples), full.x.split(samples), strict=True)
+            half, full = (
+                sample(each, solver, shape, grid=grid, seed=seed, dtype=problem.dtype)
+                for each in (rounded, model)
+            )
+            pairs = zip(*(torch.split(each.x, samples) for each in (half, full)), strict=True)
             error = paired_interval([rms_distance(one, other) for one, other in pairs])
             found.append(RoundingError(name, steps, (half.nfe, full.nfe), error))
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Final, TypeVar, final
+from typing import Any, Final, TypeVar, final
 
 import torch
 from torch import Tensor, nn
@@ -42,11 +42,12 @@ class Rounded(Enclosing):
         """Return network(x, c, …) in x's dtype."""
         others = [self._in(each) for each in more]
         by_name = {name: self._in(each) for name, each in named.items()}
-        return tensor_in(self.network(self._in(x), c, *others, **by_name)).to(x.dtype)
+        found: Any = tensor_in(self.network(x.to(self.dtype), c, *others, **by_name))
+        rounded: Tensor = found.to(x.dtype)
+        return rounded
 
     def _in(self, value: Tensor) -> Tensor:
-        floating = isinstance(value, Tensor) and value.is_floating_point()
-        return value.to(self.dtype) if floating else value
+        return value.to(self.dtype) if value.is_floating_point() else value
 
 
 def in_precision(model: ModelT, dtype: torch.dtype) -> ModelT:
