@@ -584,6 +584,7 @@ ELSEWHERE: Final = {
     "Multistep",
     "Solver",  # to be subclassed
     "autoencoder_from_diffusers",  # tests/test_diffusers_autoencoder.py
+    "encoder_from_transformers",  # tests/test_transformers_text.py
     "compiled",  # tests/test_precision.py
     "load_latent",  # tests/test_latents.py
     "from_diffusers",  # tests/test_diffusers_models.py
