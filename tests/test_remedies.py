@@ -70,7 +70,7 @@ ROWS = [
         "likelihood --model own_remedies:langevin --data points.npy --device cpu",
         "pass it to sde-diffusion sample, and to hidden_parts_bound for likelihoods",
         "likelihood --model own_remedies:langevin --data points.npy",
-        "sample -n 2 --steps 2 --model own_remedies:langevin",
+        "sample -n 2 --steps 2 --solver heun --model own_remedies:langevin",
     ),
     (f"{TINY} --kl-weight 1", "add --autoencoder", "--kl-weight 1", "--kl-weight 1 --autoencoder"),
     (
@@ -384,15 +384,18 @@ from sde_diffusion import *
 from sde_diffusion.coding import *
 from sde_diffusion.ddpm import *
 from sde_diffusion.diagnostics import *
+from sde_diffusion.evaluation import *
 from sde_diffusion.exchange import *
 from sde_diffusion.inverse_problems import *
 from sde_diffusion.likelihood import *
 from sde_diffusion.likelihood.decoders import bin_centres
+from sde_diffusion.models import in_precision
 from sde_diffusion.objectives import *
 from sde_diffusion.objectives.spacings import *
 from sde_diffusion.objectives.weighting import P2, min_snr
 from sde_diffusion.pictures import *
 from sde_diffusion.pictures.samples import tiles
+from sde_diffusion.sampling import CapturedSampler
 from sde_diffusion.solvers import *
 from sde_diffusion.time_distributions import *
 
