@@ -682,7 +682,7 @@ MISTAKES = [
     ),
     Mistake(
         "data of another scaling",
-        LIKELIHOOD + "--model {there}/grey.safetensors --data {there}/bytes.npy",
+        LIKELIHOOD + "--model {there}/grey.safetensors --data {there}/bytes.npy --levels 256",
         ("the model's 17 grey levels, got 256; pass --levels 17",),
     ),
     Mistake(

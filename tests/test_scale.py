@@ -27,6 +27,7 @@ from sde_diffusion import (
     Gaussian,
     GaussianMixture,
     LinearSDE,
+    PerSampleNoise,
     ProbabilityFlow,
     RectifiedFlow,
     ScoreModel,
@@ -38,6 +39,7 @@ from sde_diffusion import (
     load,
     load_data,
     prior_mismatch,
+    recommended,
     sample,
     save_model,
     train,
@@ -219,8 +221,13 @@ def test_the_size_of_samples_is_a_bound_on_the_mismatch_of_their_data() -> None:
 def test_samples_of_a_denoiser_of_bytes_are_too_large(learned: bool, number: int) -> None:
     """N(128, 70²) under EDM, whose sigma_max is only 1.1 of its standard deviation."""
     denoiser = ScoreModel.from_denoiser(Denoiser(*BYTES).eval())
-    model = denoiser if learned else gaussian(*BYTES, 64).diffused(EDMSDE())
-    told = too_large(EDMSDE(), sample(model, AngularAdams(), (number, 64), steps=100).x)
+    exact = gaussian(*BYTES, 64).diffused(EDMSDE())
+    with pytest.raises(ValueError, match=r"model must meet the prior of EDMSDE .*mean 128"):
+        sample(exact, AngularAdams(), (number, 64))
+    start = EDMSDE().prior().sample(PerSampleNoise.numbered(0, 0, number), (number, 64))
+    flow = ProbabilityFlow(EDMSDE(), denoiser if learned else exact)
+    grid = recommended(EDMSDE(), 100)
+    told = too_large(EDMSDE(), integrate(flow, AngularAdams(), start, grid).x)
     assert told is not None
     found = re.fullmatch(r"(\S+) at least \(root mean square (\S+)\)", told)
     assert found is not None, told
